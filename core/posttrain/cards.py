@@ -1,0 +1,129 @@
+"""Cards: what a method says about itself in ``method.toml``, read without importing the method."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import CardError
+
+TIERS = ("stable", "experimental", "retired")
+#: Offline schemas, then the one of online methods.
+SCHEMAS = (
+    "language-modeling",
+    "prompt-completion",
+    "preference",
+    "unpaired-preference",
+    "ranked",
+    "scored",
+    "stepwise",
+    "forget-retain",
+    "trajectory",
+    "prompt",
+)
+#: What a method may need. "X when OPTION" needs X only while the method's option is not 0, None or False.
+NEEDS = ("reference", "reward-head", "rewards", "generation")
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_REQUIRED = {"name": str, "version": str, "tier": str, "summary": str, "schema": (str, list), "requires": list}
+_OPTIONAL = {"needs": list, "paper": str, "family": str, "waivers": dict, "defaults": dict, "goldens": dict}
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts of a method. ``path`` is the card's file, None for one that lives only in the catalogue."""
+
+    name: str
+    version: str
+    tier: str
+    summary: str
+    schemas: tuple[str, ...]
+    """Data schemas it can train on, the preferred one first."""
+    needs: tuple[str, ...] = ()
+    paper: str = ""
+    family: str = ""
+    requires: tuple[str, ...] = ()
+    waivers: dict[str, str] = field(default_factory=dict)
+    """Conformance check -> why the paper forbids it."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Shared options whose usual value is another one for this method."""
+    goldens: dict[str, str] = field(default_factory=dict)
+    """Name in a file of golden values -> name of the method's option or quantity."""
+    path: Path | None = None
+
+    @property
+    def online(self) -> bool:
+        """Whether the method generates while it trains."""
+        return self.schemas[0] == "prompt"
+
+    @property
+    def module(self) -> str:
+        """Import name of the method's package."""
+        return "posttrain_method_" + self.name.replace("-", "_")
+
+    @property
+    def distribution(self) -> str:
+        """Name of the method's package in an index."""
+        return "posttrain-method-" + self.name
+
+    def needs_now(self, what: str, config: object) -> bool:
+        """Whether ``what`` is needed with these option values ("reference when beta")."""
+        for need in self.needs:
+            name, _, option = need.partition(" when ")
+            if name == what:
+                return not option or bool(getattr(config, option))
+        return False
+
+
+def read_card(path: Path) -> Card:
+    """Read and check one ``method.toml``. Raises CardError with file, key, value and what was expected."""
+    try:
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CardError(f"{path}: is not valid TOML: {error}.") from None
+    return _card(facts, path)
+
+
+def _card(facts: dict[str, Any], path: Path) -> Card:
+    for key, kind in _REQUIRED.items():
+        if key not in facts:
+            raise CardError(f"{path}: '{key}' is missing. A card needs {', '.join(_REQUIRED)}.")
+        if not isinstance(facts[key], kind):
+            raise CardError(f"{path}: '{key}' is {facts[key]!r}, which is not a {'string' if kind is str else 'list of strings'}.")
+    for key, value in facts.items():
+        if key not in _REQUIRED and key not in _OPTIONAL:
+            raise CardError(f"{path}: unknown key '{key}'. A card has {', '.join([*_REQUIRED, *_OPTIONAL])}.")
+        if key in _OPTIONAL and not isinstance(value, _OPTIONAL[key]):
+            raise CardError(f"{path}: '{key}' is {value!r}, expected a {_OPTIONAL[key].__name__}.")
+    schemas = (facts["schema"],) if isinstance(facts["schema"], str) else tuple(facts["schema"])
+    if not NAME.fullmatch(facts["name"]):
+        raise CardError(f"{path}: name {facts['name']!r} is not lower-case words joined by hyphens.")
+    if facts["tier"] not in TIERS:
+        raise CardError(f"{path}: tier {facts['tier']!r} is unknown. Tiers: {', '.join(TIERS)}.")
+    for schema in schemas or ("",):
+        if schema not in SCHEMAS:
+            raise CardError(f"{path}: schema {schema!r} is unknown. Schemas: {', '.join(SCHEMAS)}.")
+    for need in facts.get("needs", []):
+        if str(need).partition(" when ")[0] not in NEEDS:
+            raise CardError(f"{path}: need {need!r} is unknown. Needs: {', '.join(NEEDS)}, each with an optional 'when OPTION'.")
+    if facts["tier"] == "stable" and facts.get("waivers"):
+        raise CardError(f"{path}: a stable method has no waivers, this one has {', '.join(facts['waivers'])}.")
+    return Card(
+        name=facts["name"],
+        version=facts["version"],
+        tier=facts["tier"],
+        summary=facts["summary"],
+        schemas=schemas,
+        needs=tuple(facts.get("needs", ())),
+        paper=facts.get("paper", ""),
+        family=facts.get("family", ""),
+        requires=tuple(facts["requires"]),
+        waivers=facts.get("waivers", {}),
+        defaults=facts.get("defaults", {}),
+        goldens=facts.get("goldens", {}),
+        path=path,
+    )

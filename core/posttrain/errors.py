@@ -1,0 +1,58 @@
+"""Every error a user can cause. Each text says what is wrong with the actual value, what was expected, what to do.
+
+The command line prints the text alone and exits with ``exit_code``; ``--debug`` adds the traceback.
+"""
+
+
+class PosttrainError(Exception):
+    """Base of all errors of this package. A subclass is a mistake somebody can mend, not a fault of the program."""
+
+    exit_code = 2
+
+
+class SettingsError(PosttrainError):
+    """An option is unknown, has a value it cannot take, or conflicts with another one."""
+
+
+class MethodError(PosttrainError):
+    """A method is missing, misspelt, provided twice, broken or not compatible with this version."""
+
+
+class CardError(MethodError):
+    """A ``method.toml`` does not say what a card must say."""
+
+
+class PluginError(PosttrainError):
+    """A plugin broke the contract: an unknown hook, a wrong argument, a loss of the wrong shape."""
+
+
+class DataError(PosttrainError):
+    """A row, a file or a whole dataset cannot be used. The text names file, line and column."""
+
+
+class ModelError(PosttrainError):
+    """A model, tokenizer or adapter cannot be loaded or cannot do what the method needs."""
+
+
+class RewardError(PosttrainError):
+    """A reward cannot be found or returned something that is not one score per completion."""
+
+
+class CheckpointError(PosttrainError):
+    """A run directory or checkpoint is missing, incomplete, or does not match what was asked for."""
+
+
+class DependencyError(PosttrainError):
+    """An optional package is needed and absent; the text names the extra that brings it."""
+
+
+class RunFailed(PosttrainError):
+    """A run began and then failed: a loss that is not finite, a lost rank, a reward function that raised."""
+
+    exit_code = 1
+
+
+class RunStopped(PosttrainError):
+    """An alert ended the run."""
+
+    exit_code = 3

@@ -1,0 +1,198 @@
+"""The options that every run shares. A method adds its own: the fields of its ``Config``.
+
+One class, read by the command line (flags, kebab-case), by configuration files (keys, snake_case) and by
+``posttrain.train`` (keyword arguments). ``None`` means: the method's card decides, or the value in brackets. The
+string under a field is its help text. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Settings:
+    """Everything that is not the method's own option."""
+
+    # What to train, on what, to where
+    model: str = ""
+    """Model to train: a transformers folder, a Hub id, a .gguf file, or the folder of an adapter."""
+    data: list[str] | None = None
+    """Training data: a file (JSONL, JSON, CSV, Parquet, Arrow), a Hub id, or reasoning-gym:TASK. May be repeated; a
+    weight follows after '=' (a.jsonl=2)."""
+    eval_data: list[str] | None = None
+    """Held-out data in the same forms."""
+    output: str = ""
+    """Run directory to write. [runs/METHOD-DATE]"""
+    overwrite: bool = False
+    """Replace an existing run directory."""
+
+    # Data
+    columns: dict[str, str] | None = None
+    """Columns under other names: prompt=question,completion=answer."""
+    split: str = "train"
+    """Split of a Hub dataset."""
+    eval_fraction: float = 0.0
+    """Share of the rows held out for evaluation when there is no eval-data."""
+    max_length: int | None = None
+    """Longest row in tokens, prompt and completion together. [1024, or the model's own limit if smaller]"""
+    truncation: Literal["keep-prompt-end", "drop", "error"] = "keep-prompt-end"
+    """What happens to longer rows: cut (the prompt from its start, then the completion from its end), drop, or stop."""
+    end_of_sequence: bool = True
+    """Add the end-of-sequence token to plain-text completions."""
+    train_on: Literal["completion", "assistant", "all"] | None = None
+    """Tokens that are learnt: the completion, every assistant turn, or the whole row. [completion; assistant for
+    messages; all for text]"""
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's chat template."""
+    shuffle: bool = True
+    """Shuffle the rows anew in each epoch."""
+    streaming: bool = False
+    """Read rows while training instead of before; needs steps."""
+    limit: int | None = None
+    """Use only the first N rows."""
+    packing: bool = True
+    """Lay short rows behind each other in one sequence where the model keeps them apart exactly, instead of padding."""
+    cache: str | None = None
+    """Folder for tokenised data; 'off' for none. [~/.cache/posttrain]"""
+
+    # Length of the run
+    steps: int | None = None
+    """Optimiser steps. Overrides epochs."""
+    epochs: float | None = None
+    """Passes over the data. [1]"""
+    batch_size: int | None = None
+    """Examples per optimiser step over all devices; for online methods prompts per step."""
+    micro_batch_size: int | None = None
+    """Examples per forward pass. [as many as micro-batch-tokens allow]"""
+    micro_batch_tokens: int | None = None
+    """Tokens per forward pass, padding included. [2048 on a CPU, 16384 on a GPU]"""
+    seed: int = 0
+    """Seed of everything random: order, initial adapters, sampling."""
+
+    # Optimisation
+    learning_rate: float | None = None
+    """Peak learning rate; with lora and no value given, ten times the method's."""
+    schedule: Literal["constant", "linear", "cosine"] | None = None
+    """How the learning rate falls after the warm-up. [linear]"""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises from 0. [0]"""
+    optimizer: str = "adamw"
+    """adamw, sgd, rmsprop, adagrad, adafactor, lion, or a name that transformers knows (adamw_torch_fused, ...)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; norms and biases are left out."""
+    adam_beta1: float = 0.9
+    """First moment's decay."""
+    adam_beta2: float = 0.999
+    """Second moment's decay."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm; larger ones are scaled down. 0 turns it off."""
+
+    # Model and memory
+    dtype: Literal["float32", "bfloat16", "float64"] | None = None
+    """Type of the weights. [float32 on a CPU, bfloat16 on a GPU with adapters, else float32]"""
+    autocast: bool | None = None
+    """Compute in bfloat16 over float32 weights. [on where the GPU has bfloat16 and the weights are float32]"""
+    device: str | None = None
+    """cpu, cuda, mps. [the best there is]"""
+    attention: str | None = None
+    """Attention implementation of transformers: sdpa, eager, flash_attention_2. [the model's default]"""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    head_chunk_tokens: int = 256
+    """Tokens whose logits exist at one time."""
+    trust_remote_code: str | None = None
+    """Name of the one model whose own Python code may run."""
+    lora: bool = False
+    """Train a low-rank adapter instead of the weights."""
+    lora_rank: int = 16
+    """Rank of the adapter."""
+    lora_alpha: float | None = None
+    """Scale of the adapter. [twice the rank]"""
+    lora_dropout: float = 0.0
+    """Dropout before the adapter."""
+    lora_targets: list[str] | None = None
+    """Module names that get an adapter. [every linear layer but the head]"""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA); implies lora."""
+    quantize: Literal["nf4", "fp4", "int8"] | None = None
+    """Load the base quantised through bitsandbytes; implies lora."""
+    reference_model: str | None = None
+    """Model the policy is compared with. [the model as it was at the start]"""
+    strategy: Literal["single", "ddp"] | None = None
+    """How the work is spread over devices. [single, or ddp under a launcher with several processes]"""
+    nproc: int = 1
+    """Processes to start on this machine."""
+
+    # Online methods
+    group_size: int | None = None
+    """Completions per prompt. [8]"""
+    max_new_tokens: int | None = None
+    """Longest completion. [256]"""
+    temperature: float = 1.0
+    """Sampling temperature; log-probs are taken at the same temperature."""
+    top_p: float = 1.0
+    """Nucleus sampling; below 1 the sampler's distribution is no longer the policy's."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 is all."""
+    stop: list[str] | None = None
+    """Strings that end a completion."""
+    reward: list[str] | None = None
+    """Rewards: an installed name, file.py:function, or the folder of a reward model. May be repeated; a weight
+    follows after '='."""
+    reward_options: dict[str, str] | None = None
+    """Options of the rewards, as NAME.OPTION=VALUE."""
+    updates_per_rollout: int = 1
+    """Passes over each batch of rollouts (mu in the GRPO paper)."""
+    minibatches_per_rollout: int = 1
+    """Optimiser steps into which one pass over the rollouts is cut."""
+    generation: Literal["hf"] = "hf"
+    """Engine that samples."""
+    generation_batch_size: int = 64
+    """Completions sampled at the same time."""
+    mask_truncated: bool = False
+    """Do not learn from completions that reached max-new-tokens."""
+    system_prompt: str | None = None
+    """System message put before prompts that have none (chat models)."""
+
+    # Watching
+    log_every: int = 1
+    """Steps between lines of the progress output; metrics.jsonl has every step."""
+    eval_every: int | None = None
+    """Steps between evaluations. [only at the start and the end]"""
+    eval_batches: int | None = None
+    """At most this many batches per evaluation."""
+    save_every: int | None = None
+    """Steps between checkpoints. [only at the end]"""
+    save_total: int = 2
+    """Checkpoints to keep, the best one apart."""
+    best_metric: str = "eval_loss"
+    """Metric that decides which checkpoint is best; a leading '-' turns the sense round."""
+    save_best: bool = False
+    """Make the best checkpoint the final model; needs eval-data."""
+    early_stopping: int | None = None
+    """Stop after this many evaluations without a better best-metric."""
+    samples_per_step: int = 4
+    """Completions written to samples.jsonl per step (online)."""
+    progress: Literal["bar", "quiet", "json"] = "bar"
+    """What the terminal shows: a bar, nothing, or one JSON line a step."""
+    observers: list[str] | None = None
+    """Installed observers to load."""
+    push_to_hub: str | None = None
+    """Hub id to which the final model is uploaded."""
+
+
+#: Values of the options above where neither the user, nor the card of the method says anything.
+FALLBACKS: dict[str, object] = {
+    "max_length": 1024,
+    "epochs": 1.0,
+    "batch_size": 8,
+    "learning_rate": 1e-5,
+    "schedule": "linear",
+    "warmup_steps": 0,
+    "group_size": 8,
+    "max_new_tokens": 256,
+}
