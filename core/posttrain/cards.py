@@ -49,8 +49,8 @@ class Card:
     """Conformance check -> why the paper forbids it."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Shared options whose usual value is another one for this method."""
-    goldens: dict[str, str] = field(default_factory=dict)
-    """Name in a file of golden values -> name of the method's option or quantity."""
+    goldens: dict[str, Any] = field(default_factory=dict)
+    """Name in a file of golden values -> name of the method's option or quantity; ``entries``: see testing.goldens."""
     path: Path | None = None
 
     @property

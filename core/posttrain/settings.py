@@ -67,7 +67,7 @@ class Settings:
     micro_batch_size: int | None = None
     """Examples per forward pass. [as many as micro-batch-tokens allow]"""
     micro_batch_tokens: int | None = None
-    """Tokens per forward pass, padding included. [2048 on a CPU, 16384 on a GPU]"""
+    """Tokens per forward pass, padding included. [1024 on a CPU, 16384 on a GPU]"""
     seed: int = 0
     """Seed of everything random: order, initial adapters, sampling."""
 
@@ -169,8 +169,9 @@ class Settings:
     """Steps between checkpoints. [only at the end]"""
     save_total: int = 2
     """Checkpoints to keep, the best one apart."""
-    best_metric: str = "eval_loss"
-    """Metric that decides which checkpoint is best; a leading '-' turns the sense round."""
+    best_metric: str | None = None
+    """Metric that decides which checkpoint is best, lower is better; higher is with '-' before the name.
+    [eval_loss; -eval_reward for online methods]"""
     save_best: bool = False
     """Make the best checkpoint the final model; needs eval-data."""
     early_stopping: int | None = None

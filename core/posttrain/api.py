@@ -1,0 +1,186 @@
+"""From Python: everything the command line does, in the same words, with objects where a program has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Any
+
+from posttrain import methods
+from posttrain.config import method_options, resolve
+from posttrain.engine.build import Objects, Prepared, build_run, prepare_data, run_facts
+from posttrain.engine.checkpoint import latest_checkpoint, restore_checkpoint
+from posttrain.engine.loop import train_loop
+from posttrain.engine.run import Run
+from posttrain.errors import CheckpointError, PosttrainError, RunStopped, SettingsError
+from posttrain.models.save import save_model, write_model_card
+from posttrain.options import read_options
+from posttrain.settings import Settings
+from posttrain.watch.progress import Progress
+from posttrain.watch.run_directory import RunDirectory
+
+
+def train(
+    method: str | methods.Method,
+    settings: Settings | None = None,
+    options: dict[str, Any] | None = None,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    data: Any = None,
+    eval_data: Any = None,
+    reward: Any = None,
+    observers: list[Any] | None = None,
+    **keywords: Any,
+) -> Run:
+    """Train ``model`` on ``data`` with ``method`` and return the finished run.
+
+    ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or
+    a ``datasets`` object; ``reward`` is a name, a callable ``(prompts, completions, **columns) -> list`` or a list of
+    these. ``keywords`` are the options of the run and of the method, in snake_case. The result has ``metrics``,
+    ``model``, ``tokenizer`` and ``path``. Raises PosttrainError for what a user can mend.
+    """
+    loaded = methods.load(method) if isinstance(method, str) else method
+    objects = Objects(tokenizer=tokenizer, observers=observers or [])
+    keywords |= _name_or_object(objects, "model", model, str)
+    keywords |= _name_or_object(objects, "data", data, str, list_of=str)
+    keywords |= _name_or_object(objects, "eval_data", eval_data, str, list_of=str)
+    if reward is not None:
+        given = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
+        if all(isinstance(item, str) for item in given):
+            keywords["reward"] = given
+        else:
+            objects.reward = given
+    if settings is None:
+        own = _options_of(loaded)
+        settings, options = resolve(loaded.card, own, {}, keywords)
+    elif keywords:
+        settings = dataclasses.replace(settings, **keywords)
+    return _start(loaded, method if isinstance(method, str) else loaded.name, settings, options or {}, objects)
+
+
+def _options_of(method: methods.Method) -> list[Any]:
+    if method.card.path is not None:
+        return method_options(method.card)
+    return read_options(Path(method.module.__file__ or ""))
+
+
+def _name_or_object(objects: Objects, name: str, value: Any, kind: type, list_of: type | None = None) -> dict[str, Any]:
+    """A keyword where ``value`` is a name (or a list of names); else it is kept as an object."""
+    if value is None:
+        return {}
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, kind):
+        return {name: [value] if list_of else value}
+    if list_of and isinstance(value, list) and value and all(isinstance(item, list_of) for item in value):
+        return {name: value}
+    setattr(objects, name, value)
+    return {}
+
+
+def _start(method: methods.Method, name: str, settings: Settings, options: dict[str, Any], objects: Objects) -> Run:
+    config = method.config(options)
+    data = prepare_data(method, config, settings, objects)
+    path = Path(settings.output or f"runs/{method.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    run = build_run(method, config, settings, objects, data, path)
+    run.directory.create(run_facts(run, data, objects, name), settings.overwrite)
+    _announce(run, data)
+    return _drive(run, f"{run.total} steps of {method.name}")
+
+
+def _progress(run: Run) -> Progress:
+    kind = run.settings.progress if run.strategy.rank == 0 else "quiet"
+    return Progress(kind, run.total, run.settings.log_every)
+
+
+def _announce(run: Run, data: Prepared) -> None:
+    progress = _progress(run)
+    if run.card.tier == "experimental":
+        progress.say(f"'{run.card.name}' is experimental: it may change in any release.")
+    for note in data.notes:
+        progress.say(note)
+
+
+def _drive(run: Run, what: str) -> Run:
+    """Run the loop, and leave a trace of however it ends."""
+    run.directory.event("started", "info", what, evidence={"step": run.step})
+    try:
+        train_loop(run, _progress(run))
+        _finish(run)
+    except BaseException as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        code = "stopped" if isinstance(error, RunStopped) else "failed"
+        run.directory.event(code, "error", f"{type(error).__name__}: {first}", evidence={"step": run.step})
+        run.observers.tell("run_failed", run=run, error=error)
+        raise
+    return run
+
+
+def _finish(run: Run) -> None:
+    if run.strategy.rank == 0:
+        save_model(run.policy, run.tokenizer, run.directory.model)
+        last = run.history[-1] if run.history else {}
+        write_model_card(run.directory.model, run.directory.facts(), last, run.card, run.settings.model or None)
+        if run.settings.push_to_hub:
+            _push(run, run.settings.push_to_hub)
+    run.strategy.barrier()
+    run.directory.event("finished", "info", f"{run.step} steps", evidence={"step": run.step})
+    run.observers.tell("run_finished", run=run)
+    _progress(run).say(f"saved: {run.directory.model}")
+
+
+def _push(run: Run, name: str) -> None:
+    """Upload the final model folder; the run and its files are kept whatever happens."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        hub = HfApi()
+        hub.create_repo(name, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=run.directory.model)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        message = f"the model was not uploaded to '{name}': {first}"
+        run.directory.event("push-failed", "warning", message, suggestion=f"hf upload {name} {run.directory.model}")
+        _progress(run).say(message)
+
+
+def resume(path: str | Path, *, model: Any = None, tokenizer: Any = None, data: Any = None, eval_data: Any = None,
+           reward: Any = None, observers: list[Any] | None = None, **changes: Any) -> Run:
+    """Continue the run at ``path`` from its newest complete checkpoint, as if it had not been interrupted.
+
+    What the run was given as objects must be given again. ``changes`` may lengthen it (``steps``) or change what does
+    not touch the numbers (``progress``, ``save_every``, ``log_every``, ``eval_every``). Raises CheckpointError.
+    """
+    directory = RunDirectory(path)
+    facts = directory.facts()
+    folder = latest_checkpoint(directory.path)
+    allowed = {"steps", "progress", "save_every", "log_every", "eval_every", "save_total", "device", "nproc"}
+    for key in changes:
+        if key not in allowed:
+            raise SettingsError(f"'{key}' cannot change in a resumed run. What can: {', '.join(sorted(allowed))}.")
+    known = {field.name for field in dataclasses.fields(Settings)}
+    settings = Settings(**{k: v for k, v in facts["settings"].items() if k in known} | changes)
+    method = methods.load(facts["method"])
+    if method.card.version != facts["card"]["version"]:
+        directory.event("version", "warning", f"method {method.name} is {method.card.version} now, was {facts['card']['version']}")
+    objects = Objects(model, tokenizer, data, eval_data, None, observers or [])
+    if reward is not None:
+        objects.reward = reward if isinstance(reward, list) else [reward]
+    for name in facts["in_memory"]:
+        if getattr(objects, name) is None:
+            raise CheckpointError(f"The run was given its {name} as an object. Resume it from Python: posttrain.resume('{path}', {name}=...)")
+    config = method.config(facts["options"])
+    prepared = prepare_data(method, config, settings, objects)
+    run = build_run(method, config, settings, objects, prepared, directory.path)
+    restore_checkpoint(run, folder)
+    run.directory.rewind(run.step)
+    run.history = run.directory.read_metrics()
+    if run.step >= run.total:
+        raise CheckpointError(f"The run at '{path}' is complete: step {run.step} of {run.total}. To go on: --steps N")
+    return _drive(run, f"resumed after step {run.step} of {run.total}")
+
+
+__all__ = ["PosttrainError", "Run", "resume", "train"]

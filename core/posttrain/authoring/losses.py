@@ -1,0 +1,217 @@
+"""A real, minimal method for each schema: what ``posttrain new --schema`` begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The parts of a new method's module and test that depend on the schema."""
+
+    words: str
+    metrics: str
+    options: str
+    hooks: str
+    test: str
+    imports: str = "\nfrom posttrain import PerToken, hookimpl\n"
+    test_imports: str = ""
+    needs: str = ""
+
+
+_BETA = """\
+    beta: float = {value}
+    \"\"\"{meaning}\"\"\"
+"""
+
+_LIKELIHOOD = Loss(
+    words="negative log-probability of each trained token, times ``scale``.",
+    metrics="- nll: negative log-probability of a token. Falls.",
+    options=_BETA.format(value=1.0, meaning="Factor of the loss.").replace("beta", "scale"),
+    hooks='''\
+@hookimpl
+def posttrain_loss(policy, config):
+    """Negative log-likelihood of the completion."""
+    completion = policy.completion
+    nll = PerToken(-completion.logps, completion.mask)  # (B, T)
+    return PerToken(config.scale * nll.values, nll.mask), {"nll": PerToken(nll.values.detach(), nll.mask)}
+''',
+    test="""\
+def test_loss_is_the_negative_log_probability():
+    config = METHOD.config({"scale": 2.0})
+    policy = Views(completion=view(-1.0, -3.0))
+    loss, metrics = METHOD.loss(batch=None, policy=policy, reference=None, config=config, step=None)
+    assert loss.values.tolist() == [[2.0, 6.0]]
+    assert metrics["nll"].values.tolist() == [[1.0, 3.0]]
+
+
+def test_unknown_option_is_an_error():
+    with pytest.raises(Exception, match="Did you mean 'scale'"):
+        METHOD.config({"scal": 1.0})
+""",
+)
+
+_PREFERENCE = Loss(
+    words="negative log-sigmoid of how much likelier a token of the chosen answer is than one of the rejected answer.",
+    metrics="- margin: mean log-probability of the chosen answer minus that of the rejected one. Rises.\n"
+    "- accuracy: share of pairs with a positive margin. Rises towards 1.",
+    options=_BETA.format(value=2.0, meaning="How sharply pairs are told apart."),
+    imports="\nfrom posttrain import hookimpl\nfrom torch.nn.functional import logsigmoid\n",
+    hooks='''\
+@hookimpl
+def posttrain_loss(policy, config):
+    """Logistic loss of the difference of mean log-probabilities."""
+    margin = policy.chosen.mean - policy.rejected.mean  # (B,)
+    loss = -logsigmoid(config.beta * margin)
+    return loss, {"margin": margin.detach(), "accuracy": (margin > 0).to(margin.dtype)}
+''',
+    test_imports="\nimport math\n",
+    test="""\
+def test_loss_of_a_pair():
+    # means -1 and -2: the margin is 1, the loss -log(sigmoid(2)) = log(1 + e^-2)
+    policy = Views(chosen=view(-0.5, -1.5), rejected=view(-2.0))
+    loss, metrics = METHOD.loss(batch=None, policy=policy, reference=None, config=METHOD.config({}), step=None)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert metrics["margin"].item() == 1
+""",
+)
+
+_UNPAIRED = Loss(
+    words="negative log-sigmoid of the answer's log-ratio to the reference, with its sign turned for bad answers.",
+    metrics="- margin: log-ratio to the reference, positive where it went the way the label says. Rises from 0.",
+    options=_BETA.format(value=0.1, meaning="Strength of the pull towards the reference."),
+    imports="\nfrom posttrain import hookimpl\nfrom torch.nn.functional import logsigmoid\n",
+    needs='needs = ["reference"]\n',
+    hooks='''\
+@hookimpl
+def posttrain_loss(batch, policy, reference, config):
+    """Logistic loss of the signed log-ratio."""
+    sign = 2 * batch.label.to(policy.completion.logps.dtype) - 1  # (B,) 1 for good, -1 for bad
+    margin = sign * (policy.completion.sum - reference.completion.sum)
+    return -logsigmoid(config.beta * margin), {"margin": margin.detach()}
+''',
+    test_imports="\nimport math\n",
+    test="""\
+def test_loss_of_a_good_and_a_bad_answer():
+    policy, reference = Views(completion=view(-1.0, -1.0)), Views(completion=view(-2.0, -2.0))
+    losses = []
+    for label in (True, False):
+        batch = Batch(1, {"label": torch.tensor([label])})
+        loss, _ = METHOD.loss(
+            batch=batch, policy=policy, reference=reference, config=METHOD.config({"beta": 1.0}), step=None
+        )
+        losses.append(loss.item())
+    # the policy is e^2 times likelier than the reference: -log(sigmoid(2)) and -log(sigmoid(-2))
+    assert losses == pytest.approx([math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))])
+""",
+)
+
+_SCORED = Loss(
+    words="negative log-probability of each token, times the row's score.",
+    metrics="- nll: negative log-probability of a token, scores left out. Falls.",
+    options=_BETA.format(value=1.0, meaning="Power of the score.").replace("beta", "power"),
+    hooks='''\
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Likelihood weighted by the score."""
+    completion = policy.completion
+    weight = batch.score.to(completion.logps.dtype).clamp(min=0) ** config.power  # (B,)
+    loss = PerToken(-weight[:, None] * completion.logps, completion.mask)  # (B, T)
+    return loss, {"nll": PerToken(-completion.logps.detach(), completion.mask)}
+''',
+    test="""\
+def test_score_weighs_the_likelihood():
+    batch = Batch(1, {"score": torch.tensor([0.5])})
+    policy = Views(completion=view(-1.0, -3.0))
+    loss, _ = METHOD.loss(batch=batch, policy=policy, reference=None, config=METHOD.config({"power": 2.0}), step=None)
+    assert loss.values.tolist() == [[0.25, 0.75]]
+
+
+def test_unknown_option_is_an_error():
+    with pytest.raises(Exception, match="Did you mean 'power'"):
+        METHOD.config({"powr": 1.0})
+""",
+)
+
+_FORGET = Loss(
+    words="likelihood of what shall be retained, and a logistic bound against what shall be forgotten.",
+    metrics="- forgotten: log-ratio to the reference on what shall be forgotten. Falls from 0.\n"
+    "- retained: negative log-probability of a token that shall be retained. Stays.",
+    options=_BETA.format(value=0.1, meaning="How soon an answer counts as forgotten."),
+    imports="\nfrom posttrain import PerToken, hookimpl\nfrom torch.nn.functional import logsigmoid\n",
+    needs='needs = ["reference"]\n',
+    hooks='''\
+@hookimpl
+def posttrain_loss(policy, reference, config):
+    """A negative preference for what to forget, likelihood for what to retain."""
+    ratio = policy.forget.sum - reference.forget.sum  # (B,)
+    nll = PerToken(-policy.retain.logps, policy.retain.mask)  # (B, T)
+    loss = {"forget": -2 / config.beta * logsigmoid(-config.beta * ratio), "retain": nll}
+    return loss, {"forgotten": ratio.detach(), "retained": PerToken(nll.values.detach(), nll.mask)}
+''',
+    test_imports="\nimport math\n",
+    test="""\
+def test_loss_at_the_first_step():
+    views = Views(forget=view(-1.0, -1.0), retain=view(-3.0))
+    loss, _ = METHOD.loss(batch=None, policy=views, reference=views, config=METHOD.config({"beta": 0.5}), step=None)
+    # no difference from the reference: -(2 / 0.5) * log(sigmoid(0)) = 4 ln 2
+    assert loss["forget"].item() == pytest.approx(4 * math.log(2))
+    assert loss["retain"].values.tolist() == [[3.0]]
+""",
+)
+
+_ONLINE = Loss(
+    words="probability of each token relative to the sampling policy, times how much better its completion did than\n"
+    "its group; clipped.",
+    metrics="- ratio: probability relative to the sampling policy. 1 in the first update of a batch.",
+    options=_BETA.format(value=0.2, meaning="How far the ratio may leave 1 before it is clipped.").replace(
+        "beta", "epsilon"
+    ),
+    imports="\nimport torch\nfrom posttrain import PerToken, hookimpl, tensors\n",
+    needs='needs = ["generation", "rewards"]\n',
+    hooks='''\
+@hookimpl
+def posttrain_advantages(rewards, rollouts):
+    """Reward minus the mean of its group: (B,); 0 for a completion that no reward judged."""
+    return (rewards - tensors.group_mean(rewards, rollouts.group)).nan_to_num()
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient."""
+    completion = policy.completion
+    ratio = (completion.logps - batch.old_logps).exp()  # (B, T)
+    advantages = batch.advantages[:, None]  # (B, 1)
+    clipped = ratio.clamp(1 - config.epsilon, 1 + config.epsilon)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    return PerToken(loss, completion.mask), {"ratio": PerToken(ratio.detach(), completion.mask)}
+''',
+    test_imports="from types import SimpleNamespace\n",
+    test="""\
+def test_advantage_is_the_distance_from_the_group():
+    rollouts = SimpleNamespace(group=torch.tensor([0, 0, 1, 1]))
+    rewards = torch.tensor([1.0, 0.0, 3.0, 3.0])
+    advantages = METHOD.advantages(rewards=rewards, rollouts=rollouts, config=METHOD.config({}), state={})
+    assert advantages.tolist() == [0.5, -0.5, 0.0, 0.0]
+
+
+def test_ratio_is_clipped():
+    # old log-prob -1, new -0.5: the ratio e^0.5 = 1.65 is clipped to 1.2, times the advantage 2
+    batch = Batch(1, {"old_logps": torch.tensor([[-1.0]]), "advantages": torch.tensor([2.0])})
+    loss, _ = METHOD.loss(
+        batch=batch, policy=Views(completion=view(-0.5)), reference=None, config=METHOD.config({}), step=None
+    )
+    assert loss.values.item() == pytest.approx(-2.4)
+""",
+)
+
+LOSSES: dict[str, Loss] = {
+    "language-modeling": _LIKELIHOOD,
+    "prompt-completion": _LIKELIHOOD,
+    "trajectory": _LIKELIHOOD,
+    "preference": _PREFERENCE,
+    "unpaired-preference": _UNPAIRED,
+    "scored": _SCORED,
+    "forget-retain": _FORGET,
+    "prompt": _ONLINE,
+}

@@ -1,0 +1,154 @@
+"""``posttrain promote``: the criteria for stable, what a method meets of them, and the move between the tiers.
+
+What cannot be computed here is recorded beside the plugin's test in ``evidence.toml``::
+
+    [result]                      # a figure of a paper or a peer, and ours
+    source = "arXiv:2305.18290, table 2"
+    expected = 0.61
+    measured = 0.60
+    tolerance = 0.03
+    command = "posttrain train dpo ..."
+
+    [strategies]                  # final loss of the same run under each strategy
+    single = 0.5123
+    ddp = 0.5123
+
+    [release]                     # options and their defaults as the last release had them
+    version = "0.3.0"
+    options = { beta = 0.1 }
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import tomllib
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from posttrain.authoring.sync import expected, repository, write
+from posttrain.cards import NAME, Card, read_card
+from posttrain.config import method_options, shared_options
+from posttrain.discovery import CARD
+from posttrain.errors import MethodError
+
+EVIDENCE = "evidence.toml"
+TRAJECTORY = "trajectory.json"
+#: Largest relative difference between the losses of two strategies.
+STRATEGY_TOLERANCE = 1e-4
+_FOLDERS = {"experimental": "contrib", "stable": "plugins"}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One condition for stable: whether it is met, and the figure or the thing that is missing."""
+
+    name: str
+    met: bool
+    detail: str
+
+
+def plugin_folder(name: str, root: Path) -> Path:
+    """The project folder of a method in the repository. Raises MethodError if there is none."""
+    for tier in _FOLDERS.values():
+        if NAME.fullmatch(name) and (root / tier / name).is_dir():
+            return root / tier / name
+    raise MethodError(f"Neither plugins/ nor contrib/ has a method '{name}'. Make one with: posttrain new {name}")
+
+
+def criteria(folder: Path, run_kit: Callable[[Path], bool]) -> list[Criterion]:
+    """All criteria for the plugin in ``folder``; ``run_kit`` says whether the whole conformance kit passes."""
+    card = _card(folder)
+    evidence = _evidence(folder)
+    kit = run_kit(folder)
+    waivers = ", ".join(card.waivers)
+    trajectory = (folder / TRAJECTORY).is_file()
+    return [
+        Criterion("no waivers", not card.waivers, f"waived: {waivers}" if waivers else "none"),
+        Criterion("conformance kit", kit, "passes" if kit else f"fails: posttrain check {folder}"),
+        Criterion("trajectory", trajectory, TRAJECTORY if trajectory else f"{TRAJECTORY} is missing"),
+        _strategies(evidence.get("strategies", {})),
+        _result(evidence.get("result", {})),
+        _release(card, evidence.get("release", {})),
+    ]
+
+
+def _strategies(losses: dict[str, Any]) -> Criterion:
+    name = "strategies agree"
+    wanted = next(option for option in shared_options() if option.name == "strategy")
+    literal = next(kind for kind in typing.get_args(wanted.kind) if typing.get_args(kind))
+    missing = [strategy for strategy in typing.get_args(literal) if strategy not in losses]
+    if missing:
+        return Criterion(name, False, f"[strategies] of {EVIDENCE} lacks {', '.join(missing)}")
+    low, high = min(losses.values()), max(losses.values())
+    spread = abs(high - low) / max(abs(high), abs(low), 1e-12)
+    return Criterion(name, spread <= STRATEGY_TOLERANCE, f"losses {low} to {high}, relative spread {spread:.1e}")
+
+
+def _result(result: dict[str, Any]) -> Criterion:
+    name = "published or peer figure"
+    missing = [key for key in ("source", "expected", "measured", "tolerance", "command") if key not in result]
+    if missing:
+        return Criterion(name, False, f"[result] of {EVIDENCE} lacks {', '.join(missing)}")
+    near = math.isclose(result["expected"], result["measured"], rel_tol=0, abs_tol=result["tolerance"])
+    return Criterion(name, near, f"{result['measured']} against {result['expected']} ({result['source']})")
+
+
+def _release(card: Card, release: dict[str, Any]) -> Criterion:
+    name = "options unchanged for a release"
+    missing = [key for key in ("version", "options") if key not in release]
+    if missing:
+        return Criterion(name, False, f"[release] of {EVIDENCE} lacks {', '.join(missing)}")
+    try:
+        older = Version(release["version"]) < Version(card.version)
+    except InvalidVersion as error:
+        return Criterion(name, False, str(error))
+    now = {option.name: option.default for option in method_options(card) if option.default is not None}
+    changed = sorted(key for key in {*now, *release["options"]} if now.get(key) != release["options"].get(key))
+    if changed:
+        return Criterion(name, False, f"changed since {release['version']}: {', '.join(changed)}")
+    return Criterion(name, older, f"as in {release['version']}" if older else f"{card.version} was not released yet")
+
+
+def move(folder: Path, tier: str) -> Path:
+    """Move a plugin to ``tier``: the card, the folder, and everything generated. Returns the new folder."""
+    root = repository(folder)
+    if root is None:
+        raise MethodError(f"'{folder}' is in no repository of posttrain; only its own methods have tiers.")
+    card = _card(folder)
+    target = root / _FOLDERS[tier] / folder.name
+    if target.exists() and target != folder:
+        raise MethodError(f"'{target}' exists already. Remove it first.")
+    assert card.path is not None  # _card() reads a file
+    text = re.sub(r'(?m)^(tier\s*=\s*)"[a-z]+"', rf'\1"{tier}"', card.path.read_text(encoding="utf-8"), count=1)
+    if tier == "stable" and Version(card.version) < Version("1.0.0"):
+        text = re.sub(r'(?m)^(version\s*=\s*)"[^"]+"', r'\1"1.0.0"', text, count=1)
+    card.path.write_text(text, encoding="utf-8")
+    if target != folder:
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(folder, target)
+    write(expected(root))
+    return target
+
+
+def _card(folder: Path) -> Card:
+    paths = sorted(folder.glob(f"*/{CARD}"))
+    if len(paths) != 1:
+        raise MethodError(f"'{folder}' has {len(paths)} cards, expected one in its package.")
+    return read_card(paths[0])
+
+
+def _evidence(folder: Path) -> dict[str, Any]:
+    path = folder / EVIDENCE
+    if not path.is_file():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MethodError(f"{path}: is not valid TOML: {error}.") from None

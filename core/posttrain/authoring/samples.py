@@ -1,0 +1,21 @@
+"""One row of data for each schema, for pages and for the tests of new plugins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SAMPLES: dict[str, dict[str, Any]] = {
+    "language-modeling": {"text": "The capital of France is Paris."},
+    "prompt-completion": {"prompt": "The capital of France is", "completion": " Paris."},
+    "preference": {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    "unpaired-preference": {"prompt": "The sky is", "completion": " blue.", "label": True},
+    "ranked": {"prompt": "The sky is", "completions": [" blue.", " grey.", " green."]},
+    "scored": {"prompt": "The sky is", "completion": " blue.", "score": 0.9},
+    "stepwise": {"prompt": "2 + 3 * 4 =", "completions": [" 2 + 12", " = 14"], "labels": [True, True]},
+    "forget-retain": {
+        "forget": {"prompt": "The password is", "completion": " swordfish."},
+        "retain": {"prompt": "The sky is", "completion": " blue."},
+    },
+    "trajectory": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
+    "prompt": {"prompt": "What is 2 + 3?", "answer": "5"},
+}

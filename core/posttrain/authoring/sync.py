@@ -1,0 +1,105 @@
+"""``posttrain sync``: write, or check, everything that is generated from cards."""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any
+
+from posttrain.authoring import render
+from posttrain.cards import TIERS, Card, read_card
+from posttrain.discovery import CARD, find_folder
+from posttrain.errors import MethodError
+
+#: For plugins outside a repository of posttrain; inside, the root's pyproject.toml decides.
+PYTHON_FLOOR = ">=3.11"
+LICENCE = "Apache-2.0"
+
+
+def repository(path: Path) -> Path | None:
+    """The posttrain repository that ``path`` lies in or is, None outside of one."""
+    for folder in (path.resolve(), *path.resolve().parents):
+        if (folder / "core" / "posttrain" / "catalogue.json").is_file():
+            return folder
+    return None
+
+
+def cards_of(root: Path) -> list[Card]:
+    """The cards of all methods in a repository: stable ones first, then by name."""
+    paths = [path for tier in ("plugins", "contrib") for path in (root / tier).glob(f"*/*/{CARD}")]
+    return sorted(map(read_card, paths), key=lambda card: (TIERS.index(card.tier), card.name))
+
+
+def expected(path: Path) -> dict[Path, str | None]:
+    """Every generated file and its right content, None for one that should not exist.
+
+    ``path`` is a repository, or the folder of a plugin outside of one.
+    """
+    root = repository(path)
+    return _of_repository(root) if root else _of_plugin(path)
+
+
+def _of_repository(root: Path) -> dict[Path, str | None]:
+    project = _read(root / "pyproject.toml").get("project", {})
+    cards = cards_of(root)
+    pages = root / "docs" / "methods"
+    files: dict[Path, str | None] = {
+        path: None for path in pages.glob("*.md") if render.MARK in path.read_text(encoding="utf-8")
+    }
+    for card in cards:
+        assert card.path is not None  # they were read from files
+        folder = card.path.parent.parent
+        files[folder / "pyproject.toml"] = render.pyproject(
+            card, project.get("requires-python", PYTHON_FLOOR), project.get("license", LICENCE)
+        )
+        files[pages / f"{card.name}.md"] = render.page(card)
+    files[pages / "README.md"] = render.table(cards)
+    files[root / "core" / "posttrain" / "catalogue.json"] = render.catalogue(cards)
+    return files
+
+
+def _of_plugin(path: Path) -> dict[Path, str | None]:
+    row = find_folder(path)
+    assert row.folder is not None  # find_folder() always says where
+    card = read_card(row.folder / CARD)
+    parents = (row.folder.parent, row.folder.parent.parent)
+    project = next((parent for parent in parents if (parent / "pyproject.toml").is_file()), None)
+    project = project or (parents[1] if row.folder.parent.name == "src" else parents[0])
+    file = project / "pyproject.toml"
+    existing = _read(file) if file.is_file() else None
+    return {
+        file: render.pyproject(card, PYTHON_FLOOR, LICENCE, existing),
+        project / "docs" / f"{card.name}.md": render.page(card).replace("[stability](../stability.md)", "stability"),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MethodError(f"{path}: is not valid TOML: {error}.") from None
+
+
+def differences(files: dict[Path, str | None]) -> dict[Path, str]:
+    """Files that are not as they should be, each with a diff from what is to what should be."""
+    found = {}
+    for path, content in sorted(files.items()):
+        present = path.read_text(encoding="utf-8") if path.is_file() else None
+        if present != content:
+            old, new = (present or "").splitlines(), (content or "").splitlines()
+            found[path] = "\n".join(unified_diff(old, new, "is", "should be", lineterm="", n=1))
+    return found
+
+
+def write(files: dict[Path, str | None]) -> list[Path]:
+    """Make the files as they should be; returns those that changed."""
+    changed = list(differences(files))
+    for path in changed:
+        content = files[path]
+        if content is None:
+            path.unlink()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+    return changed

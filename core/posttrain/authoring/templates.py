@@ -1,0 +1,203 @@
+"""Texts of a new plugin. ``$name`` and the like are filled in by ``new.py``."""
+
+from __future__ import annotations
+
+CARD = """\
+name = "$name"
+version = "0.1.0"
+tier = "experimental"
+summary = "$summary"
+schema = "$schema"
+${needs}requires = ["posttrain>=$minor,<$next_major"]
+"""
+
+METHOD = '''\
+"""$title: $summary
+
+Loss: $words
+
+Metrics:
+$metrics
+"""
+
+from dataclasses import dataclass
+$imports
+
+@dataclass(frozen=True)
+class Config:
+    """Options of $name."""
+
+$options
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+$hooks'''
+
+METHOD_TEST = '''\
+"""$name: a number worked by hand, and the quick part of the conformance kit (all of it: posttrain check .)."""
+
+from pathlib import Path
+$test_imports
+import pytest
+import torch
+from posttrain import load_method
+from posttrain.testing import parametrize_checks
+from posttrain.views import View, Views
+
+FOLDER = str(Path(__file__).parent)
+METHOD = load_method(FOLDER)
+
+
+def view(*logps):
+    values = torch.tensor([logps])  # (1, T)
+    return View(values, torch.ones_like(values, dtype=torch.bool))
+
+
+$test
+
+@parametrize_checks(FOLDER, groups=("static", "loss"))
+def test_conformance(check):
+    check()
+'''
+
+README = """\
+# $distribution
+
+$summary
+
+```bash
+pip install $distribution
+$usage
+```
+
+While you write it, nothing needs to be installed:
+
+```bash
+$develop
+python -m pytest
+```
+
+To publish it, push a tag such as `v0.1.0`. `.github/workflows/publish.yml` builds the package and uploads it; tell PyPI
+once to trust this repository (project settings, Publishing, workflow `publish.yml`, environment `pypi`).
+"""
+
+WORKFLOW = """\
+name: publish
+on:
+  push:
+    tags: ["v*"]
+jobs:
+  publish:
+    runs-on: ubuntu-latest
+    environment: pypi
+    permissions:
+      contents: read
+      id-token: write
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with:
+          python-version: "3.11"
+      - run: pip install torch --index-url https://download.pytorch.org/whl/cpu
+      - run: pip install build pytest hypothesis .
+      - run: $check
+      - run: python -m pytest
+      - run: python -m build
+      - uses: pypa/gh-action-pypi-publish@release/v1
+"""
+
+IGNORE = "dist/\nbuild/\n*.egg-info/\n__pycache__/\n.pytest_cache/\n.hypothesis/\n/runs/\n"
+
+REWARD = '''\
+"""$title: rewards completions that are close to a wanted length in words."""
+
+
+def $function(prompts, completions, words="20", **_):
+    """1 for a completion of exactly ``words`` words, falling to 0 at none or twice as many."""
+    wanted = int(words)
+    return [max(0.0, 1 - abs(len(text.split()) - wanted) / wanted) for text in completions]
+'''
+
+REWARD_TEST = '''\
+"""$name: rewards worked by hand."""
+
+from $module import $function
+
+
+def test_reward_falls_with_the_distance_from_the_wanted_length():
+    assert $function(["", "", ""], ["a b c d", "a b", ""], words="4") == [1.0, 0.5, 0.0]
+'''
+
+SOURCE = '''\
+"""$title: rows of training data that are made up on the spot: --data $name:100."""
+
+import random
+
+
+def $function(argument):
+    """``argument`` rows (100 if it is empty), each a sum as a question: columns prompt and answer."""
+    numbers = random.Random(0)
+    for _ in range(int(argument or 100)):
+        a, b = numbers.randint(1, 9), numbers.randint(1, 9)
+        yield {"prompt": f"What is {a} + {b}?", "answer": str(a + b)}
+'''
+
+SOURCE_TEST = '''\
+"""$name: the rows are sums, and the same each time."""
+
+from $module import $function
+
+
+def test_rows_are_right_and_repeatable():
+    rows = list($function("5"))
+    assert len(rows) == 5
+    assert rows == list($function("5"))
+    for row in rows:
+        a, b = row["prompt"].removeprefix("What is ").removesuffix("?").split(" + ")
+        assert int(a) + int(b) == int(row["answer"])
+'''
+
+OBSERVER = '''\
+"""$title: prints the step with the lowest loss when the run is over."""
+
+from posttrain import hookimpl
+
+BEST = {}
+
+
+@hookimpl
+def posttrain_run_started(run):
+    """Forget the last run."""
+    BEST.clear()
+
+
+@hookimpl
+def posttrain_step_done(step, metrics):
+    """Remember the step if no loss was lower."""
+    if not BEST or metrics["loss"] < BEST["loss"]:
+        BEST.update(step=step, loss=metrics["loss"])
+
+
+@hookimpl
+def posttrain_run_finished(run):
+    """Say it."""
+    print(f"lowest loss: {BEST['loss']:.4f} at step {BEST['step']}")
+'''
+
+OBSERVER_TEST = '''\
+"""$name: the lowest of three losses is reported."""
+
+import $module as observer
+
+
+def test_lowest_loss_is_reported(capsys):
+    observer.posttrain_run_started(run=None)
+    for step, loss in enumerate((2.0, 1.5, 1.75)):
+        observer.posttrain_step_done(step=step, metrics={"loss": loss})
+    observer.posttrain_run_finished(run=None)
+    assert capsys.readouterr().out == "lowest loss: 1.5000 at step 1\\n"
+'''

@@ -1,0 +1,91 @@
+"""``posttrain check-data``: read data as a run would, before any model is loaded."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from posttrain.cards import SCHEMAS, Card
+from posttrain.cli.flags import help_text, parse
+from posttrain.cli.output import print_json, print_plan
+from posttrain.config import resolve, shared_options
+from posttrain.discovery import locate
+from posttrain.errors import SettingsError
+from posttrain.options import Option
+from posttrain.settings import Settings
+
+#: Settings that decide how rows are read and cut.
+_SHARED = ("model", "columns", "split", "max_length", "truncation", "end_of_sequence", "train_on", "chat_template")
+_MORE = ("limit", "system_prompt", "trust_remote_code", "streaming")
+OWN = [
+    Option(name, kind, default, text, "This command")
+    for name, kind, default, text in (
+        ("method", str, None, "Check for this method: its schemas and defaults."),
+        ("schema", str, None, f"Check for this schema: {', '.join(SCHEMAS)}. [any]"),
+        ("show", int, None, "Print the tokens of the first N examples, those that are learnt marked; needs a model."),
+        ("json", bool, False, "Print JSON."),
+        ("help", bool, False, "Print this and stop."),
+    )
+]
+
+
+def run(arguments: list[str]) -> int:
+    """Print what the data are; DataError names the first row that does not fit."""
+    words = ["--help" if word == "-h" else word for word in arguments]
+    shared = [option for option in shared_options() if option.name in _SHARED + _MORE]
+    data, flags = parse(words, [*OWN, *shared], "check-data")
+    own = {option.name: flags.pop(option.name) for option in OWN if option.name in flags}
+    if own.get("help"):
+        print("usage: posttrain check-data DATA... [flags]" + help_text([*OWN, *shared], {}))
+        return 0
+    if not data:
+        raise SettingsError("No data were given. Write: posttrain check-data FILE... [--method METHOD]")
+    schemas, settings = _wanted(own, flags)
+    shown = _count(own.get("show"))
+    if shown and not settings.model:
+        raise SettingsError("Tokens need a tokenizer. Name the model: --show 3 --model MODEL")
+    report, text = _check(data, schemas, settings, shown)
+    if own.get("json"):
+        print_json(report | ({"shown": text} if text else {}))
+    else:
+        print_plan(report)
+        print(f"\n{text}" if text else "", end="\n" if text else "")
+    return 0
+
+
+def _wanted(own: dict[str, Any], flags: dict[str, Any]) -> tuple[tuple[str, ...], Settings]:
+    if "method" in own and "schema" in own:
+        raise SettingsError("Give --method or --schema, not both: a method has its schemas.")
+    if "method" in own:
+        card = locate(own["method"]).card
+        assert card is not None  # locate() raises for a row without a card
+    else:
+        schema = own.get("schema")
+        if schema is not None and schema not in SCHEMAS:
+            raise SettingsError(f"Schema '{schema}' is unknown. Schemas: {', '.join(SCHEMAS)}")
+        card = Card("any", "0", "experimental", "", (schema,) if schema else SCHEMAS)
+    settings, _ = resolve(card, [], {}, flags)
+    return card.schemas, settings
+
+
+def _count(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not text.isdigit():
+        raise SettingsError(f"Flag '--show' is '{text}', expected a whole number.")
+    return int(text)
+
+
+def _check(data: list[str], schemas: tuple[str, ...], settings: Settings, shown: int) -> tuple[dict[str, Any], str]:
+    from posttrain.data import check_data, show
+
+    if not settings.model:
+        return check_data(data, schemas, settings)[0], ""
+    from posttrain.models.load import load_tokenizer, stop_ids_of
+
+    tokenizer = load_tokenizer(settings.model, settings)
+    report, prepared = check_data(data, schemas, settings, tokenizer, stop_ids_of(settings.model, tokenizer, settings))
+    if not shown or prepared is None:
+        return report, ""
+    examples = (prepared[index] for index in range(len(prepared)))
+    return report, show(examples, tokenizer, shown, colour=sys.stdout.isatty())

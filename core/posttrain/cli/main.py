@@ -1,0 +1,80 @@
+"""``posttrain COMMAND``: dispatch, and what the process says and returns when something goes wrong."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from posttrain import __version__
+from posttrain.config import unknown
+from posttrain.errors import PosttrainError, SettingsError
+
+#: Command -> (module with ``run(arguments) -> int``, what it does).
+COMMANDS = {
+    "train": ("posttrain.cli.train", "train a model with a method"),
+    "resume": ("posttrain.cli.resume", "continue a run that was interrupted"),
+    "generate": ("posttrain.cli.generate", "let a model answer prompts"),
+    "list-methods": ("posttrain.cli.list_methods", "methods that are installed, or available"),
+    "show": ("posttrain.cli.show", "what a method is, and its options"),
+    "check-data": ("posttrain.cli.check_data", "read data as a run would, without a model"),
+    "check": ("posttrain.cli.check", "run the conformance kit on a method"),
+    "plugins": ("posttrain.cli.plugins", "installed plugins; 'plugins audit' adds file hashes"),
+    "new": ("posttrain.cli.new", "write a new plugin"),
+    "sync": ("posttrain.cli.sync", "generate what follows from the cards"),
+    "promote": ("posttrain.cli.promote", "move a method between experimental and stable"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 failed run, 2 mistake of the user, 3 stopped by an alert."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except PosttrainError as error:
+        if debug:
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # the reader went away (posttrain ... | head); Python would complain once more while it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"posttrain {__version__}")
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        sentence = unknown(command, COMMANDS).replace("Unknown option", "Unknown command")
+        raise SettingsError(f"{sentence}  All commands: posttrain --help")
+    code = importlib.import_module(COMMANDS[command][0]).run(rest)
+    sys.stdout.flush()
+    return code
+
+
+def _usage() -> str:
+    lines = [f"  {name:<14}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: posttrain COMMAND ...",
+            "",
+            *lines,
+            "",
+            "posttrain COMMAND --help says more. --debug shows where an error came from, --version the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""``posttrain plugins [audit]``: what is installed from which package, without importing any of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from posttrain.cli.flags import Parser
+from posttrain.cli.output import print_json, print_table
+from posttrain.discovery import GROUP, installed
+
+#: Entry point group -> what its members are.
+GROUPS = {
+    GROUP: "method",
+    "posttrain.rewards": "reward",
+    "posttrain.sources": "source",
+    "posttrain.observers": "observer",
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Print one row a plugin; ``audit`` adds the SHA-256 of every file of its package."""
+    parser = Parser("plugins", "List installed plugins. Nothing of them is imported.")
+    parser.add_argument("audit", nargs="?", choices=("audit",), help="add the SHA-256 of every file")
+    parser.add_json()
+    options = parser.parse_args(arguments)
+    rows = _rows()
+    if options.audit:
+        for row in rows:
+            row["files"] = _hashes(row.pop("_distribution"))
+    for row in rows:
+        row.pop("_distribution", None)
+    if options.json:
+        print_json(rows)
+        return 0
+    headings = ["KIND", "NAME", "PACKAGE", "VERSION", "TIER", "ENTRY POINT", "STATE"]
+    keys = ["kind", "name", "distribution", "version", "tier", "entry_point", "problem"]
+    table = [[str(row[key] or "-") for key in keys] for row in rows]
+    if not options.audit:
+        print_table(headings, [[*cells[:-1], "ok" if cells[-1] == "-" else cells[-1]] for cells in table])
+        return 0
+    for row, cells in zip(rows, table, strict=True):
+        print("  ".join([*cells[:-1], "ok" if cells[-1] == "-" else cells[-1]]))
+        for name, digest in row["files"].items():
+            print(f"    sha256:{digest}  {name}")
+    return 0
+
+
+def _rows() -> list[dict[str, Any]]:
+    methods = {(row.name, row.distribution): row for row in installed()}
+    rows = []
+    for group, kind in GROUPS.items():
+        for entry in importlib.metadata.entry_points(group=group):
+            package = entry.dist.name if entry.dist else "(unknown package)"
+            method = methods.get((entry.name, package)) if kind == "method" else None
+            rows.append(
+                {
+                    "kind": kind,
+                    "name": entry.name,
+                    "distribution": package,
+                    "version": entry.dist.version if entry.dist else "?",
+                    "tier": method.card.tier if method and method.card else None,
+                    "entry_point": entry.value,
+                    "problem": method.problem if method else None,
+                    "_distribution": entry.dist,
+                }
+            )
+    return sorted(rows, key=lambda row: (row["kind"], row["name"], row["distribution"]))
+
+
+def _hashes(distribution: importlib.metadata.Distribution | None) -> dict[str, str]:
+    """SHA-256 of each file that the package's record lists and that is there; compiled files are left out."""
+    digests: dict[str, str] = {}
+    for file in (distribution.files or []) if distribution else []:
+        path = Path(str(file.locate()))
+        if path.suffix != ".pyc" and path.is_file():
+            digests[str(file)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(sorted(digests.items()))

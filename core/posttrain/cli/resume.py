@@ -1,0 +1,28 @@
+"""``posttrain resume RUN``: continue a run from its last complete checkpoint."""
+
+from __future__ import annotations
+
+from posttrain.cli.flags import help_text, parse
+from posttrain.config import shared_options
+from posttrain.errors import SettingsError
+from posttrain.options import Option, cast
+
+_HELP = Option("help", bool, False, "Print this and stop.", "This command")
+
+
+def run(arguments: list[str]) -> int:
+    """Continue the run; flags change what may change in the middle of a run, such as ``--steps``."""
+    words = ["--help" if word == "-h" else word for word in arguments]
+    positional, flags = parse(words, [*shared_options(), _HELP], "resume")
+    if flags.get("help"):
+        print("usage: posttrain resume RUN [flags]\n\nThe run's own options hold; flags change some, such as --steps.")
+        print(help_text(shared_options(), {}))
+        return 0
+    if len(positional) != 1:
+        raise SettingsError(f"One run directory is wanted, {len(positional)} were given. Write: posttrain resume RUN")
+    kinds = {option.name: option.kind for option in shared_options()}
+    changes = {name: cast(name, value, kinds[name]) for name, value in flags.items()}
+    from posttrain import api
+
+    api.resume(positional[0], **changes)
+    return 0

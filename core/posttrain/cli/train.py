@@ -1,0 +1,103 @@
+"""``posttrain train METHOD``: everything is resolved and checked here, the run itself is ``posttrain.api.train``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from posttrain.cards import Card
+from posttrain.cli.flags import help_text, parse
+from posttrain.cli.output import print_json, print_plan
+from posttrain.config import as_yaml, method_options, read_file, resolve, shared_defaults, shared_options
+from posttrain.discovery import locate
+from posttrain.errors import SettingsError
+from posttrain.options import Option
+from posttrain.permission import check_allowed
+
+USAGE = """usage: posttrain train METHOD --model MODEL --data DATA [flags]
+       posttrain train ./my-loss ...            a plugin's folder, not installed
+       posttrain train --config run.yaml ...    options, and the method, from a file"""
+#: Flags of the command itself; every other one is an option of the run or of the method.
+OWN = [
+    Option(name, kind, default, text, "This command")
+    for name, kind, default, text in (
+        ("method", str, None, "Name of an installed method, or a plugin's folder. May be the first word instead."),
+        ("config", str, None, "YAML or TOML file of options; flags win over it."),
+        ("print_config", bool, False, "Print the resolved options as YAML and stop."),
+        ("dry_run", bool, False, "Say what would happen and what memory it needs, and stop; no weights are loaded."),
+        ("json", bool, False, "With dry-run: print JSON."),
+        ("allow_plugins", list[str], None, "Names of the plugins from other hands that may be loaded. [any you name]"),
+        ("help", bool, False, "Print this and stop."),
+    )
+]
+
+
+def run(arguments: list[str]) -> int:
+    """Train. Returns 0; a failed run or an alert raises with its own exit code."""
+    words = ["--help" if word == "-h" else word for word in arguments]
+    name, file, file_name = _method(words)
+    if name is None:
+        if "--help" in words:
+            print(USAGE + help_text([*OWN, *shared_options()], {}))
+            return 0
+        raise SettingsError("No method was given. Write: posttrain train METHOD. All methods: posttrain list-methods")
+    row = locate(name)
+    assert row.card is not None  # locate() raises for a row without a card
+    own = method_options(row.card)
+    positional, flags = parse(words, [*OWN, *shared_options(), *own], f"train {name}")
+    command = {option.name: flags.pop(option.name) for option in OWN if option.name in flags}
+    _check_words(positional, "method" in command, name)
+    if command.get("help"):
+        _print_help(row.card, own)
+        return 0
+    settings, options = resolve(row.card, own, file, flags, file_name)
+    check_allowed(row, settings, command.get("allow_plugins"))
+    if command.get("print_config"):
+        print(as_yaml(name, settings, options, own), end="")
+        return 0
+    from posttrain import api
+
+    if command.get("dry_run"):
+        plan = api.plan(name, settings, options)
+        print_json(plan) if command.get("json") else print_plan(plan)
+        return 0
+    api.train(name, settings, options)
+    return 0
+
+
+def _method(words: list[str]) -> tuple[str | None, dict[str, Any], str]:
+    """The method's name and the configuration file: needed before the flags, since the method's are among them."""
+    file: dict[str, Any] = {}
+    file_name = _peek(words, "--config") or ""
+    if file_name:
+        file = read_file(file_name)
+    first = words[0] if words and not words[0].startswith("-") else None
+    given = {name for name in (first, _peek(words, "--method")) if name}
+    if len(given) > 1:
+        raise SettingsError(f"Two methods were given: {' and '.join(sorted(given))}. A run has one.")
+    name = given.pop() if given else file.get("method")
+    if name is not None and not isinstance(name, str):
+        raise SettingsError(f"{file_name}: Option 'method' is {name!r}, expected text.")
+    return name, file, file_name
+
+
+def _peek(words: list[str], flag: str) -> str | None:
+    for place, word in enumerate(words):
+        if word == flag:
+            return words[place + 1] if place + 1 < len(words) else None
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _check_words(positional: list[str], by_flag: bool, name: str) -> None:
+    rest = positional if by_flag and positional[:1] != [name] else positional[1:]
+    if rest:
+        raise SettingsError(f"Unexpected word '{rest[0]}'. For several values repeat the flag: --data a --data b")
+
+
+def _print_help(card: Card, own: list[Option]) -> None:
+    print(USAGE.replace("METHOD", card.name, 1))
+    print(f"\n{card.name}: {card.summary}")
+    print(help_text([replace(option, section=f"Options of {card.name}") for option in own], {}))
+    print(help_text([*shared_options(), *OWN], shared_defaults(card)))

@@ -1,0 +1,144 @@
+"""From defaults, the method's card, a file and flags to one set of options, each checked.
+
+Order: defaults of the dataclasses, ``FALLBACKS``, the card's ``[defaults]``, the file, the flags; later ones win.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tomllib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from posttrain.cards import Card
+from posttrain.errors import CardError, MethodError, SettingsError
+from posttrain.options import Option, cast, read_options
+from posttrain.settings import FALLBACKS, Settings
+
+#: Learning rates of adapters are this many times those of whole weights (Thinking Machines, "LoRA without regret").
+LORA_LEARNING_RATE = 10
+#: List options whose items never hold a comma, so that one flag can name several.
+_COMMA_LISTS = ("lora_targets", "observers")
+
+
+@functools.cache
+def shared_options() -> tuple[Option, ...]:
+    """The fields of ``Settings`` in order."""
+    return tuple(read_options(Path(__file__).with_name("settings.py"), "Settings"))
+
+
+def method_options(card: Card) -> list[Option]:
+    """The fields of the method's ``Config``, read from its source. Raises MethodError where two names collide."""
+    assert card.path is not None  # only cards of the catalogue have none, and those are not installed
+    options = read_options(card.path.parent / "__init__.py")
+    shared = {option.name for option in shared_options()}
+    for option in options:
+        if option.name in shared:
+            raise MethodError(f"Method '{card.name}' has an option '{option.name}', which every run has. Rename it.")
+    return options
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML or TOML file. Raises SettingsError if it cannot be read or is not a table of keys."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        raise SettingsError(f"Configuration file '{path}' cannot be read: {reason}.") from None
+    if path.suffix == ".toml":
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{path}: is not valid TOML: {error}.") from None
+    if path.suffix not in (".yaml", ".yml"):
+        raise SettingsError(f"Configuration file '{path}' ends in '{path.suffix}', expected .yaml, .yml or .toml.")
+    return _yaml(text, path)
+
+
+def _yaml(text: str, path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: holds {type(values).__name__}, expected keys and values such as 'steps: 100'.")
+    return {str(key): value for key, value in values.items()}
+
+
+def resolve(
+    card: Card, options: list[Option], file: dict[str, Any], flags: dict[str, Any], file_name: str = "configuration"
+) -> tuple[Settings, dict[str, Any]]:
+    """The settings of a run and the method's own options, from ``file`` and ``flags`` (keys in snake_case).
+
+    Only options that somebody gave are in the second; the rest are the defaults of ``Config``. Raises SettingsError.
+    """
+    kinds = {option.name: option.kind for option in (*shared_options(), *options)}
+    defaults = _card_defaults(card, kinds)
+    given: dict[str, Any] = {}
+    for where, values in ((f"{file_name}: ", file), ("", flags)):
+        for key, value in values.items():
+            if where and key == "method":
+                continue
+            if key not in kinds:
+                raise SettingsError(f"{where}{unknown(key, kinds)}  All options: posttrain show {card.name}")
+            given[key] = _checked(where, key, value, kinds[key])
+    own = {key: given.pop(key) for key in [option.name for option in options] if key in given}
+    settings = dataclasses.replace(Settings(), **(FALLBACKS | defaults | given))  # type: ignore[arg-type]  # checked above
+    return _with_adapters(settings, given), own
+
+
+def shared_defaults(card: Card) -> dict[str, Any]:
+    """What the shared options are for this method when nobody says otherwise."""
+    return FALLBACKS | card.defaults
+
+
+def unknown(key: str, names: Iterable[str], prefix: str = "") -> str:
+    """The sentence for an option that does not exist."""
+    close = get_close_matches(key, list(names), n=1)
+    hint = f" Did you mean '{prefix}{close[0]}'?" if close else ""
+    return f"Unknown option '{prefix}{key}'.{hint}"
+
+
+def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
+    if key in _COMMA_LISTS and isinstance(value, str | list):
+        value = [item for text in ([value] if isinstance(value, str) else value) for item in str(text).split(",")]
+    try:
+        return cast(key, value, kind)
+    except SettingsError as error:
+        raise SettingsError(f"{where}{error}") from None
+
+
+def _card_defaults(card: Card, kinds: dict[str, Any]) -> dict[str, Any]:
+    shared = [option.name for option in shared_options()]
+    for key in card.defaults:
+        if key not in shared:
+            raise CardError(f"{card.path}: [defaults] {unknown(key, shared)}")
+    return {key: _checked(f"{card.path}: [defaults] ", key, value, kinds[key]) for key, value in card.defaults.items()}
+
+
+def _with_adapters(settings: Settings, given: dict[str, Any]) -> Settings:
+    implied = "quantize" if settings.quantize else "dora" if settings.dora else None
+    if implied and given.get("lora") is False:
+        raise SettingsError(f"Option '{implied}' trains an adapter, but lora is false. Leave one of them out.")
+    changes: dict[str, Any] = {"lora": settings.lora or implied is not None}
+    if changes["lora"] and given.get("learning_rate") is None and settings.learning_rate is not None:
+        changes["learning_rate"] = settings.learning_rate * LORA_LEARNING_RATE
+    return dataclasses.replace(settings, **changes)
+
+
+def as_yaml(method: str, settings: Settings, options: dict[str, Any], own: list[Option]) -> str:
+    """The resolved configuration as a file that ``--config`` takes. Options that are None are left out."""
+    import yaml
+
+    values: dict[str, Any] = {"method": method}
+    values |= {key: value for key, value in dataclasses.asdict(settings).items() if value not in (None, "")}
+    values |= {option.name: options.get(option.name, option.default) for option in own}
+    return yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False, allow_unicode=True)

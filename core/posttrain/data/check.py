@@ -1,0 +1,98 @@
+"""``posttrain check-data``: what the rows are, what becomes of them, and which tokens are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.rows import Rows, read_rows
+from posttrain.data.values import is_messages
+from posttrain.settings import Settings
+
+if TYPE_CHECKING:
+    from posttrain.data.store import Prepared
+    from posttrain.views import Example
+
+_GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+
+
+def check_data(
+    sources: Any,
+    accepted: tuple[str, ...],
+    settings: Settings,
+    tokenizer: Any = None,
+    stop_ids: set[int] | None = None,
+) -> tuple[dict[str, Any], Prepared | None]:
+    """Read and check ``sources``; with a tokenizer also tokenise them.
+
+    Returns the report (``files``, ``schema``, ``form``, ``rows``, ``columns``, ``notes``, and under ``tokens`` the
+    report of ``prepare``) and what was prepared, None without a tokenizer. Raises as ``read_rows`` and ``prepare``.
+    """
+    rows = read_rows(sources, accepted, settings)
+    prepared = None
+    report = describe_rows(rows)
+    if tokenizer is not None and not rows.streaming:
+        from posttrain.data.preparation import prepare
+
+        prepared = prepare(rows, tokenizer, settings, stop_ids or set(), None)
+        report["tokens"] = prepared.report
+    return report, prepared
+
+
+def describe_rows(rows: Rows) -> dict[str, Any]:
+    """Facts about validated rows, in an order fit for printing. Streamed rows are all read."""
+    count = 0
+    conversational = 0
+    columns: dict[str, int] = {}
+    for row in rows:
+        count += 1
+        conversational += any(is_messages(value) and value and "role" in value[0] for value in row.values())
+        for name in row:
+            columns[name] = columns.get(name, 0) + 1
+    form = "conversational" if conversational == count else "mixed" if conversational else "plain"
+    return {
+        "files": rows.names,
+        "schema": rows.schema,
+        "form": form,
+        "rows": count,
+        "columns": columns,
+        "notes": rows.notes,
+    }
+
+
+def show(examples: Iterable[Example], tokenizer: Any, n: int, colour: bool) -> str:
+    """The first ``n`` examples, token by token, learnt ones green; without colour they stand in ``[[ ]]``."""
+    parts = []
+    for number, example in enumerate(islice(examples, n), 1):
+        lines = [f"example {number}"]
+        for role, sequences in example.sequences.items():
+            for sequence in sequences:
+                lines.append(f"{role}: {len(sequence)} tokens, {sequence.count} learnt")
+                ids, trained = sequence.ids.tolist(), sequence.trained.tolist()
+                lines.append(_tokens(ids, trained, tokenizer, colour))
+        if example.columns:
+            lines.append(", ".join(f"{name}={str(value)[:60]!r}" for name, value in example.columns.items()))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _tokens(ids: list[int], trained: list[bool], tokenizer: Any, colour: bool) -> str:
+    """Tokens separated by ``|``, each with its line breaks and other invisible characters spelt out."""
+    texts = [_visible(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]
+    if colour:
+        return "".join(
+            f"{_GREEN if learnt else _DIM}{text}{_OFF}|" for text, learnt in zip(texts, trained, strict=True)
+        )
+    pieces = []
+    for text, learnt, before, after in zip(
+        texts, trained, [False, *trained], chain(trained[1:], [False]), strict=False
+    ):
+        opening = "[[" if learnt and not before else ""
+        pieces.append(f"{opening}{text}{']]' if learnt and not after else ''}|")
+    return "".join(pieces)
+
+
+def _visible(text: str) -> str:
+    """The token's text with control characters escaped, so that data cannot steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,208 @@
+"""The schemas as data: columns, their kinds, and what a message says that a schema needs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.data import values
+from posttrain.data.values import describe
+
+Kind = Callable[[Any], str | None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One set of columns that a schema accepts. A schema with several shapes takes the first that is present."""
+
+    required: dict[str, Kind]
+    optional: dict[str, Kind] = field(default_factory=dict)
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Columns of the same form (text or messages), the prompt first."""
+    aligned: tuple[tuple[str, str], ...] = ()
+    """Lists of the same length."""
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Every column that this shape knows, tools included."""
+        return {**self.required, **self.optional, "tools": values.tools}
+
+
+_PROMPTED = (("prompt", "completion"),)
+#: Schema -> the shapes it accepts.
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "language-modeling": (Shape({"messages": values.conversation}), Shape({"text": values.text})),
+    "prompt-completion": (Shape({"prompt": values.prompt, "completion": values.completion}, pairs=_PROMPTED),),
+    "preference": (
+        Shape(
+            {"chosen": values.completion, "rejected": values.completion},
+            {"prompt": values.prompt, "margin": values.number},
+            pairs=(("chosen", "rejected"), ("prompt", "chosen")),
+        ),
+    ),
+    "unpaired-preference": (
+        Shape({"prompt": values.prompt, "completion": values.completion, "label": values.boolean}, pairs=_PROMPTED),
+    ),
+    "ranked": (
+        Shape(
+            {"prompt": values.prompt, "completions": values.completions},
+            {"scores": values.numbers},
+            pairs=(("prompt", "completions"),),
+            aligned=(("completions", "scores"),),
+        ),
+    ),
+    "scored": (
+        Shape({"prompt": values.prompt, "completion": values.completion, "score": values.number}, pairs=_PROMPTED),
+        Shape(
+            {"prompt": values.prompt, "completions": values.completions, "scores": values.numbers},
+            pairs=(("prompt", "completions"),),
+            aligned=(("completions", "scores"),),
+        ),
+    ),
+    "stepwise": (
+        Shape(
+            {"prompt": values.prompt, "completions": values.steps, "labels": values.step_labels},
+            aligned=(("completions", "labels"),),
+        ),
+    ),
+    "forget-retain": (Shape({"forget": values.sample, "retain": values.sample}),),
+    "trajectory": (Shape({"messages": values.conversation}, {"score": values.number}),),
+    "prompt": (Shape({"prompt": values.asking}),),
+}
+#: What a message says that the schema needs.
+NEEDS = {
+    "language-modeling": "text (text) or messages (messages)",
+    "prompt-completion": "prompt, completion (text or messages)",
+    "preference": "prompt, chosen, rejected (text or messages)",
+    "unpaired-preference": "prompt, completion (text or messages), label (true or false)",
+    "ranked": "prompt (text or messages), completions (a list, best first)",
+    "scored": "prompt, completion (text or messages), score (a number), or completions and scores",
+    "stepwise": "prompt (text or messages), completions (a list of steps), labels (one per step)",
+    "forget-retain": "forget, retain (text, messages, or prompt and completion)",
+    "trajectory": "messages (messages)",
+    "prompt": "prompt (text or messages)",
+}
+
+
+def fitting(row: dict[str, Any], schemas: tuple[str, ...]) -> tuple[str, Shape] | None:
+    """First of ``schemas`` whose required columns are all in ``row``."""
+    for schema in schemas:
+        for shape in SHAPES[schema]:
+            if all(name in row for name in shape.required):
+                return schema, shape
+    return None
+
+
+def missing(row: dict[str, Any], schemas: tuple[str, ...]) -> str:
+    """The text, after the origin, for a row that fits none of ``schemas``."""
+    candidates = [(schema, shape) for schema in schemas for shape in SHAPES[schema]]
+    schema, shape = max(candidates, key=lambda pair: sum(name in row for name in pair[1].required))
+    absent = next(name for name in shape.required if name not in row)
+    have = ", ".join(map(str, row)) or "no column"
+    return (
+        f"column '{absent}' is missing. Schema '{schema}' needs {NEEDS[schema]}. "
+        f"The row has: {have}. Name columns with: --columns {absent}=NAME"
+    )
+
+
+def problem(row: dict[str, Any], shape: Shape) -> str | None:
+    """What is wrong with a row that has the columns of ``shape``, naming the column; None if nothing is."""
+    for name, kind in shape.kinds.items():
+        if name in row and (text := kind(row[name])):
+            return f"column '{name}' {text}."
+    for first, second in shape.pairs:
+        if first in row and (text := _form_problem(first, row[first], row[second])):
+            return f"column '{second}' {text}."
+    for first, second in shape.aligned:
+        if second in row and len(row[first]) != len(row[second]):
+            return f"column '{second}' has {len(row[second])} entries, expected {len(row[first])}, one per '{first}'."
+    for name, value in row.items():
+        if _has_nan(value):
+            return f"column '{name}' has NaN, expected a finite number or null."
+    return None
+
+
+def _form_problem(first: str, value: Any, other: Any) -> str | None:
+    several = other if isinstance(other, list) and not values.is_messages(other) else [other]
+    for item in several:
+        if text := values.mixed_forms(value, item):
+            return text if first == "prompt" else text.replace("the prompt", f"'{first}'")
+    return None
+
+
+def _has_nan(value: Any) -> bool:
+    items = value if isinstance(value, list) else (value,)
+    return any(isinstance(item, float) and math.isnan(item) for item in items)
+
+
+def tidy(row: dict[str, Any], shape: Shape, filled: bool) -> dict[str, Any]:
+    """Undo what file formats do: nulls for absent optional columns and keys, tools as JSON text, 1 for true."""
+    kinds = shape.kinds
+    row = {name: value for name, value in row.items() if value is not None or name in shape.required}
+    if filled:
+        row = {name: _without_nulls(value) if name in kinds else value for name, value in row.items()}
+    if isinstance(row.get("tools"), str):
+        row["tools"] = _parsed(row["tools"])
+    if row.get("tools") == []:
+        del row["tools"]
+    if "label" in kinds and row.get("label") in (0, 1):
+        row["label"] = bool(row["label"])
+    return row
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        # A null content is part of a message that only calls tools; templates test for it.
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None or key == "content"}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+_CONTENT = (values.prompt, values.asking, values.completion, values.sample)
+_WORDS = {"true": True, "false": False}
+
+
+def from_text(row: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """Give the columns of a CSV row the types of the schema; what cannot be converted stays text and is refused."""
+    row = dict(row)
+    for name, kind in shape.kinds.items():
+        value = row.get(name)
+        if not isinstance(value, str):
+            continue
+        if value == "" and name not in shape.required:
+            del row[name]
+        elif kind is values.boolean:
+            row[name] = _WORDS.get(value.strip().lower(), {"1": True, "0": False}.get(value.strip(), value))
+        elif kind is values.number:
+            row[name] = _number(value)
+        elif kind is not values.text and value.lstrip().startswith(("[", "{")):
+            parsed = _parsed(value)
+            # A prompt may be text that happens to be JSON; only a conversation is taken for one.
+            row[name] = parsed if kind not in _CONTENT or _has_roles(parsed) else value
+    return row
+
+
+def _number(value: str) -> Any:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _parsed(value: str) -> Any:
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return value
+    return parsed if isinstance(parsed, list | dict) else value
+
+
+def _has_roles(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
+
+
+def shown_columns(row: dict[str, Any]) -> str:
+    """Columns and values of a row, shortened, for reports."""
+    return ", ".join(f"{name}={describe(value)}" for name, value in row.items())

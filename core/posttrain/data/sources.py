@@ -1,0 +1,188 @@
+"""Where rows come from: files, folders, Hub ids, generated tasks, lists and ``datasets`` objects."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from posttrain.data.formats import READERS, Numbered
+from posttrain.errors import DataError, SettingsError
+from posttrain.settings import Settings
+
+_GYM = "reasoning-gym:"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
+
+
+@dataclass
+class Source:
+    """One origin of rows. ``read`` starts from the first row each time it is called."""
+
+    name: str
+    """As the user wrote it; every message about a row begins with it."""
+    read: Callable[[], Numbered]
+    unit: str = "row"
+    """What the numbers count: line or row."""
+    weight: float = 1.0
+    path: Path | None = None
+    text_only: bool = False
+    """CSV: every value arrives as text."""
+    filled: bool = False
+    """Arrow: keys that a dictionary lacks arrive as nulls."""
+    streams: bool = False
+    """Rows can only be iterated."""
+
+    def origin(self, number: int) -> str:
+        """The row's place for messages: ``file.jsonl line 12``."""
+        return f"{self.name} {self.unit} {number}"
+
+    def digest(self, rows: Iterable[dict[str, Any]]) -> str:
+        """Hash of the content: the file's bytes, or else the rows as JSON."""
+        if self.path is not None:
+            with self.path.open("rb") as handle:
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+        total = hashlib.sha256()
+        for row in rows:
+            total.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
+        return total.hexdigest()
+
+
+def open_sources(sources: Any, settings: Settings, what: str) -> list[Source]:
+    """Find every source, without reading rows. Raises DataError or SettingsError for one that cannot be found.
+
+    ``sources`` is what ``read_rows`` takes; ``what`` ("data", "eval-data") names rows that have no file.
+    """
+    if isinstance(sources, str | Path):
+        sources = [sources]
+    if _is_dataset(sources):
+        return [_dataset(sources, settings, what)]
+    if not isinstance(sources, list | tuple):
+        raise DataError(
+            f"{what} is a {type(sources).__name__}, expected file names, Hub ids, a list of rows or a datasets.Dataset."
+        )
+    if not sources:
+        raise DataError(f"{what} is an empty list, expected at least one file or row.")
+    if all(isinstance(source, str | Path) for source in sources):
+        return list(chain.from_iterable(_named(str(source), settings) for source in sources))
+    for number, row in enumerate(sources, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{what} row {number}: is {row!r:.60}, expected a dictionary with a column per key.")
+    return [Source(what, lambda: iter(enumerate(sources, 1)))]
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """``a.jsonl=2`` -> ``("a.jsonl", 2.0)``; without a weight it is 1. Options after '?' have their own '='."""
+    if Path(text).exists():
+        return text, 1.0
+    head, separator, tail = text.rpartition("=")
+    last_option = text.rpartition("?")[2].rpartition("&")[2]
+    if not separator or ("?" in text and last_option.count("=") < 2):
+        return text, 1.0
+    try:
+        weight = float(tail)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise SettingsError(f"data '{text}': weight '{tail}' is not a number above 0. Write for example: {head}=2")
+    return head, weight
+
+
+def _named(text: str, settings: Settings) -> list[Source]:
+    name, weight = split_weight(text)
+    path = Path(name).expanduser()
+    if name.startswith(_GYM):
+        found = [Source(name, partial(_generated, name))]
+    elif path.is_dir():
+        found = _folder(path, name, settings)
+    elif path.is_file():
+        found = [_file(path, name)]
+    elif path.suffix in READERS or path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+        raise DataError(f"{name}: no such file.{_near(path)}")
+    else:
+        found = [Source(name, partial(_hub_rows, name, settings), filled=True)]
+    for source in found:
+        source.weight = weight
+    return found
+
+
+def _near(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, siblings, 1)
+    return (
+        f" Did you mean '{path.with_name(close[0])}'?" if close else " Expected a file, a Hub id or reasoning-gym:TASK."
+    )
+
+
+def _file(path: Path, name: str) -> Source:
+    if path.suffix not in READERS:
+        raise DataError(f"{name}: the suffix '{path.suffix}' is unknown. Data files end in {', '.join(READERS)}.")
+    reader, unit = READERS[path.suffix]
+    return Source(
+        name,
+        partial(reader, path, name),
+        unit,
+        path=path,
+        text_only=path.suffix in (".csv", ".tsv"),
+        filled=path.suffix in (".parquet", ".arrow"),
+    )
+
+
+def _folder(path: Path, name: str, settings: Settings) -> list[Source]:
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        import datasets
+
+        return [_dataset(datasets.load_from_disk(str(path)), settings, name)]
+    files = sorted(entry for entry in path.iterdir() if entry.suffix in READERS)
+    if not files:
+        raise DataError(f"{name}: the folder holds no data file. Data files end in {', '.join(READERS)}.")
+    return [_file(entry, str(Path(name) / entry.name)) for entry in files]
+
+
+def _generated(name: str) -> Numbered:
+    from posttrain.rewards.reasoning import rows
+
+    return iter(enumerate(rows(name.removeprefix(_GYM)), 1))
+
+
+def _hub_rows(name: str, settings: Settings) -> Numbered:
+    import datasets
+
+    repository, _, configuration = name.partition(":")
+    try:
+        data = datasets.load_dataset(
+            repository, configuration or None, split=settings.split, streaming=settings.streaming
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(
+            f"{name}: neither a file here nor a dataset that can be loaded from the Hub ({reason}). "
+            f"Check the name, the network and --split {settings.split}."
+        ) from None
+    return iter(enumerate((dict(row) for row in data), 1))
+
+
+def _is_dataset(value: Any) -> bool:
+    # An object of a library that was never imported cannot exist.
+    datasets = sys.modules.get("datasets")
+    if datasets is None:
+        return False
+    kinds = (datasets.Dataset, datasets.IterableDataset, datasets.DatasetDict, datasets.IterableDatasetDict)
+    return isinstance(value, kinds)
+
+
+def _dataset(data: Any, settings: Settings, name: str) -> Source:
+    if isinstance(data, dict):
+        if settings.split not in data:
+            raise DataError(f"{name}: has no split '{settings.split}'. Choose with --split from: {', '.join(data)}.")
+        data = data[settings.split]
+    streams = not hasattr(data, "__len__")  # IterableDataset
+    return Source(name, lambda: iter(enumerate((dict(row) for row in data), 1)), filled=True, streams=streams)

@@ -1,0 +1,79 @@
+"""Cutting an optimiser step into micro-batches, and what a method sees of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.engine.forward import pad_tokens, roles_of, token_mask
+from posttrain.views import Batch, Example
+
+
+def micro_batches(examples: list[Example], tokens: int, size: int | None, packed: bool) -> Iterator[list[Example]]:
+    """Cut a step's examples into forward passes of at most ``tokens`` tokens (or exactly ``size`` examples).
+
+    Without packing, examples of like length share a pass, so that little is padded. An example longer than the budget
+    has a pass of its own. Reduction is exact, so neither the order nor the cut changes the gradient.
+    """
+    if size is not None:
+        for start in range(0, len(examples), size):
+            yield examples[start : start + size]
+        return
+    ordered = examples if packed else sorted(examples, key=_longest)
+    current: list[Example] = []
+    cost = 0
+    for example in ordered:
+        cost = _cost([*current, example], packed)
+        if current and cost > tokens:
+            yield current
+            current = []
+        current.append(example)
+    if current:
+        yield current
+
+
+def _longest(example: Example) -> int:
+    return max(len(s) for rows in example.sequences.values() for s in rows)
+
+
+def _cost(examples: list[Example], packed: bool) -> int:
+    if packed:
+        return sum(e.tokens for e in examples)
+    rows = sum(len(sequences) for e in examples for sequences in e.sequences.values())
+    return rows * max(_longest(e) for e in examples)
+
+
+def build_batch(examples: list[Example], device: torch.device) -> tuple[Batch, dict[str, Tensor]]:
+    """Columns of a micro-batch, and those of its per-token columns that are masks, by name.
+
+    A column is there only when every example has it: numbers and booleans as tensors ``(B,)``, tensors of a rollout
+    stacked, the rest as lists. Per-token columns are padded to ``(B, T)``.
+    """
+    columns: dict[str, Any] = {}
+    for name in examples[0].columns:
+        if all(name in e.columns for e in examples):
+            columns[name] = _column([e.columns[name] for e in examples], device)
+    masks: dict[str, Tensor] = {}
+    for role in roles_of(examples):
+        sequences = [s for e in examples for s in e.sequences[role]]
+        mask = token_mask([s.count for s in sequences])
+        for name in sequences[0].per_token if sequences else ():
+            padded = pad_tokens(torch.cat([s.per_token[name] for s in sequences]), mask).to(device)  # (B, T)
+            columns[name] = padded
+            if padded.dtype == torch.bool:
+                masks[name] = padded
+    return Batch(len(examples), columns), masks
+
+
+def _column(values: list[Any], device: torch.device) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.stack(values).to(device)
+    if all(isinstance(v, bool) for v in values):
+        return torch.tensor(values, device=device)
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return torch.tensor(values, dtype=torch.float32, device=device)
+    return values

@@ -1,0 +1,228 @@
+"""From settings to a run that is ready to start: every mistake a user can make is found before weights load."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from posttrain.cards import Card
+from posttrain.data import prepare, read_rows, stream
+from posttrain.engine.evaluate import HeldOutLoss
+from posttrain.engine.optim import build_optimizer, build_schedule
+from posttrain.engine.run import Run
+from posttrain.engine.source import Offline, Stream
+from posttrain.errors import SettingsError
+from posttrain.generation.hf import HfGenerator
+from posttrain.methods import Method
+from posttrain.models.load import Loaded, load_policy, load_tokenizer, stop_ids_of
+from posttrain.models.reference import Reference
+from posttrain.rewards import Reward, check_columns, load_rewards
+from posttrain.rollouts.source import GreedyReward, Online
+from posttrain.settings import Settings
+from posttrain.strategies.choose import choose
+from posttrain.watch import facts
+from posttrain.watch.observers import Observers
+from posttrain.watch.run_directory import RunDirectory
+
+
+@dataclass
+class Objects:
+    """What a Python program hands over instead of naming it."""
+
+    model: nn.Module | None = None
+    tokenizer: Any = None
+    data: Any = None
+    eval_data: Any = None
+    reward: list[Callable[..., Any] | str] | None = None
+    observers: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Prepared:
+    """The data of a run, tokenised, and what is needed to learn from it; no weights yet."""
+
+    tokenizer: Any
+    stop_ids: set[int]
+    train: Any
+    held_out: Any
+    rewards: list[Reward]
+    report: dict[str, Any]
+    notes: list[str]
+
+
+def cache_folder(settings: Settings) -> Path | None:
+    """Where tokenised data is kept; None for nowhere."""
+    if settings.cache == "off":
+        return None
+    return Path(settings.cache or "~/.cache/posttrain").expanduser() / "data"
+
+
+def prepare_data(method: Method, config: Any, settings: Settings, objects: Objects) -> Prepared:
+    """Rows read, checked and tokenised, rewards found; the tokenizer is the only part of the model that is read."""
+    card = method.card
+    _check_settings(card, settings, objects)
+    accepted = card.schemas
+    rows = read_rows(objects.data if objects.data is not None else settings.data, accepted, settings)
+    held_out = None
+    if objects.eval_data is not None or settings.eval_data:
+        source = objects.eval_data if objects.eval_data is not None else settings.eval_data
+        whole = dataclasses.replace(settings, limit=None, streaming=False)
+        held_out = read_rows(source, accepted, whole, what="eval-data")
+    elif settings.eval_fraction:
+        rows, held_out = _split(rows, settings)
+    tokenizer = objects.tokenizer if objects.tokenizer is not None else load_tokenizer(settings.model, settings)
+    stops = stop_ids_of(settings.model, tokenizer, settings) if objects.model is None else _stops(objects, tokenizer)
+    rewards = _rewards(card, settings, objects, tokenizer, rows) if card.online else []
+    notes = list(rows.notes)
+    if settings.streaming:
+        train: Any = lambda skip: stream(rows, tokenizer, settings, stops, settings.seed, skip)  # noqa: E731
+        report: dict[str, Any] = {"streaming": True}
+    else:
+        train = prepare(rows, tokenizer, settings, stops, cache_folder(settings))
+        report = dict(train.report)
+    if held_out is not None:
+        held_out = prepare(held_out, tokenizer, settings, stops, cache_folder(settings))
+        report["eval"] = dict(held_out.report)
+    return Prepared(tokenizer, stops, train, held_out, rewards, report, notes)
+
+
+def build_run(method: Method, config: Any, settings: Settings, objects: Objects, data: Prepared, path: Path) -> Run:
+    """Strategy, model, reference, optimiser and source, put together."""
+    card = method.card
+    strategy, why = choose(settings)
+    reward_head = card.needs_now("reward-head", config)
+    loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, reward_head)
+    strategy.prepare(loaded.policy)
+    reference = Reference(loaded.policy, settings) if card.needs_now("reference", config) else None
+    run = Run(
+        settings=settings,
+        method=method,
+        config=config,
+        policy=loaded.policy,
+        tokenizer=data.tokenizer,
+        stop_ids=loaded.stop_ids | data.stop_ids,
+        reference=reference,
+        strategy=strategy,
+        directory=RunDirectory(path, writes=strategy.rank == 0),
+        observers=Observers([*(settings.observers or []), *objects.observers]),
+    )
+    run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
+    _sources(run, data)
+    run.total = run.source.steps()
+    run.optimizer = build_optimizer(loaded.policy, settings)
+    run.schedule = build_schedule(run.optimizer, settings, run.total)
+    data.notes += [*loaded.notes, f"strategy {why}"]
+    return run
+
+
+def _sources(run: Run, data: Prepared) -> None:
+    settings = run.settings
+    assert settings.batch_size is not None
+    if run.card.online:
+        generator = HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, settings.generation_batch_size)
+        run.source = Online(run, data.train, generator, data.rewards)
+        if data.held_out is not None:
+            limit = settings.eval_batches and settings.eval_batches * settings.batch_size
+            run.evaluation = GreedyReward(data.held_out, generator, data.rewards, limit)
+        return
+    run.source = Stream(data.train, settings) if settings.streaming else Offline(data.train, settings)
+    if data.held_out is not None:
+        run.evaluation = HeldOutLoss(data.held_out, settings.eval_batches, settings.batch_size)
+
+
+def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> dict[str, Any]:
+    """The content of run.json."""
+    card = run.card
+    trained = sum(p.numel() for p in run.parameters)
+    return {
+        "format": 1,
+        "method": method_name,
+        "card": {"name": card.name, "version": card.version, "tier": card.tier, "schema": card.schemas[0]},
+        "settings": dataclasses.asdict(run.settings),
+        "options": dataclasses.asdict(run.config),
+        "total_steps": run.total,
+        "parameters": {"trained": trained, "all": sum(p.numel() for p in run.policy.parameters())},
+        "data": data.report,
+        "notes": data.notes,
+        "in_memory": [n for n in ("model", "data", "eval_data", "reward") if _is_object(getattr(objects, n))],
+        "strategy": {"name": run.strategy.name, "world": run.strategy.world},
+        "versions": facts.versions(),
+        "hardware": facts.hardware(),
+        "code": facts.code(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _is_object(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(not isinstance(item, str) for item in value)
+    return value is not None
+
+
+def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
+    if not settings.model and objects.model is None:
+        raise SettingsError("No model was given. Name a folder, a Hub id or a .gguf file: --model MODEL")
+    if not settings.data and objects.data is None:
+        raise SettingsError(f"No data was given. '{card.name}' takes {' or '.join(card.schemas)} rows: --data FILE")
+    if objects.model is not None and objects.tokenizer is None:
+        raise SettingsError("A model in memory needs its tokenizer: train(..., model=model, tokenizer=tokenizer)")
+    checks = {
+        "batch-size": settings.batch_size is not None and settings.batch_size >= 1,
+        "steps": settings.steps is None or settings.steps >= 1,
+        "epochs": settings.epochs is None or settings.epochs > 0,
+        "micro-batch-size": settings.micro_batch_size is None or settings.micro_batch_size >= 1,
+        "head-chunk-tokens": settings.head_chunk_tokens >= 1,
+        "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
+        "max-length": settings.max_length is None or settings.max_length >= 2,
+        "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
+        "save-total": settings.save_total >= 1,
+    }
+    for name, fine in checks.items():
+        if not fine:
+            raise SettingsError(f"{name} is {getattr(settings, name.replace('-', '_'))}, expected a larger number.")
+    if not 0 <= settings.eval_fraction < 1:
+        raise SettingsError(f"eval-fraction is {settings.eval_fraction}, expected a number from 0 to below 1.")
+    evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
+    for name in ("save_best", "early_stopping", "eval_every"):
+        if getattr(settings, name) and not evaluated:
+            raise SettingsError(f"{name.replace('_', '-')} needs held-out rows. Add --eval-data FILE or --eval-fraction 0.05.")
+
+
+def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
+    count = round(len(rows) * settings.eval_fraction)
+    if not 0 < count < len(rows):
+        raise SettingsError(f"eval-fraction {settings.eval_fraction} of {len(rows)} rows is {count}. Expected at least one row on both sides.")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
+
+
+def _stops(objects: Objects, tokenizer: Any) -> set[int]:
+    from posttrain.models.load import stop_ids
+
+    return stop_ids(objects.model, tokenizer)
+
+
+def _rewards(card: Card, settings: Settings, objects: Objects, tokenizer: Any, rows: Any) -> list[Reward]:
+    named: Any = objects.reward if objects.reward is not None else settings.reward
+    if not named and rows and "reasoning_gym" in rows[0]:
+        named = ["reasoning-gym"]
+    if not named:
+        if any(need.startswith("rewards") for need in card.needs):
+            raise SettingsError(
+                f"Method '{card.name}' learns from rewards and none was given. Name one: --reward gsm8k, "
+                "--reward rewards.py:function, --reward FOLDER"
+            )
+        return []
+    rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer)
+    check_columns(rewards, rows[0])
+    return rewards
+
+
+__all__ = ["Loaded", "Objects", "Prepared", "build_run", "prepare_data", "run_facts"]

@@ -1,0 +1,151 @@
+"""The forward pass of every method: sequences in, log-probabilities of their trained tokens out.
+
+How the sequences are laid out is this file's business alone: packed behind each other where the model keeps documents
+apart exactly (checked against the padded layout when the model is loaded), right-padded otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.engine import attention
+from posttrain.engine.head import Head, Request, token_statistics
+from posttrain.views import Example, Sequence, View, Views
+
+if TYPE_CHECKING:
+    from posttrain.models.reference import Reference
+
+
+class TokenModel(nn.Module):
+    """A transformers model as the core sees it: hidden states of laid-out sequences, then the chunked head.
+
+    ``model`` is a causal language model or a sequence classifier with one label (a reward head), with or without
+    adapters. ``packed`` says which layout is used.
+    """
+
+    def __init__(self, model: nn.Module, head: Head | None, packed: bool = False):
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.packed = packed
+
+    @property
+    def inner(self) -> Any:
+        """The transformers model below any adapters."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs must go."""
+        return self.inner.get_input_embeddings().weight.device
+
+    def hidden(self, sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
+        """Hidden states ``(N, H)`` of all tokens of all sequences, and the place of each sequence's first token."""
+        decoder = getattr(self.inner, self.inner.base_model_prefix)
+        lengths = [len(s) for s in sequences]
+        if self.packed:
+            states = _packed(decoder, sequences, lengths, self.device)
+        else:
+            states = _padded(decoder, sequences, lengths, self.device)
+        starts = torch.tensor([0, *lengths[:-1]], device=self.device).cumsum(0)  # (R,)
+        return states, starts
+
+    def forward(self, sequences: list[Sequence], request: Request, reference: Reference | None = None) -> dict[str, Tensor]:
+        """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)`` and statistics.
+
+        With a reward head: ``score`` ``(R,)`` of each sequence's last token. ``reference`` is run without gradient
+        in the same chunks when statistics need its logits.
+        """
+        states, starts = self.hidden(sequences)
+        if self.head is None:
+            last = starts + torch.tensor([len(s) - 1 for s in sequences], device=states.device)
+            return {"score": self.inner.score(states[last])[:, 0].float()}
+        predicting, labels = _predicted(sequences, starts)
+        if reference is not None:
+            request.reference = _reference_logits(reference, sequences, predicting)
+        return token_statistics(states[predicting], labels, self.head, request)
+
+
+def _reference_logits(reference: Reference, sequences: list[Sequence], predicting: Tensor) -> Callable[[slice], Tensor]:
+    """The reference's logits chunk by chunk: its hidden states are computed once, its head when a chunk asks."""
+    with torch.no_grad(), reference.active() as model:
+        states = model.hidden(sequences)[0][predicting]  # (n, H)
+
+    def logits(at: slice) -> Tensor:
+        with torch.no_grad(), reference.active() as model:
+            assert model.head is not None
+            return model.head.logits(states[at])
+
+    return logits
+
+
+def _predicted(sequences: list[Sequence], starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat places ``(n,)`` of the hidden states that predict the trained tokens, and those tokens ``(n,)``."""
+    device = starts.device
+    places, labels = [], []
+    for sequence, start in zip(sequences, starts.tolist(), strict=True):
+        trained = sequence.trained.nonzero()[:, 0]  # (t,)
+        places.append(trained + (start - 1))
+        labels.append(sequence.ids[trained])
+    return torch.cat(places).to(device), torch.cat(labels).to(device)
+
+
+def _packed(decoder: nn.Module, sequences: list[Sequence], lengths: list[int], device: torch.device) -> Tensor:
+    ids = torch.cat([s.ids for s in sequences])[None].to(device)  # (1, N)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device)  # (1, N)
+    extra: dict[str, Any] = {}
+    if decoder.config._attn_implementation == attention.NAME:
+        # A mask that is already 4-D is passed through untouched; the function reads the lengths instead.
+        extra = {"attention_mask": positions.new_zeros(1, 1, 1, 1), "document_lengths": lengths}
+    return decoder(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state[0]  # (N, H)
+
+
+def _padded(decoder: nn.Module, sequences: list[Sequence], lengths: list[int], device: torch.device) -> Tensor:
+    ids = nn.utils.rnn.pad_sequence([s.ids for s in sequences], batch_first=True).to(device)  # (R, L)
+    mask = torch.arange(ids.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]  # (R, L)
+    states = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state  # (R, L, H)
+    return states[mask]  # (N, H)
+
+
+def roles_of(examples: list[Example]) -> list[str]:
+    """Roles in the order of the first example; every example of a batch has the same ones."""
+    return list(examples[0].sequences)
+
+
+def sequences_of(examples: list[Example]) -> list[Sequence]:
+    """All sequences, role by role, in the order that ``build_views`` takes them apart again."""
+    return [s for role in roles_of(examples) for e in examples for s in e.sequences[role]]
+
+
+def build_views(examples: list[Example], results: dict[str, Tensor]) -> Views:
+    """Turn the flat results of a forward pass into one padded view per role."""
+    views, token, row = {}, 0, 0
+    device = next(iter(results.values())).device
+    for role in roles_of(examples):
+        sequences = [s for e in examples for s in e.sequences[role]]
+        counts = [s.count for s in sequences]
+        mask = token_mask(counts).to(device)  # (R, T)
+        span = slice(token, token + sum(counts))
+        fields: dict[str, Any] = {n: pad_tokens(v[span], mask) for n, v in results.items() if n != "score"}
+        if "score" in results:
+            fields["score"] = results["score"][row : row + len(sequences)]  # (R,)
+        # A reward model has no log-probabilities: whoever reads them shall see it in the numbers.
+        fields.setdefault("logps", torch.full(mask.shape, torch.nan, device=device))
+        views[role] = View(mask=mask, **fields)
+        token, row = span.stop, row + len(sequences)
+    return Views(**views)
+
+
+def token_mask(counts: list[int]) -> Tensor:
+    """``(R, T)`` bool: True for the first ``counts[i]`` places of row i; T is at least 1."""
+    longest = max([1, *counts])
+    return torch.arange(longest) < torch.tensor(counts)[:, None]
+
+
+def pad_tokens(flat: Tensor, mask: Tensor) -> Tensor:
+    """Lay flat per-token values ``(n,)`` out as ``(R, T)``, zero where ``mask`` is False; gradients flow."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

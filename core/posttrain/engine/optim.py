@@ -1,0 +1,83 @@
+"""Optimisers and schedules: torch's own, and every name that transformers' users know."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from posttrain.errors import DependencyError, SettingsError
+
+if TYPE_CHECKING:
+    from posttrain.settings import Settings
+
+#: Names spelt the usual way -> transformers' name.
+ALIASES = {"adafactor": "adafactor", "lion": "lion_32bit", "adagrad": "adagrad", "rmsprop": "rmsprop", "sgd": "sgd"}
+
+
+def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """An optimiser over the trained parameters; norms and biases get no weight decay."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    rate = settings.learning_rate
+    assert rate is not None
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    if settings.optimizer == "adamw":
+        # fused runs the same arithmetic in one kernel; float64 and exotic devices have none
+        fused = all(p.dtype != torch.float64 and p.device.type in ("cpu", "cuda", "mps") for g in groups for p in g["params"])
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon, fused=fused)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate)
+    return _from_transformers(model, groups, settings)
+
+
+def _from_transformers(model: nn.Module, groups: list[dict[str, Any]], settings: Settings) -> torch.optim.Optimizer:
+    import tempfile
+
+    from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    name = ALIASES.get(settings.optimizer, settings.optimizer)
+    names = sorted(o.value for o in OptimizerNames)
+    if name not in names:
+        import difflib
+
+        close = difflib.get_close_matches(name, ["adamw", *ALIASES, *names], n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else f" Known: adamw, {', '.join(ALIASES)}, {', '.join(names)}."
+        raise SettingsError(f"No optimizer is called '{settings.optimizer}'.{hint}")
+    arguments = TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        optim=name,
+        learning_rate=settings.learning_rate,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+    )
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ImportError, ValueError) as error:
+        raise DependencyError(f"Optimizer '{settings.optimizer}' cannot be used here: {str(error).splitlines()[0]}") from None
+    return kind(groups, **options)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Rise over ``warmup_steps``, then constant, a line to 0, or a half cosine to 0 at step ``total``."""
+    warmup, kind = settings.warmup_steps or 0, settings.schedule or "linear"
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        done = (step - warmup) / max(1, total - warmup)
+        if kind == "linear":
+            return max(0.0, 1.0 - done)
+        if kind == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,133 @@
+"""One optimiser step: micro-batches, the method's loss, the core's reduction, and the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from posttrain.engine.batches import build_batch, micro_batches
+from posttrain.engine.forward import build_views, sequences_of
+from posttrain.engine.head import Request
+from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
+from posttrain.views import Batch, Example, Step, Views
+
+if TYPE_CHECKING:
+    from posttrain.engine.run import Run
+
+
+@dataclass
+class Outcome:
+    """What a step (or an evaluation) came to: loss terms by name, their sum, averages of the metrics."""
+
+    loss: float
+    terms: dict[str, float]
+    metrics: dict[str, float]
+    tokens: int
+    grad_norm: float = math.nan
+
+
+def optimiser_step(run: Run, examples: list[Example], step: Step) -> Outcome:
+    """Take one step over this rank's ``examples``; the gradient is that of the whole global step."""
+    for parameter in run.parameters:
+        parameter.grad = None
+    outcome = _accumulate(run, examples, step)
+    run.strategy.sum_gradients(run.parameters)
+    outcome.grad_norm = _clip(run)
+    if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
+        run.optimizer.step()
+    run.schedule.step()
+    return outcome
+
+
+def evaluate_loss(run: Run, examples: list[Example], step: Step) -> Outcome:
+    """The same loss over ``examples`` without gradient; training mode and random state stay as they are."""
+    training = run.policy.training
+    run.policy.eval()
+    with torch.no_grad():
+        outcome = _accumulate(run, examples, Step(step.number, step.total, training=False))
+    run.policy.train(training)
+    return outcome
+
+
+def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
+    totals = run.strategy.sum_totals(Totals.of(examples))
+    terms: dict[str, float] = {}
+    averages = Averages()
+    for micro in run.micro_batches(examples):
+        with run.autocast():
+            batch, policy, reference, masks = forward(run, micro)
+            returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
+        parts, metrics = split_loss(returned, run.card.name)
+        loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
+        if step.training:
+            loss.backward()
+        for name, share in shares.items():
+            terms[name] = terms.get(name, 0.0) + float(share)
+        averages.add(metrics)
+    terms, averages = run.strategy.sum_results(terms, averages)
+    tokens = sum(e.tokens for e in examples)
+    return Outcome(sum(terms.values()), terms, averages.result(), int(run.strategy.sum_number(tokens)))
+
+
+def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, torch.Tensor]]:
+    """Batch, policy views, reference views (or None) and all masks of one micro-batch."""
+    batch, masks = build_batch(examples, run.policy.device)
+    sequences = sequences_of(examples)
+    reference = None
+    if run.reference is not None:
+        reference = reference_views(run, examples)
+    results = run.policy(sequences, run.request(), reference=run.reference_for_statistics())
+    policy = build_views(examples, results)
+    for role, view in vars(policy).items():
+        masks[role] = view.mask
+        if reference is not None:  # one mask per role, whichever view a method takes it from
+            getattr(reference, role).mask = view.mask
+    if run.card.online and "old_logps" not in batch:
+        # Rollouts that are used once: the policy that samples is the policy that is updated.
+        batch.columns["old_logps"] = policy.completion.logps.detach()
+    return batch, policy, reference, masks
+
+
+def reference_views(run: Run, examples: list[Example]) -> Views:
+    """Views of the frozen reference, from columns computed before or from a forward pass without gradient."""
+    stored = "reference_logps"
+    if all(stored in s.per_token for s in sequences_of(examples)):
+        flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
+        return build_views(examples, {"logps": flat.to(run.policy.device)})
+    with torch.no_grad(), run.reference.active() as model:
+        request = Request(run.settings.head_chunk_tokens, run.temperature)
+        return build_views(examples, model(sequences_of(examples), request))
+
+
+def no_grad_logps(run: Run, examples: list[Example], reference: bool = False) -> Iterator[tuple[Example, Any]]:
+    """Log-probs ``(t,)`` of the first role's trained tokens, example by example, under policy or reference."""
+    context: AbstractContextManager[Any] = run.reference.active() if reference else nullcontext(run.policy)
+    training = run.policy.training
+    run.policy.eval()
+    with torch.no_grad(), context as model:
+        for micro in run.micro_batches(examples):
+            with run.autocast():
+                results = model(sequences_of(micro), Request(run.settings.head_chunk_tokens, run.temperature))
+            counts = [s.count for s in sequences_of(micro)]
+            yield from zip(micro, results["logps"].float().cpu().split(counts), strict=True)
+    run.policy.train(training)
+
+
+def _clip(run: Run) -> float:
+    """Gradient norm before clipping; gradients above ``max_grad_norm`` are scaled down to it."""
+    norm = run.strategy.gradient_norm(run.parameters)
+    limit = run.settings.max_grad_norm
+    if limit and math.isfinite(norm) and norm > limit:
+        scale = limit / (norm + 1e-6)
+        for parameter in run.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+    return norm
+
+
+__all__ = ["Outcome", "evaluate_loss", "forward", "micro_batches", "no_grad_logps", "optimiser_step"]

@@ -1,0 +1,193 @@
+"""Loading exactly one method, and a typed wrapper around pluggy's relay to it. Nothing autoloads."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from posttrain import hookspecs
+from posttrain.cards import Card
+from posttrain.discovery import Installed, locate
+from posttrain.errors import DependencyError, PluginError, PosttrainError, SettingsError
+from posttrain.options import cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posttrain.views import Batch, Step, Views
+
+HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("posttrain_")}
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Options of a method that has none."""
+
+
+class Method:
+    """One loaded method: its card, its module, the class of its options, and its hooks as typed functions."""
+
+    def __init__(self, card: Card, module: ModuleType, relay: pluggy.PluginManager):
+        self.card = card
+        self.module = module
+        self._relay = relay
+        self.Config: type = self._options()
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.card.name
+
+    def has(self, hook: str) -> bool:
+        """Whether the method implements ``hook`` (its full name, such as "posttrain_loss")."""
+        if hook not in HOOKS:
+            raise ValueError(f"there is no hook '{hook}'. Hooks: {', '.join(HOOKS)}")
+        return bool(getattr(self._relay.hook, hook).get_hookimpls())
+
+    def config(self, options: dict[str, Any]) -> Any:
+        """An instance of ``Config``. Raises SettingsError for an unknown option or a value it cannot take."""
+        kinds = self._kinds()
+        names = [field.name for field in dataclasses.fields(self.Config)]
+        for key in options:
+            if key not in names:
+                raise SettingsError(_unknown_option(key, names, self.name))
+        values = {key: cast(key, value, kinds[key]) for key, value in options.items()}
+        try:
+            return self.Config(**values)
+        except PosttrainError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"Method '{self.name}' does not take these options: {error}") from error
+
+    def loss(self, *, batch: Batch, policy: Views, reference: Views | None, config: Any, step: Step) -> Any:
+        """``posttrain_loss``: an unreduced loss, or ``(loss, metrics)``."""
+        return self._relay.hook.posttrain_loss(
+            batch=batch, policy=policy, reference=reference, config=config, step=step
+        )
+
+    def token_statistics(
+        self, *, logits: Tensor, labels: Tensor, reference_logits: Tensor | None, config: Any
+    ) -> dict[str, Tensor]:
+        """``posttrain_token_statistics``: per-token tensors ``(n,)`` by name, from logits ``(n, V)``."""
+        return self._relay.hook.posttrain_token_statistics(
+            logits=logits, labels=labels, reference_logits=reference_logits, config=config
+        )
+
+    def advantages(self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]) -> Tensor:
+        """``posttrain_advantages``: ``(B,)`` or ``(B, T)`` for rewards ``(B,)`` of the whole step."""
+        return self._relay.hook.posttrain_advantages(rewards=rewards, rollouts=rollouts, config=config, state=state)
+
+    def _kinds(self) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(self.Config, globalns=vars(self.module))
+        except NameError as error:
+            raise PluginError(f"An option of '{self.name}' has a type that does not exist: {error}.") from error
+
+    def _options(self) -> type:
+        if not self.has("posttrain_config"):
+            return NoOptions
+        options = self._relay.hook.posttrain_config()
+        if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
+            raise PluginError(f"posttrain_config of '{self.name}' returned {options!r}, expected a dataclass.")
+        if not options.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # typeshed leaves it out
+            raise PluginError(f"The options of '{self.name}' can be changed; write @dataclass(frozen=True).")
+        return options
+
+
+def load(name_or_folder: str) -> Method:
+    """Load one method, by name or from a plugin's folder. Raises MethodError, PluginError or DependencyError."""
+    row = locate(name_or_folder)
+    assert row.card is not None  # locate() raises for a row without a card
+    return from_module(_import(row), row.card)
+
+
+def from_module(module: ModuleType, card: Card) -> Method:
+    """A method from a module that is already imported; ``card`` says what it is."""
+    _check_hooks(module, card.name)
+    relay = pluggy.PluginManager("posttrain")
+    relay.add_hookspecs(hookspecs)
+    try:
+        relay.register(module, card.name)
+        relay.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(f"Plugin '{card.name}' does not fit the hooks: {' '.join(str(error).split())}") from error
+    return Method(card, module, relay)
+
+
+def import_plugin(name: str, module: str, package: Path | None = None) -> ModuleType:
+    """Import a plugin's module, from ``package`` where it is not installed. Whatever it raises becomes one line."""
+    try:
+        return importlib.import_module(module) if package is None else _from_folder(module, package)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == module:
+            raise PluginError(f"Plugin '{name}' cannot be imported: {error}.") from error
+        missing = error.name.partition(".")[0]
+        raise DependencyError(
+            f"Plugin '{name}' needs the module '{missing}', which is not installed. "
+            f"List it under requires in the plugin's card and install it, e.g. with: pip install {missing}"
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, even SystemExit, and must not end the host
+        detail = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
+        raise PluginError(f"Plugin '{name}' cannot be imported: {reason}") from error
+
+
+def _import(row: Installed) -> ModuleType:
+    return import_plugin(row.name, row.module, row.folder)
+
+
+def _from_folder(name: str, package: Path) -> ModuleType:
+    for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
+        del sys.modules[loaded]  # a folder is read anew each time: its author is editing it
+    spec = importlib.util.spec_from_file_location(
+        name, package / "__init__.py", submodule_search_locations=[str(package)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{package} is not a Python package")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _check_hooks(module: ModuleType, plugin: str) -> None:
+    """Misspelt hooks, forgotten marks and unknown arguments, in words; pluggy itself would accept the first two."""
+    for name, function in vars(module).items():
+        if not name.startswith("posttrain_") or not inspect.isfunction(function):
+            continue
+        if name not in HOOKS:
+            raise PluginError(f"Plugin '{plugin}' implements unknown hook '{name}'.{_meant(name, list(HOOKS))}")
+        if not hasattr(function, "posttrain_impl"):
+            raise PluginError(f"'{name}' of '{plugin}' is not marked as a hook. Write @posttrain.hookimpl above it.")
+        known = list(inspect.signature(HOOKS[name]).parameters)
+        for argument, parameter in inspect.signature(function).parameters.items():
+            if parameter.default is parameter.empty and argument not in known:
+                raise PluginError(
+                    f"'{name}' of '{plugin}' takes '{argument}', which that hook does not have."
+                    f"{_meant(argument, known)} Arguments: {', '.join(known) or 'none'}"
+                )
+
+
+def _unknown_option(key: str, names: list[str], method: str) -> str:
+    return f"Unknown option '{key}' of method '{method}'.{_meant(key, names)}  Its options: posttrain show {method}"
+
+
+def _meant(word: str, words: list[str]) -> str:
+    close = get_close_matches(word, words, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,58 @@
+"""Adapters through peft: made new, loaded to be trained on, and switched off for the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import peft
+
+from posttrain.errors import ModelError
+
+if TYPE_CHECKING:
+    from posttrain.settings import Settings
+
+#: Name of the frozen copy of an adapter that a run started from.
+REFERENCE_ADAPTER = "reference"
+
+
+def adapter_base(model: str) -> str | None:
+    """The base model named by an adapter folder; None where ``model`` is not one."""
+    file = Path(model).expanduser() / "adapter_config.json"
+    if not file.is_file():
+        return None
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"Adapter '{model}' does not name its base model. Expected base_model_name_or_path in {file.name}.")
+    return str(base)
+
+
+def add_adapter(module: Any, settings: Settings, reward_head: bool) -> Any:
+    """A new LoRA (or DoRA) adapter on every linear layer but the head, or on the named modules."""
+    if settings.lora_targets:
+        known = {name.rpartition(".")[2] for name, _ in module.named_modules()}
+        missing = [t for t in settings.lora_targets if t.rpartition(".")[2] not in known]
+        if missing:
+            raise ModelError(
+                f"lora-targets names '{missing[0]}', which {type(module).__name__} does not have. "
+                f"It has: {', '.join(sorted(n for n in known if n.endswith('proj') or n.startswith('fc')))}."
+            )
+    config = peft.LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha if settings.lora_alpha is not None else 2 * settings.lora_rank,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.lora_targets or "all-linear",
+        use_dora=settings.dora,
+        modules_to_save=["score"] if reward_head else None,
+        task_type="SEQ_CLS" if reward_head else "CAUSAL_LM",
+    )
+    return peft.get_peft_model(module, config)
+
+
+def load_adapter(module: Any, folder: str) -> Any:
+    """A trained adapter to go on with, and a frozen copy of it to serve as the reference (R1)."""
+    model = peft.PeftModel.from_pretrained(module, folder, is_trainable=True)
+    model.load_adapter(folder, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
+    model.set_adapter("default")
+    return model

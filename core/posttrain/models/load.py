@@ -1,0 +1,246 @@
+"""Models and tokenizers from folders, Hub ids, GGUF files or memory, checked before anything trains on them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+
+from posttrain.engine import attention
+from posttrain.engine.forward import TokenModel
+from posttrain.errors import DependencyError, ModelError
+from posttrain.models.adapters import add_adapter, adapter_base, load_adapter
+from posttrain.models.head import find_head
+from posttrain.models.probe import check_logits, keeps_documents_apart
+
+if TYPE_CHECKING:
+    from posttrain.settings import Settings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass
+class Loaded:
+    """A policy ready to train, its tokenizer, and what was decided on the way."""
+
+    policy: TokenModel
+    tokenizer: Any
+    stop_ids: set[int]
+    notes: list[str] = field(default_factory=list)
+    """One line for each decision a person should know of."""
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """The named device, or the best there is."""
+    if settings.device is not None:
+        return torch.device(settings.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """float32, but bfloat16 for a frozen base under adapters on a GPU."""
+    if settings.dtype is not None:
+        return DTYPES[settings.dtype]
+    frozen = settings.lora or settings.dora or settings.quantize
+    return torch.bfloat16 if device.type == "cuda" and frozen else torch.float32
+
+
+def load_tokenizer(model: str, settings: Settings) -> Any:
+    """The tokenizer of ``model`` with the chosen chat template. Raises ModelError where it is absent or broken."""
+    source, extra = _source(adapter_base(model) or model, settings)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("tokenizer", model, error) from None
+    sample = "The answer is 42."
+    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
+    if not ids or sample.replace(" ", "").lower() not in tokenizer.decode(ids).replace(" ", "").lower():
+        raise ModelError(
+            f"The tokenizer of '{model}' ({type(tokenizer).__name__}) turns {sample!r} into {ids} and back into "
+            f"{tokenizer.decode(ids)!r}. Its class or its files do not fit the model."
+        )
+    if settings.chat_template is not None:
+        tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_policy(model: str | nn.Module, tokenizer: Any, settings: Settings, reward_head: bool) -> Loaded:
+    """The model to train, on its device, with its adapter, and the layout it can be run in."""
+    attention.register()
+    torch.manual_seed(settings.seed)  # a reward head and new adapters are drawn from here
+    device = choose_device(settings)
+    notes: list[str] = []
+    if isinstance(model, str):
+        base = adapter_base(model)
+        module = load_module(base or model, settings, device, reward_head, tokenizer)
+        if base is not None:
+            module = load_adapter(module, model)
+    else:
+        module = model.to(device)
+        if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
+            module.set_attn_implementation(attention.NAME)
+    return finish(module, tokenizer, settings, reward_head, notes)
+
+
+def finish(module: Any, tokenizer: Any, settings: Settings, reward_head: bool, notes: list[str]) -> Loaded:
+    """Adapters, head, self-checks; what is left to do once the weights are in memory."""
+    torch.manual_seed(settings.seed)
+    inner = module.get_base_model() if hasattr(module, "peft_config") else module
+    _check_vocabulary(inner, tokenizer)
+    if settings.gradient_checkpointing:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.enable_input_require_grads()
+    if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
+        module = add_adapter(module, settings, reward_head)
+    policy = TokenModel(module, None if reward_head else find_head(inner))
+    policy.eval()
+    policy.packed = settings.packing and keeps_documents_apart(policy)
+    if settings.packing and not policy.packed:
+        notes.append(f"{type(inner).__name__} cannot keep packed rows apart here; rows are padded instead.")
+    if not reward_head:
+        check_logits(policy)
+    policy.train()
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise ModelError(f"{type(inner).__name__} has no parameter that requires a gradient. Unfreeze some, or use --lora.")
+    return Loaded(policy, tokenizer, stop_ids(inner, tokenizer), notes)
+
+
+def load_module(model: str, settings: Settings, device: torch.device, reward_head: bool, tokenizer: Any) -> Any:
+    """A transformers model with safetensors weights on ``device``."""
+    source, extra = _source(model, settings)
+    if settings.attention is not None:
+        extra["attn_implementation"] = settings.attention
+    if settings.quantize is not None:
+        extra["quantization_config"] = _quantization(settings)
+        extra["device_map"] = {"": device}
+    if "gguf_file" not in extra:
+        extra["use_safetensors"] = True
+    kind: Any = transformers.AutoModelForCausalLM
+    if reward_head:
+        kind = transformers.AutoModelForSequenceClassification
+        extra |= {"num_labels": 1, "problem_type": "regression"}
+    try:
+        module = kind.from_pretrained(source, dtype=choose_dtype(settings, device), **extra)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _cannot_load("model", model, error) from None
+    if "gguf_file" in extra:
+        _forget_quantisation(module)
+    if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
+        module.set_attn_implementation(attention.NAME)
+    if reward_head:
+        module.config.pad_token_id = pad_id(tokenizer)
+    if settings.quantize is None:
+        module = module.to(device)
+    for submodule in module.modules():  # dropout in the policy would be noise in every ratio and margin
+        if isinstance(submodule, nn.Dropout):
+            submodule.p = 0.0
+    return module
+
+
+def stop_ids(inner: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends a completion: the tokenizer's and those of the generation config."""
+    found = {tokenizer.eos_token_id}
+    configured = getattr(inner, "generation_config", None) and inner.generation_config.eos_token_id
+    found |= set(configured) if isinstance(configured, list | tuple) else {configured}
+    return {int(i) for i in found if i is not None}
+
+
+def stop_ids_of(model: str, tokenizer: Any, settings: Settings) -> set[int]:
+    """The same without loading weights, for preparing data."""
+    found = {tokenizer.eos_token_id}
+    source, extra = _source(adapter_base(model) or model, settings)
+    if "gguf_file" not in extra:
+        try:
+            configured = transformers.GenerationConfig.from_pretrained(source).eos_token_id
+        except (OSError, ValueError):  # a model without a generation config stops at the tokenizer's token
+            configured = None
+        found |= set(configured) if isinstance(configured, list | tuple) else {configured}
+    return {int(i) for i in found if i is not None}
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A padding token that is not the stop token: a reward model finds the last token by it."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)):
+        if candidate is not None and candidate != tokenizer.eos_token_id:
+            return int(candidate)
+    return int(tokenizer.eos_token_id or 0)
+
+
+def _source(model: str, settings: Settings) -> tuple[str, dict[str, Any]]:
+    """What ``from_pretrained`` takes: a folder or Hub id, and whether a GGUF file or remote code is meant."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"Model file '{model}' does not exist. Expected a .gguf file, a folder or a Hub id.")
+        try:
+            import gguf  # noqa: F401  (transformers reports its absence with a traceback)
+        except ImportError:
+            raise DependencyError("GGUF files need the package gguf. Install it with: pip install 'posttrain[gguf]'") from None
+        return str(path.parent), {"gguf_file": path.name}
+    extra: dict[str, Any] = {"trust_remote_code": True} if settings.trust_remote_code == model else {}
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+            raise ModelError(f"Model folder '{model}' has no config.json. Expected a folder saved by transformers or peft.")
+        return str(path), extra
+    if model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise ModelError(f"Model folder '{model}' does not exist. Expected a folder, a .gguf file or a Hub id.")
+    return model, extra
+
+
+def _cannot_load(what: str, model: str, error: Exception) -> ModelError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = ""
+    if "trust_remote_code" in str(error):
+        hint = f" It brings its own Python code; to run it: --trust-remote-code {model}"
+    elif "safetensors" in str(error):
+        hint = " Only safetensors weights are loaded; convert others with transformers' save_pretrained."
+    return ModelError(f"The {what} of '{model}' cannot be loaded: {first}{hint}")
+
+
+def _check_vocabulary(inner: Any, tokenizer: Any) -> None:
+    rows = inner.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows and inner.config.get_text_config().vocab_size < len(tokenizer):
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer)} tokens but the model embeds {rows}. They do not belong together, or "
+            "tokens were added without model.resize_token_embeddings(len(tokenizer))."
+        )
+
+
+def _quantization(settings: Settings) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401  (transformers reports its absence with a traceback)
+    except ImportError:
+        raise DependencyError(
+            f"--quantize {settings.quantize} needs the package bitsandbytes. Install it with: pip install 'posttrain[qlora]'"
+        ) from None
+    if settings.quantize == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.quantize,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def _forget_quantisation(module: Any) -> None:
+    """A GGUF file is plain weights once loaded; transformers still refuses to save what carries these marks."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in module.__dict__:
+            delattr(module, name)
+    module.config.__dict__.pop("quantization_config", None)
+
+
+def describe(model: str) -> dict[str, Any]:
+    """The facts of ``config.json`` that a plan needs, without loading weights; empty for a Hub id not on disk."""
+    file = Path(model).expanduser() / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,94 @@
+"""Saving what others can load: transformers, peft and vLLM read these folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file
+
+from posttrain.engine import attention
+from posttrain.errors import CheckpointError
+from posttrain.models.adapters import REFERENCE_ADAPTER
+
+if TYPE_CHECKING:
+    from posttrain.engine.forward import TokenModel
+
+
+def save_model(policy: TokenModel, tokenizer: Any, folder: Path) -> None:
+    """Weights (or the adapter alone) as safetensors, config, tokenizer, generation config."""
+    model: Any = policy.model
+    config = policy.inner.config
+    implementation = config._attn_implementation
+    if implementation == attention.NAME:
+        config._attn_implementation = "sdpa"  # the name means nothing outside this package
+    try:
+        if hasattr(model, "peft_config"):
+            chosen = [name for name in model.peft_config if name != REFERENCE_ADAPTER]
+            model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=False)
+        else:
+            model.save_pretrained(folder)
+    finally:
+        config._attn_implementation = implementation
+    tokenizer.save_pretrained(folder)
+
+
+def restore_weights(policy: TokenModel, folder: Path) -> None:
+    """Put the weights of a saved folder into the model in place; every trained one must be there."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"'{folder}' holds no safetensors file. Resume from an earlier checkpoint.")
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    model: Any = policy.model
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        outcome = set_peft_model_state_dict(model, weights, adapter_name="default")
+        lost = [n for n in outcome.missing_keys if ".lora_" in n and ".default" in n]
+    else:
+        outcome = model.load_state_dict(weights, strict=False)
+        shared = {id(p) for n, p in model.named_parameters() if n in weights}
+        by_name = dict(model.named_parameters(remove_duplicate=False))
+        lost = [n for n in outcome.missing_keys if n in by_name and id(by_name[n]) not in shared]
+    if lost or outcome.unexpected_keys:
+        raise CheckpointError(
+            f"'{folder}' does not fit the model: {len(lost)} weights are missing and {len(outcome.unexpected_keys)} unknown, "
+            f"first {(lost + list(outcome.unexpected_keys))[0]}."
+        )
+
+
+def write_model_card(folder: Path, facts: dict[str, Any], line: dict[str, Any], method: Any, base: str | None) -> None:
+    """``README.md`` beside the weights: what was trained from what, on what, how, and how it went."""
+    adapter = (folder / "adapter_config.json").is_file()
+    known_base = base if base and not Path(base).expanduser().exists() else None
+    head = ["---", "library_name: " + ("peft" if adapter else "transformers")]
+    head += [f"base_model: {known_base}"] if known_base else []
+    head += ["tags:", "- posttrain", f"- {method.name}", "---", ""]
+    settings = facts["settings"]
+    rows = {k: settings[k] for k in ("steps", "epochs", "batch_size", "learning_rate", "schedule", "optimizer", "seed", "lora")}
+    rows |= {f"{method.name}.{key}": value for key, value in facts["options"].items()}
+    table = [f"| {key} | {value} |" for key, value in rows.items() if value not in (None, "")]
+    results = [f"| {k} | {v:.6g} |" for k, v in line.items() if isinstance(v, int | float) and k not in ("seconds",)]
+    text = [
+        *head,
+        f"# {folder.resolve().parent.name}",
+        "",
+        f"Trained from {'`' + Path(base).name + '`' if base else 'a model in memory'} with "
+        f"[posttrain](https://pypi.org/project/posttrain) {facts['versions'].get('posttrain', '')}, "
+        f"method `{method.name}` {method.version}: {method.summary}",
+        f"Paper: {method.paper}" if method.paper else "",
+        "",
+        "| option | value |",
+        "|---|---|",
+        *table,
+        "",
+        "Last step:",
+        "",
+        "| metric | value |",
+        "|---|---|",
+        *results,
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(text), encoding="utf-8")

@@ -1,0 +1,217 @@
+"""Finding rewards: installed names, functions in files, folders of reward models, callables."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import RewardError, SettingsError
+from posttrain.rewards.reward import STANDARD, Reward, is_async
+
+GROUP = "posttrain.rewards"
+_FORMS = "Give an installed name, file.py:function, or the folder of a reward model"
+
+
+def load_rewards(
+    specs: list[str | Callable[..., Any]] | None,
+    options: dict[str, Any] | None = None,
+    tokenizer: Any = None,
+    model_loader: Callable[[Path], Callable[..., Any]] | None = None,
+) -> list[Reward]:
+    """Load exactly the rewards named by ``specs``, in their order.
+
+    A spec is a callable or ``NAME``, ``FILE.py:FUNCTION``, ``FOLDER``, each with an optional ``=WEIGHT``. ``options``
+    are ``{"NAME.OPTION": value}``, texts are turned into the type of the parameter. A function with a parameter
+    ``tokenizer`` gets the run's. ``model_loader`` makes the function for a reward model's folder
+    [``posttrain.rewards.model.reward_model``]. Raises RewardError and SettingsError.
+    """
+    found = [_find(spec, model_loader) for spec in specs or []]
+    names = _unique([name for name, _, _ in found], [isinstance(spec, str) for spec in specs or []])
+    bound = _options_by_reward(options or {}, names)
+    rewards = []
+    for name, (_, weight, function) in zip(names, found, strict=True):
+        arguments = _arguments(name, function, bound[name])
+        if tokenizer is not None and "tokenizer" in inspect.signature(function).parameters:
+            arguments.setdefault("tokenizer", tokenizer)
+        function = functools.partial(function, **arguments) if arguments else function
+        rewards.append(Reward(name, weight, function, is_async(function)))
+    return rewards
+
+
+def installed_rewards() -> list[str]:
+    """Names of all installed rewards, sorted. Imports none of them."""
+    return sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})
+
+
+def _find(spec: str | Callable[..., Any], model_loader: Any) -> tuple[str, float, Callable[..., Any]]:
+    """Name, weight and function of one spec."""
+    if not isinstance(spec, str):
+        if not callable(spec):
+            raise RewardError(f"reward {spec!r} ({type(spec).__name__}) is neither a function nor a name. {_FORMS}.")
+        return str(getattr(spec, "__name__", type(spec).__name__)), 1.0, spec
+    place, weight = _weight(spec)
+    file, colon, function = place.rpartition(":")
+    if colon and file.endswith(".py"):
+        return function, weight, _from_file(Path(file), function)
+    if place not in installed_rewards() and Path(place).is_dir():
+        if model_loader is None:
+            from posttrain.rewards.model import reward_model as model_loader
+        return Path(place).resolve().name, weight, model_loader(Path(place))
+    return place, weight, _installed(place)
+
+
+def _weight(spec: str) -> tuple[str, float]:
+    place, equals, text = spec.rpartition("=")
+    if not equals or Path(spec).exists():
+        return spec, 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise SettingsError(f"reward '{spec}': the weight '{text}' is not a number. Write it like {place}=0.5.")
+    return place, weight
+
+
+def _from_file(path: Path, name: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise RewardError(f"reward '{path}:{name}': there is no file '{path}'. Give its path from the current folder.")
+    spec = importlib.util.spec_from_file_location(f"posttrain_reward_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RewardError(f"reward '{path}:{name}': '{path}' cannot be read as Python. Name a file that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RewardError(f"reward file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    function = vars(module).get(name)
+    if not callable(function):
+        raise RewardError(
+            f"reward file '{path}' has no function '{name}'.{_did_you_mean(name, functions)} "
+            f"It has: {', '.join(functions) or 'none'}."
+        )
+    return function
+
+
+def _installed(name: str) -> Callable[..., Any]:
+    points = [point for point in importlib.metadata.entry_points(group=GROUP) if point.name == name]
+    # An editable install and a folder on the path can list the same entry point twice.
+    points = list({point.value: point for point in points}.values())
+    if not points:
+        names = installed_rewards()
+        raise RewardError(
+            f"No reward is called '{name}'.{_did_you_mean(name, names)} Installed: {', '.join(names) or 'none'}. "
+            f"{_FORMS}."
+        )
+    if len(points) > 1:
+        packages = " and ".join(sorted(point.dist.name if point.dist else point.value for point in points))
+        raise RewardError(f"Reward '{name}' is provided by {packages}. Uninstall one.")
+    try:
+        function = points[0].load()
+    except Exception as error:
+        raise RewardError(
+            f"Reward '{name}' ({points[0].value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(function):
+        raise RewardError(f"Reward '{name}' ({points[0].value}) is {function!r}, expected a function.")
+    return function
+
+
+def _unique(names: list[str], by_name: list[bool]) -> list[str]:
+    """Refuse a reward that is named twice; number functions that happen to have the same name."""
+    result: list[str] = []
+    for name, named in zip(names, by_name, strict=True):
+        if name in result and named:
+            raise SettingsError(f"reward '{name}' is given twice. Give it once, with the sum of the weights.")
+        number = 2
+        unique = name
+        while unique in result:
+            unique, number = f"{name}-{number}", number + 1
+        result.append(unique)
+    return result
+
+
+def _options_by_reward(options: dict[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
+    """Sort ``{"regex.pattern": "x"}`` into ``{"regex": {"pattern": "x"}}``, an entry for every reward."""
+    bound: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in options.items():
+        name, dot, option = str(key).rpartition(".")
+        if not dot or not option:
+            raise SettingsError(f"reward option '{key}' is not of the form REWARD.OPTION, like regex.pattern.")
+        if name not in bound:
+            raise SettingsError(
+                f"reward option '{key}': no reward '{name}' is used.{_did_you_mean(name, names)} "
+                f"Rewards of this run: {', '.join(names) or 'none'}."
+            )
+        bound[name][option] = value
+    return bound
+
+
+def _arguments(name: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Check ``given`` against the function's parameters and turn texts into their types."""
+    signature = inspect.signature(function)
+    takes = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.name not in STANDARD
+    ]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    hints = _hints(function)
+    result = {}
+    for option, value in given.items():
+        if option in STANDARD or (option not in takes and not open_ended):
+            raise SettingsError(
+                f"Reward '{name}' has no option '{option}'.{_did_you_mean(option, takes)} "
+                f"It has: {', '.join(takes) or 'none'}."
+            )
+        result[option] = _convert(name, option, value, hints.get(option))
+    return result
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    target = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError):  # annotations that exist only for type checkers: no conversion then
+        return {}
+
+
+def _convert(name: str, option: str, value: Any, hint: Any) -> Any:
+    """Turn a text into the annotated type: int, float, bool, or one of these or None."""
+    if not isinstance(value, str):
+        return value
+    kinds = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+    if value.lower() == "none" and type(None) in kinds:
+        return None
+    if bool in kinds and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    if not {bool, int, float} & set(kinds) or str in kinds:
+        return value
+    expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+    raise SettingsError(f"reward option '{name}.{option}' is '{value}', expected {expected}.")
+
+
+def _did_you_mean(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

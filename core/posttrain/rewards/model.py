@@ -1,0 +1,110 @@
+"""A reward model as a reward: a folder that transformers reads as a sequence classifier with one output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import ModelError, RewardError
+
+
+def reward_model(
+    folder: Path | str, batch_size: int = 16, device: str | torch.device | None = None
+) -> Callable[[list[Any], list[str]], list[float]]:
+    """Load the reward model in ``folder`` and return the reward function ``(prompts, completions)``.
+
+    Text is encoded by the model's own tokenizer, whatever the policy's is; conversations by its chat template. The
+    score is read at the last real token, where a padding column can be neither read nor counted. Raises ModelError
+    for a folder that holds no reward model.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    _check_folder(Path(folder))
+    try:
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"reward model '{folder}' cannot be loaded: {' '.join(str(error).split())}") from error
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"'{folder}' gives {model.config.num_labels} numbers, a reward model gives 1. "
+            "Train one with: posttrain train reward"
+        )
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(chosen).eval().requires_grad_(False)
+
+    def score(prompts: list[Any], completions: list[str]) -> list[float]:
+        rows = [encode(tokenizer, prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        return score_rows(model, rows, batch_size)
+
+    score.__name__ = Path(folder).resolve().name
+    return score
+
+
+def encode(tokenizer: Any, prompt: Any, completion: str) -> list[int]:
+    """Tokens of a prompt (text or messages) with its completion, ended as the reward model saw rows in training."""
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt + completion)["input_ids"]
+        end = tokenizer.eos_token_id
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
+    if not tokenizer.chat_template:
+        raise RewardError(
+            "The prompts are conversations and the reward model's tokenizer has no chat template. Use a reward model "
+            "that was trained on conversations, or prompts that are text."
+        )
+    messages = [*prompt, {"role": "assistant", "content": completion}]
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+
+
+def score_rows(model: Any, rows: list[list[int]], batch_size: int, extra_padding: int = 0) -> list[float]:
+    """Score each row of token ids, rows of like length together; ``extra_padding`` columns change nothing."""
+    scores = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        lengths = torch.tensor([len(rows[row]) for row in chosen])  # (b,)
+        width = int(lengths.max()) + extra_padding
+        ids = torch.zeros(len(chosen), width, dtype=torch.long)  # (b, w)
+        for place, row in enumerate(chosen):
+            ids[place, : len(rows[row])] = torch.tensor(rows[row])
+        mask = (torch.arange(width) < lengths[:, None]).long()  # (b, w)
+        with torch.no_grad():
+            values = _last_token_scores(model, ids, mask, lengths - 1)  # (b,)
+        for row, value in zip(chosen, values.tolist(), strict=True):
+            scores[row] = value
+    return scores
+
+
+def _last_token_scores(model: Any, ids: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    """Scores ``(b,)`` of right-padded ``ids`` ``(b, w)`` read at column ``last`` ``(b,)``."""
+    device = model.device
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if isinstance(getattr(model, "score", None), torch.nn.Module):
+        # transformers looks for the last token that is not the padding token, and misses a real end token of that id.
+        hidden = model.base_model(**inputs).last_hidden_state  # (b, w, h)
+        hidden = hidden[torch.arange(len(last), device=device), last.to(device)]  # (b, h)
+        return model.score(hidden)[:, 0].float().cpu()
+    return model(**inputs).logits[:, 0].float().cpu()  # encoders pool at their own token
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"reward model '{folder}': config.json cannot be read ({error.strerror}). Give the folder of a model that "
+            "posttrain train reward made, with adapters merged."
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"reward model '{folder}': config.json is not valid JSON ({error}).") from None
+    kinds = config.get("architectures") or ["nothing"]
+    # Any other model would get a head of random numbers, without an error.
+    if not any("SequenceClassification" in kind or kind.endswith("RewardModel") for kind in kinds):
+        raise ModelError(
+            f"'{folder}' holds {', '.join(kinds)}, which has no reward head. Train one with: posttrain train reward"
+        )

@@ -1,0 +1,182 @@
+"""Evaluate a method on a synthetic step exactly as the loop does, with the core's own views and reduction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posttrain.engine.batches import build_batch
+from posttrain.engine.forward import build_views, sequences_of
+from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
+from posttrain.errors import PluginError
+from posttrain.methods import Method
+from posttrain.testing.inputs import Inputs
+from posttrain.views import Batch, Example, PerToken, Step, View, Views
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is cut up: which examples form each micro-batch of each rank, padding columns, head chunk."""
+
+    ranks: Sequence[Sequence[Sequence[int]]]
+    padding: int = 0
+    chunk: int = 256
+
+
+@dataclass
+class MicroBatch:
+    """What ``posttrain_loss`` is called with, and the masks that the core counts."""
+
+    batch: Batch
+    policy: Views
+    reference: Views | None
+    masks: dict[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor a method can reach, by a readable name."""
+        found = {f"batch.{name}": one for name, one in self.batch.columns.items() if isinstance(one, Tensor)}
+        for who, views in (("policy", self.policy), ("reference", self.reference)):
+            for role, view in vars(views).items() if views is not None else ():
+                found |= {f"{who}.{role}.{name}": one for name, one in vars(view).items()}
+        return found
+
+
+def whole(inputs: Inputs) -> Layout:
+    """The step as one micro-batch on one rank."""
+    return Layout([[range(len(inputs.examples))]])
+
+
+def micro_batch(
+    method: Method, config: Any, inputs: Inputs, examples: list[Example], padding: int = 0, chunk: int = 256
+) -> MicroBatch:
+    """Views and batch of some of the step's examples; ``padding`` empty columns are added to every view."""
+    batch, masks = build_batch(examples, _CPU)
+    policy = build_views(examples, _policy_results(method, config, inputs, examples, chunk))
+    reference = None
+    if method.card.needs_now("reference", config):
+        reference = build_views(examples, {"logps": _logps(inputs.reference_logits, inputs, examples)})
+    if padding:
+        _pad(batch, policy, reference, masks, padding)
+    for role, view in vars(policy).items():
+        masks[role] = view.mask
+        if reference is not None:
+            getattr(reference, role).mask = view.mask
+    return MicroBatch(batch, policy, reference, masks)
+
+
+def call(method: Method, config: Any, micro: MicroBatch, step: Step | None = None) -> tuple[dict, dict]:
+    """The method's loss terms and metrics by name, unreduced."""
+    returned = method.loss(
+        batch=micro.batch,
+        policy=micro.policy,
+        reference=micro.reference,
+        config=config,
+        step=step or Step(1, 10),
+    )
+    if returned is None:
+        raise PluginError(
+            f"posttrain_loss of '{method.card.name}' returned None. Return (B,), PerToken or a dict of these."
+        )
+    return split_loss(returned, method.card.name)
+
+
+def step_loss(
+    method: Method, config: Any, inputs: Inputs, layout: Layout | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """The reduced loss of the step, a scalar with gradient, and its metrics, under a layout."""
+    layout = layout or whole(inputs)
+    totals = Totals.of(inputs.examples)
+    shares: list[Tensor] = []
+    averages = Averages()
+    for rank, micro_batches in enumerate(layout.ranks):
+        with _as_rank(rank, len(layout.ranks)):
+            for places in micro_batches:
+                examples = [inputs.examples[place] for place in places]
+                micro = micro_batch(method, config, inputs, examples, layout.padding, layout.chunk)
+                terms, metrics = call(method, config, micro)
+                share, _ = reduce_loss(terms, micro.masks, totals, len(examples), method.card.name)
+                shares.append(share)
+                averages.add(metrics)
+    return torch.stack(shares).sum(), averages.result()
+
+
+def values_of(term: Tensor | PerToken) -> Tensor:
+    """The numbers of a term that count: all of ``(B,)``, the unmasked ones of PerToken."""
+    return term.values[term.mask.bool()] if isinstance(term, PerToken) else term
+
+
+def statistics(method: Method, config: Any, inputs: Inputs, places: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The method's token statistics ``(n,)`` of some of the step's tokens."""
+    reference = inputs.reference_logits[places] if method.card.needs_now("reference", config) else None
+    logits = inputs.logits[places]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return method.token_statistics(logits=logits, labels=labels, reference_logits=reference, config=config)
+
+
+def _policy_results(
+    method: Method, config: Any, inputs: Inputs, examples: list[Example], chunk: int
+) -> dict[str, Tensor]:
+    if "reward-head" in method.card.needs:
+        return {"score": inputs.scores[torch.tensor([inputs.rows[id(s)] for s in sequences_of(examples)])]}
+    results = {"logps": _logps(inputs.logits, inputs, examples)}
+    if method.has("posttrain_token_statistics"):
+        places, labels = _places(inputs, examples)
+        pieces: dict[str, list[Tensor]] = {}
+        for start in range(0, max(len(labels), 1), chunk):
+            at = slice(start, start + chunk)
+            for name, value in statistics(method, config, inputs, places[at], labels[at]).items():
+                pieces.setdefault(name, []).append(value)
+        results |= {name: torch.cat(values).to(results["logps"].dtype) for name, values in pieces.items()}
+    return results
+
+
+def _logps(logits: Tensor, inputs: Inputs, examples: list[Example]) -> Tensor:
+    places, labels = _places(inputs, examples)
+    return F.log_softmax(logits[places], -1).gather(1, labels[:, None])[:, 0]  # (n,)
+
+
+def _places(inputs: Inputs, examples: list[Example]) -> tuple[Tensor, Tensor]:
+    sequences = sequences_of(examples)
+    places = [torch.arange(inputs.tokens[id(s)].start, inputs.tokens[id(s)].stop) for s in sequences]
+    return torch.cat(places), torch.cat([s.ids[s.trained] for s in sequences])  # (n,), (n,)
+
+
+def _pad(batch: Batch, policy: Views, reference: Views | None, masks: dict[str, Tensor], padding: int) -> None:
+    """Add empty columns on the right to everything per token: zeros, and False in masks."""
+    for name, column in batch.columns.items():
+        if isinstance(column, Tensor) and column.dim() == 2:
+            batch.columns[name] = F.pad(column, (0, padding))
+            if name in masks:
+                masks[name] = batch.columns[name]
+    for views in (policy, reference):
+        for role, view in list(vars(views).items()) if views is not None else ():
+            fields = {n: F.pad(v, (0, padding)) if v.dim() == 2 else v for n, v in vars(view).items()}
+            setattr(views, role, View(**fields))
+
+
+@contextmanager
+def _as_rank(rank: int, world: int) -> Iterator[None]:
+    """What a launcher tells a process: a loss that reads it would scale itself."""
+    if world == 1:
+        yield
+        return
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,97 @@
+"""``posttrain check``: run the kit over methods and print what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from posttrain.errors import SettingsError
+from posttrain.testing.registry import GROUPS, Check, all_checks, find_check
+from posttrain.testing.report import Result, as_json, checks_for, run_checks
+from posttrain.testing.subject import Subject, installed_subjects, subject_of
+
+
+def run(arguments: Any) -> int:
+    """Check the methods that ``arguments`` name and print the results. Returns 0, or 1 where a check fails.
+
+    ``arguments`` has ``method`` (a name, a folder, a list of these; nothing is every installed method), ``only``
+    (names of checks), ``group``, ``json`` and ``list``, each of which may be left out; or is a list of words as on
+    the command line. Raises PosttrainError for a method, check or group that does not exist.
+    """
+    wanted = _parser().parse_args(arguments) if isinstance(arguments, list) else arguments
+    groups = (wanted.group,) if getattr(wanted, "group", None) else tuple(GROUPS)
+    if getattr(wanted, "list", False):
+        return _print_list(all_checks(groups), bool(getattr(wanted, "json", False)))
+    only = [find_check(name) for name in _as_list(getattr(wanted, "only", None))]
+    names = _as_list(getattr(wanted, "method", None))
+    subjects = [subject_of(name) for name in names] or installed_subjects()
+    if not subjects:
+        raise SettingsError("No method is installed. Name a folder, or install one: pip install posttrain-method-sft")
+    results = []
+    for subject in subjects:
+        results += _check_one(subject, _chosen(subject, only, groups), quiet=bool(getattr(wanted, "json", False)))
+    if getattr(wanted, "json", False):
+        print(json.dumps(as_json(results), indent=2))
+    return int(any(one.failed for one in results))
+
+
+def _chosen(subject: Subject, only: list[Check], groups: tuple[str, ...]) -> list[Check]:
+    """The checks to run. A check that was asked for by name and does not apply is an error, not a silent pass."""
+    if not only:
+        return checks_for(subject, groups)
+    applying = checks_for(subject, {one.group for one in only})
+    for one in only:
+        if one not in applying:
+            raise SettingsError(
+                f"'{one.name}' does not apply to '{subject.name}', by the schema and needs of its card."
+            )
+    return only
+
+
+def _check_one(subject: Subject, checks: list[Check], quiet: bool) -> list[Result]:
+    results = []
+    for result in run_checks(subject, checks):
+        results.append(result)
+        if not quiet and result.outcome != "passed":
+            print(result.text(), flush=True)
+    if not quiet:
+        counts = as_json(results)["counts"]
+        seconds = sum(one.seconds for one in results)
+        failed = counts["failed"] + counts["stale-waiver"]
+        waived = f", {counts['waived']} waived" if counts["waived"] else ""
+        verdict = f"{failed} failed, " if failed else ""
+        print(f"{subject.name}: {verdict}{counts['passed']} passed{waived} in {seconds:.1f} s", flush=True)
+    return results
+
+
+def _print_list(checks: list[Check], as_data: bool) -> int:
+    if as_data:
+        rows = [{"name": one.name, "group": one.group, "summary": one.summary} for one in checks]
+        print(json.dumps(rows, indent=2))
+        return 0
+    width = max(len(one.name) for one in checks)
+    for one in checks:
+        print(f"{one.group:<9} {one.name:<{width}}  {one.summary}")
+    return 0
+
+
+def _as_list(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="posttrain check", description="Check methods against the contract.")
+    parser.add_argument("method", nargs="*", help="name or folder [every installed method]")
+    parser.add_argument("--only", action="append", metavar="CHECK", help="run this check alone; may be repeated")
+    parser.add_argument("--group", choices=list(GROUPS), help="run one group of checks")
+    parser.add_argument("--list", action="store_true", help="list the checks")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

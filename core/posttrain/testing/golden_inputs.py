@@ -1,0 +1,300 @@
+"""From the named inputs of a golden entry to what a method's hooks receive: views, columns, rollouts, state.
+
+Names are read word by word, so files with other inputs work unchanged:
+
+- ``logp`` (a whole row, or per token where it is nested), ``tok`` (per token), ``logits`` and ``logratio(s)`` say what
+  it is; a model word (``policy``, ``new``, ``ref``, ``old``, ``rollout``, ...) whose; the rest is the role, or
+  "completion". ``policy_chosen_logp`` is the policy's view of role "chosen", ``forget_ref_tok`` the reference's of
+  "forget", ``logp_old`` the column ``old_logps``.
+- ``ROLE_len`` and ``lengths`` are the tokens of a row given as one log-prob, which is spread evenly over them.
+- ``reward_ROLE`` is the score of a reward head.
+- Everything else becomes a token statistic, a batch column and an entry of the state, under its own name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.views import Step, View, Views
+
+KINDS = ("tok", "logp", "logits", "logratio", "logratios")
+MODELS = {
+    "policy": "policy",
+    "new": "policy",
+    "student": "policy",
+    "ref": "reference",
+    "reference": "reference",
+    "old": "old",
+    "rollout": "sampled",
+    "behaviour": "sampled",
+    "teacher": "teacher",
+    "mle": "mle",
+}
+
+
+@dataclass
+class Role:
+    """One role under construction: by model log-probs ``(B, T)`` and logits ``(B, T, V)``; labels, mask, score."""
+
+    logps: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    mask: Tensor | None = None
+    score: Tensor | None = None
+
+
+@dataclass
+class Inputs:
+    """All inputs of an entry. ``leaves`` are those whose gradient can be asked for, by their name in the file."""
+
+    roles: dict[str, Role] = field(default_factory=dict)
+    leaves: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """B, the number of examples."""
+        for role in self.roles.values():
+            if role.mask is not None:
+                return len(role.mask)
+        return max((len(value) for value in self.others.values() if isinstance(value, list)), default=1)
+
+    @property
+    def step(self) -> Step:
+        """The step that the file names, otherwise the first of one."""
+        return Step(int(self.others.get("step", 0)), int(self.others.get("total", 1)))
+
+
+def read_inputs(raw: dict[str, Any], reward_head: bool) -> Inputs:
+    """Sort the named inputs of an entry into roles, leaves and others. ``reward_head``: views have scores."""
+    raw = {**raw, **_joined(raw.get("pairs"))}
+    inputs, ratios = Inputs(), {}
+    for name, value in raw.items():
+        parsed = _parse(name)
+        if parsed is None or not _numeric(value):
+            _other(inputs, name, value, reward_head)
+        elif parsed[0] == "logits":
+            _logits(inputs, name, value, parsed[1], raw)
+        elif parsed[0].startswith("logratio"):
+            ratios[name] = parsed[2]
+        else:
+            _logps(inputs, name, value, parsed[1], parsed[2], raw)
+    for name, role in ratios.items():
+        _ratios(inputs, name, raw, role)
+    return inputs
+
+
+def columns_of(inputs: Inputs) -> dict[str, Any]:
+    """Columns of the batch: one value an example ``(B,)``, a per-token column ``(B, T)``, or the plain value."""
+    columns = {name: _column(inputs, value) for name, value in inputs.others.items()}
+    for name, role in inputs.roles.items():
+        for model, logps in role.logps.items():
+            if model not in ("policy", "reference"):
+                columns[f"{model}_logps" if name == "completion" else f"{model}_{name}_logps"] = logps.detach()
+    return columns
+
+
+def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
+    """What ``posttrain_advantages`` sees, or None where the inputs have no groups of completions."""
+    role = inputs.roles.get("completion")
+    if role is None or role.mask is None or "group" not in inputs.others:
+        return None
+    group = torch.tensor(inputs.others["group"])
+    policy = role.logps["policy"].detach()
+    old = role.logps.get("old", policy).detach()
+    return SimpleNamespace(
+        group=group,
+        mask=role.mask,
+        old_logps=old,
+        sampled_logps=role.logps.get("sampled", old).detach(),
+        reference_logps=role.logps["reference"].detach() if "reference" in role.logps else None,
+        lengths=role.mask.sum(-1),
+        finished=torch.ones(len(group), dtype=torch.bool),
+        prompts=[f"prompt {one}" for one in inputs.others["group"]],
+        completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
+        columns=columns_of(inputs),
+    )
+
+
+def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]]) -> Views | None:
+    """The views of "policy" or "reference"; None where the inputs have none. ``statistics`` are by role, by name."""
+    views = {}
+    for name, role in inputs.roles.items():
+        if role.mask is None:
+            continue
+        logps = role.logps.get(model)
+        if logps is None and model == "policy" and role.score is not None:
+            logps = torch.zeros_like(role.mask, dtype=torch.float64)
+        if logps is not None:
+            extra = statistics.get(name, {}) if model == "policy" else {}
+            views[name] = View(logps, role.mask, role.score if model == "policy" else None, **extra)
+    return Views(**views) if views else None
+
+
+def given_statistics(inputs: Inputs) -> dict[str, dict[str, Tensor]]:
+    """Token statistics that the file states, by role and name: ``entropy``, or ``chosen_weight`` for "chosen"."""
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in inputs.roles}
+    for name, value in inputs.others.items():
+        role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
+        column = _per_token(inputs, value, role)
+        if column is not None:
+            found[role][name.removeprefix(role + "_")] = column
+    return found
+
+
+def padded(rows: list[list[Any]]) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length as ``(B, T, ...)`` with zeros, and their mask ``(B, T)``."""
+    width = max(len(row) for row in rows)
+    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
+    inner = next(tensor.shape[1:] for tensor in tensors if len(tensor))
+    values = torch.zeros(len(rows), width, *inner, dtype=torch.float64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, tensor in enumerate(tensors):
+        values[index, : len(tensor)] = tensor.reshape(-1, *inner)
+        mask[index, : len(tensor)] = True
+    return values, mask
+
+
+def _parse(name: str) -> tuple[str, str, str] | None:
+    """Kind, model and role of an input's name, None where it is no log-prob and no logits."""
+    words = name.split("_")
+    kinds = [word for word in words if word in KINDS]
+    if len(kinds) != 1:
+        return None
+    rest = [word for word in words if word not in KINDS]
+    models = [word for word in rest if word in MODELS]
+    role = "_".join(word for word in rest if word not in MODELS) or "completion"
+    if kinds[0] == "logits" and role != "completion":
+        return None
+    return kinds[0], MODELS[models[-1]] if models else "policy", role
+
+
+def _logps(inputs: Inputs, name: str, value: Any, model: str, role: str, raw: dict[str, Any]) -> None:
+    lengths = raw.get(f"{role}_len", raw.get("lengths"))
+    if _depth(value) == 2 and _depth(lengths) == 2:
+        _responses(inputs, name, value, model, raw)
+        return
+    if _depth(value) == 2 or "tok" in name.split("_"):
+        leaf, mask = padded(value if _depth(value) == 2 else [value])
+        inputs.leaves[name] = leaf.requires_grad_(model == "policy")
+        logps = leaf
+    else:
+        leaf = torch.tensor(value, dtype=torch.float64).reshape(-1).requires_grad_(model == "policy")  # (B,)
+        inputs.leaves[name] = leaf
+        logps, mask = _spread(leaf, lengths)
+    place = inputs.roles.setdefault(role, Role())
+    place.logps[model], place.mask = logps, mask
+
+
+def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any]) -> None:
+    """Whole-row log-probs ``(P, 2)`` of two answers a prompt: the one with the higher score is chosen."""
+    leaf = torch.tensor(value, dtype=torch.float64).requires_grad_(model == "policy")
+    inputs.leaves[name] = leaf
+    lengths = torch.tensor(raw["lengths"])
+    order = torch.tensor(raw["scores"]).argsort(dim=-1, descending=True, stable=True)  # (P, 2)
+    for place, role in enumerate(("chosen", "rejected")):
+        index = order[:, place : place + 1]
+        logps, mask = _spread(leaf.gather(1, index)[:, 0], lengths.gather(1, index)[:, 0].tolist())
+        one = inputs.roles.setdefault(role, Role())
+        one.logps[model], one.mask = logps, mask
+
+
+def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
+    """Log-ratios ``(B,)`` of policy to reference: the one that the file leaves out follows from the other."""
+    leaf = torch.tensor(raw[name], dtype=torch.float64).reshape(-1).requires_grad_()
+    inputs.leaves[name] = leaf
+    place = inputs.roles.setdefault(role, Role())
+    spread, mask = _spread(leaf, raw.get(f"{role}_len", raw.get("lengths")))
+    if "policy" in place.logps and place.logps["policy"].shape == spread.shape:
+        place.logps["reference"] = (place.logps["policy"] - spread).detach()
+    else:
+        place.logps |= {"policy": spread, "reference": torch.zeros_like(spread)}
+        place.mask = mask
+
+
+def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any]) -> None:
+    labels = raw.get("labels", raw.get("tokens"))
+    if labels is None:
+        inputs.others[name] = value
+        return
+    leaf, mask = padded(value if _depth(value) == 3 else [value])  # (B, T, V)
+    inputs.leaves[name] = leaf.requires_grad_(model == "policy")
+    place = inputs.roles.setdefault("completion", Role())
+    place.labels = padded(labels if _depth(labels) == 2 else [labels])[0].long()
+    place.logits[model], place.mask = leaf, mask
+    logps = leaf.log_softmax(-1).gather(-1, place.labels[..., None])[..., 0]
+    place.logps[model] = torch.where(mask, logps, torch.zeros_like(logps))
+
+
+def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
+    inputs.others[name] = value
+    role = name.removeprefix("reward_")
+    if reward_head and role == name and name in ("rewards", "pred"):
+        role = "completion"
+    if reward_head and role != name and _numeric(value):
+        leaf = torch.tensor(value, dtype=torch.float64)
+        leaf = (leaf.reshape(1) if leaf.dim() == 0 else leaf).requires_grad_()  # (B,)
+        inputs.leaves[name] = leaf
+        place = inputs.roles.setdefault(role, Role())
+        place.score = leaf
+        place.mask = torch.ones(len(leaf), 1, dtype=torch.bool) if place.mask is None else place.mask
+
+
+def _spread(logps: Tensor, lengths: Any) -> tuple[Tensor, Tensor]:
+    """Whole-row log-probs ``(B,)`` as rows of equal tokens ``(B, T)`` with that sum, and the mask."""
+    if lengths is None:
+        lengths = 1
+    count = torch.tensor(lengths).reshape(-1).expand(len(logps))  # (B,)
+    mask = torch.arange(int(count.max()))[None] < count[:, None]
+    return torch.where(mask, (logps / count)[:, None], torch.zeros(1, dtype=logps.dtype)), mask
+
+
+def _column(inputs: Inputs, value: Any) -> Any:
+    """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is."""
+    if isinstance(value, bool | int | float):
+        return _tensor([value] * inputs.size)
+    if _numeric(value) and _depth(value) == 1 and len(value) == inputs.size:
+        return _tensor(value)
+    per_token = _per_token(inputs, value, "completion") if inputs.roles else None
+    return value if per_token is None else per_token
+
+
+def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
+    mask = inputs.roles[role].mask if role in inputs.roles else None
+    if mask is None or not _numeric(value) or _depth(value) not in (1, 2):
+        return None
+    rows = value if _depth(value) == 2 else [value]
+    lengths = mask.sum(-1).tolist()
+    if _depth(value) == 1 and lengths == [1]:
+        return None  # one example of one token: a plain column
+    return padded(rows)[0] if [len(row) for row in rows] == lengths else None
+
+
+def _tensor(values: list[Any]) -> Tensor:
+    kind = torch.tensor(values).dtype
+    return torch.tensor(values, dtype=torch.float64 if kind.is_floating_point else kind)
+
+
+def _joined(pairs: Any) -> dict[str, list[Any]]:
+    """A list of dicts as a dict of lists."""
+    if not pairs or not isinstance(pairs[0], dict):
+        return {}
+    return {name: [pair[name] for pair in pairs] for name in pairs[0]}
+
+
+def _depth(value: Any) -> int:
+    depth = 0
+    while isinstance(value, list):
+        depth, value = depth + 1, value[0] if value else None
+    return depth
+
+
+def _numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_numeric(one) for one in value)
+    return isinstance(value, bool | int | float)

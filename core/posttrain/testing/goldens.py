@@ -1,0 +1,349 @@
+"""``posttrain check --goldens FILE``: compare installed methods with losses, advantages and gradients worked elsewhere.
+
+A file is a JSON object of entries by name. An entry has ``inputs`` (or ``input``, the name of a set under ``_shared``),
+``hyperparameters``, ``loss``, and where they make sense ``advantages`` and ``grad_<input>``, the gradient of the loss
+by that input. The entry is evaluated by the method of its name, or by the one whose card claims it:
+
+    [goldens]
+    lam = "anchor_weight"            # a hyper-parameter that is an option under another name
+    std = "=sample"                  # one that is no option: the method has this value and no other ("=" is any value)
+    loss = "loss_trl"                # the quantity of the file that the method's loss is
+    [goldens.entries]
+    rm-bt-margin = {}                # this entry too belongs to this method
+    "sft:sequence_mean_reduction" = { aggregation = "sequence" }  # another quantity of an entry, under these options
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.cards import Card
+from posttrain.discovery import find_folder, installed
+from posttrain.engine.reduction import Totals, reduce_loss, split_loss
+from posttrain.errors import DataError, MethodError, PosttrainError, SettingsError
+from posttrain.methods import Method, load
+from posttrain.testing.golden_inputs import (
+    Inputs,
+    columns_of,
+    given_statistics,
+    read_inputs,
+    rollouts_of,
+    views_of,
+)
+from posttrain.views import Batch
+
+#: Files give six decimals.
+TOLERANCE = 2e-6
+EQUAL, DIFFERS, MISSING = "equal", "differs", "not implemented"
+_FACTS = {"family", "schema", "confidence", "inputs", "input", "hyperparameters", "extra_checks", "note"}
+
+
+@dataclass
+class Comparison:
+    """One quantity of an entry. Of a list the two numbers that differ most; ``note`` where the shapes do."""
+
+    quantity: str
+    status: str
+    expected: float | None = None
+    found: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Result:
+    """One entry, or one extra quantity of it: equal, differs, or not implemented and why."""
+
+    entry: str
+    method: str | None
+    status: str
+    reason: str = ""
+    comparisons: list[Comparison] = field(default_factory=list)
+    not_compared: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """The result in one line, with both numbers where they differ."""
+        parts = [self.reason] if self.reason else []
+        for one in self.comparisons:
+            if one.status == EQUAL:
+                parts.append(f"{one.quantity} {_number(one.expected)}")
+            else:
+                numbers = f"expected {_number(one.expected)}, found {_number(one.found)}"
+                parts.append(f"{one.quantity}: {one.note or numbers}")
+        if self.not_compared:
+            parts.append(f"(not compared: {', '.join(self.not_compared)})")
+        return f"{self.entry:32} {self.status:15} {'; '.join(parts)}".rstrip()
+
+
+class NotImplementedHere(PosttrainError):
+    """The entry asks for something that no installed method offers; the text says what."""
+
+
+def run(file: str, only: str | None = None, json_output: bool = False, folders: Iterable[str] = ()) -> int:
+    """Print a report of every entry. Returns 0, or 1 where a number differs or the one asked for is not implemented.
+
+    ``folders`` are plugins that need not be installed; they come before installed ones of the same name.
+    """
+    results = evaluate(file, only, folders)
+    counts = {status: sum(one.status == status for one in results) for status in (EQUAL, DIFFERS, MISSING)}
+    if json_output:
+        print(json.dumps({"file": str(file), "summary": counts, "results": [_row(one) for one in results]}, indent=1))
+    else:
+        for one in results:
+            print(one.line())
+        print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return 1 if counts[DIFFERS] or (only and counts[MISSING]) else 0
+
+
+def evaluate(file: str | Path, only: str | None = None, folders: Iterable[str] = ()) -> list[Result]:
+    """Results of the file's entries, in order. Raises DataError for a file that is not of this kind."""
+    entries = _read(Path(file))
+    names = [name for name in entries if not name.startswith("_")]
+    if only is not None and only not in names:
+        raise SettingsError(f"{file} has no entry '{only}'. It has: {', '.join(names)}")
+    places = _places(folders)
+    owners = _owners(card for card, _ in places.values())
+    results = []
+    for name in [only] if only is not None else names:
+        owner = owners.get(name)
+        if owner is None:
+            results.append(Result(name, None, MISSING, f"no installed method is called '{name}' or claims it"))
+            continue
+        result = _evaluate(entries, name, None, places[owner[0]][1], owner[1])
+        results.append(result)
+        for claim, (method, options) in owners.items():
+            entry, _, quantity = claim.partition(":")
+            if quantity and entry == name and _quantity(entries[name], quantity) is not None:
+                results.append(_evaluate(entries, name, quantity, places[method][1], options))
+                result.not_compared = [one for one in result.not_compared if one != quantity]
+    return results
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: is not valid JSON: {error}.") from None
+    if not isinstance(entries, dict):
+        raise DataError(f"{file}: holds a {type(entries).__name__}, expected an object of entries by name.")
+    shared = entries.get("_shared", {})
+    for name, entry in entries.items():
+        if name.startswith("_"):
+            continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("inputs", {}), dict):
+            raise DataError(f"{file}: entry '{name}' is not an object with 'inputs'.")
+        if "input" in entry and entry["input"] not in shared:
+            raise DataError(
+                f"{file}: entry '{name}' has input '{entry['input']}', which is not under _shared. "
+                f"There: {', '.join(shared) or 'nothing'}."
+            )
+    return entries
+
+
+def _places(folders: Iterable[str]) -> dict[str, tuple[Card, str]]:
+    """Card, and what ``load`` takes, by method name."""
+    rows = [(row, row.name) for row in installed()]
+    rows += [(row, str(row.folder)) for row in map(find_folder, folders)]
+    return {row.name: (row.card, place) for row, place in rows if row.card is not None and row.problem is None}
+
+
+def _owners(cards: Iterable[Card]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Entry, or "entry:quantity", to the method that answers it and the options that it sets."""
+    cards = list(cards)
+    owners: dict[str, tuple[str, dict[str, Any]]] = {}
+    for card in cards:
+        for claim, options in dict(card.goldens.get("entries", {})).items():
+            if claim in owners:
+                raise MethodError(f"Golden entry '{claim}' is claimed by '{owners[claim][0]}' and by '{card.name}'.")
+            owners[claim] = (card.name, options)
+    # a method of the entry's own name comes before one that covers it with an option
+    return owners | {card.name: (card.name, {}) for card in cards}
+
+
+def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: str, extra: dict[str, Any]) -> Result:
+    result = Result(f"{name}:{quantity}" if quantity else name, place, EQUAL)
+    entry = entries[name]
+    try:
+        method = load(place)
+        result.method = method.name
+        config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
+        raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
+        _compare(result, method, config, entry, raw, quantity)
+    except (NotImplementedHere, SettingsError) as error:
+        result.status, result.reason = MISSING, str(error)
+    except Exception as error:  # any plugin's fault is this entry's result, and the others are still evaluated
+        result.status, result.reason = DIFFERS, f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    return result
+
+
+def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters as the method's options. What holds for the whole file counts where the card maps it."""
+    names, mapping = {one.name for one in fields(method.Config)}, method.card.goldens
+    options = {mapping[key]: value for key, value in meta.items() if mapping.get(key) in names}
+    for key, value in entry.get("hyperparameters", {}).items():
+        target = mapping.get(key, key)
+        if target.startswith("="):
+            if target[1:] not in ("", str(value), json.dumps(value)):
+                raise NotImplementedHere(f"'{key}' is {value!r}, '{method.name}' knows only {target[1:]!r}")
+        elif target in names:
+            options[target] = value
+        else:
+            raise NotImplementedHere(
+                f"hyper-parameter '{key}' is no option of '{method.name}'; map it in the card under [goldens]"
+            )
+    return options
+
+
+def _compare(
+    result: Result, method: Method, config: Any, entry: dict[str, Any], raw: dict[str, Any], quantity: str | None
+) -> None:
+    if not method.has("posttrain_loss"):
+        raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
+    inputs = read_inputs(raw, method.card.needs_now("reward-head", config))
+    batch = Batch(inputs.size, columns_of(inputs))
+    advantages = _advantages(method, config, inputs, batch, entry)
+    loss = _loss(method, config, inputs, batch)
+    target = quantity or method.card.goldens.get("loss", "loss")
+    expected = _quantity(entry, target)
+    done = {target}
+    if expected is not None:
+        result.comparisons.append(_pair(target, expected, loss))
+    if quantity is None:
+        if advantages is not None and entry.get("advantages") is not None:
+            result.comparisons.append(_pair("advantages", entry["advantages"], advantages))
+            done.add("advantages")
+        for key in [key for key in entry if key.startswith("grad_") and target == "loss"]:
+            leaf = _leaf(inputs, key.removeprefix("grad_"))
+            if leaf is not None and loss.requires_grad:
+                gradient = torch.autograd.grad(loss, leaf, retain_graph=True, allow_unused=True)[0]
+                result.comparisons.append(
+                    _pair(key, entry[key], torch.zeros_like(leaf) if gradient is None else gradient)
+                )
+                done.add(key)
+        others = [key for key in entry if key not in _FACTS and entry[key] is not None]
+        result.not_compared = [key for key in [*others, *entry.get("extra_checks", {})] if key not in done]
+    if not result.comparisons:
+        raise NotImplementedHere(f"the entry has no number under '{target}' to compare with")
+    result.status = DIFFERS if any(one.status == DIFFERS for one in result.comparisons) else EQUAL
+
+
+def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry: dict[str, Any]) -> Tensor | None:
+    """Call the hook and put what it returns, and the old log-probs, where the loss looks for them."""
+    rollouts = rollouts_of(inputs)
+    if rollouts is None:
+        return None
+    batch.columns["old_logps"] = rollouts.old_logps
+    if not method.has("posttrain_advantages"):
+        return None
+    rewards = torch.tensor(inputs.others["rewards"], dtype=torch.float64)  # (B,)
+    advantages = method.advantages(rewards=rewards, rollouts=rollouts, config=config, state=dict(inputs.others))
+    batch.columns["advantages"] = advantages.detach()
+    return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
+
+
+def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor:
+    """The loss, reduced by the core's own rule."""
+    policy = views_of(inputs, "policy", _statistics(method, config, inputs))
+    if policy is None:
+        raise NotImplementedHere("the inputs have no log-probs, logits or scores to build a view from")
+    reference = views_of(inputs, "reference", {}) if method.card.needs_now("reference", config) else None
+    returned = method.loss(batch=batch, policy=policy, reference=reference, config=config, step=inputs.step)
+    terms, _ = split_loss(returned, method.name)
+    masks = {name: view.mask for name, view in vars(policy).items()}
+    masks |= {name: one for name, one in batch.columns.items() if isinstance(one, Tensor) and one.dtype == torch.bool}
+    totals = Totals(float(batch.size), {name: float(mask.sum()) for name, mask in masks.items()})
+    return reduce_loss(terms, masks, totals, batch.size, method.name)[0]
+
+
+def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[str, Tensor]]:
+    """Token statistics by role: the method's hook on the logits, then whatever the file states itself.
+
+    Where the file has log-probs alone, the hook sees a vocabulary of two in which the token has its log-prob, without
+    gradient: enough for statistics that are logged.
+    """
+    found = given_statistics(inputs)
+    if not method.has("posttrain_token_statistics"):
+        return found
+    for name, role in inputs.roles.items():
+        if role.mask is None or "policy" not in role.logps:
+            continue
+        at = role.mask
+        if "policy" in role.logits:
+            logits, labels = role.logits["policy"][at], role.labels[at]  # type: ignore[index]  # logits bring labels
+            other = role.logits.get("reference", role.logits.get("teacher"))
+            other = None if other is None else other[at]
+        else:
+            logits = _two_tokens(role.logps["policy"][at])  # (n, 2)
+            labels = torch.zeros(len(logits), dtype=torch.long)
+            other = _two_tokens(role.logps["reference"][at]) if "reference" in role.logps else None
+        wanted = other if method.card.needs_now("reference", config) or "teacher" in role.logits else None
+        values = method.token_statistics(logits=logits, labels=labels, reference_logits=wanted, config=config)
+        spread = {
+            key: torch.zeros(at.shape, dtype=one.dtype).masked_scatter(at, one) for key, one in values.items()
+        }  # (B, T)
+        found[name] = spread | found[name]
+    return found
+
+
+def _two_tokens(logps: Tensor) -> Tensor:
+    logps = logps.detach().clamp(max=-1e-12)
+    return torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
+
+
+def _quantity(entry: dict[str, Any], name: str) -> Any:
+    """A quantity of the entry or of its ``extra_checks``; None where it has none of that name."""
+    return entry.get(name, entry.get("extra_checks", {}).get(name))
+
+
+def _leaf(inputs: Inputs, name: str) -> Tensor | None:
+    """The input of that name; ``seq_logps`` is the policy's log-probs."""
+    leaf = inputs.leaves.get("logp_new" if name == "seq_logps" else name)
+    return leaf if leaf is not None and leaf.requires_grad else None
+
+
+def _pair(quantity: str, expected: Any, found: Tensor) -> Comparison:
+    """Compare number by number."""
+    wanted, numbers = _flat(expected), _trimmed(expected, found.detach())
+    if len(wanted) != len(numbers):
+        return Comparison(quantity, DIFFERS, note=f"expected {len(wanted)} numbers, found {len(numbers)}")
+    pairs = zip(wanted, numbers, strict=True)
+    one, other = max(pairs, key=lambda pair: _gap(*pair))
+    return Comparison(quantity, EQUAL if _gap(one, other) <= TOLERANCE * max(1.0, abs(one)) else DIFFERS, one, other)
+
+
+def _gap(one: float, other: float) -> float:
+    return abs(one - other) if one == one and other == other else float("inf")
+
+
+def _flat(value: Any) -> list[float]:
+    return [number for one in value for number in _flat(one)] if isinstance(value, list) else [float(value)]
+
+
+def _trimmed(expected: Any, found: Tensor) -> list[float]:
+    """Numbers of ``found`` without the padding, which is what lies beyond the rows of ``expected``."""
+    if isinstance(expected, list) and found.dim():
+        if len(expected) > len(found):
+            return []
+        return [number for one, row in zip(expected, found, strict=False) for number in _trimmed(one, row)]
+    return found.reshape(-1).tolist()
+
+
+def _row(result: Result) -> dict[str, Any]:
+    row = asdict(result)
+    for one in row["comparisons"]:
+        if one["found"] is not None and not math.isfinite(one["found"]):
+            one["found"] = str(one["found"])  # JSON has no nan
+    return row
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6f}"

@@ -1,0 +1,221 @@
+"""Synthetic optimiser steps: examples of a schema with random logits, as hypothesis may cut, pad and order them."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from posttrain.cards import Card
+from posttrain.errors import SettingsError
+from posttrain.methods import Method
+from posttrain.views import Example, Sequence
+
+VOCABULARY = 7
+_ROLES = {"preference": ("chosen", "rejected"), "forget-retain": ("forget", "retain")}
+#: Completions of one row of a ranking.
+_RANKED = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step looks like, its numbers apart: trained tokens per example, and what its columns say."""
+
+    lengths: tuple[int, ...]
+    seed: int = 0
+    labels: Literal["mixed", "good", "bad"] = "mixed"
+    optional: bool = False
+    """With the columns that a schema allows and does not ask for (``margin``)."""
+    spread: float = 1.0
+    """Standard deviation of the logits: 1 is a young model, 100 is certain of every token."""
+    equal: bool = False
+    """Every answer of an example is the same, and every rollout is worth nothing."""
+
+
+@dataclass
+class Inputs:
+    """A step: its examples, and for each of their sequences the logits that a model would give its trained tokens."""
+
+    card: Card
+    examples: list[Example]
+    logits: Tensor
+    """Logits of the policy ``(N, V)``, all trained tokens of all sequences; a leaf with gradient."""
+    reference_logits: Tensor
+    scores: Tensor
+    """What a reward head says of each sequence ``(R,)``; a leaf with gradient."""
+    tokens: dict[int, slice] = field(default_factory=dict)
+    """Identity of a sequence -> its places in ``logits``."""
+    rows: dict[int, int] = field(default_factory=dict)
+    """Identity of a sequence -> its place in ``scores``."""
+
+    @property
+    def leaf(self) -> Tensor:
+        """What the policy controls: scores under a reward head, logits otherwise."""
+        return self.scores if "reward-head" in self.card.needs else self.logits
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Gradient of a scalar by ``leaf``; zeros where the loss does not depend on it."""
+        if not loss.requires_grad:
+            return torch.zeros_like(self.leaf)
+        (found,) = torch.autograd.grad(loss, [self.leaf], allow_unused=True)
+        return torch.zeros_like(self.leaf) if found is None else found
+
+
+def make_inputs(card: Card, shape: Shape, dtype: torch.dtype = torch.float64) -> Inputs:
+    """A step of the card's first schema with the given shape; equal arguments give equal numbers."""
+    random = torch.Generator().manual_seed(shape.seed)
+    examples = [_example(card, shape, place, length, random) for place, length in enumerate(shape.lengths)]
+    sequences = [s for example in examples for rows in example.sequences.values() for s in rows]
+    total = sum(s.count for s in sequences)
+    draw = {"generator": random, "dtype": torch.float64}
+    logits = shape.spread * torch.randn(total, VOCABULARY, **draw)  # (N, V)
+    reference = shape.spread * torch.randn(total, VOCABULARY, **draw)  # (N, V)
+    scores = shape.spread * torch.randn(len(sequences), **draw)  # (R,)
+    inputs = Inputs(card, examples, logits, reference, scores)
+    start = 0
+    for row, sequence in enumerate(sequences):
+        inputs.tokens[id(sequence)] = slice(start, start + sequence.count)
+        inputs.rows[id(sequence)] = row
+        start += sequence.count
+    if shape.equal:
+        _make_equal(inputs)
+    if card.online:
+        _add_old_logps(inputs, random)
+    inputs.logits = inputs.logits.to(dtype).requires_grad_()
+    inputs.reference_logits = inputs.reference_logits.to(dtype)
+    inputs.scores = inputs.scores.to(dtype).requires_grad_()
+    return inputs
+
+
+def variants(method: Method) -> list[tuple[str, Any]]:
+    """The default options, then each choice and each switch of the method in turn, as (text, Config)."""
+    default = method.config({})
+    found = [("the default options", default)]
+    kinds = typing.get_type_hints(method.Config)
+    for option in dataclasses.fields(method.Config):
+        for value in _other_values(kinds[option.name], getattr(default, option.name)):
+            try:
+                found.append((f"{option.name} = {value!r}", config_with(method, option.name, value)))
+            except SettingsError:
+                continue  # a number made up here may lie outside the method's range; a declared choice may not
+    return found
+
+
+def config_with(method: Method, option: str, value: Any) -> Any:
+    """The default options with one changed; where that needs a second option, with the first one that satisfies it.
+
+    Raises SettingsError where the method refuses the value whatever else is set.
+    """
+    try:
+        return method.config({option: value})
+    except SettingsError as error:
+        refusal = error
+    kinds = typing.get_type_hints(method.Config)
+    for other in dataclasses.fields(method.Config):
+        for second in _other_values(kinds[other.name], other.default) if other.name != option else ():
+            try:
+                return method.config({option: value, other.name: second})
+            except SettingsError:
+                continue
+    raise refusal
+
+
+def declared_choices(method: Method) -> list[tuple[str, Any]]:
+    """Every value that an option's type names, one at a time, as (option, value)."""
+    kinds = typing.get_type_hints(method.Config)
+    named = [
+        (option.name, value) for option in dataclasses.fields(method.Config) for value in _named(kinds[option.name])
+    ]
+    return named
+
+
+def _other_values(kind: Any, default: Any) -> list[Any]:
+    named = [value for value in _named(kind) if value != default]
+    if named:
+        return named
+    kinds = set(typing.get_args(kind)) or {kind}
+    if default in (None, 0) and float in kinds:
+        return [0.1, 2.0]
+    if default in (None, 0) and int in kinds and bool not in kinds:
+        return [3]
+    return []
+
+
+def _named(kind: Any) -> list[Any]:
+    """Values that a type names: of a Literal, of a bool, of a union with one of these."""
+    if kind is bool:
+        return [True, False]
+    if typing.get_origin(kind) is Literal:
+        return list(typing.get_args(kind))
+    return [value for part in typing.get_args(kind) if part is not NoneType for value in _named(part)]
+
+
+def _example(card: Card, shape: Shape, place: int, length: int, random: torch.Generator) -> Example:
+    schema = card.schemas[0]
+    sequences: dict[str, list[Sequence]] = {}
+    for turn, role in enumerate(_ROLES.get(schema, ("completion",))):
+        # The second role of an example has another length than the first, unless both shall be the same.
+        own = length if shape.equal or length == 0 else 1 + (length - 1 + 2 * turn) % max(length + 1, 3)
+        count = _RANKED if schema == "ranked" else 1
+        sequences[role] = [_sequence(own, random) for _ in range(count)]
+    if shape.equal:
+        _copy_ids(sequences)
+    columns = _columns(schema, shape, place, random)
+    if schema == "stepwise":
+        for sequence in sequences["completion"]:
+            ends = torch.arange(sequence.count) % 2 == 1  # (t,)
+            sequence.per_token.update(step_end=ends, step_label=(torch.arange(sequence.count) % 4 == 1).float())
+    return Example(sequences, columns)
+
+
+def _sequence(length: int, random: torch.Generator) -> Sequence:
+    ids = torch.randint(VOCABULARY, (length + 1,), generator=random)  # the first token stands for the prompt
+    return Sequence(ids, torch.arange(length + 1) > 0)
+
+
+def _columns(schema: str, shape: Shape, place: int, random: torch.Generator) -> dict[str, Any]:
+    number = float(torch.randn((), generator=random))
+    if schema == "unpaired-preference":
+        return {"label": shape.labels == "good" or (shape.labels == "mixed" and place % 2 == 0)}
+    if schema == "scored":
+        return {"score": 0.0 if shape.equal else number}
+    if schema == "preference" and shape.optional:
+        return {"margin": abs(number)}
+    if schema == "prompt":
+        sign = {"good": 1.0, "bad": -1.0, "mixed": 1.0 if number > 0 else -1.0}[shape.labels]
+        worth = 0.0 if shape.equal else sign * abs(number)
+        return {"advantages": worth, "reward": worth, "group": float(place // 2)}
+    return {}
+
+
+def _copy_ids(sequences: dict[str, list[Sequence]]) -> None:
+    rows = [s for role in sequences.values() for s in role]
+    for row in rows[1:]:
+        row.ids = rows[0].ids.clone()
+
+
+def _make_equal(inputs: Inputs) -> None:
+    """Give all sequences of an example the same logits and scores, and the policy those of the reference."""
+    for example in inputs.examples:
+        rows = [s for role in example.sequences.values() for s in role]
+        for row in rows[1:]:
+            inputs.logits[inputs.tokens[id(row)]] = inputs.logits[inputs.tokens[id(rows[0])]]
+            inputs.scores[inputs.rows[id(row)]] = inputs.scores[inputs.rows[id(rows[0])]]
+    inputs.reference_logits = inputs.logits.clone()
+
+
+def _add_old_logps(inputs: Inputs, random: torch.Generator) -> None:
+    """The sampler's log-probs: those of the policy, somewhat off, as after an update or two."""
+    logps = inputs.logits.log_softmax(-1)  # (N, V)
+    for example in inputs.examples:
+        for sequence in example.sequences["completion"]:
+            span = inputs.tokens[id(sequence)]
+            current = logps[span].gather(1, sequence.ids[sequence.trained][:, None])[:, 0]  # (t,)
+            noise = 0.15 * torch.randn(len(current), generator=random, dtype=torch.float64)
+            sampled = (current + noise).clamp(max=0.0)
+            sequence.per_token.update(sampled_logps=sampled, old_logps=sampled.clone())

@@ -1,0 +1,192 @@
+"""Property-based loss checks: how a step is split, padded, ordered, chunked or spread over ranks changes nothing.
+
+Hypothesis draws lengths, columns and cuts, and shrinks a failure to the smallest step that shows it. Runs are
+derandomised, so the same method gives the same verdict everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from posttrain.cards import Card
+from posttrain.errors import DependencyError
+from posttrain.methods import Method
+from posttrain.testing.bench import Layout, step_loss, whole
+from posttrain.testing.inputs import Inputs, Shape, make_inputs, variants
+from posttrain.testing.registry import CheckFailed, check
+from posttrain.testing.subject import Subject
+
+try:
+    import hypothesis
+    from hypothesis import strategies as st
+except ImportError:
+    raise DependencyError(
+        "The checks of the group 'loss' need the package hypothesis. Install it with: pip install 'posttrain[check]'"
+    ) from None
+
+#: Largest difference that rounding in float64 explains.
+TOLERANCE = 1e-9
+#: Hypothesis' examples per check.
+EXAMPLES = 20
+
+_SPLIT_CAUSE = (
+    "Usual cause: a mean, a sort or a baseline over the micro-batch inside the loss. What couples examples "
+    "belongs in a hook that sees the whole step."
+)
+
+
+@check("loss")
+def check_split_does_not_matter(subject: Subject) -> None:
+    """However a step is cut into micro-batches, loss and gradient are those of the whole."""
+
+    def compare(data: Any, method: Method, config: Any, inputs: Inputs) -> None:
+        cut = _draw_cut(data, len(inputs.examples))
+        text = f"{len(inputs.examples)} examples in micro-batches of {[len(part) for part in cut]}"
+        _compare(method, config, inputs, Layout([cut]), text, _SPLIT_CAUSE)
+
+    _for_steps(subject, compare)
+
+
+@check("loss")
+def check_rank_does_not_matter(subject: Subject) -> None:
+    """However a step is spread over devices, loss and gradient are those of one device."""
+
+    def compare(data: Any, method: Method, config: Any, inputs: Inputs) -> None:
+        ranks = _draw_cut(data, len(inputs.examples))
+        layout = Layout([[rank] for rank in ranks])
+        cause = (
+            "Usual cause: a division by the number of ranks, or a gather. The core knows the ranks, a method does not."
+        )
+        _compare(method, config, inputs, layout, f"{[len(r) for r in ranks]} examples on {len(ranks)} ranks", cause)
+
+    _for_steps(subject, compare)
+
+
+@check("loss")
+def check_order_does_not_matter(subject: Subject) -> None:
+    """However the examples of a step are ordered, loss and gradient stay the same."""
+
+    def compare(data: Any, method: Method, config: Any, inputs: Inputs) -> None:
+        order = data.draw(st.permutations(range(len(inputs.examples))), label="order")
+        cause = "Usual cause: pairing neighbours (roll, shift, the next row) inside the loss."
+        _compare(method, config, inputs, Layout([[order]]), f"the examples in the order {list(order)}", cause)
+
+    _for_steps(subject, compare)
+
+
+@check("loss")
+def check_padding_does_not_matter(subject: Subject) -> None:
+    """Empty columns behind the tokens change neither loss nor gradient."""
+
+    def compare(data: Any, method: Method, config: Any, inputs: Inputs) -> None:
+        padding = data.draw(st.integers(1, 4), label="padding")
+        layout = Layout(whole(inputs).ranks, padding=padding)
+        cause = (
+            "Usual cause: .mean(-1), or a constant per column, over the padded length. Use view.sum, .mean or PerToken."
+        )
+        _compare(method, config, inputs, layout, f"{padding} pad columns behind every answer", cause)
+
+    _for_steps(subject, compare)
+
+
+@check("loss", lambda card: "reward-head" not in card.needs)
+def check_packing_does_not_matter(subject: Subject) -> None:
+    """Wherever the stream of packed tokens is cut into chunks of logits, loss and gradient stay the same."""
+
+    def compare(data: Any, method: Method, config: Any, inputs: Inputs) -> None:
+        chunk = data.draw(st.integers(1, 5), label="chunk")
+        cause = "Usual cause: a mean or a neighbour in posttrain_token_statistics. Treat each token alone."
+        layout = Layout(whole(inputs).ranks, chunk=chunk)
+        _compare(method, config, inputs, layout, f"logits in chunks of {chunk} tokens", cause)
+
+    _for_steps(subject, compare)
+
+
+@check("loss")
+def check_metrics_ignore_the_layout(subject: Subject) -> None:
+    """Splitting and padding change no metric of the step."""
+
+    def compare(data: Any, method: Method, config: Any, inputs: Inputs) -> None:
+        cut = _draw_cut(data, len(inputs.examples))
+        layout = Layout([cut], padding=data.draw(st.integers(0, 3), label="padding"))
+        _, expected = step_loss(method, config, inputs)
+        _, found = step_loss(method, config, inputs, layout)
+        for name in expected.keys() | found.keys():
+            before, after = expected.get(name, float("nan")), found.get(name, float("nan"))
+            if before == before and not abs(before - after) <= 1e-5 * max(1.0, abs(before)):
+                raise CheckFailed(
+                    f"The metric '{name}' went from {before:.8g} to {after:.8g} in micro-batches of "
+                    f"{[len(part) for part in cut]} with {layout.padding} pad columns.",
+                    "Usual cause: a metric over the padded length, or a mean of a micro-batch handed to every example.",
+                )
+
+    _for_steps(subject, compare)
+
+
+def _compare(method: Method, config: Any, inputs: Inputs, layout: Layout, what: str, cause: str) -> None:
+    expected, _ = step_loss(method, config, inputs)
+    found, _ = step_loss(method, config, inputs, layout)
+    before, after = inputs.gradient(expected), inputs.gradient(found)
+    apart = _largest_difference(before, after)
+    if abs(expected.item() - found.item()) > TOLERANCE * max(1.0, abs(expected.item())):
+        raise CheckFailed(f"Loss went from {expected.item():.8g} to {found.item():.8g} with {what}.", cause)
+    if apart > TOLERANCE * max(1.0, float(before.abs().max()) if before.numel() else 1.0):
+        raise CheckFailed(f"The loss is equal, but a gradient entry moved by {apart:.3g} with {what}.", cause)
+
+
+def _largest_difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max()) if one.numel() else 0.0
+
+
+def _for_steps(subject: Subject, compare: Callable[[Any, Method, Any, Inputs], None]) -> None:
+    """Let hypothesis look for a step on which ``compare`` raises."""
+    method = subject.method
+    options = variants(method)
+
+    def search(data: Any) -> None:
+        text, config = data.draw(st.sampled_from(options), label="options")
+        inputs = make_inputs(method.card, data.draw(shapes(method.card), label="step"))
+        try:
+            compare(data, method, config, inputs)
+        except CheckFailed as failure:
+            raise CheckFailed(f"With {text}: {failure.what}", failure.cause) from None
+
+    search_with(search)
+
+
+def search_with(search: Callable[[Any], None]) -> None:
+    """Call ``search`` with drawn data until it raises; a failure is shrunk, then raised as it is."""
+    quiet = hypothesis.settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        verbosity=hypothesis.Verbosity.quiet,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    quiet(hypothesis.given(st.data())(search))()
+
+
+def shapes(card: Card) -> st.SearchStrategy[Shape]:
+    """Steps of two to six examples of zero to six tokens, with any labels."""
+    shortest = 1 if "reward-head" in card.needs else 0
+    return st.builds(
+        Shape,
+        lengths=st.lists(st.integers(shortest, 6), min_size=2, max_size=6).filter(any).map(tuple),
+        seed=st.integers(0, 1000),
+        labels=st.sampled_from(["mixed", "good", "bad"]),
+        optional=st.booleans(),
+    )
+
+
+def _draw_cut(data: Any, count: int) -> list[list[int]]:
+    """Cut ``range(count)`` into at least two runs."""
+    places = data.draw(st.sets(st.integers(1, count - 1), min_size=1), label="cuts")
+    edges = [0, *sorted(places), count]
+    return [list(range(start, end)) for start, end in pairwise(edges)]

@@ -1,0 +1,117 @@
+"""Run checks over a subject and say what came out. Waivers of the card are strict: one that passes is a failure."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from posttrain.cards import Card
+from posttrain.errors import PosttrainError
+from posttrain.testing.registry import GROUPS, Check, CheckFailed, all_checks
+from posttrain.testing.subject import Subject
+
+#: Outcomes that make a method fail.
+FAILURES = ("failed", "stale-waiver")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one check of one method: passed, failed, waived or stale-waiver."""
+
+    method: str
+    check: str
+    group: str
+    outcome: str
+    seconds: float
+    what: str = ""
+    cause: str = ""
+    repeat: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether this makes the method fail."""
+        return self.outcome in FAILURES
+
+    def text(self) -> str:
+        """One line for what is well, four for a failure: what happened, the usual cause, how to repeat it."""
+        if self.outcome == "passed":
+            return f"{self.method}: {self.check} passed"
+        if self.outcome == "waived":
+            return f"{self.method}: {self.check} waived. {self.cause}"
+        return f"{self.method}: {self.check}\n  {self.what}\n  {self.cause}\n  Repeat with: {self.repeat}"
+
+
+def checks_for(subject: Subject, groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
+    """The checks that apply to a method, in order. A card that cannot be read leaves the static ones alone."""
+    checks = all_checks(groups)
+    card = _card_or_none(subject)
+    return [one for one in checks if (one.group == "static" if card is None else one.applies(card))]
+
+
+def run_check(check: Check, subject: Subject) -> Result:
+    """Run one check and judge its outcome against the card's waivers."""
+    card = _card_or_none(subject)
+    waiver = card.waivers.get(check.name) if card else None
+    begun = time.perf_counter()
+    try:
+        check.function(subject)
+        failure = None
+    except CheckFailed as error:
+        failure = error
+    except PosttrainError as error:  # the method does not load, or broke the contract before the property was seen
+        failure = CheckFailed(str(error), "Usual cause: the method breaks the contract before this can be checked.")
+    except Exception as error:  # any other exception is the method's: it is reported, with its place
+        failure = CheckFailed(f"Raised {_place(error)}.", "Usual cause: a case that the method does not think of.")
+    return _judge(check, subject, failure, waiver, time.perf_counter() - begun)
+
+
+def run_checks(subject: Subject, checks: Iterable[Check]) -> Iterator[Result]:
+    """Run checks one after the other, yielding each result as it is known."""
+    for check in checks:
+        yield run_check(check, subject)
+
+
+def as_json(results: list[Result]) -> dict[str, Any]:
+    """The results as plain data: counts by outcome, then each result."""
+    outcomes = ("passed", "waived", *FAILURES)
+    counts = {outcome: sum(one.outcome == outcome for one in results) for outcome in outcomes}
+    return {
+        "passed": not any(one.failed for one in results),
+        "counts": counts,
+        "results": [asdict(one) for one in results],
+    }
+
+
+def _judge(check: Check, subject: Subject, failure: CheckFailed | None, waiver: str | None, seconds: float) -> Result:
+    what = cause = repeat = ""
+    if waiver is not None and failure is not None:
+        outcome, what, cause = "waived", failure.what, waiver
+    elif waiver is not None:
+        outcome = "stale-waiver"
+        what = f"The card waives this check ({waiver}) but it passes."
+        cause = f"Remove '{check.name}' from [waivers] in method.toml."
+    elif failure is not None:
+        outcome, what, cause = "failed", failure.what, failure.cause
+    else:
+        outcome = "passed"
+    if outcome in FAILURES:
+        repeat = f"posttrain check {subject.source or subject.name} --only {check.name}"
+    return Result(subject.name, check.name, check.group, outcome, round(seconds, 4), what, cause, repeat)
+
+
+def _card_or_none(subject: Subject) -> Card | None:
+    try:
+        return subject.card
+    except PosttrainError:  # check_card_is_valid reports it
+        return None
+
+
+def _place(error: Exception) -> str:
+    """The exception and the innermost line of code, on one line."""
+    text = " ".join(str(error).split()) or "no message"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {text}{where}"

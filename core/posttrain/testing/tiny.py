@@ -1,0 +1,124 @@
+"""A model of a few thousand parameters, a tokenizer of single letters, and rows of every schema to train them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from posttrain.cards import Card
+
+LETTERS = "abcdefgh "
+_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+#: Prompt, right answer, wrong answer, of unlike lengths: letters of the first half of the alphabet are right.
+_ANSWERS = [
+    (letter * (1 + place % 3), letter * (2 + place % 2), other * (1 + place % 4))
+    for place, (letter, other) in enumerate(zip("abcdabcd", "efghhgfe", strict=True))
+]
+#: A chat template, for the schemas that are conversations.
+_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a letter; ``</s>`` ends a sequence."""
+    vocabulary = {token: place for place, token in enumerate([*_SPECIAL, *LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=_TEMPLATE,
+    )
+
+
+def tiny_model(reward_head: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """The same two-layer model each time, with a head for scores where ``reward_head``; no global random state moves."""
+    config = LlamaConfig(
+        vocab_size=len(_SPECIAL) + len(LETTERS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        num_labels=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1234)
+        model = LlamaForSequenceClassification(config) if reward_head else LlamaForCausalLM(config)
+    return model.to(dtype)
+
+
+def tiny_rows(card: Card) -> list[dict[str, Any]]:
+    """Eight rows of the card's first schema, by which letters of the first half of the alphabet are right."""
+    return [_ROWS[card.schemas[0]](place % 2 == 0, *row) for place, row in enumerate(_ANSWERS)]
+
+
+#: Schema -> a row of it, made from: whether this row shows the right answer, prompt, right answer, wrong answer.
+_ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
+    "language-modeling": lambda right, ask, good, bad: {"text": ask + good},
+    "prompt-completion": lambda right, ask, good, bad: {"prompt": ask, "completion": good},
+    "prompt": lambda right, ask, good, bad: {"prompt": ask},
+    "preference": lambda right, ask, good, bad: {"prompt": ask, "chosen": good, "rejected": bad},
+    "unpaired-preference": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"label": right},
+    "ranked": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, good + bad, bad]},
+    "scored": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"score": float(right)},
+    "stepwise": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, bad], "labels": [True, False]},
+    "forget-retain": lambda right, ask, good, bad: {
+        "forget": {"prompt": ask, "completion": bad},
+        "retain": {"prompt": ask, "completion": good},
+    },
+    "trajectory": lambda right, ask, good, bad: {
+        "messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": good}],
+        "score": 1.0,
+    },
+}
+
+
+def _judged(right: bool, ask: str, good: str, bad: str) -> dict[str, Any]:
+    return {"prompt": ask, "completion": good if right else bad}
+
+
+def count_of_a(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+    """The reward of the tiny online task: the share of the letter a among the first four letters."""
+    return [completion[:4].count("a") / 4 for completion in completions]
+
+
+def answer_scores(model: Any, reward_head: bool) -> list[tuple[float, float]]:
+    """What the model thinks of the right and of the wrong answer to each prompt, computed without the core.
+
+    Log-probability of the answer given the prompt, or the score of the whole text under a reward head.
+    """
+    tokenizer = tiny_tokenizer()
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = [
+            (_answer_score(model, tokenizer, ask, good, reward_head), _answer_score(model, tokenizer, ask, bad, reward_head))
+            for ask, good, bad in _ANSWERS
+        ]
+    model.train(training)
+    return found
+
+
+def _answer_score(model: Any, tokenizer: Any, ask: str, answer: str, reward_head: bool) -> float:
+    ids = torch.tensor([tokenizer.encode(ask + answer, add_special_tokens=False) + [tokenizer.eos_token_id]])  # (1, L)
+    mask = torch.ones_like(ids)
+    if reward_head:
+        return model(input_ids=ids, attention_mask=mask).logits[0, 0].item()
+    logps = model(input_ids=ids, attention_mask=mask).logits[0, :-1].log_softmax(-1)  # (L-1, V)
+    chosen = logps.gather(1, ids[0, 1:, None])[:, 0]  # (L-1,)
+    return chosen[len(ask) - 1 :].sum().item()

@@ -1,0 +1,233 @@
+"""Training checks: whole runs of a tiny model on the CPU, through the same door that a user takes."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from posttrain import api
+from posttrain.testing.registry import CheckFailed, check
+from posttrain.testing.subject import Subject
+from posttrain.testing.tiny import answer_scores, count_of_a, tiny_model, tiny_rows, tiny_tokenizer
+
+#: Optimiser steps of the longer runs.
+STEPS = 16
+#: Step at which the run that is resumed was stopped.
+HALF = STEPS // 2
+#: Largest relative difference that the order of sums explains in float64.
+TOLERANCE = 1e-8
+
+_STATE_CAUSE = "Usual cause: a variable of the module that outlives the step. State belongs in the hook's state argument."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished tiny run: its metric lines, and what the model thought of right and wrong answers around it."""
+
+    lines: list[dict[str, Any]]
+    before: list[tuple[float, float]]
+    after: list[tuple[float, float]]
+    path: Path
+
+    def mean(self, name: str, lines: slice) -> float:
+        """Mean of a metric over some of the steps."""
+        values = [line[name] for line in self.lines[lines]]
+        return sum(values) / len(values)
+
+
+@check("training")
+def check_promise_holds(subject: Subject) -> None:
+    """Full fine-tuning of a tiny model does what the schema promises: loss falls, margin or reward rises."""
+    _check_promise(subject, _train(subject))
+
+
+@check("training")
+def check_promise_holds_with_lora(subject: Subject) -> None:
+    """The same with a low-rank adapter, where only the adapter (and a reward head) is trained."""
+    _check_promise(subject, _train(subject, lora=True, learning_rate=3e-2))
+
+
+@check("training")
+def check_same_seed_same_bits(subject: Subject) -> None:
+    """Two runs with the same seed agree in every bit, however often they write to disk."""
+    _compare(
+        _train(subject),
+        _train(subject, save_every=None, samples_per_step=1),
+        "in a second run with the same seed",
+        "Usual cause: numbers from the clock, from a generator without the run's seed, or from the order of a set.",
+    )
+
+
+@check("training")
+def check_resume_equals_uninterrupted(subject: Subject) -> None:
+    """A run that is resumed half-way goes on in every bit as if it had not been interrupted."""
+    whole = _train(subject)
+    folder = _folder(subject) / "resumed"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole.path, folder)
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS}")
+    objects = _objects(subject)
+    with _quiet():
+        run = api.resume(folder, **objects)
+    found = Outcome(list(run.metrics), whole.before, whole.after, folder)
+    _compare(whole, found, f"after it was resumed at step {HALF}", _STATE_CAUSE)
+
+
+@check("training")
+def check_accumulation_does_not_matter(subject: Subject) -> None:
+    """Micro-batches of one example give the losses and gradient norms of whole batches, in float64."""
+    _compare(
+        _train(subject, steps=3, save_every=None, dtype="float64"),
+        _train(subject, steps=3, save_every=None, dtype="float64", micro_batch_size=1),
+        "with micro-batches of one example",
+        "Usual cause: a mean, a sort or a baseline over the micro-batch. What couples examples belongs in a hook that "
+        "sees the whole step.",
+        TOLERANCE,
+    )
+
+
+@check("training")
+def check_layout_does_not_matter(subject: Subject) -> None:
+    """Rows laid behind each other and rows padded to one length give the same losses, in float64."""
+    _compare(
+        _train(subject, steps=3, save_every=None, dtype="float64"),
+        _train(subject, steps=3, save_every=None, dtype="float64", packing=False, head_chunk_tokens=3),
+        "without packing",
+        "Usual cause: a loss that reads its neighbours, or a token statistic that reads its chunk.",
+        TOLERANCE,
+    )
+
+
+@check("training")
+def check_evaluation_does_not_matter(subject: Subject) -> None:
+    """Evaluating between the steps changes no step."""
+    rows = tiny_rows(subject.card)[:5]
+    _compare(
+        _train(subject, steps=4, save_every=None),
+        _train(subject, steps=4, save_every=None, eval_data=rows, eval_every=1),
+        "with an evaluation after each step",
+        "Usual cause: random numbers from a global generator, or counters that evaluation moves too (see step.training).",
+    )
+
+
+def _check_promise(subject: Subject, run: Outcome) -> None:
+    schema = subject.card.schemas[0]
+    if subject.card.online:
+        _check_rises("mean reward", run.mean("reward", slice(3)), run.mean("reward", slice(-3, None)), 0.1)
+    elif schema in ("preference", "unpaired-preference", "ranked", "scored", "forget-retain"):
+        _check_rises("margin of the right answers over the wrong ones", _margin(run.before), _margin(run.after), 0.1)
+    elif schema in ("prompt-completion", "language-modeling", "trajectory"):
+        rights = [sum(good for good, _ in scores) / len(scores) for scores in (run.before, run.after)]
+        _check_rises("log-probability of the right answers", rights[0], rights[1], 0.5)
+        _check_rises("loss below 0", -run.mean("loss", slice(3)), -run.mean("loss", slice(-3, None)), 0.1)
+    else:
+        first = run.mean("loss", slice(3))
+        _check_rises("loss below 0", -first, -run.mean("loss", slice(-3, None)), 0.05 * abs(first))
+
+
+def _margin(scores: list[tuple[float, float]]) -> float:
+    return sum(good - bad for good, bad in scores) / len(scores)
+
+
+def _check_rises(what: str, before: float, after: float, least: float) -> None:
+    if not after - before >= least:
+        raise CheckFailed(
+            f"In {STEPS} steps the {what} went from {before:.4g} to {after:.4g}; it has to rise by {least:.3g}.",
+            "Usual cause: a sign, or a default option that makes the method learn nothing.",
+        )
+
+
+def _compare(expected: Outcome, found: Outcome, what: str, cause: str, tolerance: float = 0.0) -> None:
+    """Raise CheckFailed at the first step where a number of the two runs differs."""
+    if len(found.lines) != len(expected.lines):
+        raise CheckFailed(f"{len(expected.lines)} steps became {len(found.lines)} {what}.", cause)
+    for one, other in zip(expected.lines, found.lines, strict=True):
+        names = {name for name in one.keys() | other.keys() if not name.startswith("eval_") and not _is_cost(name)}
+        for name in sorted(names, key=lambda name: (name != "loss", name)):
+            before, after = one.get(name, math.nan), other.get(name, math.nan)
+            if not _equal(before, after, tolerance):
+                raise CheckFailed(f"Step {one['step']}: {name} is {before:.10g}, and {after:.10g} {what}.", cause)
+
+
+def _is_cost(name: str) -> bool:
+    """Times and memory differ between any two runs."""
+    return name.endswith(("seconds", "per_second", "memory_mb"))
+
+
+def _equal(one: float, other: float, tolerance: float) -> bool:
+    if math.isnan(one) and math.isnan(other):
+        return True
+    return one == other or abs(one - other) <= tolerance * max(1.0, abs(one))
+
+
+def _train(subject: Subject, **changes: Any) -> Outcome:
+    """A tiny run with the method's default options; runs with the same ``changes`` are made once a subject."""
+    key = f"run {sorted(changes.items(), key=lambda item: item[0])}"
+    if key not in subject.memory:
+        subject.memory[key] = _new_run(subject, changes)
+    return subject.memory[key]
+
+
+def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
+    dtype = torch.float64 if changes.get("dtype") == "float64" else torch.float32
+    objects = _objects(subject, dtype)
+    head = _reward_head(subject)
+    before = answer_scores(objects["model"], head)
+    keywords: dict[str, Any] = {
+        "batch_size": 4,
+        "steps": STEPS,
+        "learning_rate": 1e-2,
+        "schedule": "constant",
+        "save_every": HALF,
+        "progress": "quiet",
+        "cache": "off",
+        "device": "cpu",
+    }
+    if subject.card.online:
+        keywords |= {"group_size": 8, "max_new_tokens": 6}
+    path = _folder(subject) / f"run-{len(subject.memory)}"
+    with _quiet():
+        run = api.train(subject.source or subject.name, output=str(path), **objects, **(keywords | changes))
+    return Outcome(list(run.metrics), before, answer_scores(run.model, head), path)
+
+
+def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Model, tokenizer, rows and reward, made anew: a run changes its model."""
+    objects = {
+        "model": tiny_model(_reward_head(subject), dtype),
+        "tokenizer": tiny_tokenizer(),
+        "data": tiny_rows(subject.card),
+    }
+    return objects | ({"reward": [count_of_a]} if subject.card.online else {})
+
+
+def _reward_head(subject: Subject) -> bool:
+    return subject.method.card.needs_now("reward-head", subject.method.config({}))
+
+
+def _folder(subject: Subject) -> Path:
+    """A temporary folder that lives as long as the subject."""
+    if "folder" not in subject.memory:
+        subject.memory["folder"] = tempfile.TemporaryDirectory(prefix="posttrain-check-")
+    return Path(subject.memory["folder"].name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars for saving a file of some kilobytes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

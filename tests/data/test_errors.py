@@ -1,0 +1,319 @@
+"""Every text that bad data gets, exactly."""
+
+import pytest
+from posttrain.data import read_rows
+from posttrain.errors import DataError, ModelError, SettingsError
+from posttrain.settings import Settings
+
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+ASK = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+
+BAD_ROWS = [
+    (
+        "preference",
+        {"prompt": "p", "chosen": "c"},
+        "column 'rejected' is missing. Schema 'preference' needs prompt, chosen, rejected (text or messages). "
+        "The row has: prompt, chosen. Name columns with: --columns rejected=NAME",
+    ),
+    (
+        "prompt-completion",
+        {"question": "p", "answer": "c"},
+        "column 'prompt' is missing. Schema 'prompt-completion' needs prompt, completion (text or messages). "
+        "The row has: question, answer. Name columns with: --columns prompt=NAME",
+    ),
+    ("prompt-completion", {"prompt": 7, "completion": "c"}, "column 'prompt' is 7, expected text or messages."),
+    ("prompt-completion", {"prompt": None, "completion": "c"}, "column 'prompt' is null, expected text or messages."),
+    (
+        "prompt-completion",
+        {"prompt": "p", "completion": ""},
+        "column 'completion' is empty, expected at least one token to learn from.",
+    ),
+    (
+        "prompt-completion",
+        {"prompt": "p", "completion": []},
+        "column 'completion' is empty, expected at least one message.",
+    ),
+    (
+        "unpaired-preference",
+        {"prompt": "p", "completion": "c", "label": "good"},
+        "column 'label' is 'good', expected true or false.",
+    ),
+    ("preference", {**PAIR, "margin": "wide"}, "column 'margin' is 'wide', expected a finite number."),
+    ("preference", {**PAIR, "margin": float("nan")}, "column 'margin' is NaN, expected a finite number."),
+    ("preference", {**PAIR, "mine": float("nan")}, "column 'mine' has NaN, expected a finite number or null."),
+    (
+        "scored",
+        {"prompt": "p", "completion": "c", "score": True},
+        "column 'score' is True, expected a finite number.",
+    ),
+    (
+        "language-modeling",
+        {"messages": [ASK, {"role": "bot", "content": "a"}]},
+        "column 'messages' has role 'bot' in message 2, expected one of system, developer, user, assistant, tool.",
+    ),
+    (
+        "language-modeling",
+        {"messages": [ASK]},
+        "column 'messages' has no assistant message, expected at least one to learn from.",
+    ),
+    (
+        "language-modeling",
+        {"messages": [ASK, {"role": "assistant", "content": 3}]},
+        "column 'messages' has content 3 in message 2, expected text.",
+    ),
+    ("language-modeling", {"text": ""}, "column 'text' is empty, expected text with at least one token to learn from."),
+    (
+        "prompt-completion",
+        {"prompt": [ASK], "completion": [ANSWER, ASK]},
+        "column 'completion' ends with a 'user' message, expected the assistant's.",
+    ),
+    (
+        "prompt-completion",
+        {"prompt": [ASK], "completion": [{"role": "assistant", "content": ""}]},
+        "column 'completion' ends with an empty assistant message, expected at least one token to learn from.",
+    ),
+    (
+        "prompt",
+        {"prompt": [ASK, ANSWER]},
+        "column 'prompt' ends with an 'assistant' message, expected the user's: the answer belongs into the "
+        "completion.",
+    ),
+    ("prompt", {"prompt": ""}, "column 'prompt' is empty, expected text or messages."),
+    (
+        "preference",
+        {"prompt": "p", "chosen": "c", "rejected": [ANSWER]},
+        "column 'rejected' is messages, but 'chosen' is text, expected the same form.",
+    ),
+    (
+        "preference",
+        {"chosen": [ASK, ANSWER], "rejected": [{"role": "user", "content": "other"}, ANSWER]},
+        "column 'chosen' differs from the other one at message 1, a 'user' message: the two have no common prompt. "
+        "Expected the same messages before the assistant's answer.",
+    ),
+    (
+        "stepwise",
+        {"prompt": "p", "completions": ["a", "b"], "labels": [True]},
+        "column 'labels' has 1 entries, expected 2, one per 'completions'.",
+    ),
+    (
+        "stepwise",
+        {"prompt": "p", "completions": ["a"], "labels": ["yes"]},
+        "column 'labels' is wrong: its entry 1 is 'yes', expected a finite number.",
+    ),
+    (
+        "ranked",
+        {"prompt": "p", "completions": ["a", ""]},
+        "column 'completions' is wrong: its entry 2 is empty, expected at least one token to learn from.",
+    ),
+    (
+        "forget-retain",
+        {"forget": {"prompt": "p"}, "retain": "x"},
+        "column 'forget' has no 'completion', expected text, messages, or an object with prompt and completion.",
+    ),
+    (
+        "language-modeling",
+        {"messages": [ASK, ANSWER], "tools": "search"},
+        "column 'tools' is 'search', expected a list of tool schemas (objects).",
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "row", "text"), BAD_ROWS)
+def test_a_bad_row_is_named_by_file_line_and_column(write, schema, row, text):
+    name = write("bad.jsonl", "", row)
+    with pytest.raises(DataError) as caught:
+        read_rows([name], (schema,), Settings())
+    assert str(caught.value) == f"bad.jsonl line 2: {text}"
+
+
+def test_the_second_row_is_checked_as_the_first(write):
+    name = write("pairs.jsonl", PAIR, {"prompt": "p", "chosen": "c"})
+    with pytest.raises(DataError, match=r"^pairs.jsonl line 2: column 'rejected' is missing\. Schema 'preference'"):
+        read_rows([name], ("preference",), Settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("empty.jsonl", b"", "empty.jsonl: is empty, expected at least one row."),
+        ("empty.json", b"[]", "empty.json: is empty, expected at least one row."),
+        ("head.csv", b"text\n", "head.csv: is empty, expected at least one row."),
+        (
+            "latin.jsonl",
+            b'{"text": "a"}\n{"text": "\xe9"}\n',
+            "latin.jsonl line 2: byte 11 (0xe9) is not valid UTF-8. Convert the file, for example with: "
+            "iconv -f latin1 -t utf-8 latin.jsonl",
+        ),
+        (
+            "broken.jsonl",
+            b'{"text": "a"}\n{"text": "b"\n',
+            "broken.jsonl line 2, column 1: invalid JSON (Expecting ',' delimiter). "
+            "Expected one object with a column per key.",
+        ),
+        (
+            "broken.json",
+            b'[\n{"text" "b"}]',
+            "broken.json line 2, column 9: invalid JSON (Expecting ':' delimiter). "
+            "Expected one object with a column per key.",
+        ),
+        ("list.jsonl", b"[1]\n", "list.jsonl line 1: is a list, expected an object with a column per key."),
+        ("short.csv", b"text,id\na,1\nb\n", "short.csv line 3: has 1 fields, but the header has 2."),
+    ],
+)
+def test_a_bad_file_is_named_with_the_place(write, name, content, text):
+    with pytest.raises(DataError) as caught:
+        read_rows([write(name, content)], ("language-modeling",), Settings())
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_file_of_another_format_is_refused(write, suffix):
+    with pytest.raises(DataError, match=rf"^fake\.{suffix}: is not a readable {suffix.capitalize()} file \("):
+        read_rows([write(f"fake.{suffix}", b"no such thing at all")], ("language-modeling",), Settings())
+
+
+def test_mixed_schemas_in_one_file(write):
+    name = write("mixed.jsonl", {"text": "a"}, {"prompt": "p", "completion": "c"})
+    with pytest.raises(DataError) as caught:
+        read_rows([name], ("language-modeling", "prompt-completion"), Settings())
+    assert str(caught.value) == (
+        "mixed.jsonl line 2: fits schema 'prompt-completion' (prompt, completion), but line 1 fits "
+        "'language-modeling' (text). Expected one schema per file: split the file."
+    )
+
+
+def test_mixed_forms_in_one_file(write):
+    row = {"prompt": [ASK], "completion": [ANSWER]}
+    name = write("mixed.jsonl", {"prompt": "p", "completion": "c"}, row)
+    with pytest.raises(DataError) as caught:
+        read_rows([name], ("prompt-completion",), Settings())
+    assert str(caught.value) == (
+        "mixed.jsonl line 2: column 'prompt' is messages, but text in line 1. "
+        "Expected one form per file: split the file."
+    )
+
+
+def test_two_files_with_two_schemas(write):
+    files = [write("a.jsonl", {"text": "a"}), write("b.jsonl", {"prompt": "p", "completion": "c"})]
+    with pytest.raises(DataError) as caught:
+        read_rows(files, ("language-modeling", "prompt-completion"), Settings())
+    assert str(caught.value) == (
+        "b.jsonl: has schema 'prompt-completion', but a.jsonl has 'language-modeling'. "
+        "Expected the same schema in all data of a run."
+    )
+
+
+def test_a_file_that_is_not_there(write):
+    write("prefs.jsonl", PAIR)
+    with pytest.raises(DataError) as caught:
+        read_rows(["pref.jsonl"], ("preference",), Settings())
+    assert str(caught.value) == "pref.jsonl: no such file. Did you mean 'prefs.jsonl'?"
+
+
+def test_an_unknown_suffix_and_an_empty_folder(write, tmp_path):
+    suffixes = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow"
+    with pytest.raises(DataError) as caught:
+        read_rows([write("data.xml", "<a/>")], ("preference",), Settings())
+    assert str(caught.value) == f"data.xml: the suffix '.xml' is unknown. Data files end in {suffixes}."
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError) as caught:
+        read_rows(["folder"], ("preference",), Settings())
+    assert str(caught.value) == f"folder: the folder holds no data file. Data files end in {suffixes}."
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
+def test_a_weight_that_is_no_weight(write, weight):
+    name = write("a.jsonl", {"text": "a"})
+    with pytest.raises(SettingsError) as caught:
+        read_rows([f"{name}={weight}"], ("language-modeling",), Settings())
+    assert str(caught.value) == (
+        f"data 'a.jsonl={weight}': weight '{weight}' is not a number above 0. Write for example: a.jsonl=2"
+    )
+
+
+def test_a_renamed_column_that_is_missing(write):
+    name = write("a.jsonl", {"q": "p", "completion": "c"})
+    with pytest.raises(DataError) as caught:
+        read_rows([name], ("prompt-completion",), Settings(columns={"prompt": "question"}))
+    assert str(caught.value) == (
+        "a.jsonl line 1: column 'question', which --columns names for 'prompt', is missing. The row has: q, completion."
+    )
+
+
+def test_rows_in_memory():
+    with pytest.raises(DataError) as caught:
+        read_rows([PAIR, "x"], ("preference",), Settings())
+    assert str(caught.value) == "data row 2: is 'x', expected a dictionary with a column per key."
+    with pytest.raises(DataError) as caught:
+        read_rows([], ("preference",), Settings(), what="eval-data")
+    assert str(caught.value) == "eval-data is an empty list, expected at least one file or row."
+    with pytest.raises(DataError) as caught:
+        read_rows([PAIR, {}], ("preference",), Settings(), what="eval-data")
+    assert str(caught.value).startswith("eval-data row 2: column 'chosen' is missing.")
+
+
+def test_every_row_dropped(write, tokenizer, made):
+    name = write("long.jsonl", {"text": "abcdef"}, {"text": "abcdefgh"})
+    with pytest.raises(DataError) as caught:
+        made([name], "language-modeling", tokenizer, max_length=4, truncation="drop")
+    assert str(caught.value) == (
+        "long.jsonl: none of 2 rows is left (2 too long; the limit is 4 tokens). Raise --max-length."
+    )
+
+
+def test_truncation_error_names_the_row(write, tokenizer, made):
+    name = write("long.jsonl", {"text": "ab"}, {"text": "abcdef"})
+    with pytest.raises(DataError) as caught:
+        made([name], "language-modeling", tokenizer, max_length=4, truncation="error")
+    assert str(caught.value) == (
+        "long.jsonl line 2: has 7 tokens, more than the 4 that max-length allows. "
+        "Raise --max-length, or choose --truncation keep-prompt-end or drop."
+    )
+
+
+def test_messages_without_a_template(tokenizer, made):
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError) as caught:
+        made([{"messages": [ASK, ANSWER]}], "language-modeling", tokenizer)
+    assert str(caught.value) == (
+        "data row 1: messages need a chat template, and the tokenizer has none. "
+        "Give one with --chat-template FILE, or use text columns."
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"prompt": "p", "images": ["a.png"]}, "images"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}]}, "image"),
+    ],
+)
+def test_images_are_refused_before_training(tokenizer, row, found, made):
+    """T14: nothing of an image is silently dropped or cut."""
+    with pytest.raises(ModelError) as caught:
+        made([row], "prompt", tokenizer)
+    assert str(caught.value) == (
+        f"data row 1: the row has '{found}', but the model is loaded as a text model without an image processor. "
+        "Remove these rows, or the column, from the data."
+    )
+
+
+def test_train_on_that_the_data_cannot_follow(tokenizer, made):
+    with pytest.raises(SettingsError) as caught:
+        made([{"text": "a"}], "language-modeling", tokenizer, train_on="assistant")
+    assert str(caught.value) == "train-on 'assistant' needs messages, but data row 1 has text. Leave train-on out."
+    with pytest.raises(SettingsError) as caught:
+        made([PAIR], "preference", tokenizer, train_on="all")
+    assert str(caught.value) == (
+        "train-on 'all' does not suit schema 'preference', whose loss compares completions. Leave train-on out."
+    )
+
+
+def test_no_room_for_a_prompt(tokenizer, made):
+    with pytest.raises(SettingsError) as caught:
+        made([{"prompt": "p"}], "prompt", tokenizer, max_length=16, max_new_tokens=16)
+    assert str(caught.value) == (
+        "max-length 16 leaves no room for a prompt beside max-new-tokens 16. "
+        "Raise --max-length above 16, or lower --max-new-tokens."
+    )

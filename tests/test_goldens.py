@@ -1,0 +1,281 @@
+"""``posttrain check --goldens``: what is compared, what is reported, and that it knows no method."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from posttrain.errors import DataError, SettingsError
+from posttrain.testing.golden_inputs import columns_of, given_statistics, read_inputs, rollouts_of, views_of
+from posttrain.testing.goldens import evaluate, run
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT / ".." / "shared" / "methods"
+STABLE = [str(ROOT / "plugins" / name) for name in ("sft", "reward", "dpo", "rloo", "grpo")]
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the shared golden values are not here")
+
+CARD = """
+name = "squares"
+version = "0.1.0"
+tier = "experimental"
+summary = "A method that nobody has heard of."
+schema = "{schema}"
+needs = {needs}
+requires = ["posttrain>=0.1,<1"]
+[goldens]
+{goldens}
+"""
+MODULE = '''
+"""A method that nobody has heard of."""
+from dataclasses import dataclass
+import torch
+from posttrain import PerToken, hookimpl
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    anchor_weight: float = 1.0
+    """Weight."""
+
+@hookimpl
+def posttrain_config():
+    """Options."""
+    return Config
+
+{hooks}
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    def write(hooks, goldens="", needs='["reference"]', schema="prompt-completion"):
+        package = tmp_path / "squares" / "posttrain_method_squares"
+        package.mkdir(parents=True)
+        (package / "method.toml").write_text(CARD.format(schema=schema, needs=needs, goldens=goldens))
+        (package / "__init__.py").write_text(MODULE.format(hooks=hooks))
+        return str(package.parent)
+
+    return write
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(entries):
+        path = tmp_path / "goldens.json"
+        path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+        return path
+
+    return write
+
+
+def dpo_entry(**changes):
+    """Sums -6 and -9 against -7 and -8.5: margin 1.5, and with beta 0.2 ln(1 + e^-0.3) = 0.554355."""
+    inputs = {"policy_chosen_logp": -6.0, "policy_rejected_logp": -9.0, "ref_chosen_logp": -7.0}
+    inputs |= {"ref_rejected_logp": -8.5, "chosen_len": 3, "rejected_len": 2}
+    return {"inputs": inputs, "hyperparameters": {"beta": 0.2}, "loss": 0.554355, **changes}
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["goldens-offline.json", "goldens-online.json"])
+def test_every_entry_is_reported_and_none_differs(name):
+    entries = [entry for entry in json.loads((SHARED / name).read_text()) if not entry.startswith("_")]
+    results = evaluate(SHARED / name, folders=STABLE)
+    assert [one.entry for one in results if ":" not in one.entry] == entries
+    assert [one.line() for one in results if one.status == "differs"] == []
+    expected = {"sft", "dpo", "rm-bt", "rm-bt-margin"} if "offline" in name else {"rloo", "grpo"}
+    assert expected <= {one.entry for one in results if one.status == "equal"}
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["goldens-offline.json", "goldens-online.json"])
+@pytest.mark.parametrize("reward_head", [False, True])
+def test_the_inputs_of_every_entry_can_be_read(name, reward_head):
+    """Of methods that do not exist yet, too: no name or shape in the catalogue trips the reader."""
+    entries = json.loads((SHARED / name).read_text())
+    for key, entry in entries.items():
+        if not key.startswith("_"):
+            raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
+            inputs = read_inputs(raw, reward_head)
+            policy = views_of(inputs, "policy", given_statistics(inputs))
+            sizes = {len(view.mask) for view in vars(policy).values()} if policy else set()
+            assert len(columns_of(inputs)) >= len(inputs.others), key
+            assert (rollouts_of(inputs) is None) == ("group" not in raw), key
+            assert all(size > 0 for size in sizes), key
+
+
+def test_other_inputs_and_both_numbers(file, capsys):
+    path = file({"dpo": dpo_entry()})
+    assert run(path, folders=STABLE) == 0
+    assert "dpo                              equal           loss 0.554355" in capsys.readouterr().out
+    path = file({"dpo": dpo_entry(loss=0.6)})
+    assert run(path, folders=STABLE) == 1
+    assert "differs         loss: expected 0.600000, found 0.554355" in capsys.readouterr().out
+
+
+def test_json_report(file, capsys):
+    path = file({"dpo": dpo_entry(extra_checks={"at_init": 0.693147}), "unheard-of": dpo_entry()})
+    assert run(path, json_output=True, folders=STABLE) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["summary"] == {"equal": 1, "differs": 0, "not implemented": 1}
+    assert report["results"][0]["comparisons"][0]["found"] == pytest.approx(0.554355, abs=1e-6)
+    assert report["results"][0]["not_compared"] == ["at_init"]
+    assert report["results"][1]["reason"] == "no installed method is called 'unheard-of' or claims it"
+
+
+def test_one_entry_that_is_missing_fails(file):
+    path = file({"dpo": dpo_entry(), "unheard-of": dpo_entry()})
+    assert run(path, "dpo", folders=STABLE) == 0
+    assert run(path, "unheard-of", folders=STABLE) == 1
+    with pytest.raises(SettingsError, match=r"has no entry 'dop'. It has: dpo, unheard-of"):
+        evaluate(path, "dop", STABLE)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "holds a list, expected an object of entries by name"),
+        ('{"dpo": {"inputs": 3}}', "entry 'dpo' is not an object with 'inputs'"),
+        ('{"dpo": {"input": "pairs"}, "_shared": {"other": {}}}', "input 'pairs', which is not under _shared"),
+    ],
+)
+def test_a_file_of_another_kind(file, content, text):
+    with pytest.raises(DataError, match=text):
+        evaluate(file(content))
+    with pytest.raises(DataError, match="cannot be read"):
+        evaluate("absent.json")
+
+
+@pytest.mark.parametrize(
+    ("goldens", "value", "status"),
+    [
+        ('lam = "anchor_weight"', 3.0, "equal"),
+        ("", 3.0, "not implemented"),
+        ('lam = "=3.0"\nbeta = "="', 3.0, "differs"),  # known, but then the weight stays 1
+        ('lam = "=4.0"', 3.0, "not implemented"),
+    ],
+)
+def test_hyper_parameters_reach_options_through_the_card(plugin, file, goldens, value, status):
+    """Rows of 2 and 1 tokens, log-ratio squares 4 + 1 and 9, weight 3: (15 + 27) / 2 = 21."""
+    hooks = """
+@hookimpl
+def posttrain_loss(policy, reference, config):
+    return config.anchor_weight * policy.completion.total((policy.completion.logps - reference.completion.logps) ** 2)
+"""
+    inputs = {"policy_tok": [[-1, -2], [-5]], "ref_tok": [[-3, -1], [-2]]}
+    path = file({"squares": {"inputs": inputs, "hyperparameters": {"lam": value}, "loss": 21.0}})
+    assert evaluate(path, folders=[plugin(hooks, goldens)])[0].status == status
+
+
+def test_gradients_catch_a_missing_detach(plugin, file):
+    """The value of x * detach(x) is that of x * x, its gradient half."""
+    hooks = """
+@hookimpl
+def posttrain_loss(policy):
+    return policy.completion.total(policy.completion.logps * policy.completion.logps.detach())
+"""
+    entry = {"input": "set", "loss": 7.0, "grad_logp_new": [[-0.5, -1], [-1.5]], "family": "PG"}
+    shared = {"_shared": {"set": {"logp_new": [[-1, -2], [-3]], "lengths": [2, 1]}}}
+    folder = plugin(hooks, needs="[]")
+    assert evaluate(file(shared | {"squares": entry}), folders=[folder])[0].status == "equal"
+    entry["grad_logp_new"] = [[-1, -2], [-3]]
+    result = evaluate(file(shared | {"squares": entry}), folders=[folder])[0]
+    assert result.line().endswith("loss 7.000000; grad_logp_new: expected -3.000000, found -1.500000")
+
+
+def test_logits_go_through_the_methods_own_statistics(plugin, file):
+    """KL of (1/2, 1/2) from (1/4, 3/4): (ln 2 + ln 2/3) / 2 = 0.143841; of equal rows 0; mean 0.071921."""
+    hooks = """
+@hookimpl
+def posttrain_token_statistics(logits, reference_logits):
+    p, q = logits.log_softmax(-1), reference_logits.log_softmax(-1)
+    return {"divergence": (p.exp() * (p - q)).sum(-1)}
+
+@hookimpl
+def posttrain_loss(policy):
+    return PerToken(policy.completion.divergence, policy.completion.mask)
+"""
+    three = math.log(3)
+    inputs = {"logits": [[0, 0], [1, 2]], "ref_logits": [[0, three], [1, 2]], "labels": [0, 1]}
+    result = evaluate(file({"squares": {"inputs": inputs, "loss": 0.071921}}), folders=[plugin(hooks)])[0]
+    assert result.status == "equal", result.line()
+
+
+def test_a_method_that_raises_is_one_row(plugin, file):
+    hooks = "@hookimpl\ndef posttrain_loss(policy):\n    return policy.chosen.sum\n"
+    path = file({"squares": {"inputs": {"policy_tok": [[-1]]}, "loss": 1.0}, "dpo": dpo_entry()})
+    results = evaluate(path, folders=[*STABLE, plugin(hooks)])
+    assert [one.status for one in results] == ["differs", "equal"]
+    assert results[0].reason.startswith("raised AttributeError")
+
+
+def test_a_reduced_loss_is_refused(plugin, file):
+    hooks = "@hookimpl\ndef posttrain_loss(policy):\n    return policy.completion.sum.mean()\n"
+    result = evaluate(file({"squares": {"inputs": {"policy_tok": [[-1]]}, "loss": -1.0}}), folders=[plugin(hooks)])[0]
+    assert result.status == "differs"
+    assert "A loss is unreduced" in result.reason
+
+
+def test_names_become_roles_and_models():
+    raw = {
+        "forget_logp": [-10.0, -8.0],
+        "forget_ref_logp": [-9.0, -8.5],
+        "forget_len": [4, 5],
+        "retain_tok": [[-1.0], [-2.0, -3.0]],
+        "weight": [1.0, 0.5],
+        "temperature": 2.0,
+    }
+    inputs = read_inputs(raw, reward_head=False)
+    policy, reference = views_of(inputs, "policy", {}), views_of(inputs, "reference", {})
+    assert policy.forget.sum.tolist() == [-10, -8]
+    assert policy.forget.lengths.tolist() == [4, 5]
+    assert policy.retain.logps.tolist() == [[-1, 0], [-2, -3]]
+    assert reference.forget.mean.tolist() == pytest.approx([-2.25, -1.7])
+    columns = columns_of(inputs)
+    assert columns["weight"].tolist() == [1, 0.5]
+    assert columns["temperature"].tolist() == [2, 2]
+
+
+def test_groups_become_rollouts():
+    raw = {
+        "group": [0, 0],
+        "rewards": [1, 0],
+        "lengths": [2, 1],
+        "logp_new": [[-1, -2], [-3]],
+        "logp_old": [[-1.5, -2], [-2]],
+        "logp_rollout": [[-1.6, -2], [-2.1]],
+        "entropy": [[0.5, 0.6], [0.7]],
+    }
+    inputs = read_inputs(raw, reward_head=False)
+    rollouts = rollouts_of(inputs)
+    assert rollouts.old_logps.tolist() == [[-1.5, -2], [-2, 0]]
+    assert rollouts.sampled_logps.tolist() == [[-1.6, -2], [-2.1, 0]]
+    assert rollouts.mask.tolist() == [[True, True], [True, False]]
+    assert rollouts.columns["entropy"].tolist() == [[0.5, 0.6], [0.7, 0]]
+    assert inputs.leaves["logp_new"].requires_grad
+    assert not rollouts.old_logps.requires_grad
+
+
+def test_pairs_ratios_and_scored_answers():
+    pairs = [{"policy_chosen_logp": -1.0, "chosen_len": 2}, {"policy_chosen_logp": -3.0, "chosen_len": 1}]
+    policy = views_of(read_inputs({"pairs": pairs}, reward_head=False), "policy", {})
+    assert policy.chosen.logps.tolist() == [[-0.5, -0.5], [-3, 0]]
+
+    ratios = read_inputs({"logratios": [1.0, -0.5], "policy_logp": [-10.0, -12.0]}, reward_head=False)
+    assert views_of(ratios, "policy", {}).completion.sum.tolist() == [-10, -12]
+    assert views_of(ratios, "reference", {}).completion.sum.tolist() == [-11, -11.5]
+
+    answers = {"logp_new": [[-3, -4], [-2, -5]], "lengths": [[1, 2], [3, 1]], "scores": [[1, 0], [0, 1]]}
+    policy = views_of(read_inputs(answers, reward_head=False), "policy", {})
+    assert policy.chosen.sum.tolist() == pytest.approx([-3, -5])
+    assert policy.rejected.lengths.tolist() == [2, 3]
+
+
+def test_scores_only_under_a_reward_head():
+    raw = {"reward_chosen": [1.0, 2.0], "reward_rejected": [0.0, 3.0]}
+    policy = views_of(read_inputs(raw, reward_head=True), "policy", {})
+    assert policy.chosen.score.tolist() == [1, 2]
+    assert torch.equal(policy.rejected.score, torch.tensor([0.0, 3.0], dtype=torch.float64))
+    assert views_of(read_inputs(raw, reward_head=False), "policy", {}) is None

@@ -1,0 +1,97 @@
+"""Numbers worked by hand for the functions that methods share."""
+
+import math
+
+import pytest
+import torch
+from posttrain import tensors
+
+D = torch.float64
+
+
+def column(*values):
+    return torch.tensor(values, dtype=D)
+
+
+def test_group_statistics_by_hand():
+    """Groups interleaved: {1, 3} has mean 2, sample deviation sqrt(2); {5, 5, 8} has mean 6, deviation sqrt(3)."""
+    values, group = column(1, 5, 3, 5, 8), torch.tensor([7, 2, 7, 2, 2])
+    assert tensors.group_mean(values, group).tolist() == pytest.approx([2, 6, 2, 6, 6])
+    deviation = [2**0.5, 3**0.5, 2**0.5, 3**0.5, 3**0.5]
+    assert tensors.group_std(values, group).tolist() == pytest.approx(deviation)
+
+
+def test_leave_one_out_excludes_the_own_value():
+    """G21. Of {1, 2, 6}: the others' means are 4, 3.5 and 1.5."""
+    found = tensors.leave_one_out_mean(column(1, 2, 6), torch.zeros(3, dtype=torch.long))
+    assert found.tolist() == pytest.approx([4, 3.5, 1.5])
+
+
+@pytest.mark.parametrize("value", [0.1, -0.3, 1 / 3, 1e-8, 12345.678])
+@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_values_have_exactly_their_value_as_mean(value, count, dtype):
+    """G10. In plain arithmetic 0.1 + 0.1 + 0.1 is not 3 * 0.1; a difference of 1e-17 must not become an advantage."""
+    values, group = torch.full((count,), value, dtype=dtype), torch.zeros(count, dtype=torch.long)
+    assert torch.equal(tensors.group_mean(values, group), values)
+    assert torch.equal(tensors.leave_one_out_mean(values, group), values)
+    assert torch.equal(tensors.group_std(values, group), torch.zeros(count, dtype=dtype))
+
+
+def test_unscored_members_are_as_if_absent():
+    """G9. {1, NaN, 3}: mean 2, deviation sqrt(2), and 1's only other is 3. A group of NaN alone stays NaN."""
+    values, group = column(1, math.nan, 3, math.nan), torch.tensor([0, 0, 0, 1])
+    assert tensors.group_mean(values, group)[:3].tolist() == pytest.approx([2, 2, 2])
+    assert tensors.group_std(values, group)[0].item() == pytest.approx(2**0.5)
+    assert tensors.leave_one_out_mean(values, group)[[0, 2]].tolist() == pytest.approx([3, 1])
+    assert tensors.group_mean(values, group)[3].isnan()
+
+
+def test_masked_sum_and_mean():
+    values, mask = column(1, 2, math.nan), torch.tensor([True, True, False])
+    assert tensors.masked_sum(values, mask).item() == 3
+    assert tensors.masked_mean(values, mask).item() == 1.5
+    assert tensors.masked_mean(values, torch.zeros(3, dtype=torch.bool)).item() == 0
+
+
+def test_kl_estimates_are_unbiased():
+    """G1. A coin: policy (0.7, 0.3), reference (0.4, 0.6). KL = 0.7 ln(7/4) + 0.3 ln(1/2) = 0.183786."""
+    policy, reference = column(0.7, 0.3).log(), column(0.4, 0.6).log()
+    for estimate in (tensors.kl_k1, tensors.kl_k3):
+        assert (policy.exp() * estimate(policy, reference)).sum().item() == pytest.approx(0.183786, abs=1e-6)
+    assert (tensors.kl_k3(policy, reference) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.0, 2.0, -2.0, -2.0),  # unclipped
+        (1.5, 2.0, -2.6, 0.0),  # 1.3 * 2: no reward for going further up
+        (0.5, 2.0, -1.0, -2.0),  # below, but good: pulled back
+        (0.5, -2.0, 1.6, 0.0),  # 0.8 * 2: no reward for going further down
+        (1.5, -2.0, 3.0, 2.0),  # above, but bad: pulled back
+        (5.0, -2.0, 8.0, 0.0),  # capped at 4
+    ],
+)
+def test_clipped_surrogate_in_each_region(ratio, advantage, loss, gradient):
+    """Bounds 0.8 and 1.3, cap 4."""
+    point = column(ratio).requires_grad_()
+    value = tensors.clipped_surrogate(point, column(advantage), 0.2, 0.3, cap=4.0)
+    value.sum().backward()
+    assert value.item() == pytest.approx(loss)
+    assert point.grad.item() == pytest.approx(gradient)
+
+
+def test_an_outlying_ratio_stays_finite():
+    ratio = tensors.importance_ratio(torch.tensor([0.0, 300.0, -300.0]))
+    assert ratio[0] == 1
+    assert ratio.isfinite().all()
+    assert (ratio * 0 == 0).all()
+
+
+def test_entropy_by_hand():
+    """Even over 4: ln 4. Odds 3 to 1 with an impossible third: 0.562335. Certain: 0. None of it has a gradient."""
+    logits = torch.tensor([[1.0] * 4, [math.log(3), 0, -math.inf, -math.inf], [0, *[-math.inf] * 3]], dtype=D)
+    entropy = tensors.token_entropy(logits.requires_grad_())
+    assert entropy.tolist() == pytest.approx([math.log(4), 0.562335, 0], abs=1e-6)
+    assert not entropy.requires_grad
