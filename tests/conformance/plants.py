@@ -169,7 +169,11 @@ _SPREAD = "        advantages[rows] = (rewards[rows] - rewards[rows].mean()) / r
 STATIC = {
     "check_card_is_valid": Plant("preference", _VERSION, 'version = "new"', "'new' is not a version", "method.toml"),
     "check_waivers_have_reasons": Plant(
-        "preference", _LAST, _LAST + '\n[waivers]\ncheck_loss_is_finite = "later"', "gives the reason 'later'", "method.toml"
+        "preference",
+        _LAST,
+        _LAST + '\n[waivers]\ncheck_loss_is_finite = "later"',
+        "gives the reason 'later'",
+        "method.toml",
     ),
     "check_names_agree": Plant("preference", _VERSION, 'version = "0.2.0"', "'0.2.0'", "pyproject.toml"),
     "check_card_is_in_the_wheel": Plant(
@@ -180,7 +184,9 @@ STATIC = {
         "pyproject.toml",
     ),
     "check_options_are_documented": Plant("preference", '    """Weight."""\n', "    # Weight.\n", "'beta'"),
-    "check_options_do_not_clash": Plant("preference", "    beta: float", "    lora_rank: int = 1\n    beta: float", "lora"),
+    "check_options_do_not_clash": Plant(
+        "preference", "    beta: float", "    lora_rank: int = 1\n    beta: float", "lora"
+    ),
     "check_docstring_has_its_sections": Plant("preference", "Metrics:", "Numbers:", "no section 'Metrics:'"),
     "check_imports_are_declared": Plant(
         "preference", "import torch\n", "import posttrain_method_dpo\nimport torch\n", "imports the method"
@@ -199,7 +205,10 @@ LOSS = {
         "preference", "- policy.rejected.sum", "- policy.rejected.sum.detach()", "policy.rejected is 0"
     ),
     "check_reference_gets_no_gradient": Plant(
-        "preference", "    margin =", "    reference.chosen.logps.requires_grad_()\n    margin =", "reference.chosen.logps"
+        "preference",
+        "    margin =",
+        "    reference.chosen.logps.requires_grad_()\n    margin =",
+        "reference.chosen.logps",
     ),
     "check_reference_is_used": Plant(
         "preference", "(reference.chosen.sum - reference.rejected.sum)", "0.0", "two different references"
@@ -210,7 +219,9 @@ LOSS = {
     "check_same_inputs_same_bits": Plant(
         "preference", _LOSS, _LOSS + "    loss = loss * (1 + 1e-3 * torch.rand(()))\n", "and then"
     ),
-    "check_random_state_is_untouched": Plant("preference", _LOSS, _LOSS + "    torch.rand(3)\n", "random state of torch"),
+    "check_random_state_is_untouched": Plant(
+        "preference", _LOSS, _LOSS + "    torch.rand(3)\n", "random state of torch"
+    ),
     "check_inputs_are_unchanged": Plant(
         "preference", "    margin =", "    reference.chosen.logps.mul_(0.5)\n    margin =", "reference.chosen.logps"
     ),
@@ -227,31 +238,43 @@ LOSS = {
         "differ between",
     ),
     "check_metrics_are_documented": Plant("preference", '{"margin"', '{"spread"', "'spread' is not in"),
-    "check_split_does_not_matter": Plant("preference", _LOSS, _LOSS + "    loss = loss - loss.mean() ** 2\n", "micro-batches"),
+    "check_split_does_not_matter": Plant(
+        "preference", _LOSS, _LOSS + "    loss = loss - loss.mean() ** 2\n", "micro-batches"
+    ),
     "check_rank_does_not_matter": Plant(
         "preference", _LOSS, _LOSS + '    loss = loss / int(__import__("os").environ.get("WORLD_SIZE", 1))\n', "ranks"
     ),
-    "check_order_does_not_matter": Plant("preference", _LOSS, _LOSS + "    loss = loss * loss.roll(1)\n", "in the order"),
+    "check_order_does_not_matter": Plant(
+        "preference", _LOSS, _LOSS + "    loss = loss * loss.roll(1)\n", "in the order"
+    ),
     "check_padding_does_not_matter": Plant(
         "prompt-completion", "-view.logps -", "-view.logps.mean(-1, keepdim=True) -", "pad columns"
     ),
-    "check_packing_does_not_matter": Plant("prompt-completion", ".amax(-1)\n", ".amax(-1)\n    best = best - best.max()\n", "chunks"),
+    "check_packing_does_not_matter": Plant(
+        "prompt-completion", ".amax(-1)\n", ".amax(-1)\n    best = best - best.max()\n", "chunks"
+    ),
     "check_metrics_ignore_the_layout": Plant(
         "preference", "margin.detach()", "policy.chosen.logps.detach().mean(-1)", "metric 'margin' went"
     ),
-    "check_one_example_works": Plant("preference", _LOSS, _LOSS + "    loss = loss / loss.detach().std()\n", "of one example"),
+    "check_one_example_works": Plant(
+        "preference", _LOSS, _LOSS + "    loss = loss / loss.detach().std()\n", "of one example"
+    ),
     "check_one_token_works": Plant(
         "preference", _LOSS, _LOSS + "    loss = loss / (policy.chosen.lengths - 1)\n", "one-token"
     ),
     "check_equal_labels_work": Plant(
         "unpaired-preference", "    loss =", "    sign = sign / (~batch.label).sum()\n    loss =", "all good"
     ),
-    "check_equal_answers_work": Plant("preference", _LOSS, _LOSS + "    loss = loss * margin.abs().sqrt()\n", "equal answers"),
+    "check_equal_answers_work": Plant(
+        "preference", _LOSS, _LOSS + "    loss = loss * margin.abs().sqrt()\n", "equal answers"
+    ),
     "check_empty_answers_work": Plant(
         "preference", _LOSS, _LOSS + "    loss = loss / policy.chosen.lengths\n", "without trained tokens"
     ),
     "check_extreme_values_work": Plant("preference", _LOSS, _EXTREME, "±100"),
-    "check_dtype_is_kept": Plant("preference", "config.beta * margin)\n", "config.beta * margin.float())\n", "torch.float32"),
+    "check_dtype_is_kept": Plant(
+        "preference", "config.beta * margin)\n", "config.beta * margin.float())\n", "torch.float32"
+    ),
     "check_advantages_have_a_unit": Plant("prompt", _ADVANTAGE, _SPREAD, "groups of [1, 1]"),
     "check_equal_rewards_teach_nothing": Plant("prompt", " - rewards[rows].mean()", "", "gave an advantage of 1"),
     "check_better_rewards_are_worth_more": Plant(
@@ -265,4 +288,24 @@ LOSS = {
     ),
 }
 
-TRAINING: dict[str, Plant] = {}
+_CALLS = (
+    "    posttrain_config.calls = getattr(posttrain_config, 'calls', 0) + 1\n    loss = loss * posttrain_config.calls\n"
+)
+_NOISE = '    loss = loss * (1 + __import__("random").SystemRandom().random())\n'
+_SIGN = _LOSS.replace("config.beta", "-config.beta")
+
+TRAINING = {
+    "check_promise_holds": Plant("preference", _LOSS, _SIGN, "margin of the right answers"),
+    "check_promise_holds_with_lora": Plant("preference", _LOSS, _SIGN, "margin of the right answers"),
+    "check_same_seed_same_bits": Plant("preference", _LOSS, _LOSS + _NOISE, "in a second run with the same seed"),
+    "check_resume_equals_uninterrupted": Plant("preference", _LOSS, _LOSS + _CALLS, "Step 9: loss"),
+    "check_accumulation_does_not_matter": Plant(
+        "preference", _LOSS, _LOSS + "    loss = loss - 0.1 * loss.mean() ** 2\n", "with micro-batches of one example"
+    ),
+    "check_layout_does_not_matter": Plant(
+        "preference", _LOSS, _LOSS + "    loss = loss * policy.chosen.sum.roll(1)\n", "without packing"
+    ),
+    "check_evaluation_does_not_matter": Plant(
+        "preference", _LOSS, _LOSS + "    loss = loss * (1 + torch.rand(()))\n", "with an evaluation after each step"
+    ),
+}

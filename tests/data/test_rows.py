@@ -7,8 +7,10 @@ import sys
 import datasets
 import pyarrow
 import pytest
+from posttrain.cards import SCHEMAS
 from posttrain.data import read_rows
 from posttrain.data.sources import split_weight
+from posttrain.errors import DataError
 from posttrain.settings import Settings
 from pyarrow import parquet
 
@@ -233,3 +235,56 @@ def test_reading_imports_neither_torch_nor_transformers(write):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_generated_tasks_are_a_source():
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    rows = read_rows(["reasoning-gym:chain_sum?size=3&seed=1=2"], ("prompt",), Settings())
+    assert len(rows) == 6
+    assert rows[0] == rows[3] != rows[1]
+    assert rows.origin(2) == "reasoning-gym:chain_sum?size=3&seed=1 row 3"
+
+
+def test_a_hub_id_that_cannot_be_loaded(monkeypatch):
+    def refuse(*_, **__):
+        raise FileNotFoundError("no such dataset.\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError) as caught:
+        read_rows(["some/where"], ("preference",), Settings())
+    assert str(caught.value) == (
+        "some/where: neither a file here nor a dataset that can be loaded from the Hub (no such dataset). "
+        "Check the name, the network and --split train."
+    )
+
+
+def test_a_hub_id_is_loaded_through_datasets(monkeypatch):
+    asked = []
+
+    def load(*arguments, **options):
+        asked.append((arguments, options))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = read_rows(["some/where:de=1"], ("prompt-completion",), Settings(split="test"))
+    assert rows[0]["prompt"] == "a"
+    assert asked == [(("some/where", "de"), {"split": "test", "streaming": False})]
+
+
+@pytest.mark.parametrize(
+    ("row", "schema"),
+    [
+        ({"text": "a"}, "language-modeling"),
+        ({"messages": [ASK, ANSWER]}, "language-modeling"),
+        ({"prompt": "p"}, "prompt"),
+        ({"prompt": "p", "completion": "c"}, "prompt-completion"),
+        ({"prompt": "p", "completion": "c", "label": True}, "unpaired-preference"),
+        ({"prompt": "p", "completion": "c", "score": 1}, "scored"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "preference"),
+        ({"prompt": "p", "completions": ["c", "d"]}, "ranked"),
+        ({"prompt": "p", "completions": ["c"], "labels": [True]}, "stepwise"),
+        ({"forget": "f", "retain": "r"}, "forget-retain"),
+    ],
+)
+def test_the_schema_that_needs_most_of_the_columns_is_found(row, schema):
+    assert read_rows([row], SCHEMAS, Settings()).schema == schema

@@ -116,8 +116,9 @@ def test_train_on(build, made, learnt):
     assert of(pair, "prompt-completion", None) == "a2<|im_end|>"
     assert of(pair, "prompt-completion", "assistant") == "a1<|im_end|>a2<|im_end|>"
     whole = of(row, "language-modeling", "all")  # but the first token
-    assert (
-        whole == "user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n" + whole[whole.index("<|im_start|>user") :]
+    assert whole == (
+        "user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+        "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>"
     )
     with pytest.raises(DataError, match=r"ends with a 'user' message, .* Or choose: --train-on assistant$"):
         of({"messages": row["messages"][:3]}, "language-modeling", "completion")

@@ -3,11 +3,10 @@ import random
 
 import pytest
 import torch
-from transformers import TopKLogitsWarper, TopPLogitsWarper
-
 from posttrain.errors import SettingsError
 from posttrain.generation import Sampling
 from posttrain.generation.choice import choose, restrict
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 
 def test_uniform_number_selects_by_cumulative_probability():
@@ -18,9 +17,15 @@ def test_uniform_number_selects_by_cumulative_probability():
     torch.testing.assert_close(logps, torch.tensor([0.5, 0.5, 0.25, 0.25, 0.25, 0.25]).log())
 
 
+def test_tokens_without_probability_are_skipped_at_exact_steps():
+    """p = (0, 0.5, 0, 0.5): 0 and 0.5 lie exactly on the edges of the tokens that have none."""
+    logits = torch.tensor([float("-inf"), 0.0, float("-inf"), 0.0]).expand(2, 4)
+    assert choose(logits, Sampling(1), [0.0, 0.5])[0].tolist() == [1, 3]
+
+
 def test_last_tokens_without_probability_are_never_chosen():
     logits = torch.tensor([[1.3, 0.2, 0.7] + [float("-inf")] * 5]).repeat(50, 1)
-    tokens, logps = choose(logits, Sampling(1), [1 - 2**-53] * 50)
+    tokens, logps = choose(logits, Sampling(1), [1 - 2**-53] * 49 + [1.0])  # float32 rounds to 1
     assert (tokens == 2).all()
     assert logps.isfinite().all()
 

@@ -4,11 +4,10 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
-
 from posttrain.errors import DataError, RunFailed, SettingsError
 from posttrain.generation import Sampling
 from posttrain.generation.hf import HfGenerator
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 EOS, END_OF_TURN = 256, 257
 
@@ -241,6 +240,18 @@ def test_log_probs_may_enter_a_loss(model, tokenizer, prompts):
     weight = torch.ones(len(group[0].logps), requires_grad=True)
     (weight * group[0].logps).exp().sum().backward()
     assert weight.grad.isfinite().all()
+
+
+def test_what_the_model_keeps_may_take_part_in_training(model, tokenizer, prompts):
+    """A buffer cached while generating (rotary tables, gathered weights) must be usable in a later backward pass."""
+    own = copy.deepcopy(model)
+    kept = []
+    hook = own.lm_head.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    generator(own, tokenizer).generate(prompts, Sampling(2), [[1]] * 4)
+    hook.remove()
+    weight = torch.ones((), requires_grad=True)
+    (weight * kept[-1]).mean().backward()
+    assert weight.grad.isfinite()
 
 
 def test_adapters_take_part(model, tokenizer, prompts):

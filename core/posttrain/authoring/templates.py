@@ -38,7 +38,7 @@ def posttrain_config():
 $hooks'''
 
 METHOD_TEST = '''\
-"""$name: a number worked by hand, and the quick part of the conformance kit (all of it: posttrain check .)."""
+"""$name: a number worked by hand, and the quick checks of the conformance kit."""
 
 from pathlib import Path
 $test_imports

@@ -33,9 +33,6 @@ def run(arguments: list[str]) -> int:
             print(f"    ... {len(lines) - _SHOWN} lines more")
     if stale:
         where = "" if options.folder == "." else f" {options.folder}"
-        print(
-            f"{len(stale)} of {len(files)} generated files are stale. Mend it with: posttrain sync{where}",
-            file=sys.stderr,
-        )
+        print(f"{len(stale)} generated files are stale. Mend them with: posttrain sync{where}", file=sys.stderr)
         return 1
     return 0

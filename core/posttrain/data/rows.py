@@ -86,7 +86,7 @@ class Rows:
 
 
 def read_rows(sources: Any, accepted: tuple[str, ...], settings: Settings, what: str = "data") -> Rows:
-    """Read ``sources`` and check every row against the first of the schemas ``accepted`` that it fits.
+    """Read ``sources`` and check every row against the schema among ``accepted`` that it fits best.
 
     ``sources`` is a list as ``Settings.data`` (files, folders, Hub ids, ``reasoning-gym:TASK``, each with an optional
     ``=weight``), a list of rows, or a ``datasets`` object. ``what`` names rows that have no file. With

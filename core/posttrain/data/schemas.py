@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data import values
-from posttrain.data.values import describe
 
 Kind = Callable[[Any], str | None]
 
@@ -88,12 +87,9 @@ NEEDS = {
 
 
 def fitting(row: dict[str, Any], schemas: tuple[str, ...]) -> tuple[str, Shape] | None:
-    """First of ``schemas`` whose required columns are all in ``row``."""
-    for schema in schemas:
-        for shape in SHAPES[schema]:
-            if all(name in row for name in shape.required):
-                return schema, shape
-    return None
+    """Schema whose required columns are all in ``row``: the one that needs most, among equals the first."""
+    found = [(schema, shape) for schema in schemas for shape in SHAPES[schema] if all(n in row for n in shape.required)]
+    return max(found, key=lambda pair: len(pair[1].required), default=None)
 
 
 def missing(row: dict[str, Any], schemas: tuple[str, ...]) -> str:
@@ -146,7 +142,7 @@ def tidy(row: dict[str, Any], shape: Shape, filled: bool) -> dict[str, Any]:
         row = {name: _without_nulls(value) if name in kinds else value for name, value in row.items()}
     if isinstance(row.get("tools"), str):
         row["tools"] = _parsed(row["tools"])
-    if row.get("tools") == []:
+    if row.get("tools") == []:  # some templates render another prompt for it than for no tools
         del row["tools"]
     if "label" in kinds and row.get("label") in (0, 1):
         row["label"] = bool(row["label"])
@@ -201,8 +197,3 @@ def _parsed(value: str) -> Any:
 
 def _has_roles(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
-
-
-def shown_columns(row: dict[str, Any]) -> str:
-    """Columns and values of a row, shortened, for reports."""
-    return ", ".join(f"{name}={describe(value)}" for name, value in row.items())

@@ -68,9 +68,8 @@ class Templates:
                 "Give one with --chat-template FILE, or use text columns."
             )
         try:
-            # An empty list of tools renders another prompt than none in some templates.
             return self.tokenizer.apply_chat_template(
-                messages, tools=tools or None, chat_template=self.override, add_generation_prompt=ask, tokenize=False
+                messages, tools=tools, chat_template=self.override, add_generation_prompt=ask, tokenize=False
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise DataError(f"{origin}: the chat template refuses these messages: {str(error).rstrip('.')}.") from None
@@ -124,11 +123,11 @@ class Templates:
 
     def spans(self, messages: Messages, tools: Any, text: str, origin: str) -> list[Span]:
         """What the assistant says in ``text``: by the template's generation markers, or else by rendering prefixes."""
-        template = self.override or self.tokenizer.get_chat_template(None, tools=tools or None)
+        template = self.override or self.tokenizer.get_chat_template(None, tools=tools)
         if _MARKERS.search(template):
             marked: Any = render_jinja_template(
                 [messages],
-                tools=tools or None,
+                tools=tools,
                 chat_template=template,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,

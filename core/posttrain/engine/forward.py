@@ -63,7 +63,8 @@ class TokenModel(nn.Module):
         states, starts = self.hidden(sequences)
         if self.head is None:
             last = starts + torch.tensor([len(s) - 1 for s in sequences], device=states.device)
-            return {"score": self.inner.score(states[last])[:, 0].float()}
+            score = self.inner.score(states[last])[:, 0]  # (R,)
+            return {"score": score if score.dtype == torch.float64 else score.float()}
         predicting, labels = _predicted(sequences, starts)
         if reference is not None:
             request.reference = _reference_logits(reference, sequences, predicting)

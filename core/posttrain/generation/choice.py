@@ -43,7 +43,7 @@ def _invert(logps: Tensor, uniforms: list[float]) -> Tensor:
     cumulative = logps.softmax(dim=-1, dtype=dtype).cumsum(dim=-1)  # (n, V)
     total = cumulative[:, -1:].contiguous()  # (n, 1)
     target = torch.tensor(uniforms, dtype=dtype, device=logps.device)[:, None] * total  # (n, 1)
-    # right=True never lands on a token of probability 0; rounding may lift target to total, which lies past the end.
+    # right=True never lands on a token of probability 0. In float32 a number just below 1 becomes 1: past the end.
     tokens = torch.searchsorted(cumulative, target, right=True)
     last = torch.searchsorted(cumulative, total)
     return torch.minimum(tokens, last)[:, 0].clamp(max=logps.size(-1) - 1)  # past the end where the logits are nan

@@ -21,11 +21,13 @@ def run(arguments: Any) -> int:
     the command line. Raises PosttrainError for a method, check or group that does not exist.
     """
     wanted = _parser().parse_args(arguments) if isinstance(arguments, list) else arguments
+    names = _as_list(getattr(wanted, "method", None))
+    if getattr(wanted, "goldens", None):
+        return _goldens(wanted, names)
     groups = (wanted.group,) if getattr(wanted, "group", None) else tuple(GROUPS)
     if getattr(wanted, "list", False):
         return _print_list(all_checks(groups), bool(getattr(wanted, "json", False)))
     only = [find_check(name) for name in _as_list(getattr(wanted, "only", None))]
-    names = _as_list(getattr(wanted, "method", None))
     subjects = [subject_of(name) for name in names] or installed_subjects()
     if not subjects:
         raise SettingsError("No method is installed. Name a folder, or install one: pip install posttrain-method-sft")
@@ -35,6 +37,18 @@ def run(arguments: Any) -> int:
     if getattr(wanted, "json", False):
         print(json.dumps(as_json(results), indent=2))
     return int(any(one.failed for one in results))
+
+
+def _goldens(wanted: Any, folders: list[str]) -> int:
+    """Compare losses with a file of numbers instead; ``--only`` then names one entry of it."""
+    from posttrain.testing import goldens
+
+    entries = _as_list(getattr(wanted, "only", None))
+    if len(entries) > 1:
+        raise SettingsError(
+            f"--goldens checks every entry or one, but --only names {len(entries)}: {', '.join(entries)}."
+        )
+    return goldens.run(wanted.goldens, entries[0] if entries else None, bool(getattr(wanted, "json", False)), folders)
 
 
 def _chosen(subject: Subject, only: list[Check], groups: tuple[str, ...]) -> list[Check]:
@@ -86,8 +100,14 @@ def _as_list(value: Any) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="posttrain check", description="Check methods against the contract.")
     parser.add_argument("method", nargs="*", help="name or folder [every installed method]")
-    parser.add_argument("--only", action="append", metavar="CHECK", help="run this check alone; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="CHECK",
+        help="run this check alone (may be repeated), or this entry of --goldens",
+    )
     parser.add_argument("--group", choices=list(GROUPS), help="run one group of checks")
+    parser.add_argument("--goldens", metavar="FILE", help="compare losses with the numbers in this file instead")
     parser.add_argument("--list", action="store_true", help="list the checks")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

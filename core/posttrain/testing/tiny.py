@@ -55,6 +55,7 @@ def tiny_model(reward_head: bool = False, dtype: torch.dtype = torch.float32) ->
         bos_token_id=1,
         eos_token_id=2,
         num_labels=1,
+        initializer_range=0.2,  # large enough for an adapter under the frozen head to move the logits
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1234)
@@ -107,7 +108,10 @@ def answer_scores(model: Any, reward_head: bool) -> list[tuple[float, float]]:
     model.eval()
     with torch.no_grad():
         found = [
-            (_answer_score(model, tokenizer, ask, good, reward_head), _answer_score(model, tokenizer, ask, bad, reward_head))
+            (
+                _answer_score(model, tokenizer, ask, good, reward_head),
+                _answer_score(model, tokenizer, ask, bad, reward_head),
+            )
             for ask, good, bad in _ANSWERS
         ]
     model.train(training)

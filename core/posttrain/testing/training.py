@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from contextlib import contextmanager
+import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ HALF = STEPS // 2
 #: Largest relative difference that the order of sums explains in float64.
 TOLERANCE = 1e-8
 
-_STATE_CAUSE = "Usual cause: a variable of the module that outlives the step. State belongs in the hook's state argument."
+_STATE_CAUSE = (
+    "Usual cause: a variable of the module that outlives the step. State belongs in the hook's state argument."
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def check_promise_holds(subject: Subject) -> None:
 @check("training")
 def check_promise_holds_with_lora(subject: Subject) -> None:
     """The same with a low-rank adapter, where only the adapter (and a reward head) is trained."""
-    _check_promise(subject, _train(subject, lora=True, learning_rate=3e-2))
+    _check_promise(subject, _train(subject, lora=True))
 
 
 @check("training")
@@ -217,8 +220,10 @@ def _reward_head(subject: Subject) -> bool:
 def _folder(subject: Subject) -> Path:
     """A temporary folder that lives as long as the subject."""
     if "folder" not in subject.memory:
-        subject.memory["folder"] = tempfile.TemporaryDirectory(prefix="posttrain-check-")
-    return Path(subject.memory["folder"].name)
+        folder = Path(tempfile.mkdtemp(prefix="posttrain-check-"))
+        weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
+        subject.memory["folder"] = folder
+    return subject.memory["folder"]
 
 
 @contextmanager

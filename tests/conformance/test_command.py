@@ -1,0 +1,107 @@
+"""``posttrain check``: outcomes, texts, waivers, JSON, and what it does not import."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from posttrain.errors import MethodError, SettingsError
+from posttrain.testing import checks_for, parametrize_checks, run_check, subject_of
+from posttrain.testing.command import run
+from posttrain.testing.registry import find_check
+
+
+def waive(plants, folder, check, plant=None):
+    """A good (or planted) pairwise method whose card waives a check."""
+    method = plants.write_method(folder, "preference", plant)
+    card = method / "posttrain_method_planted" / "method.toml"
+    card.write_text(card.read_text() + f'\n[waivers]\n{check} = "the paper stops the gradient"\n')
+    return method
+
+
+def test_failure_says_what_why_and_how_to_repeat(plants, tmp_path, capsys):
+    plant = plants.LOSS["check_loss_is_unreduced"]
+    folder = plants.write_method(tmp_path / "planted", "preference", plant)
+    assert run([str(folder), "--only", "loss-is-unreduced"]) == 1
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "planted: check_loss_is_unreduced",
+        "  With the default options, the term 'loss' is a tensor of shape () for 4 examples.",
+        "  Usual cause: .mean() or .sum() at the end. Return (4,), one value an example.",
+        f"  Repeat with: posttrain check {folder} --only check_loss_is_unreduced",
+    ]
+
+
+def test_json_has_counts_and_results(plants, tmp_path, capsys):
+    folder = plants.write_method(tmp_path / "planted", "preference")
+    assert run([str(folder), "--group", "static", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is True
+    assert report["counts"] == {"passed": 11, "waived": 0, "failed": 0, "stale-waiver": 0}
+    assert report["results"][0]["check"] == "check_card_is_valid"
+
+
+def test_waived_check_may_fail(plants, tmp_path):
+    name = "check_gradient_equals_finite_differences"
+    subject = subject_of(waive(plants, tmp_path / "planted", name, plants.LOSS[name]))
+    result = run_check(find_check(name), subject)
+    assert (result.outcome, result.failed, result.cause) == ("waived", False, "the paper stops the gradient")
+
+
+def test_waived_check_that_passes_is_a_failure(plants, tmp_path):
+    name = "check_gradient_equals_finite_differences"
+    result = run_check(find_check(name), subject_of(waive(plants, tmp_path / "planted", name)))
+    assert (result.outcome, result.failed) == ("stale-waiver", True)
+    assert result.what == "The card waives this check (the paper stops the gradient) but it passes."
+
+
+def test_unknown_check_is_named_with_a_close_match():
+    with pytest.raises(
+        SettingsError, match="^No check is called 'loss-is-finit'. Did you mean 'check_loss_is_finite'?"
+    ):
+        find_check("loss-is-finit")
+
+
+def test_check_that_does_not_apply_is_not_a_silent_pass(plants, tmp_path):
+    folder = plants.write_method(tmp_path / "planted", "preference")
+    with pytest.raises(SettingsError, match="^'check_equal_rewards_teach_nothing' does not apply to 'planted'"):
+        run([str(folder), "--only", "equal-rewards-teach-nothing"])
+
+
+def test_folder_without_a_method(tmp_path):
+    with pytest.raises(MethodError, match="holds no method"):
+        run([str(tmp_path)])
+
+
+def test_method_that_cannot_be_imported_fails_in_words(plants, tmp_path):
+    plant = plants.Plant("preference", "import torch\n", "import torch\nraise SystemExit(3)\n", "")
+    subject = subject_of(plants.write_method(tmp_path / "planted", "preference", plant))
+    result = run_check(find_check("check_loss_is_finite"), subject)
+    assert result.outcome == "failed"
+    assert result.what == "Plugin 'planted' cannot be imported: SystemExit: 3"
+
+
+def test_broken_card_leaves_the_static_checks(plants, tmp_path):
+    plant = plants.Plant("preference", 'name = "planted"', "name =", "", "method.toml")
+    subject = subject_of(plants.write_method(tmp_path / "planted", "preference", plant))
+    assert {one.group for one in checks_for(subject)} == {"static"}
+    assert "is not valid TOML" in run_check(find_check("check_card_is_valid"), subject).what
+
+
+def test_ids_are_readable(plants, tmp_path):
+    mark = parametrize_checks(plants.write_method(tmp_path / "planted", "preference"), groups=("static",))
+    assert mark.args[1][0].id == "planted-check_card_is_valid"
+
+
+def test_static_checks_import_no_torch_and_take_hundred_methods(plants, tmp_path):
+    folders = [str(plants.write_method(tmp_path / f"planted{i}", "preference")) for i in range(100)]
+    code = (
+        "import sys\nfrom posttrain.testing.command import run\n"
+        f"code = run([*{folders!r}, '--group', 'static'])\n"
+        "print(sorted({'torch', 'transformers', 'posttrain_method_planted'} & set(sys.modules)))\nsys.exit(code)"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - begun < 6  # 3 s on an idle machine

@@ -1,0 +1,136 @@
+"""Layouts of the forward pass: packed equals padded equals alone, nothing leaks (M1, M2, M4, M5, M14)."""
+
+import pytest
+import torch
+from posttrain.engine import attention
+from posttrain.engine.forward import TokenModel, build_views, sequences_of
+from posttrain.engine.head import Request
+from posttrain.errors import ModelError
+from posttrain.models.head import find_head
+from posttrain.models.probe import check_logits, keeps_documents_apart
+from posttrain.testing.tiny import tiny_model
+from posttrain.views import Example, Sequence
+from transformers import AutoModelForCausalLM, Cohere2Config, Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig
+from transformers import Qwen3Config
+
+
+def sequences(*lengths: int, vocabulary: int = 13) -> list[Sequence]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    return [
+        Sequence(torch.randint(3, vocabulary, (n,), generator=generator), torch.arange(n) >= min(2, n - 1)) for n in lengths
+    ]
+
+
+def token_model(dtype=torch.float64) -> TokenModel:
+    attention.register()
+    model = tiny_model(dtype=dtype)
+    model.set_attn_implementation(attention.NAME)
+    return TokenModel(model, find_head(model), packed=True)
+
+
+def logps_alone(model: TokenModel, sequence: Sequence) -> torch.Tensor:
+    """By hand, from transformers' own logits of the row alone, no padding."""
+    logits = model.inner(input_ids=sequence.ids[None]).logits[0].log_softmax(-1)
+    places = sequence.trained.nonzero()[:, 0]
+    return logits[places - 1, sequence.ids[places]]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_together_equal_rows_alone(packed):
+    model = token_model()
+    rows = sequences(5, 9, 2, 7)
+    model.packed = packed
+    together = model(rows, Request(3))["logps"]
+    alone = torch.cat([logps_alone(model, row) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
+
+
+def test_a_row_has_no_gradient_to_its_neighbours():
+    """M4: the log-probs of one packed row do not depend on any embedding that only the other row uses."""
+    model = token_model()
+    first = Sequence(torch.tensor([3, 4, 5, 4]), torch.tensor([False, True, True, True]))
+    second = Sequence(torch.tensor([8, 9, 10]), torch.tensor([False, True, True]))
+    counts = [3, 2]
+    model.head.projection.requires_grad_(False)
+    flat = model([first, second], Request())["logps"]
+    (gradient,) = torch.autograd.grad(flat.split(counts)[1].sum(), model.inner.model.embed_tokens.weight)
+    assert gradient[[8, 9]].abs().sum() > 0
+    assert not gradient[[3, 4, 5]].any()
+
+
+def test_the_first_token_of_a_row_is_never_predicted_from_the_row_before():
+    """M5: the label at a start belongs to nothing."""
+    model = token_model()
+    rows = sequences(4, 4)
+    places = [row.trained.nonzero()[:, 0].min().item() for row in rows]
+    assert min(places) >= 1
+    assert model(rows, Request())["logps"].numel() == sum(row.count for row in rows)
+
+
+def test_stop_tokens_inside_a_row_are_ordinary_tokens():
+    """M2: the mask comes from lengths, never from ids that look like padding."""
+    model = token_model()
+    row = Sequence(torch.tensor([5, 2, 0, 6, 2]), torch.tensor([False, False, True, True, True]))
+    for packed in (True, False):
+        model.packed = packed
+        found = model([row, *sequences(9)], Request())["logps"][:3]
+        torch.testing.assert_close(found, logps_alone(model, row))
+
+
+def test_views_put_each_role_where_it_belongs():
+    model = token_model()
+    chosen, rejected = sequences(5, 8), sequences(6, 3, 4)[:2]
+    examples = [Example({"chosen": [c], "rejected": [r]}) for c, r in zip(chosen, rejected, strict=True)]
+    views = build_views(examples, model(sequences_of(examples), Request()))
+    for view, rows in ((views.chosen, chosen), (views.rejected, rejected)):
+        for place, row in enumerate(rows):
+            expected = logps_alone(model, row)
+            torch.testing.assert_close(view.logps[place][view.mask[place]], expected)
+            torch.testing.assert_close(view.sum[place], expected.sum())
+            torch.testing.assert_close(view.mean[place], expected.mean())
+        assert view.lengths.tolist() == [row.count for row in rows]
+
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 61,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "llama": LlamaConfig(**SMALL),
+    "llama-untied": LlamaConfig(**SMALL, tie_word_embeddings=False),
+    "qwen3": Qwen3Config(**SMALL, head_dim=16),
+    "mistral-window": MistralConfig(**SMALL, sliding_window=4),
+    "gemma2-softcaps": Gemma2Config(**SMALL, head_dim=16, query_pre_attn_scalar=16, sliding_window=4),
+    "granite-scaled": GraniteConfig(**SMALL, logits_scaling=3.0, embedding_multiplier=2.0),
+    "cohere2-scaled": Cohere2Config(**SMALL, logit_scale=0.25),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_its_own_logits(family):
+    """R11: scales, soft-caps and windows of each family, packed where that is exact and padded otherwise."""
+    attention.register()
+    torch.manual_seed(0)
+    inner = AutoModelForCausalLM.from_config(FAMILIES[family]).double().eval()
+    if inner.config._attn_implementation == "sdpa":
+        inner.set_attn_implementation(attention.NAME)
+    model = TokenModel(inner, find_head(inner))
+    model.packed = keeps_documents_apart(model)
+    check_logits(model)
+    rows = sequences(9, 5, 12, vocabulary=61)
+    alone = torch.cat([logps_alone(model, row) for row in rows])
+    torch.testing.assert_close(model(rows, Request(4))["logps"], alone, rtol=1e-8, atol=1e-9)
+
+
+def test_an_unknown_change_to_the_logits_is_refused():
+    model = token_model()
+    model.head.scale = 0.5
+    with pytest.raises(ModelError, match="changes its logits after the vocabulary projection"):
+        check_logits(model)

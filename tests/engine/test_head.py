@@ -1,0 +1,105 @@
+"""The chunked head against plain logits: values, gradients, every option of the head (S11, S12, R8, R11, R12)."""
+
+import pytest
+import torch
+from posttrain.engine.head import Head, Request, token_statistics
+from torch import nn
+
+TOKENS, HIDDEN, VOCABULARY = 37, 16, 53
+
+
+def setup(bias: bool = False, dtype: torch.dtype = torch.float64):
+    torch.manual_seed(0)
+    linear = nn.Linear(HIDDEN, VOCABULARY, bias=bias, dtype=dtype)
+    hidden = torch.randn(TOKENS, HIDDEN, dtype=dtype, requires_grad=True)
+    return linear, hidden, torch.randint(0, VOCABULARY, (TOKENS,)), torch.randn(TOKENS, dtype=torch.float64)
+
+
+def naive(linear, hidden, labels, head: Head, temperature: float):
+    logits = linear(hidden) * head.scale
+    if head.softcap:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return torch.log_softmax(logits / temperature, -1)[torch.arange(TOKENS), labels]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 37, 1000])
+@pytest.mark.parametrize(
+    ("bias", "scale", "softcap", "temperature"),
+    [(False, 1.0, None, 1.0), (False, 0.3, None, 0.5), (True, 1.0, None, 1.0), (False, 1.0, 2.0, 0.7), (True, 2.0, 3.0, 1.3)],
+)
+def test_log_probs_and_gradients_are_those_of_full_logits(chunk, bias, scale, softcap, temperature):
+    linear, hidden, labels, weights = setup(bias)
+    head = Head(linear, scale, softcap)
+    expected = naive(linear, hidden, labels, head, temperature)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), [hidden, *linear.parameters()])
+    found = token_statistics(hidden, labels, head, Request(chunk, temperature))["logps"]
+    found_gradients = torch.autograd.grad((found * weights).sum(), [hidden, *linear.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [5, 64])
+def test_statistics_carry_gradient_and_detached_ones_do_not(chunk):
+    linear, hidden, labels, weights = setup()
+
+    def statistics(logits, labels, reference_logits):
+        logps = logits.log_softmax(-1)
+        return {"entropy": -(logps.exp() * logps).sum(-1), "top": logits.detach().amax(-1)}
+
+    found = token_statistics(hidden, labels, Head(linear), Request(chunk, statistics=statistics))
+    logps = linear(hidden).log_softmax(-1)
+    expected = -(logps.exp() * logps).sum(-1)
+    mixed = (found["entropy"] * weights).sum() + 0.3 * found["logps"].sum()
+    expected_mixed = (expected * weights).sum() + 0.3 * logps[torch.arange(TOKENS), labels].sum()
+    ours = torch.autograd.grad(mixed, [hidden, linear.weight])
+    theirs = torch.autograd.grad(expected_mixed, [hidden, linear.weight])
+    torch.testing.assert_close(found["entropy"], expected)
+    assert not found["top"].requires_grad
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_states_still_do():
+    linear, hidden, labels, _ = setup()
+    linear.requires_grad_(False)
+    token_statistics(hidden, labels, Head(linear), Request(8))["logps"].sum().backward()
+    assert linear.weight.grad is None
+    assert hidden.grad is not None
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_no_trained_token_at_all():
+    linear, hidden, labels, _ = setup()
+    found = token_statistics(hidden[:0], labels[:0], Head(linear), Request(8))["logps"]
+    found.sum().backward()
+    assert found.shape == (0,)
+    assert linear.weight.grad is None or not linear.weight.grad.any()
+
+
+def test_bfloat16_sums_chunks_in_float32():
+    """R12: many small chunks must not lose what one large chunk keeps."""
+    linear, hidden, labels, _ = setup(dtype=torch.bfloat16)
+    gradients = []
+    for chunk in (1, 1000):
+        found = token_statistics(hidden, labels, Head(linear), Request(chunk))["logps"]
+        gradients.append(torch.autograd.grad(found.sum(), linear.weight)[0].float())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-2, atol=2e-2)
+
+
+def test_full_logits_never_exist():
+    """The largest tensor that the forward and backward passes make is one chunk of logits."""
+    linear, hidden, labels, _ = setup()
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal largest
+            result = function(*arguments, **(keywords or {}))
+            if isinstance(result, torch.Tensor) and result.ndim == 2 and result.shape[1] == VOCABULARY:
+                largest = max(largest, result.shape[0])
+            return result
+
+    with Watch():
+        token_statistics(hidden, labels, Head(linear), Request(4))["logps"].sum().backward()
+    assert largest == 4

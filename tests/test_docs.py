@@ -1,0 +1,60 @@
+"""The guides: hooks are documented with their exact signatures, the tutorial's code runs as printed."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from posttrain import hookspecs
+from posttrain.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("posttrain_")}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PACKAGE = "posttrain_method_tutorial_simpo"
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hook_is_documented_with_its_signature(name):
+    signature = f"`{name}({', '.join(inspect.signature(HOOKS[name]).parameters)})`"
+    assert signature in (DOCS / "hooks.md").read_text()
+
+
+def test_no_hook_is_documented_that_does_not_exist():
+    assert set(re.findall(r"`(posttrain_\w+)\(", (DOCS / "hooks.md").read_text())) == set(HOOKS)
+
+
+def test_tutorial_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((DOCS / "write-a-method.md").read_text())
+    commands = [line.split()[1:] for kind, text in blocks if kind == "bash" for line in text.splitlines()]
+    codes = [text for kind, text in blocks if kind == "python"]
+    (card,) = [text for kind, text in blocks if kind == "toml"]
+    new, sync, check = commands
+    assert main(new) == 0
+    folder = tmp_path / "tutorial-simpo"
+    (folder / PACKAGE / "method.toml").write_text(card)
+    (folder / PACKAGE / "__init__.py").write_text(codes[0])
+    (folder / "test_tutorial_simpo.py").write_text(codes[1])
+    assert main(sync) == 0
+    assert main([*check, "--group", "static"]) == 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "core"), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_commands_in_the_guides_exist():
+    for path in DOCS.rglob("*.md"):
+        for command in re.findall(r"(?m)^posttrain ([a-z-]+)", path.read_text()):
+            assert command in COMMANDS, f"{path.name}: posttrain {command}"
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in DOCS.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+\.md)\)", path.read_text()):
+            assert (path.parent / target).is_file(), f"{path}: {target}"
