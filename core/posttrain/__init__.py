@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from posttrain import errors
     from posttrain.api import resume, train
     from posttrain.discovery import installed as list_methods
     from posttrain.errors import PosttrainError
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from posttrain.methods import load as load_method
     from posttrain.views import PerToken
 
-#: Public name -> (module, name there).
+#: Public name -> (module, name there; empty for the module itself).
 _HOMES = {
     "PerToken": ("posttrain.views", "PerToken"),
     "PosttrainError": ("posttrain.errors", "PosttrainError"),
+    "errors": ("posttrain.errors", ""),
     "hookimpl": ("posttrain.hookspecs", "hookimpl"),
     "list_methods": ("posttrain.discovery", "installed"),
     "load_method": ("posttrain.methods", "load"),
@@ -33,6 +35,7 @@ __all__ = [
     "PerToken",
     "PosttrainError",
     "__version__",
+    "errors",
     "hookimpl",
     "list_methods",
     "load_method",
@@ -45,7 +48,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'posttrain' has no attribute '{name}'. It has: {', '.join(__all__)}")
     module, attribute = _HOMES[name]
-    value = getattr(importlib.import_module(module), attribute)
+    value: Any = importlib.import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
     globals()[name] = value
     return value
 

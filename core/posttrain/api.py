@@ -12,8 +12,10 @@ from posttrain.config import method_options, resolve
 from posttrain.engine.build import Objects, Prepared, build_run, prepare_data, run_facts
 from posttrain.engine.checkpoint import latest_checkpoint, restore_checkpoint
 from posttrain.engine.loop import train_loop
+from posttrain.engine.plan import make_plan
 from posttrain.engine.run import Run
-from posttrain.errors import CheckpointError, PosttrainError, RunStopped, SettingsError
+from posttrain.errors import CheckpointError, RunStopped, SettingsError
+from posttrain.generation.text import generate_text
 from posttrain.models.save import save_model, write_model_card
 from posttrain.options import read_options
 from posttrain.settings import Settings
@@ -58,6 +60,12 @@ def train(
     elif keywords:
         settings = dataclasses.replace(settings, **keywords)
     return _start(loaded, method if isinstance(method, str) else loaded.name, settings, options or {}, objects)
+
+
+def plan(method: str, settings: Settings, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What ``train`` would do and the memory it would take; data are read and checked, weights are not loaded."""
+    loaded = methods.load(method)
+    return make_plan(loaded, loaded.config(options or {}), settings, Objects())
 
 
 def _options_of(method: methods.Method) -> list[Any]:
@@ -183,4 +191,4 @@ def resume(path: str | Path, *, model: Any = None, tokenizer: Any = None, data: 
     return _drive(run, f"resumed after step {run.step} of {run.total}")
 
 
-__all__ = ["PosttrainError", "Run", "resume", "train"]
+__all__ = ["Run", "generate_text", "plan", "resume", "train"]

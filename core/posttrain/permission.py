@@ -37,6 +37,10 @@ def _from_environment() -> list[str] | None:
     return None if value is None else [value]
 
 
+def _data(settings: Settings) -> list[str]:
+    return [*(settings.data or []), *(settings.eval_data or [])]
+
+
 def _named(row: Installed, settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Kind, name and package of each plugin that the run names and that is not posttrain's own."""
     fact = known().get(row.name)
@@ -46,6 +50,7 @@ def _named(row: Installed, settings: Settings) -> Iterator[tuple[str, str, str]]
         yield "Method", row.name, row.distribution
     for kind, group, names in (
         ("Reward", "posttrain.rewards", [reward.partition("=")[0] for reward in settings.reward or []]),
+        ("Source", "posttrain.sources", [data.partition(":")[0] for data in _data(settings)]),
         ("Observer", "posttrain.observers", settings.observers or []),
     ):
         for entry in importlib.metadata.entry_points(group=group):

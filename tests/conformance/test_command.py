@@ -57,14 +57,14 @@ def test_waived_check_that_passes_is_a_failure(plants, tmp_path):
 
 def test_unknown_check_is_named_with_a_close_match():
     with pytest.raises(
-        SettingsError, match="^No check is called 'loss-is-finit'. Did you mean 'check_loss_is_finite'?"
+        SettingsError, match=r"^No check is called 'loss-is-finit'\. Did you mean 'check_loss_is_finite'\?"
     ):
         find_check("loss-is-finit")
 
 
 def test_check_that_does_not_apply_is_not_a_silent_pass(plants, tmp_path):
     folder = plants.write_method(tmp_path / "planted", "preference")
-    with pytest.raises(SettingsError, match="^'check_equal_rewards_teach_nothing' does not apply to 'planted'"):
+    with pytest.raises(SettingsError, match=r"^'check_equal_rewards_teach_nothing' does not apply to 'planted'"):
         run([str(folder), "--only", "equal-rewards-teach-nothing"])
 
 

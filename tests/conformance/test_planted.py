@@ -1,9 +1,11 @@
 """Every check catches the bug that is planted for it, and finds nothing wrong with the method without the bug."""
 
+import pytest
 from posttrain.testing import checks_for, run_check, subject_of
 from posttrain.testing.registry import GROUPS, all_checks, find_check
 
 
+@pytest.mark.filterwarnings("ignore:std")  # of the planted modules
 def test_check_catches_its_plant(planted, plants, tmp_path):
     name, plant = planted
     result = run_check(find_check(name), subject_of(plants.write_method(tmp_path / "planted", plant.schema, plant)))

@@ -61,6 +61,11 @@ def run(arguments: list[str]) -> int:
         plan = api.plan(name, settings, options)
         print_json(plan) if command.get("json") else print_plan(plan)
         return 0
+    if settings.nproc > 1:
+        from posttrain.strategies.choose import joined_world, launch
+
+        if joined_world() == 1:
+            return launch(["train", *arguments], settings.nproc)
     api.train(name, settings, options)
     return 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.formats import READERS, Numbered
+from posttrain.data.plugins import plugin_rows
 from posttrain.errors import DataError, SettingsError
 from posttrain.settings import Settings
 
@@ -105,6 +106,8 @@ def _named(text: str, settings: Settings) -> list[Source]:
         found = _folder(path, name, settings)
     elif path.is_file():
         found = [_file(path, name)]
+    elif (rows := plugin_rows(name)) is not None:
+        found = [Source(name, rows)]
     elif path.suffix in READERS or path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         raise DataError(f"{name}: no such file.{_near(path)}")
     else:

@@ -23,7 +23,10 @@ def train_loop(run: Run, progress: Progress) -> None:
     run.policy.train()
     if run.evaluation is not None and run.step == 0:
         evaluate(run, progress)
+        if _best_now(run):
+            save_checkpoint(run)
     run.observers.tell("run_started", run=run)
+    saved = run.step
     while run.step < run.total and not _patience_is_over(run):
         line = _one_step(run)
         _stop_unless_finite(run, line)
@@ -35,7 +38,8 @@ def train_loop(run: Run, progress: Progress) -> None:
         run.observers.tell("step_done", run=run, step=run.step, metrics=line)
         if _due(run, run.settings.save_every) or _best_now(run):
             save_checkpoint(run)
-    if _due(run, None, at_end=True) or _patience_is_over(run):
+            saved = run.step
+    if saved != run.step:
         save_checkpoint(run)
     if run.settings.save_best and run.best and run.best["step"] != run.step:
         restore_best(run, progress)

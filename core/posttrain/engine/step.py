@@ -14,7 +14,7 @@ from posttrain.engine.batches import build_batch, micro_batches
 from posttrain.engine.forward import build_views, sequences_of
 from posttrain.engine.head import Request
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
-from posttrain.views import Batch, Example, Step, Views
+from posttrain.views import Batch, Example, PerToken, Step, Views
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
@@ -63,6 +63,9 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
             batch, policy, reference, masks = forward(run, micro)
             returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
         parts, metrics = split_loss(returned, run.card.name)
+        if "sampled_logps" in batch:
+            gap = (policy.completion.logps.detach() - batch.sampled_logps).abs()  # (B, T)
+            metrics = metrics | {"sampler_difference": PerToken(gap, policy.completion.mask)}
         loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
         if step.training:
             loss.backward()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import peft
+# peft imports bitsandbytes where it is installed, which warns about kernels that only its own users could want
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+import peft  # noqa: E402
 
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError  # noqa: E402
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings

@@ -22,6 +22,9 @@ from posttrain.models.probe import check_logits, keeps_documents_apart
 if TYPE_CHECKING:
     from posttrain.settings import Settings
 
+# A bar per file of weights would break the one line that the run itself shows.
+transformers.utils.logging.disable_progress_bar()
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 

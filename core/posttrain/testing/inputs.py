@@ -72,10 +72,9 @@ def make_inputs(card: Card, shape: Shape, dtype: torch.dtype = torch.float64) ->
     examples = [_example(card, shape, place, length, random) for place, length in enumerate(shape.lengths)]
     sequences = [s for example in examples for rows in example.sequences.values() for s in rows]
     total = sum(s.count for s in sequences)
-    draw = {"generator": random, "dtype": torch.float64}
-    logits = shape.spread * torch.randn(total, VOCABULARY, **draw)  # (N, V)
-    reference = shape.spread * torch.randn(total, VOCABULARY, **draw)  # (N, V)
-    scores = shape.spread * torch.randn(len(sequences), **draw)  # (R,)
+    logits = shape.spread * torch.randn(total, VOCABULARY, generator=random, dtype=torch.float64)  # (N, V)
+    reference = shape.spread * torch.randn(total, VOCABULARY, generator=random, dtype=torch.float64)  # (N, V)
+    scores = shape.spread * torch.randn(len(sequences), generator=random, dtype=torch.float64)  # (R,)
     inputs = Inputs(card, examples, logits, reference, scores)
     start = 0
     for row, sequence in enumerate(sequences):

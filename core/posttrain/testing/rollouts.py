@@ -35,15 +35,27 @@ class Rollouts:
     def take(self, places: list[int]) -> Rollouts:
         """Only these rollouts, in this order."""
         rows = torch.tensor(places)
-        names = ("group", "mask", "sampled_logps", "old_logps", "reference_logps", "finished")
-        tensors = {name: getattr(self, name)[rows] for name in names}
-        lists = {name: [getattr(self, name)[place] for place in places] for name in ("prompts", "completions")}
-        return replace(self, **tensors, **lists)
+        return Rollouts(
+            group=self.group[rows],
+            mask=self.mask[rows],
+            sampled_logps=self.sampled_logps[rows],
+            old_logps=self.old_logps[rows],
+            reference_logps=self.reference_logps[rows],
+            finished=self.finished[rows],
+            prompts=[self.prompts[place] for place in places],
+            completions=[self.completions[place] for place in places],
+            columns=self.columns,
+        )
 
     def padded(self, columns: int) -> Rollouts:
         """The same with empty token columns on the right."""
-        names = ("mask", "sampled_logps", "old_logps", "reference_logps")
-        return replace(self, **{name: F.pad(getattr(self, name), (0, columns)) for name in names})
+        return replace(
+            self,
+            mask=F.pad(self.mask, (0, columns)),
+            sampled_logps=F.pad(self.sampled_logps, (0, columns)),
+            old_logps=F.pad(self.old_logps, (0, columns)),
+            reference_logps=F.pad(self.reference_logps, (0, columns)),
+        )
 
 
 def make_rollouts(groups: list[int], seed: int, near: bool = False) -> tuple[Tensor, Rollouts]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from posttrain.cards import Card, read_card
@@ -76,7 +75,7 @@ class Subject:
         return [file for file in files if not file.name.startswith(("test_", "conftest"))]
 
 
-def subject_of(method: str | Path | Subject | Method | ModuleType) -> Subject:
+def subject_of(method: str | Path | Subject | Method) -> Subject:
     """The subject for an installed name, a plugin folder, a loaded method, or a subject as it is.
 
     Raises MethodError where the name is not installed or the folder holds no plugin.
@@ -105,7 +104,7 @@ def _from_place(place: str) -> Subject:
                 "Make one with: posttrain new my-loss"
             )
         name = package.name.removeprefix("posttrain_method_").replace("_", "-")
-        return Subject(name, package, _project_of(package), str(folder))
+        return Subject(name, package, _project_of(package), str(folder.resolve()))
     row = find(place)
     if row.card is None or row.card.path is None:
         raise MethodError(f"Method '{place}' is broken: {row.problem}.")

@@ -42,7 +42,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(reward_head: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-    """The same two-layer model each time, with a head for scores where ``reward_head``; no global random state moves."""
+    """The same two-layer model each time, with a head for scores where wanted; no global random state moves."""
     config = LlamaConfig(
         vocab_size=len(_SPECIAL) + len(LETTERS),
         hidden_size=32,
@@ -54,12 +54,12 @@ def tiny_model(reward_head: bool = False, dtype: torch.dtype = torch.float32) ->
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        num_labels=1,
         initializer_range=0.2,  # large enough for an adapter under the frozen head to move the logits
     )
+    config.num_labels = 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1234)
-        model = LlamaForSequenceClassification(config) if reward_head else LlamaForCausalLM(config)
+        model: torch.nn.Module = LlamaForSequenceClassification(config) if reward_head else LlamaForCausalLM(config)
     return model.to(dtype)
 
 
@@ -119,7 +119,7 @@ def answer_scores(model: Any, reward_head: bool) -> list[tuple[float, float]]:
 
 
 def _answer_score(model: Any, tokenizer: Any, ask: str, answer: str, reward_head: bool) -> float:
-    ids = torch.tensor([tokenizer.encode(ask + answer, add_special_tokens=False) + [tokenizer.eos_token_id]])  # (1, L)
+    ids = torch.tensor([[*tokenizer.encode(ask + answer, add_special_tokens=False), tokenizer.eos_token_id]])  # (1, L)
     mask = torch.ones_like(ids)
     if reward_head:
         return model(input_ids=ids, attention_mask=mask).logits[0, 0].item()

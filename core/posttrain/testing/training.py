@@ -118,7 +118,7 @@ def check_evaluation_does_not_matter(subject: Subject) -> None:
         _train(subject, steps=4, save_every=None),
         _train(subject, steps=4, save_every=None, eval_data=rows, eval_every=1),
         "with an evaluation after each step",
-        "Usual cause: random numbers from a global generator, or counters that evaluation moves too (see step.training).",
+        "Usual cause: random numbers from a global generator, or counters that evaluation moves too.",
     )
 
 
