@@ -17,11 +17,14 @@ def load_plants():
 
 
 def pytest_generate_tests(metafunc):
-    """``planted``: each check with its plant. ``schema``: each schema with a good method."""
+    """``planted``: each check with its plant. ``shipped``: each bug of peers.
+    ``schema``: each schema with a good method."""
     plants = load_plants()
     if "planted" in metafunc.fixturenames:
         rows = {**plants.STATIC, **plants.LOSS, **plants.TRAINING}
         metafunc.parametrize("planted", list(rows.items()), ids=list(rows))
+    if "shipped" in metafunc.fixturenames:
+        metafunc.parametrize("shipped", list(plants.SHIPPED.values()), ids=list(plants.SHIPPED))
     if "schema" in metafunc.fixturenames:
         metafunc.parametrize("schema", list(plants.GOOD))
 

@@ -309,3 +309,73 @@ TRAINING = {
         "preference", _LOSS, _LOSS + "    loss = loss * (1 + torch.rand(()))\n", "with an evaluation after each step"
     ),
 }
+
+_SORTED = "    margin = policy.chosen.sum.sort().values - policy.rejected.sum.sort().values\n"
+_NLL = """\
+    nll = -policy.chosen.sum.sum() / policy.chosen.lengths.sum()
+    loss = {"preference": loss, "nll": nll.expand(batch.size)}
+"""
+
+#: Further bugs that trainers of this field have shipped (trap ids), with the check that must see them.
+SHIPPED = {
+    "S6-nll-term-per-micro-batch": (
+        "check_split_does_not_matter",
+        Plant("preference", _LOSS, _LOSS + _NLL, "micro-batches"),
+    ),
+    "S7-sort-inside-micro-batch": (
+        "check_split_does_not_matter",
+        Plant("preference", _LOSS, _SORTED + _LOSS, "micro-batches"),
+    ),
+    "P1-baseline-from-neighbours": (
+        "check_split_does_not_matter",
+        Plant(
+            "unpaired-preference",
+            "policy.completion.mean)\n",
+            "(policy.completion.mean - policy.completion.mean.roll(1).detach()))\n",
+            "micro-batches",
+        ),
+    ),
+    "S1-divided-by-micro-batch-size": (
+        "check_split_does_not_matter",
+        Plant("preference", _LOSS, _LOSS + "    loss = loss / batch.size\n", "micro-batches"),
+    ),
+    "M3-padding-in-the-likelihood": (
+        "check_padding_does_not_matter",
+        Plant("preference", _LOSS, _LOSS + "    loss = loss - policy.chosen.logps.mean(-1)\n", "pad columns"),
+    ),
+    "S8-nothing-trained": (
+        "check_empty_answers_work",
+        Plant(
+            "unpaired-preference",
+            "policy.completion.mean)\n",
+            "policy.completion.sum / policy.completion.lengths)\n",
+            "without",
+        ),
+    ),
+    "G10-equal-rewards": (
+        "check_equal_rewards_teach_nothing",
+        Plant("prompt", _ADVANTAGE, _SPREAD, "rewards that are all"),
+    ),
+    "P5-choice-that-raises": (
+        "check_every_choice_works",
+        Plant(
+            "preference",
+            "        loss = (config.beta * margin - 1) ** 2\n",
+            '        raise KeyError("square")\n',
+            "KeyError: 'square'",
+        ),
+    ),
+    "dropout-in-the-loss": (
+        "check_same_inputs_same_bits",
+        Plant("preference", _LOSS, _LOSS + "    loss = F.dropout(loss, 0.5)\n", "and then"),
+    ),
+    "G6-groups-taken-for-sorted": (
+        "check_advantages_follow_the_order",
+        Plant(
+            "prompt",
+            "    for one in rollouts",
+            "    rollouts.group[:] = rollouts.group.sort().values\n    for one in rollouts",
+            "in the order",
+        ),
+    ),
+}

@@ -1,11 +1,13 @@
 """``posttrain check``: outcomes, texts, waivers, JSON, and what it does not import."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+from posttrain.discovery import installed
 from posttrain.errors import MethodError, SettingsError
 from posttrain.testing import checks_for, parametrize_checks, run_check, subject_of
 from posttrain.testing.command import run
@@ -86,6 +88,50 @@ def test_broken_card_leaves_the_static_checks(plants, tmp_path):
     subject = subject_of(plants.write_method(tmp_path / "planted", "preference", plant))
     assert {one.group for one in checks_for(subject)} == {"static"}
     assert "is not valid TOML" in run_check(find_check("check_card_is_valid"), subject).what
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder on sys.path, as site-packages is, seen by discovery for this test alone."""
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    installed.cache_clear()
+    yield tmp_path / "site"
+    installed.cache_clear()
+
+
+def install(site, folder):
+    """Lay the package and the metadata of a plugin folder where an installer would."""
+    shutil.copytree(folder / "posttrain_method_planted", site / "posttrain_method_planted")
+    facts = site / "posttrain_method_planted-0.1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: posttrain-method-planted\nVersion: 0.1.0\n")
+    (facts / "entry_points.txt").write_text("[posttrain.methods]\nplanted = posttrain_method_planted\n")
+
+
+def test_installed_method_is_checked_by_name(plants, tmp_path, site, capsys):
+    install(site, plants.write_method(tmp_path / "planted", "preference"))
+    assert run(["planted", "--group", "static"]) == 0
+    assert capsys.readouterr().out.startswith("planted: 11 passed in ")
+
+
+def test_wheel_without_the_card_is_seen(plants, tmp_path, site):
+    install(site, plants.write_method(tmp_path / "planted", "preference"))
+    record = site / "posttrain_method_planted-0.1.0.dist-info" / "RECORD"
+    record.write_text("posttrain_method_planted/__init__.py,,\n")
+    result = run_check(find_check("check_card_is_in_the_wheel"), subject_of("planted"))
+    assert result.what == (
+        "The installed distribution lists 1 files and posttrain_method_planted/method.toml is not among them."
+    )
+
+
+def test_broken_installed_method_is_a_failure_beside_the_good_ones(plants, tmp_path, site, capsys):
+    install(site, plants.write_method(tmp_path / "planted", "preference"))
+    (site / "posttrain_method_planted" / "method.toml").unlink()
+    assert run(["--group", "static", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["what"] for row in rows if row["method"] == "planted"] == [
+        "module 'posttrain_method_planted' has no method.toml beside its code. Put it into the wheel (package data)."
+    ]
 
 
 def test_ids_are_readable(plants, tmp_path):

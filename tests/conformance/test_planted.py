@@ -15,6 +15,14 @@ def test_check_catches_its_plant(planted, plants, tmp_path):
     assert result.repeat == f"posttrain check {tmp_path / 'planted'} --only {name}"
 
 
+@pytest.mark.filterwarnings("ignore:std")  # of the planted modules
+def test_shipped_bug_is_caught(shipped, plants, tmp_path):
+    """Trap ids S1 S6 S7 S8 M3 P1 P5 G6 G10; S3, D3, D4 and M9 are plants of their own checks."""
+    name, plant = shipped
+    result = run_check(find_check(name), subject_of(plants.write_method(tmp_path / "planted", plant.schema, plant)))
+    assert (result.outcome, plant.says in result.what) == ("failed", True), result.text()
+
+
 def test_good_method_passes(schema, plants, tmp_path):
     """No false alarm, so that a plant is all that its check can have seen."""
     subject = subject_of(plants.write_method(tmp_path / "planted", schema))

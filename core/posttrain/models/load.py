@@ -63,16 +63,23 @@ def load_tokenizer(model: str, settings: Settings) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load("tokenizer", model, error) from None
-    sample = "The answer is 42."
-    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
-    if not ids or sample.replace(" ", "").lower() not in tokenizer.decode(ids).replace(" ", "").lower():
-        raise ModelError(
-            f"The tokenizer of '{model}' ({type(tokenizer).__name__}) turns {sample!r} into {ids} and back into "
-            f"{tokenizer.decode(ids)!r}. Its class or its files do not fit the model."
-        )
+    _check_round_trip(tokenizer, model)
     if settings.chat_template is not None:
         tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
     return tokenizer
+
+
+def _check_round_trip(tokenizer: Any, model: str) -> None:
+    """T17: a tokenizer of the wrong class may load without complaint and return nothing."""
+    sample = "The answer is 42."
+    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
+    back = tokenizer.decode(ids)
+    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
+    if not ids or (not unknown and "".join(sample.lower().split()) not in "".join(back.lower().split())):
+        raise ModelError(
+            f"The tokenizer of '{model}' ({type(tokenizer).__name__}) turns {sample!r} into {ids} and back into "
+            f"{back!r}. Its class or its files do not fit the model."
+        )
 
 
 def load_policy(model: str | nn.Module, tokenizer: Any, settings: Settings, reward_head: bool) -> Loaded:

@@ -40,6 +40,8 @@ def choose(settings: Settings) -> tuple[Strategy, str]:
 def launch(arguments: list[str], processes: int) -> int:
     """Run ``posttrain ARGUMENTS`` in ``processes`` processes on this machine; the first failure ends all."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    # torchrun reads --nproc as an abbreviation of its own flag, wherever it stands
+    own = [w for w, before in zip(arguments, ["", *arguments], strict=False) if not w.startswith("--nproc") and before != "--nproc"]
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    return subprocess.run([*command, "-m", "posttrain.cli.main", *arguments], env=environment, check=False).returncode
+    return subprocess.run([*command, "-m", "posttrain.cli.main", *own], env=environment, check=False).returncode

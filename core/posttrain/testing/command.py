@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from posttrain.discovery import Installed
 from posttrain.errors import SettingsError
 from posttrain.testing.registry import GROUPS, Check, all_checks, find_check
 from posttrain.testing.report import Result, as_json, checks_for, run_checks
@@ -28,10 +29,10 @@ def run(arguments: Any) -> int:
     if getattr(wanted, "list", False):
         return _print_list(all_checks(groups), bool(getattr(wanted, "json", False)))
     only = [find_check(name) for name in _as_list(getattr(wanted, "only", None))]
-    subjects = [subject_of(name) for name in names] or installed_subjects()
-    if not subjects:
+    subjects, broken = ([subject_of(name) for name in names], []) if names else installed_subjects()
+    if not subjects and not broken:
         raise SettingsError("No method is installed. Name a folder, or install one: pip install posttrain-method-sft")
-    results = []
+    results = [_broken(row, bool(getattr(wanted, "json", False))) for row in broken]
     for subject in subjects:
         results += _check_one(subject, _chosen(subject, only, groups), quiet=bool(getattr(wanted, "json", False)))
     if getattr(wanted, "json", False):
@@ -62,6 +63,16 @@ def _chosen(subject: Subject, only: list[Check], groups: tuple[str, ...]) -> lis
                 f"'{one.name}' does not apply to '{subject.name}', by the schema and needs of its card."
             )
     return only
+
+
+def _broken(row: Installed, quiet: bool) -> Result:
+    """The result of a method that is installed and cannot be looked at: a failure, not a silent gap."""
+    cause = "Usual cause: a card or an entry point that does not fit the package. See: posttrain plugins"
+    repeat = f"posttrain check {row.name}"
+    result = Result(row.name, "check_card_is_valid", "static", "failed", 0.0, str(row.problem), cause, repeat)
+    if not quiet:
+        print(result.text(), flush=True)
+    return result
 
 
 def _check_one(subject: Subject, checks: list[Check], quiet: bool) -> list[Result]:

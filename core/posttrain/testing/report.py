@@ -6,12 +6,16 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from posttrain.cards import Card
 from posttrain.errors import PosttrainError
 from posttrain.testing.registry import GROUPS, Check, CheckFailed, all_checks
-from posttrain.testing.subject import Subject
+from posttrain.testing.subject import Subject, subject_of
+
+if TYPE_CHECKING:
+    from posttrain.methods import Method
 
 #: Outcomes that make a method fail.
 FAILURES = ("failed", "stale-waiver")
@@ -44,8 +48,12 @@ class Result:
         return f"{self.method}: {self.check}\n  {self.what}\n  {self.cause}\n  Repeat with: {self.repeat}"
 
 
-def checks_for(subject: Subject, groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
-    """The checks that apply to a method, in order. A card that cannot be read leaves the static ones alone."""
+def checks_for(method: str | Path | Method | Subject, groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
+    """The checks that apply to a method, in order. A card that cannot be read leaves the static ones alone.
+
+    ``method`` is a name, a plugin's folder, a loaded method or a subject. Raises MethodError where it is none of these.
+    """
+    subject = subject_of(method)
     checks = all_checks(groups)
     card = _card_or_none(subject)
     return [one for one in checks if (one.group == "static" if card is None else one.applies(card))]
@@ -63,7 +71,7 @@ def run_check(check: Check, subject: Subject) -> Result:
         failure = error
     except PosttrainError as error:  # the method does not load, or broke the contract before the property was seen
         failure = CheckFailed(str(error), "Usual cause: the method breaks the contract before this can be checked.")
-    except Exception as error:  # any other exception is the method's: it is reported, with its place
+    except (Exception, SystemExit) as error:  # any other one is the method's: it is reported, with its place
         failure = CheckFailed(f"Raised {_place(error)}.", "Usual cause: a case that the method does not think of.")
     return _judge(check, subject, failure, waiver, time.perf_counter() - begun)
 
@@ -109,7 +117,7 @@ def _card_or_none(subject: Subject) -> Card | None:
         return None
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """The exception and the innermost line of code, on one line."""
     text = " ".join(str(error).split()) or "no message"
     frames = traceback.extract_tb(error.__traceback__)

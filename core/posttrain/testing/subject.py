@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.cards import Card, read_card
-from posttrain.discovery import find, installed, is_folder
+from posttrain.discovery import Installed, find, installed, is_folder
 from posttrain.errors import MethodError
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ def subject_of(method: str | Path | Subject | Method) -> Subject:
     return Subject(method.card.name, folder, _project_of(folder), str(folder), loaded=method)
 
 
-def installed_subjects() -> list[Subject]:
-    """A subject for each installed method whose card can be read, by name."""
-    rows = [row for row in installed() if row.card is not None and row.card.path is not None]
-    return [_from_card(row.card, row.name) for row in rows]  # type: ignore[arg-type]  # both are set, see above
+def installed_subjects() -> tuple[list[Subject], list[Installed]]:
+    """A subject for each installed method that can be used, by name; and the rows of those that cannot."""
+    rows = installed()
+    broken = [row for row in rows if row.problem or row.card is None or row.card.path is None]
+    return [_from_card(row.card, row.name) for row in rows if row not in broken and row.card is not None], broken
 
 
 def _from_place(place: str) -> Subject:

@@ -55,7 +55,7 @@ def check_promise_holds(subject: Subject) -> None:
 
 @check("training")
 def check_promise_holds_with_lora(subject: Subject) -> None:
-    """The same with a low-rank adapter, where only the adapter (and a reward head) is trained."""
+    """The same with a low-rank adapter."""
     _check_promise(subject, _train(subject, lora=True))
 
 

@@ -1,0 +1,158 @@
+"""posttrain's loss series against TRL's: same model, same rows in order, same hyper-parameters, separate processes.
+
+    python benchmarks/parity/run.py --methods sft dpo reward
+
+Prints step by step both losses and their relative difference, and the largest difference of the gradient norm. Exit
+status 1 if any difference is above ``--bound`` or the token ids differ. README.md says what is compared and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import cases  # noqa: E402  (found beside this file)
+
+PEER = HERE.parent / ".peer"
+#: What is installed into the peer's environment, in this order: TRL alone would bring a newer torch.
+INSTALLS = (["torch==2.13.0"], ["trl==1.16.0", "transformers<5.20", "peft"])
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def main() -> int:
+    """Run the cases, print the tables, write the results. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=cases.METHODS, default=cases.METHODS)
+    parser.add_argument("--peer-python", help=f"interpreter that has TRL [one made in {PEER.name}/ when absent]")
+    parser.add_argument("--bound", type=float, default=1e-3, help="largest relative difference that passes")
+    parser.add_argument("--output", default=str(HERE.parent / "results" / "parity.json"))
+    arguments = parser.parse_args()
+    peer = arguments.peer_python or _peer_python()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _call([sys.executable, str(HERE / "material.py"), name])
+        versions = {"posttrain": _versions(sys.executable, "posttrain"), "trl": _versions(peer, "trl")}
+        results = [_compare(case, folder, peer) for case in cases.CASES if case.method in arguments.methods]
+    for result in results:
+        _print(result)
+    failed = [r["case"] for r in results if not r["same_ids"] or r["largest"] > arguments.bound]
+    _summary(results, arguments.bound)
+    facts = {"bound": arguments.bound, "steps": cases.STEPS, "versions": versions, "cases": results}
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(arguments.output).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {arguments.output}")
+    if failed:
+        print(f"FAILED: {'; '.join(failed)}. Expected equal token ids and a relative difference of at most {arguments.bound:g}.")
+    return int(bool(failed))
+
+
+def _peer_python() -> str:
+    """The interpreter of the peer's own environment, which is made on the first call."""
+    python = PEER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    ready = PEER / "ready"
+    if not ready.exists():
+        print(f"Making the peer's environment in {PEER} (about a minute)...", flush=True)
+        _call([sys.executable, "-m", "venv", "--clear", str(PEER)])
+        for packages in INSTALLS:
+            _call([str(python), "-m", "pip", "install", "--quiet", *packages])
+        ready.touch()
+    return str(python)
+
+
+def _compare(case: cases.Case, folder: Path, peer: str) -> dict[str, Any]:
+    """Both sides of one case, and what lies between them."""
+    print(f"running: {case.name}", flush=True)
+    ours = _side(sys.executable, "ours.py", case, folder)
+    theirs = _side(peer, "theirs.py", case, folder)
+    table = [
+        {"step": step, "ours": a["loss"], "theirs": b["loss"], "difference": d}
+        for step, (a, b, d) in enumerate(zip(ours["steps"], theirs["steps"], _differences(ours, theirs, "loss", case)), 1)
+    ]
+    norms = _differences(ours, theirs, "grad_norm", case)
+    hashes = [hashlib.sha256(json.dumps(side["ids"]).encode()).hexdigest()[:16] for side in (ours, theirs)]
+    seconds = [statistics.median(step["seconds"] for step in side["steps"][1:]) for side in (ours, theirs)]
+    return {
+        "case": case.name,
+        "same_ids": hashes[0] == hashes[1],
+        "ids": hashes,
+        "sequences": len(ours["ids"]),
+        "series": table,
+        "largest_loss": max(row["difference"] for row in table),
+        "largest_grad_norm": max(norms),
+        "largest": max(*norms, *(row["difference"] for row in table)),
+        "seconds_per_step": {"ours": seconds[0], "theirs": seconds[1]},
+    }
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], name: str, case: cases.Case) -> list[float]:
+    """Relative difference step by step. A policy-gradient loss passes through 0, so it is measured against the series.
+
+    A side that took another number of steps differs without bound.
+    """
+    pairs = [(a[name], b[name]) for a, b in zip(ours["steps"], theirs["steps"], strict=False)]
+    if not len(ours["steps"]) == len(theirs["steps"]) == cases.STEPS:
+        return [float("inf")] * max(1, len(pairs))
+    floor = statistics.mean(abs(b) for _, b in pairs) if case.online else 0.0
+    return [abs(a - b) / max(abs(b), floor) for a, b in pairs]
+
+
+def _side(python: str, script: str, case: cases.Case, folder: Path) -> dict[str, Any]:
+    result = folder / "result.json"
+    result.unlink(missing_ok=True)
+    _call([python, str(HERE / script), str(folder), case.name, str(result)])
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _versions(python: str, package: str) -> dict[str, str]:
+    code = (
+        "import importlib.metadata as m, json; "
+        f"print(json.dumps({{n: m.version(n) for n in ('{package}', 'torch', 'transformers')}}))"
+    )
+    return json.loads(_call([python, "-c", code]).splitlines()[-1])
+
+
+def _call(command: list[str]) -> str:
+    """Run a process; its output, or an end with what it said. A child inherits where posttrain lies, if that is set."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ENVIRONMENT)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:3])} ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _print(result: dict[str, Any]) -> None:
+    same = "equal" if result["same_ids"] else "DIFFERENT"
+    print(f"\n{result['case']}: token ids {same} ({' '.join(result['ids'])}, {result['sequences']} sequences)")
+    print(f"{'step':>4} {'posttrain':>14} {'TRL':>14} {'relative difference':>20}")
+    for row in result["series"]:
+        print(f"{row['step']:>4} {row['ours']:>14.8f} {row['theirs']:>14.8f} {row['difference']:>20.1e}")
+
+
+def _summary(results: list[dict[str, Any]], bound: float) -> None:
+    print(f"\n{'case':<22} {'ids':<10} {'loss':>8} {'gradient norm':>14} {'seconds a step':>20}   bound {bound:g}")
+    for result in results:
+        ours, theirs = result["seconds_per_step"].values()
+        print(
+            f"{result['case']:<22} {'equal' if result['same_ids'] else 'DIFFERENT':<10} {result['largest_loss']:>8.1e} "
+            f"{result['largest_grad_norm']:>14.1e} {ours:>8.3f} / {theirs:.3f} TRL"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
