@@ -7,6 +7,7 @@ from dataclasses import dataclass
 STEPS = 8
 LEARNING_RATE = 1e-3
 MAX_GRAD_NORM = 1.0
+ADAM_EPSILON = 1e-8
 BETA = {"dpo": 0.1, "grpo": 0.04, "rloo": 0.05}
 ONLINE_PROMPTS = 2
 """Prompts in an optimiser step of an online method."""

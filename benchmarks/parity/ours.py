@@ -57,6 +57,7 @@ def main(folder: Path, case: cases.Case, result: Path) -> None:
             warmup_steps=0,
             weight_decay=0.0,
             max_grad_norm=cases.MAX_GRAD_NORM,
+            adam_epsilon=cases.ADAM_EPSILON,
             dtype="float32",
             device="cpu",
             shuffle=False,

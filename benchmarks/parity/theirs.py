@@ -67,6 +67,7 @@ def _shared(case: cases.Case, output: str) -> dict[str, Any]:
         "warmup_steps": 0,
         "weight_decay": 0.0,
         "max_grad_norm": cases.MAX_GRAD_NORM,
+        "adam_epsilon": cases.ADAM_EPSILON,
         "optim": "adamw_torch",
         "bf16": False,
         "use_cpu": True,
@@ -141,7 +142,7 @@ def _ids(trainer: Any, case: cases.Case) -> list[Any]:
     if case.online:
         return [trainer.processing_class(text=row["prompt"])["input_ids"] for row in trainer.train_dataset]
     if case.method == "sft":
-        return [[row["input_ids"], row["completion_mask"].index(1)] for row in trainer.train_dataset]
+        return [[row["input_ids"], row["labels"].count(-100)] for row in trainer.train_dataset]
     if case.method == "reward":
         return [[row[name], 0] for row in trainer.train_dataset for name in ("chosen_ids", "rejected_ids")]
     names = ("chosen_ids", "rejected_ids")

@@ -73,6 +73,10 @@ def test_check_that_does_not_apply_is_not_a_silent_pass(plants, tmp_path):
 def test_folder_without_a_method(tmp_path):
     with pytest.raises(MethodError, match="holds no method"):
         run([str(tmp_path)])
+    with pytest.raises(
+        MethodError, match=r"^There is no folder '\./nowhere'\. Make a plugin with: posttrain new NAME$"
+    ):
+        run(["./nowhere"])
 
 
 def test_method_that_cannot_be_imported_fails_in_words(plants, tmp_path):

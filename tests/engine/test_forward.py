@@ -5,9 +5,10 @@ import torch
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel, build_views, sequences_of
 from posttrain.engine.head import Request
+from posttrain.engine.layout import lay_out, packed_tokens
 from posttrain.errors import ModelError
 from posttrain.models.head import find_head
-from posttrain.models.probe import check_logits, keeps_documents_apart
+from posttrain.models.probe import check_logits, choose_layout
 from posttrain.testing.tiny import tiny_model
 from posttrain.views import Example, Sequence
 from transformers import AutoModelForCausalLM, Cohere2Config, Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig
@@ -33,6 +34,36 @@ def logps_alone(model: TokenModel, sequence: Sequence) -> torch.Tensor:
     logits = model.inner(input_ids=sequence.ids[None]).logits[0].log_softmax(-1)
     places = sequence.trained.nonzero()[:, 0]
     return logits[places - 1, sequence.ids[places]]
+
+
+def with_prompt(prompt: list[int], *completions: list[int]) -> list[Sequence]:
+    rows = [torch.tensor(prompt + completion) for completion in completions]
+    return [Sequence(row, torch.arange(len(row)) >= len(prompt)) for row in rows]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_completions_of_one_prompt_equal_rows_alone(shared):
+    """Two groups and a loner, in mixed order: values and gradients are those of each row by itself."""
+    model = token_model()
+    model.shared = shared
+    one = with_prompt([3, 4, 5, 6, 7, 8, 9, 10, 11], [4, 2], [5, 6, 7, 2], [9])
+    two = with_prompt([6, 4, 5, 6, 7, 8, 9, 10], [4, 2], [12, 2])
+    rows = [one[0], two[0], *sequences(7), one[1], two[1], one[2]]
+    weights = torch.randn(sum(row.count for row in rows), dtype=torch.float64)
+    together = model(rows, Request(3))["logps"]
+    alone = torch.cat([logps_alone(model, row) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad((together * weights).sum(), parameters)
+    theirs = torch.autograd.grad((alone * weights).sum(), parameters)
+    for mine, other in zip(ours, theirs, strict=True):  # the family's norms round to float32 in between
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shared_prompt_is_computed_once():
+    rows = with_prompt(list(range(3, 12)), [4, 2], [5, 6, 7, 2], [9])
+    assert lay_out(rows, share=True).ids.numel() == packed_tokens(rows, share=True) == 9 + 2 + 4 + 1
+    assert lay_out(rows, share=False).ids.numel() == packed_tokens(rows, share=False) == 3 * 9 + 2 + 4 + 1
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -122,7 +153,7 @@ def test_every_family_gives_its_own_logits(family):
     if inner.config._attn_implementation == "sdpa":
         inner.set_attn_implementation(attention.NAME)
     model = TokenModel(inner, find_head(inner))
-    model.packed = keeps_documents_apart(model)
+    choose_layout(model)
     check_logits(model)
     rows = sequences(9, 5, 12, vocabulary=61)
     alone = torch.cat([logps_alone(model, row) for row in rows])

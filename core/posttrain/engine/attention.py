@@ -1,12 +1,13 @@
-"""Attention that keeps the documents of a packed row apart, without padding and without a quadratic mask.
+"""Attention that keeps the segments of a packed row apart, without padding and without a quadratic mask.
 
-transformers lets an attention function be registered by name. Ours receives where each document of the row begins and
-runs the exact causal kernel on each document alone: nothing leaks between them, and no work is spent on pairs of
-tokens that must not meet. Without that argument (generation, padded batches) it is transformers' own sdpa.
+transformers lets an attention function be registered by name. Ours receives the segments of the row (see ``layout``)
+and runs the exact kernel on each with the prompt it continues: nothing leaks between them, and no work is spent on
+pairs of tokens that must not meet. Without that argument (generation, padded batches) it is transformers' own sdpa.
 """
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -27,27 +28,83 @@ def document_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    document_lengths: list[int] | None = None,
+    segments: tuple[list[int], list[int]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each document of a packed row; plain sdpa where no documents are given."""
-    if document_lengths is None:
+    """Causal attention within each segment of a packed row and to its parent; plain sdpa where none are given.
+
+    ``segments`` are the lengths and the parents of ``layout.Layout``.
+    """
+    if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     refused = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    lengths, parents = segments
     window = kwargs.get("sliding_window")
-    if refused or (window is not None and max(document_lengths) > window):
+    if refused or (window is not None and _longest(lengths, parents) > window):
         raise NotSupported(refused or ["sliding_window"])
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    pieces = []
-    parts = zip(*(t.split(document_lengths, dim=2) for t in (query, key, value)), strict=True)
-    for q, k, v in parts:
-        pieces.append(scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling))
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None  # (1, L, heads, d)
+    return _by_segment(query[0], key[0], value[0], lengths, parents, dropout, scaling), None  # (1, L, heads, d)
+
+
+def _longest(lengths: list[int], parents: list[int]) -> int:
+    return max(n + (lengths[p] if p >= 0 else 0) for n, p in zip(lengths, parents, strict=True))
+
+
+def _by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    parents: list[int],
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
+    """Attention of ``(heads, L, d)`` within each segment and to its parent, as ``(1, L, heads, d)``.
+
+    Segments of the same shape go through the kernel together: hundreds of short rows cost a handful of calls.
+    """
+    pieces, places = [], []
+    for (length, before), (starts, prompts) in _shapes(lengths, parents).items():
+        q, k, v = (_cut(t, starts, length) for t in (query, key, value))  # (k, heads, length, d)
+        mask = None
+        if before:
+            k = torch.cat([_cut(key, prompts, before), k], dim=2)  # (k, heads, before + length, d)
+            v = torch.cat([_cut(value, prompts, before), v], dim=2)
+            mask = torch.ones(length, before + length, dtype=torch.bool, device=q.device).tril(before)
+        mixed = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+        pieces.append(mixed.transpose(1, 2).flatten(0, 1))  # (k * length, heads, d)
+        places += [place for start in starts for place in range(start, start + length)]
+    together = torch.cat(pieces)  # (L, heads, d), segments of one shape next to each other
+    if places != sorted(places):
+        together = together.index_select(0, torch.tensor(places, device=query.device).argsort())
+    return together[None]
+
+
+def _cut(states: Tensor, starts: list[int], length: int) -> Tensor:
+    """The segments of ``length`` that begin at ``starts``, from ``(heads, L, d)`` to ``(k, heads, length, d)``."""
+    end = starts[0] + length * len(starts)
+    if starts == list(range(starts[0], end, length)):  # next to each other: a view, which copies nothing
+        found = states[:, starts[0] : end]
+    else:
+        places = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()  # (k * length,)
+        found = states.index_select(1, places.to(states.device))
+    return found.unflatten(1, (len(starts), length)).transpose(0, 1)
+
+
+def _shapes(lengths: list[int], parents: list[int]) -> dict[tuple[int, int], tuple[list[int], list[int]]]:
+    """(Length, length of the parent) -> where such segments begin and where their parents do, in the row's order."""
+    begins = [0, *accumulate(lengths)][:-1]
+    found: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+    for length, begin, parent in zip(lengths, begins, parents, strict=True):
+        starts, prompts = found.setdefault((length, lengths[parent] if parent >= 0 else 0), ([], []))
+        starts.append(begin)
+        prompts.append(begins[parent] if parent >= 0 else 0)
+    return found
 
 
 class NotSupported(Exception):
-    """This model's attention does something that documents cannot be kept apart under."""
+    """This model's attention does something that segments cannot be kept apart under."""
 
 
 def register() -> None:

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.engine.forward import pad_tokens, roles_of, token_mask
+from posttrain.engine.forward import pad_tokens, roles_of, sequences_of, token_mask
+from posttrain.engine.layout import packed_tokens
 from posttrain.views import Batch, Example
 
 
-def micro_batches(examples: list[Example], tokens: int, size: int | None, packed: bool) -> Iterator[list[Example]]:
+def micro_batches(
+    examples: list[Example], tokens: int, size: int | None, packed: bool, shared: bool = False
+) -> Iterator[list[Example]]:
     """Cut a step's examples into forward passes of at most ``tokens`` tokens (or exactly ``size`` examples).
 
     Without packing, examples of like length share a pass, so that little is padded. An example longer than the budget
@@ -26,7 +29,7 @@ def micro_batches(examples: list[Example], tokens: int, size: int | None, packed
     current: list[Example] = []
     cost = 0
     for example in ordered:
-        cost = _cost([*current, example], packed)
+        cost = _cost([*current, example], packed, shared)
         if current and cost > tokens:
             yield current
             current = []
@@ -39,9 +42,9 @@ def _longest(example: Example) -> int:
     return max(len(s) for rows in example.sequences.values() for s in rows)
 
 
-def _cost(examples: list[Example], packed: bool) -> int:
+def _cost(examples: list[Example], packed: bool, shared: bool) -> int:
     if packed:
-        return sum(e.tokens for e in examples)
+        return packed_tokens(sequences_of(examples), shared)
     rows = sum(len(sequences) for e in examples for sequences in e.sequences.values())
     return rows * max(_longest(e) for e in examples)
 

@@ -1,7 +1,7 @@
 """The forward pass of every method: sequences in, log-probabilities of their trained tokens out.
 
-How the sequences are laid out is this file's business alone: packed behind each other where the model keeps documents
-apart exactly (checked against the padded layout when the model is loaded), right-padded otherwise.
+How the sequences are laid out is the core's business alone: behind each other where the model keeps them apart exactly
+(checked against the padded layout when the model is loaded), right-padded otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from posttrain.engine import attention
 from posttrain.engine.head import Head, Request, token_statistics
+from posttrain.engine.layout import lay_out
 from posttrain.views import Example, Sequence, View, Views
 
 if TYPE_CHECKING:
@@ -24,14 +25,15 @@ class TokenModel(nn.Module):
     """A transformers model as the core sees it: hidden states of laid-out sequences, then the chunked head.
 
     ``model`` is a causal language model or a sequence classifier with one label (a reward head), with or without
-    adapters. ``packed`` says which layout is used.
+    adapters. ``packed`` lays sequences behind each other without padding, ``shared`` computes common prompts once.
     """
 
-    def __init__(self, model: nn.Module, head: Head | None, packed: bool = False):
+    def __init__(self, model: nn.Module, head: Head | None, packed: bool = False, shared: bool = False):
         super().__init__()
         self.model = model
         self.head = head
         self.packed = packed
+        self.shared = shared
 
     @property
     def inner(self) -> Any:
@@ -43,16 +45,12 @@ class TokenModel(nn.Module):
         """Where the inputs must go."""
         return self.inner.get_input_embeddings().weight.device
 
-    def hidden(self, sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
-        """Hidden states ``(N, H)`` of all tokens of all sequences, and the place of each sequence's first token."""
+    def hidden(self, sequences: list[Sequence]) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states ``(N, H)`` of the layout's tokens, and for each sequence ``(n,)`` where its tokens lie."""
         decoder = getattr(self.inner, self.inner.base_model_prefix)
-        lengths = [len(s) for s in sequences]
-        if self.packed:
-            states = _packed(decoder, sequences, lengths, self.device)
-        else:
-            states = _padded(decoder, sequences, lengths, self.device)
-        starts = torch.tensor([0, *lengths[:-1]], device=self.device).cumsum(0)  # (R,)
-        return states, starts
+        if not self.packed:
+            return _padded(decoder, sequences, self.device)
+        return _packed(decoder, sequences, self.device, share=self.shared)
 
     def forward(self, sequences: list[Sequence], request: Request, reference: Reference | None = None) -> dict[str, Tensor]:
         """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)`` and statistics.
@@ -60,12 +58,12 @@ class TokenModel(nn.Module):
         With a reward head: ``score`` ``(R,)`` of each sequence's last token. ``reference`` is run without gradient
         in the same chunks when statistics need its logits.
         """
-        states, starts = self.hidden(sequences)
+        states, places = self.hidden(sequences)
         if self.head is None:
-            last = starts + torch.tensor([len(s) - 1 for s in sequences], device=states.device)
+            last = torch.stack([place[-1] for place in places]).to(states.device)  # (R,)
             score = self.inner.score(states[last])[:, 0]  # (R,)
             return {"score": score if score.dtype == torch.float64 else score.float()}
-        predicting, labels = _predicted(sequences, starts)
+        predicting, labels = _predicted(sequences, places, states.device)
         if reference is not None:
             request.reference = _reference_logits(reference, sequences, predicting)
         return token_statistics(states[predicting], labels, self.head, request)
@@ -84,32 +82,34 @@ def _reference_logits(reference: Reference, sequences: list[Sequence], predictin
     return logits
 
 
-def _predicted(sequences: list[Sequence], starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat places ``(n,)`` of the hidden states that predict the trained tokens, and those tokens ``(n,)``."""
-    device = starts.device
-    places, labels = [], []
-    for sequence, start in zip(sequences, starts.tolist(), strict=True):
-        trained = sequence.trained.nonzero()[:, 0]  # (t,)
-        places.append(trained + (start - 1))
-        labels.append(sequence.ids[trained])
-    return torch.cat(places).to(device), torch.cat(labels).to(device)
+def _predicted(sequences: list[Sequence], places: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the hidden states ``(n,)`` lie that predict the trained tokens, and those tokens ``(n,)``."""
+    trained = [s.trained.nonzero()[:, 0] for s in sequences]  # (t,) each
+    predicting = torch.cat([place[at - 1] for place, at in zip(places, trained, strict=True)])
+    labels = torch.cat([s.ids[at] for s, at in zip(sequences, trained, strict=True)])
+    return predicting.to(device), labels.to(device)
 
 
-def _packed(decoder: nn.Module, sequences: list[Sequence], lengths: list[int], device: torch.device) -> Tensor:
-    ids = torch.cat([s.ids for s in sequences])[None].to(device)  # (1, N)
-    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device)  # (1, N)
+def _packed(
+    decoder: nn.Module, sequences: list[Sequence], device: torch.device, share: bool
+) -> tuple[Tensor, list[Tensor]]:
+    row = lay_out(sequences, share)
     extra: dict[str, Any] = {}
     if decoder.config._attn_implementation == attention.NAME:
-        # A mask that is already 4-D is passed through untouched; the function reads the lengths instead.
-        extra = {"attention_mask": positions.new_zeros(1, 1, 1, 1), "document_lengths": lengths}
-    return decoder(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state[0]  # (N, H)
+        # A mask that is already 4-D is passed through untouched; the function reads the segments instead.
+        extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "segments": (row.lengths, row.parents)}
+    ids, positions = row.ids[None].to(device), row.positions[None].to(device)  # (1, N)
+    states = decoder(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state[0]  # (N, H)
+    return states, row.places
 
 
-def _padded(decoder: nn.Module, sequences: list[Sequence], lengths: list[int], device: torch.device) -> Tensor:
+def _padded(decoder: nn.Module, sequences: list[Sequence], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    lengths = [len(s) for s in sequences]
     ids = nn.utils.rnn.pad_sequence([s.ids for s in sequences], batch_first=True).to(device)  # (R, L)
-    mask = torch.arange(ids.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]  # (R, L)
+    mask = token_mask(lengths).to(device)  # (R, L)
     states = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state  # (R, L, H)
-    return states[mask]  # (N, H)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    return states[mask], [torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
 
 def roles_of(examples: list[Example]) -> list[str]:

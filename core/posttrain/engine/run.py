@@ -85,7 +85,7 @@ class Run:
         tokens = self.settings.micro_batch_tokens
         if tokens is None:
             tokens = 1024 if self.policy.device.type == "cpu" else 16384
-        return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed)
+        return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where asked for, or where the GPU has it."""

@@ -17,7 +17,7 @@ from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError
 from posttrain.models.adapters import add_adapter, adapter_base, load_adapter
 from posttrain.models.head import find_head
-from posttrain.models.probe import check_logits, keeps_documents_apart
+from posttrain.models.probe import check_logits, choose_layout
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings
@@ -112,7 +112,8 @@ def finish(module: Any, tokenizer: Any, settings: Settings, reward_head: bool, n
         module = add_adapter(module, settings, reward_head)
     policy = TokenModel(module, None if reward_head else find_head(inner))
     policy.eval()
-    policy.packed = settings.packing and keeps_documents_apart(policy)
+    if settings.packing:
+        choose_layout(policy)
     if settings.packing and not policy.packed:
         notes.append(f"{type(inner).__name__} cannot keep packed rows apart here; rows are padded instead.")
     if not reward_head:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel, _packed, _padded
+from posttrain.engine.layout import SHORTEST_PREFIX
 from posttrain.errors import ModelError
 from posttrain.views import Sequence
 
@@ -24,22 +28,31 @@ def _tolerance(policy: TokenModel) -> float:
 
 
 @torch.no_grad()
-def keeps_documents_apart(policy: TokenModel) -> bool:
-    """Whether rows behind each other give the hidden states that they give alone (M4)."""
+def choose_layout(policy: TokenModel) -> None:
+    """Pack rows, and share their prompts, where that gives the hidden states that the rows have alone (M4)."""
     config = policy.inner.config.get_text_config()
-    if not set(getattr(config, "layer_types", None) or _ATTENDING) <= _ATTENDING:
-        return False
     implementation = config._attn_implementation or ""
+    policy.packed = policy.shared = False
+    if not set(getattr(config, "layer_types", None) or _ATTENDING) <= _ATTENDING:
+        return
     if implementation != attention.NAME and not implementation.startswith("flash"):
-        return False
-    rows = [_sample(policy, 9, 3), _sample(policy, 5, 11)]
+        return
+    prompt = _sample(policy, SHORTEST_PREFIX, 2).ids
+    pair = [torch.cat([prompt, _sample(policy, n, n).ids]) for n in (5, 3)]
+    rows = [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= len(prompt)) for ids in pair)]
     decoder = getattr(policy.inner, policy.inner.base_model_prefix)
+    plain, _ = _padded(decoder, rows, policy.device)
+    policy.packed = _agrees(policy, decoder, rows, plain, share=False)
+    policy.shared = policy.packed and implementation == attention.NAME and _agrees(policy, decoder, rows, plain, True)
+
+
+def _agrees(policy: TokenModel, decoder: Any, rows: list[Sequence], plain: Tensor, share: bool) -> bool:
     try:
-        packed = _packed(decoder, rows, [9, 5], policy.device)
+        states, places = _packed(decoder, rows, policy.device, share)
     except (attention.NotSupported, TypeError, ValueError, RuntimeError):  # the family takes no such argument
         return False
-    plain = _padded(decoder, rows, [9, 5], policy.device)
-    return bool((packed - plain).abs().max() <= _tolerance(policy) * plain.abs().max())
+    found = states[torch.cat(places).to(states.device)]
+    return bool((found - plain).abs().max() <= _tolerance(policy) * plain.abs().max())
 
 
 @torch.no_grad()

@@ -29,10 +29,10 @@ class Reference:
             from posttrain.models.load import choose_device, load_module
 
             other = load_module(settings.reference_model, settings, choose_device(settings), False, None)
-            self.model = _frozen(TokenModel(other, find_head(other), policy.packed))
+            self.model = _frozen(TokenModel(other, find_head(other), policy.packed, policy.shared))
         elif not hasattr(policy.model, "peft_config"):
             other = copy.deepcopy(policy.model)
-            self.model = _frozen(TokenModel(other, find_head(other), policy.packed))
+            self.model = _frozen(TokenModel(other, find_head(other), policy.packed, policy.shared))
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:

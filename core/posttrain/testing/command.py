@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from typing import Any
 
+from posttrain.cli.flags import Parser
 from posttrain.discovery import Installed
 from posttrain.errors import SettingsError
 from posttrain.testing.registry import GROUPS, Check, all_checks, find_check
@@ -25,7 +24,7 @@ def run(arguments: Any) -> int:
     names = _as_list(getattr(wanted, "method", None))
     if getattr(wanted, "goldens", None):
         return _goldens(wanted, names)
-    groups = (wanted.group,) if getattr(wanted, "group", None) else tuple(GROUPS)
+    groups = tuple(_as_list(getattr(wanted, "group", None))) or tuple(GROUPS)
     if getattr(wanted, "list", False):
         return _print_list(all_checks(groups), bool(getattr(wanted, "json", False)))
     only = [find_check(name) for name in _as_list(getattr(wanted, "only", None))]
@@ -108,8 +107,8 @@ def _as_list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="posttrain check", description="Check methods against the contract.")
+def _parser() -> Parser:
+    parser = Parser("check", "Check methods against the contract, or with --goldens against numbers in a file.")
     parser.add_argument("method", nargs="*", help="name or folder [every installed method]")
     parser.add_argument(
         "--only",
@@ -117,12 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CHECK",
         help="run this check alone (may be repeated), or this entry of --goldens",
     )
-    parser.add_argument("--group", choices=list(GROUPS), help="run one group of checks")
+    parser.add_argument("--group", action="append", choices=list(GROUPS), help="run this group alone (may be repeated)")
     parser.add_argument("--goldens", metavar="FILE", help="compare losses with the numbers in this file instead")
     parser.add_argument("--list", action="store_true", help="list the checks")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_json()
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

@@ -6,8 +6,11 @@ derandomised, so the same method gives the same verdict everywhere.
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +26,7 @@ from posttrain.testing.subject import Subject
 try:
     import hypothesis
     from hypothesis import strategies as st
+    from hypothesis.configuration import set_hypothesis_home_dir
 except ImportError:
     raise DependencyError(
         "The checks of the group 'loss' need the package hypothesis. Install it with: pip install 'posttrain[check]'"
@@ -160,6 +164,8 @@ def _for_steps(subject: Subject, compare: Callable[[Any, Method, Any, Inputs], N
 
 def search_with(search: Callable[[Any], None]) -> None:
     """Call ``search`` with drawn data until it raises; a failure is shrunk, then raised as it is."""
+    if "pytest" not in sys.modules:  # on the command line, leave no folder .hypothesis where the user stands
+        set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "posttrain-check-hypothesis")
     quiet = hypothesis.settings(
         max_examples=EXAMPLES,
         derandomize=True,

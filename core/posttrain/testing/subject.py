@@ -98,6 +98,8 @@ def installed_subjects() -> tuple[list[Subject], list[Installed]]:
 def _from_place(place: str) -> Subject:
     folder = Path(place)
     if is_folder(place):
+        if not folder.expanduser().is_dir():
+            raise MethodError(f"There is no folder '{place}'. Make a plugin with: posttrain new NAME")
         package = _package_in(folder.expanduser())
         if package is None:
             raise MethodError(
