@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+
 from posttrain import catalogue, discovery
 from posttrain.errors import MethodError
 

@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,9 @@ class Environment:
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """A command of the environment. Nothing of the caller's pip settings or import path reaches it."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON")) and "proxy" not in k.lower()}
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON")) and "proxy" not in k.lower()
+        }
         clean |= {"PIP_INDEX_URL": self.index.url, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
         clean |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [str(self.bin / words[0]), *map(str, words[1:])]

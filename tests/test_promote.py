@@ -4,12 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from posttrain import deprecations
 from posttrain.authoring.promote import criteria, move, plugin_folder
 from posttrain.cards import read_card
 from posttrain.cli.main import main
 from posttrain.deprecations import Deprecation
 from posttrain.errors import MethodError
+from posttrain.testing.trajectory import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = """\
@@ -47,8 +49,8 @@ def repository(tmp_path, monkeypatch):
     return root
 
 
-def met(folder, kit=True):
-    return {one.name: one.met for one in criteria(folder, lambda _: kit)}
+def met(folder, kit=True, change=None):
+    return {one.name: one.met for one in criteria(folder, lambda _: kit, lambda _: change)}
 
 
 def edit(path, old, new):
@@ -99,6 +101,13 @@ def test_missing_trajectory_and_failing_kit(repository):
     folder = repository / "contrib" / "fake"
     (folder / "trajectory.json").unlink()
     assert [name for name, ok in met(folder, kit=False).items() if not ok] == ["conformance kit", "trajectory"]
+
+
+def test_trajectory_that_is_not_reproduced(repository):
+    folder = repository / "contrib" / "fake"
+    assert [name for name, ok in met(folder, change="Step 3 differs.").items() if not ok] == ["trajectory"]
+    (found,) = (one for one in criteria(folder, lambda _: True, difference) if one.name == "trajectory")
+    assert (found.met, "expected method, version and series" in found.detail) == (False, True)
 
 
 def test_command_prints_what_is_missing_and_moves_nothing(repository, capsys, monkeypatch):

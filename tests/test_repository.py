@@ -4,8 +4,9 @@ import ast
 import tomllib
 from pathlib import Path
 
-import posttrain
 import pytest
+
+import posttrain
 from posttrain.authoring import sync
 from posttrain.cards import read_card
 

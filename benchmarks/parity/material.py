@@ -19,8 +19,8 @@ GROUP = 4
 """Completions of a prompt."""
 LONGEST = 24
 """Tokens of the longest completion of an online method."""
-_NOUNS = "river stone window garden letter engine market winter singer bridge copper island needle orchard".split()
-_VERBS = "finds carries paints follows opens mends counts watches".split()
+_NOUNS = ["river", "stone", "window", "garden", "letter", "engine", "market", "winter", "singer", "bridge", "orchard"]
+_VERBS = ["finds", "carries", "paints", "follows", "opens", "mends", "counts", "watches"]
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
@@ -46,7 +46,9 @@ def _rows() -> list[dict[str, str]]:
     rows = []
     for number in range(ROWS):
         prompt = f"Line {number}: the {source.choice(_NOUNS)}{words(source.randint(1, 12))}:"
-        rows.append({"prompt": prompt, "chosen": words(source.randint(1, 26)), "rejected": words(source.randint(1, 26))})
+        rows.append(
+            {"prompt": prompt, "chosen": words(source.randint(1, 26)), "rejected": words(source.randint(1, 26))}
+        )
     return rows
 
 
@@ -59,7 +61,9 @@ def _tokenizer(texts: list[str]) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(

@@ -22,6 +22,7 @@ class FromFile:
     def generate(self, prompts: list[Any], sampling: Any, seeds: list[list[int]]) -> list[list[Any]]:
         """The stored completions of each prompt."""
         import torch
+
         from posttrain.generation.protocol import Completion
 
         groups = []
@@ -100,7 +101,10 @@ def _answer_from_file(rollouts: dict[str, list[list[int]]]) -> None:
 def _ids(run: Any, case: cases.Case) -> list[Any]:
     """Token ids of the rows in order, and where the trained ones begin; see ``theirs._ids``."""
     if case.online:
-        return [e.sequences["prompt"][0].ids.tolist() for e in (run.source.prompts[i] for i in range(len(run.source.prompts)))]
+        return [
+            e.sequences["prompt"][0].ids.tolist()
+            for e in (run.source.prompts[i] for i in range(len(run.source.prompts)))
+        ]
     found = []
     for example in (run.source.data[i] for i in range(len(run.source.data))):
         for role in example.sequences:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -59,7 +60,7 @@ def main() -> int:
     Path(arguments.output).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(f"written: {arguments.output}")
     if failed:
-        print(f"FAILED: {'; '.join(failed)}. Expected equal token ids and a relative difference of at most {arguments.bound:g}.")
+        print(f"FAILED: {'; '.join(failed)}. Expected equal token ids and differences of at most {arguments.bound:g}.")
     return int(bool(failed))
 
 
@@ -81,11 +82,12 @@ def _compare(case: cases.Case, folder: Path, peer: str) -> dict[str, Any]:
     print(f"running: {case.name}", flush=True)
     ours = _side(sys.executable, "ours.py", case, folder)
     theirs = _side(peer, "theirs.py", case, folder)
+    losses, norms = (_differences(ours, theirs, name, case) for name in ("loss", "grad_norm"))
+    pairs = zip(ours["steps"], theirs["steps"], losses, strict=False)
     table = [
-        {"step": step, "ours": a["loss"], "theirs": b["loss"], "difference": d}
-        for step, (a, b, d) in enumerate(zip(ours["steps"], theirs["steps"], _differences(ours, theirs, "loss", case)), 1)
+        {"step": step, "ours": a["loss"], "theirs": b["loss"], "difference": difference}
+        for step, (a, b, difference) in enumerate(pairs, 1)
     ]
-    norms = _differences(ours, theirs, "grad_norm", case)
     hashes = [hashlib.sha256(json.dumps(side["ids"]).encode()).hexdigest()[:16] for side in (ours, theirs)]
     seconds = [statistics.median(step["seconds"] for step in side["steps"][1:]) for side in (ours, theirs)]
     return {
@@ -94,9 +96,9 @@ def _compare(case: cases.Case, folder: Path, peer: str) -> dict[str, Any]:
         "ids": hashes,
         "sequences": len(ours["ids"]),
         "series": table,
-        "largest_loss": max(row["difference"] for row in table),
+        "largest_loss": max(losses),
         "largest_grad_norm": max(norms),
-        "largest": max(*norms, *(row["difference"] for row in table)),
+        "largest": max(*norms, *losses),
         "seconds_per_step": {"ours": seconds[0], "theirs": seconds[1]},
     }
 
@@ -104,13 +106,16 @@ def _compare(case: cases.Case, folder: Path, peer: str) -> dict[str, Any]:
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], name: str, case: cases.Case) -> list[float]:
     """Relative difference step by step. A policy-gradient loss passes through 0, so it is measured against the series.
 
-    A side that took another number of steps differs without bound.
+    A side that took another number of steps, or came to no number, differs without bound.
     """
     pairs = [(a[name], b[name]) for a, b in zip(ours["steps"], theirs["steps"], strict=False)]
     if not len(ours["steps"]) == len(theirs["steps"]) == cases.STEPS:
         return [float("inf")] * max(1, len(pairs))
     floor = statistics.mean(abs(b) for _, b in pairs) if case.online else 0.0
-    return [abs(a - b) / max(abs(b), floor) for a, b in pairs]
+    finite = (math.isfinite(a) and math.isfinite(b) for a, b in pairs)
+    return [
+        abs(a - b) / max(abs(b), floor) if fine else float("inf") for (a, b), fine in zip(pairs, finite, strict=True)
+    ]
 
 
 def _side(python: str, script: str, case: cases.Case, folder: Path) -> dict[str, Any]:

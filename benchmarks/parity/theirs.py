@@ -13,8 +13,18 @@ import cases
 import material
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
-from trl import SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 
 class Clock(TrainerCallback):
@@ -98,7 +108,9 @@ def _dpo(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tok
 
 def _reward(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tokenizer: Any) -> Any:
     config = RewardConfig(**shared, train_sampling_strategy="sequential")
-    return RewardTrainer(model, args=config, train_dataset=_rows(folder, "preference.jsonl"), processing_class=tokenizer)
+    return RewardTrainer(
+        model, args=config, train_dataset=_rows(folder, "preference.jsonl"), processing_class=tokenizer
+    )
 
 
 def _online(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tokenizer: Any) -> Any:
@@ -112,7 +124,7 @@ def _online(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, 
     given = {"reward_funcs": _vowels, "train_dataset": _rows(folder, "prompts.jsonl"), "processing_class": tokenizer}
     rollouts = json.loads((folder / "rollouts.json").read_text(encoding="utf-8"))
     if case.method == "grpo":
-        config = GRPOConfig(**shared, loss_type=case.loss_type)
+        config = GRPOConfig(**shared, loss_type=case.loss_type, use_bias_correction_kl=False)  # see README.md
         return _from_file(GRPOTrainer, rollouts, pair=True)(model, args=config, **given)
     return _from_file(RLOOTrainer, rollouts, pair=False)(model, args=RLOOConfig(**shared), **given)
 

@@ -155,8 +155,17 @@ def _push(run: Run, name: str) -> None:
         _progress(run).say(message)
 
 
-def resume(path: str | Path, *, model: Any = None, tokenizer: Any = None, data: Any = None, eval_data: Any = None,
-           reward: Any = None, observers: list[Any] | None = None, **changes: Any) -> Run:
+def resume(
+    path: str | Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    data: Any = None,
+    eval_data: Any = None,
+    reward: Any = None,
+    observers: list[Any] | None = None,
+    **changes: Any,
+) -> Run:
     """Continue the run at ``path`` from its newest complete checkpoint, as if it had not been interrupted.
 
     What the run was given as objects must be given again. ``changes`` may lengthen it (``steps``) or change what does
@@ -173,13 +182,18 @@ def resume(path: str | Path, *, model: Any = None, tokenizer: Any = None, data: 
     settings = Settings(**{k: v for k, v in facts["settings"].items() if k in known} | changes)
     method = methods.load(facts["method"])
     if method.card.version != facts["card"]["version"]:
-        directory.event("version", "warning", f"method {method.name} is {method.card.version} now, was {facts['card']['version']}")
+        directory.event(
+            "version", "warning", f"method {method.name} is {method.card.version} now, was {facts['card']['version']}"
+        )
     objects = Objects(model, tokenizer, data, eval_data, None, observers or [])
     if reward is not None:
         objects.reward = reward if isinstance(reward, list) else [reward]
     for name in facts["in_memory"]:
         if getattr(objects, name) is None:
-            raise CheckpointError(f"The run was given its {name} as an object. Resume it from Python: posttrain.resume('{path}', {name}=...)")
+            raise CheckpointError(
+                f"The run was given its {name} as an object. "
+                f"Resume it from Python: posttrain.resume('{path}', {name}=...)"
+            )
     config = method.config(facts["options"])
     prepared = prepare_data(method, config, settings, objects)
     run = build_run(method, config, settings, objects, prepared, directory.path)

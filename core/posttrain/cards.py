@@ -27,7 +27,14 @@ SCHEMAS = (
 #: What a method may need. "X when OPTION" needs X only while the method's option is not 0, None or False.
 NEEDS = ("reference", "reward-head", "rewards", "generation")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_REQUIRED = {"name": str, "version": str, "tier": str, "summary": str, "schema": (str, list), "requires": list}
+_REQUIRED: dict[str, Any] = {
+    "name": str,
+    "version": str,
+    "tier": str,
+    "summary": str,
+    "schema": (str, list),
+    "requires": list,
+}
 _OPTIONAL = {"needs": list, "paper": str, "family": str, "waivers": dict, "defaults": dict, "goldens": dict}
 
 
@@ -93,7 +100,9 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         if key not in facts:
             raise CardError(f"{path}: '{key}' is missing. A card needs {', '.join(_REQUIRED)}.")
         if not isinstance(facts[key], kind):
-            raise CardError(f"{path}: '{key}' is {facts[key]!r}, which is not a {'string' if kind is str else 'list of strings'}.")
+            raise CardError(
+                f"{path}: '{key}' is {facts[key]!r}, which is not a {'string' if kind is str else 'list of strings'}."
+            )
     for key, value in facts.items():
         if key not in _REQUIRED and key not in _OPTIONAL:
             raise CardError(f"{path}: unknown key '{key}'. A card has {', '.join([*_REQUIRED, *_OPTIONAL])}.")
@@ -109,7 +118,9 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
             raise CardError(f"{path}: schema {schema!r} is unknown. Schemas: {', '.join(SCHEMAS)}.")
     for need in facts.get("needs", []):
         if str(need).partition(" when ")[0] not in NEEDS:
-            raise CardError(f"{path}: need {need!r} is unknown. Needs: {', '.join(NEEDS)}, each with an optional 'when OPTION'.")
+            raise CardError(
+                f"{path}: need {need!r} is unknown. Needs: {', '.join(NEEDS)}, each with an optional 'when OPTION'."
+            )
     if facts["tier"] == "stable" and facts.get("waivers"):
         raise CardError(f"{path}: a stable method has no waivers, this one has {', '.join(facts['waivers'])}.")
     return Card(

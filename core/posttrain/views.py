@@ -90,7 +90,9 @@ class Batch:
         try:
             return self.columns[name]
         except KeyError:
-            raise AttributeError(f"the batch has no column '{name}'. It has: {', '.join(sorted(self.columns))}") from None
+            raise AttributeError(
+                f"the batch has no column '{name}'. It has: {', '.join(sorted(self.columns))}"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from posttrain.errors import SettingsError
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate

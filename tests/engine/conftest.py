@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from posttrain import api
 from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
 
@@ -22,7 +23,7 @@ ROWS = {
 STABLE = sorted(ROWS)
 
 
-@pytest.fixture()
+@pytest.fixture
 def train(tmp_path: Path):
     """Train a stable method on a tiny model; every call gets its own run directory."""
     calls = iter(range(100))
@@ -32,7 +33,14 @@ def train(tmp_path: Path):
         objects |= {"tokenizer": tiny_tokenizer(), "data": ROWS[method], "output": str(tmp_path / f"run-{next(calls)}")}
         if method in ("grpo", "rloo"):
             objects |= {"reward": count_of_a, "group_size": 4, "max_new_tokens": 6}
-        defaults = {"batch_size": 8, "steps": 3, "learning_rate": 1e-2, "progress": "quiet", "cache": "off", "device": "cpu"}
+        defaults = {
+            "batch_size": 8,
+            "steps": 3,
+            "learning_rate": 1e-2,
+            "progress": "quiet",
+            "cache": "off",
+            "device": "cpu",
+        }
         return api.train(method, **(defaults | objects | keywords))
 
     return call

@@ -2,6 +2,16 @@
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Cohere2Config,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel, build_views, sequences_of
 from posttrain.engine.head import Request
@@ -11,14 +21,13 @@ from posttrain.models.head import find_head
 from posttrain.models.probe import check_logits, choose_layout
 from posttrain.testing.tiny import tiny_model
 from posttrain.views import Example, Sequence
-from transformers import AutoModelForCausalLM, Cohere2Config, Gemma2Config, GraniteConfig, LlamaConfig, MistralConfig
-from transformers import Qwen3Config
 
 
 def sequences(*lengths: int, vocabulary: int = 13) -> list[Sequence]:
     generator = torch.Generator().manual_seed(len(lengths))
     return [
-        Sequence(torch.randint(3, vocabulary, (n,), generator=generator), torch.arange(n) >= min(2, n - 1)) for n in lengths
+        Sequence(torch.randint(3, vocabulary, (n,), generator=generator), torch.arange(n) >= min(2, n - 1))
+        for n in lengths
     ]
 
 

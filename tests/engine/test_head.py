@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from posttrain.engine.head import Head, Request, token_statistics
 from torch import nn
+
+from posttrain.engine.head import Head, Request, token_statistics
 
 TOKENS, HIDDEN, VOCABULARY = 37, 16, 53
 
@@ -25,7 +26,13 @@ def naive(linear, hidden, labels, head: Head, temperature: float):
 @pytest.mark.parametrize("chunk", [1, 7, 37, 1000])
 @pytest.mark.parametrize(
     ("bias", "scale", "softcap", "temperature"),
-    [(False, 1.0, None, 1.0), (False, 0.3, None, 0.5), (True, 1.0, None, 1.0), (False, 1.0, 2.0, 0.7), (True, 2.0, 3.0, 1.3)],
+    [
+        (False, 1.0, None, 1.0),
+        (False, 0.3, None, 0.5),
+        (True, 1.0, None, 1.0),
+        (False, 1.0, 2.0, 0.7),
+        (True, 2.0, 3.0, 1.3),
+    ],
 )
 def test_log_probs_and_gradients_are_those_of_full_logits(chunk, bias, scale, softcap, temperature):
     linear, hidden, labels, weights = setup(bias)
@@ -96,10 +103,44 @@ def test_full_logits_never_exist():
         def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
             nonlocal largest
             result = function(*arguments, **(keywords or {}))
-            if isinstance(result, torch.Tensor) and result.ndim == 2 and result.shape[1] == VOCABULARY and result.shape[0] != HIDDEN:
+            if (
+                isinstance(result, torch.Tensor)
+                and result.ndim == 2
+                and result.shape[1] == VOCABULARY
+                and result.shape[0] != HIDDEN
+            ):
                 largest = max(largest, result.shape[0])
             return result
 
     with Watch():
         token_statistics(hidden, labels, Head(linear), Request(4))["logps"].sum().backward()
     assert largest == 4
+
+
+def test_one_piece_of_memory_serves_the_logits_of_all_chunks():
+    """Blocks that are allocated chunk by chunk pile up in the C library's heap: one a pass, forward and backward."""
+    linear, hidden, labels, _ = setup()
+    seen = {}
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            if isinstance(result, torch.Tensor) and result.shape == (4, VOCABULARY):
+                seen[result.untyped_storage().data_ptr()] = result  # kept, so that no address comes back
+            return result
+
+    with Watch():
+        token_statistics(hidden, labels, Head(linear, 0.5), Request(4, 0.7))["logps"].sum().backward()
+    assert len(seen) == 2
+
+
+def test_autocast_computes_the_chunks_in_bfloat16_in_both_directions():
+    linear, hidden, labels, weights = setup(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = token_statistics(hidden, labels, Head(linear), Request(8))["logps"]
+        expected = linear(hidden).float().log_softmax(-1)[torch.arange(TOKENS), labels]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # the same bfloat16 logits
+    ours = torch.autograd.grad((found * weights).sum(), [hidden, linear.weight])
+    theirs = torch.autograd.grad((expected * weights).sum(), [hidden, linear.weight])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from posttrain.engine.step import optimiser_step
 from posttrain.views import Step
 
@@ -9,7 +10,15 @@ from .conftest import STABLE
 
 
 def gradients(train, method: str, size: int | None, **keywords) -> tuple[float, dict[str, torch.Tensor]]:
-    run = train(method, steps=1, dtype="float64", torch_dtype=torch.float64, micro_batch_size=size, learning_rate=0.0, **keywords)
+    run = train(
+        method,
+        steps=1,
+        dtype="float64",
+        torch_dtype=torch.float64,
+        micro_batch_size=size,
+        learning_rate=0.0,
+        **keywords,
+    )
     run.step = 0
     examples = run.source.examples(0)
     outcome = optimiser_step(run, examples, Step(0, 1))

@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+
 from posttrain import api
 from posttrain.errors import CheckpointError, RunStopped, SettingsError
 from posttrain.testing.tiny import tiny_model, tiny_tokenizer
@@ -21,7 +22,7 @@ from .conftest import ROWS
 KEYS = {"step", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "seconds"}
 
 
-@pytest.fixture()
+@pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     tiny_model().save_pretrained(folder)
@@ -29,7 +30,7 @@ def model_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def data_file(tmp_path: Path) -> Path:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS["sft"]))
@@ -106,7 +107,18 @@ def test_before_the_first_step_policy_and_reference_agree(train, tmp_path, model
 
 def test_killed_runs_go_on_exactly(tmp_path, model_folder, data_file):
     """kill -9 in the middle; the resumed series equals the uninterrupted one in every bit."""
-    common = ["--model", str(model_folder), "--data", str(data_file), "--batch-size", "3", "--steps", "40", "--seed", "5"]
+    common = [
+        "--model",
+        str(model_folder),
+        "--data",
+        str(data_file),
+        "--batch-size",
+        "3",
+        "--steps",
+        "40",
+        "--seed",
+        "5",
+    ]
     common += ["--learning-rate", "0.01", "--lora", "--lora-dropout", "0.3", "--save-every", "5", "--cache", "off"]
     common += ["--progress", "quiet", "--device", "cpu"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

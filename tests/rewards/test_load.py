@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from posttrain.errors import RewardError, SettingsError
 from posttrain.rewards import check_columns, installed_rewards, load_rewards
 

@@ -2,6 +2,7 @@ import json
 import sys
 
 import pytest
+
 from posttrain.errors import DependencyError, RewardError, SettingsError
 from posttrain.rewards import reasoning
 from posttrain.rewards.reasoning import reasoning_gym, rows

@@ -1,4 +1,5 @@
 import pytest
+
 from posttrain.errors import RewardError, SettingsError
 from posttrain.rewards.text import exact, format, length, regex
 

@@ -36,7 +36,7 @@ from posttrain.authoring.sync import expected, repository, write
 from posttrain.cards import NAME, Card, read_card
 from posttrain.config import method_options, shared_options
 from posttrain.discovery import CARD
-from posttrain.errors import MethodError
+from posttrain.errors import MethodError, PosttrainError
 
 EVIDENCE = "evidence.toml"
 TRAJECTORY = "trajectory.json"
@@ -62,21 +62,36 @@ def plugin_folder(name: str, root: Path) -> Path:
     raise MethodError(f"Neither plugins/ nor contrib/ has a method '{name}'. Make one with: posttrain new {name}")
 
 
-def criteria(folder: Path, run_kit: Callable[[Path], bool]) -> list[Criterion]:
-    """All criteria for the plugin in ``folder``; ``run_kit`` says whether the whole conformance kit passes."""
+def criteria(folder: Path, run_kit: Callable[[Path], bool], compare: Callable[[Path], str | None]) -> list[Criterion]:
+    """All criteria for the plugin in ``folder``.
+
+    ``run_kit`` says whether the whole conformance kit passes, ``compare`` how the stored trajectory and the numbers
+    of today differ (``posttrain.testing.trajectory.difference``).
+    """
     card = _card(folder)
     evidence = _evidence(folder)
     kit = run_kit(folder)
     waivers = ", ".join(card.waivers)
-    trajectory = (folder / TRAJECTORY).is_file()
     return [
         Criterion("no waivers", not card.waivers, f"waived: {waivers}" if waivers else "none"),
         Criterion("conformance kit", kit, "passes" if kit else f"fails: posttrain check {folder}"),
-        Criterion("trajectory", trajectory, TRAJECTORY if trajectory else f"{TRAJECTORY} is missing"),
+        _trajectory(folder, compare),
         _strategies(evidence.get("strategies", {})),
         _result(evidence.get("result", {})),
         _release(card, evidence.get("release", {})),
     ]
+
+
+def _trajectory(folder: Path, compare: Callable[[Path], str | None]) -> Criterion:
+    name = "trajectory"
+    if not (folder / TRAJECTORY).is_file():
+        command = f"posttrain promote {folder.name} --store-trajectory"
+        return Criterion(name, False, f"{TRAJECTORY} is missing. Write it: {command}")
+    try:
+        change = compare(folder)
+    except PosttrainError as error:
+        change = str(error)
+    return Criterion(name, change is None, change or f"{TRAJECTORY} is reproduced")
 
 
 def _strategies(losses: dict[str, Any]) -> Criterion:

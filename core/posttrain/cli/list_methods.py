@@ -9,6 +9,7 @@ from posttrain.catalogue import Known, known
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
 from posttrain.discovery import Installed, installed
+from posttrain.inspection import problem_of
 
 
 def run(arguments: list[str]) -> int:
@@ -45,7 +46,7 @@ def _installed(row: Installed) -> dict[str, Any]:
         "paper": card.paper if card else "",
         "distribution": row.distribution,
         "installed": True,
-        "problem": row.problem,
+        "problem": problem_of(row),
     }
 
 

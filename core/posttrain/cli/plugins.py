@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
 from posttrain.discovery import GROUP, installed
+from posttrain.inspection import problem_of
 
 #: Entry point group -> what its members are.
 GROUPS = {
@@ -63,7 +64,7 @@ def _rows() -> list[dict[str, Any]]:
                     "version": entry.dist.version if entry.dist else "?",
                     "tier": method.card.tier if method and method.card else None,
                     "entry_point": entry.value,
-                    "problem": method.problem if method else None,
+                    "problem": problem_of(method) if method else None,
                     "_distribution": entry.dist,
                 }
             )

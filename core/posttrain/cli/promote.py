@@ -18,6 +18,7 @@ def run(arguments: list[str]) -> int:
     parser = Parser("promote", "Move a method of this repository to stable if it meets every criterion.")
     parser.add_argument("method", help="name of a method in contrib/")
     parser.add_argument("--back", action="store_true", help="move a stable method back to experimental")
+    parser.add_argument("--store-trajectory", action="store_true", help="write today's numbers to trajectory.json")
     parser.add_argument("--dry-run", action="store_true", help="print the criteria, move nothing")
     parser.add_json()
     options = parser.parse_args(arguments)
@@ -28,7 +29,12 @@ def run(arguments: list[str]) -> int:
     if options.back:
         print(f"{options.method} is experimental now: {move(folder, 'experimental')}")
         return 0
-    found = criteria(folder, _kit_passes)
+    if options.store_trajectory:
+        from posttrain.testing.trajectory import store
+
+        print(f"wrote {store(folder)}")
+        return 0
+    found = criteria(folder, _kit_passes, _trajectory_differs)
     met = all(one.met for one in found)
     if options.json:
         print_json({"method": options.method, "met": met, "criteria": [vars(one) for one in found]})
@@ -45,3 +51,9 @@ def _kit_passes(folder: Path) -> bool:
 
     with contextlib.redirect_stdout(io.StringIO()):  # one line of the list of criteria; details: posttrain check
         return run_checks([str(folder)]) == 0
+
+
+def _trajectory_differs(folder: Path) -> str | None:
+    from posttrain.testing.trajectory import difference
+
+    return difference(folder)

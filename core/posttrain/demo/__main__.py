@@ -17,7 +17,7 @@ from transformers.utils import logging
 import posttrain
 from posttrain.demo.task import accuracy, character_tokenizer, demonstrations, is_sorted, problems, small_model
 
-HELD_OUT, DEMONSTRATED = 500, 2000
+HELD_OUT, DEMONSTRATED, PRACTISED = 500, 1500, 5000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,8 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
 
     # No problem of one part occurs in another, so the accuracy is that of problems never seen.
-    rows = problems(7000, options.seed)
-    held_out, demonstrated, practice = rows[:HELD_OUT], rows[HELD_OUT:DEMONSTRATED], rows[DEMONSTRATED:]
+    rows = problems(HELD_OUT + DEMONSTRATED + PRACTISED, options.seed)
+    held_out, rest = rows[:HELD_OUT], rows[HELD_OUT:]
+    demonstrated, practice = rest[:DEMONSTRATED], rest[DEMONSTRATED:]
     tokenizer = character_tokenizer()
     model = small_model(tokenizer, options.seed)
     before = accuracy(model, tokenizer, held_out)
@@ -51,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     between = accuracy(imitated.model, tokenizer, held_out)
 
-    print("2. GRPO: the model answers new problems eight times each, the reward says which answers are right", flush=True)
+    print(
+        "2. GRPO: the model answers new problems eight times each, the reward says which answers are right", flush=True
+    )
     reinforced = posttrain.train(
         "grpo",
         model=imitated.model,

@@ -1,0 +1,1 @@
+"""The engine: forward pass, reduction, one optimiser step, and the loop around it."""

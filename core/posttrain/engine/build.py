@@ -70,7 +70,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
     _check_settings(card, settings, objects)
     accepted = card.schemas
     rows = read_rows(objects.data if objects.data is not None else settings.data, accepted, settings)
-    held_out = None
+    held_out: Any = None
     if objects.eval_data is not None or settings.eval_data:
         source = objects.eval_data if objects.eval_data is not None else settings.eval_data
         whole = dataclasses.replace(settings, limit=None, streaming=False)
@@ -192,13 +192,18 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
     evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings, name) and not evaluated:
-            raise SettingsError(f"{name.replace('_', '-')} needs held-out rows. Add --eval-data FILE or --eval-fraction 0.05.")
+            raise SettingsError(
+                f"{name.replace('_', '-')} needs held-out rows. Add --eval-data FILE or --eval-fraction 0.05."
+            )
 
 
 def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
     count = round(len(rows) * settings.eval_fraction)
     if not 0 < count < len(rows):
-        raise SettingsError(f"eval-fraction {settings.eval_fraction} of {len(rows)} rows is {count}. Expected at least one row on both sides.")
+        raise SettingsError(
+            f"eval-fraction {settings.eval_fraction} of {len(rows)} rows is {count}. "
+            "Expected at least one row on both sides."
+        )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
 

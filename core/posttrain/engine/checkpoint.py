@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy
 import torch
@@ -69,7 +69,8 @@ def latest_checkpoint(directory: Path) -> Path:
     found = sorted((int(m[1]), path) for path in directory.glob("checkpoints/step-*") if (m := _numbered(path)))
     if not found:
         raise CheckpointError(
-            f"'{directory}' has no complete checkpoint. Start it anew with --overwrite, and --save-every N to have some."
+            f"'{directory}' has no complete checkpoint. "
+            "Start it anew with --overwrite, and --save-every N to have some."
         )
     return found[-1][1]
 
@@ -90,7 +91,7 @@ def _prune(run: Run) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = numpy.random.get_state()
+    kind, keys, *rest = cast("tuple[Any, ...]", numpy.random.get_state())
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": _listed(random.getstate())}
     state["numpy"] = [kind, torch.from_numpy(keys.astype("int64")), *rest]
     if torch.cuda.is_available():

@@ -28,7 +28,7 @@ class TokenModel(nn.Module):
     adapters. ``packed`` lays sequences behind each other without padding, ``shared`` computes common prompts once.
     """
 
-    def __init__(self, model: nn.Module, head: Head | None, packed: bool = False, shared: bool = False):
+    def __init__(self, model: Any, head: Head | None, packed: bool = False, shared: bool = False):
         super().__init__()
         self.model = model
         self.head = head
@@ -52,7 +52,9 @@ class TokenModel(nn.Module):
             return _padded(decoder, sequences, self.device)
         return _packed(decoder, sequences, self.device, share=self.shared)
 
-    def forward(self, sequences: list[Sequence], request: Request, reference: Reference | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, sequences: list[Sequence], request: Request, reference: Reference | None = None
+    ) -> dict[str, Tensor]:
         """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)`` and statistics.
 
         With a reward head: ``score`` ``(R,)`` of each sequence's last token. ``reference`` is run without gradient
@@ -90,9 +92,7 @@ def _predicted(sequences: list[Sequence], places: list[Tensor], device: torch.de
     return predicting.to(device), labels.to(device)
 
 
-def _packed(
-    decoder: nn.Module, sequences: list[Sequence], device: torch.device, share: bool
-) -> tuple[Tensor, list[Tensor]]:
+def _packed(decoder: Any, sequences: list[Sequence], device: torch.device, share: bool) -> tuple[Tensor, list[Tensor]]:
     row = lay_out(sequences, share)
     extra: dict[str, Any] = {}
     if decoder.config._attn_implementation == attention.NAME:

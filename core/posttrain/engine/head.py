@@ -21,7 +21,7 @@ Statistics = Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
 class Head:
     """A model's output projection and what the model does to the logits after it."""
 
-    projection: nn.Module
+    projection: Any
     scale: float = 1.0
     """Factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling)."""
     softcap: float | None = None
@@ -65,51 +65,93 @@ def token_statistics(hidden: Tensor, labels: Tensor, head: Head, request: Reques
     return dict(zip(names, outputs, strict=True))
 
 
-def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of one chunk after temperature, and everything wanted of it."""
+def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request) -> dict[str, Tensor]:
+    """Everything wanted of one chunk; its logits after temperature are given up with the last use."""
     logits = head.logits(hidden)  # (c, V)
     if request.temperature != 1.0:
         logits = logits / request.temperature
-    wanted = {"logps": logits.gather(1, labels[:, None])[:, 0] - torch.logsumexp(logits, dim=1)}
+    wanted = {"logps": _picked(logits, labels) - torch.logsumexp(logits, dim=1)}
     if request.statistics is not None:
         reference_logits = None
         if request.reference is not None:
             reference_logits = request.reference(at) / request.temperature
         wanted.update(request.statistics(logits, labels, reference_logits))
-    return logits, wanted
+    return wanted
+
+
+def _picked(logits: Tensor, labels: Tensor) -> Tensor:
+    """The labels' own entries of ``logits`` ``(c, V)``."""
+    return logits.gather(1, labels[:, None])[:, 0]
+
+
+def _room(hidden: Tensor, head: Head, request: Request) -> Tensor | None:
+    """Memory for the logits ``(c, V)`` of every chunk in turn; None where they are computed in another type.
+
+    Allocated anew for each chunk, blocks below the C library's threshold of 32 MB pile up instead of being reused.
+    """
+    weight: Any = head.projection.weight
+    cast = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(hidden.device.type)
+    if cast or hidden.dtype != weight.dtype:
+        return None
+    return weight.new_empty(min(request.chunk, len(hidden)), len(weight))
+
+
+def _plain_logits(hidden: Tensor, head: Head, request: Request, room: Tensor | None) -> Tensor:
+    """Logits ``(c, V)`` of a plain head after temperature, without gradient and free to be written over."""
+    if room is None:
+        logits = head.logits(hidden)
+        return logits.div_(request.temperature) if request.temperature != 1.0 else logits
+    weight: Any = head.projection.weight
+    logits = torch.mm(hidden, weight.T, out=room[: len(hidden)])
+    factor = head.scale / request.temperature
+    return logits.mul_(factor) if factor != 1.0 else logits
+
+
+def _plain_logps(hidden: Tensor, labels: Tensor, head: Head, request: Request, room: Tensor | None) -> Tensor:
+    """Log-probabilities ``(c,)`` in the memory of one chunk of logits: the exponentials are written over them."""
+    logits = _plain_logits(hidden, head, request, room)
+    picked, highest = _picked(logits, labels), logits.amax(1)  # (c,)
+    return picked - highest - logits.sub_(highest[:, None]).exp_().sum(1).log()
 
 
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head, request: Request, names: list[str], *parameters):
         ctx.head, ctx.request, ctx.names = head, request, names
-        ctx.save_for_backward(hidden, labels)
         ctx.autocast = _autocast_state(hidden.device.type)
         pieces: dict[str, list[Tensor]] = {}
+        plain = request.statistics is None and head.plain
+        room = _room(hidden, head, request) if plain else None
         for at in _chunks(len(labels), request.chunk):
-            _, wanted = _evaluate(hidden[at], labels[at], at, head, request)
+            if plain:
+                wanted = {"logps": _plain_logps(hidden[at], labels[at], head, request, room)}
+            else:
+                wanted = _evaluate(hidden[at], labels[at], at, head, request)
             for name, value in wanted.items():
                 pieces.setdefault(name, []).append(value)
         names.extend(pieces or ["logps"])
         outputs = [torch.cat(values) for values in pieces.values()] or [hidden.new_zeros(0, dtype=torch.float32)]
         ctx.learnt = _differentiable(hidden, labels, head, request, names)
+        ctx.save_for_backward(hidden, labels, outputs[names.index("logps")])
         ctx.mark_non_differentiable(*(o for n, o in zip(names, outputs, strict=True) if n not in ctx.learnt))
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None):
-        hidden, labels = ctx.saved_tensors
+        hidden, labels, logps = ctx.saved_tensors
         head, request = ctx.head, ctx.request
         wanted = {n: g for n, g in zip(ctx.names, gradients, strict=True) if n in ctx.learnt and g is not None}
         parameters = head.parameters()
         into = _Accumulators(hidden, parameters, ctx.needs_input_grad[0])
+        if set(wanted) <= {"logps"} and head.plain:
+            if "logps" in wanted:
+                with torch.no_grad(), ctx.autocast():
+                    _plain_backward(hidden, labels, logps, wanted["logps"], head, request, into)
+            return into.hidden, None, None, None, None, *into.parameter_gradients()
         for at in _chunks(len(labels), request.chunk):
             with torch.enable_grad(), ctx.autocast():
                 chunk = hidden[at].detach().requires_grad_(into.hidden is not None)
-                if set(wanted) <= {"logps"} and head.plain:
-                    _plain_backward(chunk, labels[at], at, head, request, wanted.get("logps"), into)
-                    continue
-                _, values = _evaluate(chunk, labels[at], at, head, request)
+                values = _evaluate(chunk, labels[at], at, head, request)
                 outputs = [values[name] for name in wanted]
                 inputs = ([chunk] if into.hidden is not None else []) + parameters
                 found = torch.autograd.grad(outputs, inputs, [wanted[n][at] for n in wanted], allow_unused=True)
@@ -139,21 +181,21 @@ class _Accumulators:
 
 
 def _plain_backward(
-    hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request, gradient: Tensor | None, into: _Accumulators
+    hidden: Tensor, labels: Tensor, logps: Tensor, gradient: Tensor, head: Head, request: Request, into: _Accumulators
 ) -> None:
-    """d logp = gradient * (one-hot - softmax), written over the logits themselves."""
-    if gradient is None:
-        return
-    with torch.no_grad():
-        weight = head.projection.weight  # (V, H)
-        factor = head.scale / request.temperature
-        logits = head.logits(hidden) / request.temperature if request.temperature != 1.0 else head.logits(hidden)
-        logits.sub_(torch.logsumexp(logits, dim=1, keepdim=True)).exp_().mul_(-gradient[at, None] * factor)
-        logits[torch.arange(len(labels), device=labels.device), labels] += gradient[at] * factor
+    """d logp = gradient * (one-hot - softmax), written over the logits; the forward's ``logps`` normalise them."""
+    weight: Any = head.projection.weight  # (V, H)
+    room = _room(hidden, head, request)
+    for at in _chunks(len(labels), request.chunk):
+        factor = gradient[at] * (head.scale / request.temperature)  # (c,)
+        logits = _plain_logits(hidden[at], head, request, room)
+        normaliser = _picked(logits, labels[at]) - logps[at]  # (c,)
+        logits.sub_(normaliser[:, None]).exp_().mul_(-factor[:, None])
+        logits[torch.arange(len(factor), device=labels.device), labels[at]] += factor
         if into.hidden is not None:
             into.hidden[at] = logits.to(weight.dtype) @ weight
         for total in into.sums:  # the weight, when it is trained
-            total.addmm_(logits.to(total.dtype).T, hidden.to(total.dtype))
+            total.addmm_(logits.to(total.dtype).T, hidden[at].to(total.dtype))
 
 
 def _chunks(length: int, size: int) -> list[slice]:
@@ -170,7 +212,7 @@ def _differentiable(hidden: Tensor, labels: Tensor, head: Head, request: Request
         return {"logps"}
     with torch.enable_grad():
         one = slice(0, 1)
-        _, wanted = _evaluate(hidden[one].detach().requires_grad_(), labels[one], one, head, request)
+        wanted = _evaluate(hidden[one].detach().requires_grad_(), labels[one], one, head, request)
     return {name for name in names if wanted[name].requires_grad}
 
 

@@ -48,7 +48,7 @@ def train_loop(run: Run, progress: Progress) -> None:
 def _one_step(run: Run) -> dict[str, Any]:
     begun = time.monotonic()
     examples = run.strategy.share(run.source.examples(run.step))
-    rate = run.schedule.get_last_lr()[0]
+    rate = float(run.schedule.get_last_lr()[0])
     outcome = optimiser_step(run, examples, Step(run.step, run.total))
     run.step += 1
     seconds = time.monotonic() - begun
@@ -80,7 +80,9 @@ def _stop_unless_finite(run: Run, line: dict[str, Any]) -> None:
     message = f"{bad[0]} is {line[bad[0]]} at step {run.step}; the step was not applied"
     suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
     run.directory.metrics(line)
-    event = run.directory.event("nan-origin", "error", message, evidence={n: str(line[n]) for n in bad}, suggestion=suggestion)
+    event = run.directory.event(
+        "nan-origin", "error", message, evidence={n: str(line[n]) for n in bad}, suggestion=suggestion
+    )
     run.observers.tell("alert", run=run, event=event)
     raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
 

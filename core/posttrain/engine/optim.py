@@ -21,21 +21,26 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
     """An optimiser over the trained parameters; norms and biases get no weight decay."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     rate = settings.learning_rate
     assert rate is not None
     betas = (settings.adam_beta1, settings.adam_beta2)
     if settings.optimizer == "adamw":
         # fused runs the same arithmetic in one kernel; float64 and exotic devices have none
-        fused = all(p.dtype != torch.float64 and p.device.type in ("cpu", "cuda", "mps") for g in groups for p in g["params"])
+        fused = all(
+            p.dtype != torch.float64 and p.device.type in ("cpu", "cuda", "mps") for g in groups for p in g["params"]
+        )
         return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon, fused=fused)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate)
     return _from_transformers(model, groups, settings)
 
 
-def _from_transformers(model: nn.Module, groups: list[dict[str, Any]], settings: Settings) -> torch.optim.Optimizer:
+def _from_transformers(model: Any, groups: list[dict[str, Any]], settings: Settings) -> torch.optim.Optimizer:
     import tempfile
 
     from transformers import Trainer, TrainingArguments
@@ -52,7 +57,7 @@ def _from_transformers(model: nn.Module, groups: list[dict[str, Any]], settings:
     arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),
         optim=name,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.learning_rate or 0.0,
         adam_beta1=settings.adam_beta1,
         adam_beta2=settings.adam_beta2,
         adam_epsilon=settings.adam_epsilon,
@@ -62,11 +67,15 @@ def _from_transformers(model: nn.Module, groups: list[dict[str, Any]], settings:
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     except (ImportError, ValueError) as error:
-        raise DependencyError(f"Optimizer '{settings.optimizer}' cannot be used here: {str(error).splitlines()[0]}") from None
+        raise DependencyError(
+            f"Optimizer '{settings.optimizer}' cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
     return kind(groups, **options)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: Settings, total: int
+) -> torch.optim.lr_scheduler.LambdaLR:
     """Rise over ``warmup_steps``, then constant, a line to 0, or a half cosine to 0 at step ``total``."""
     warmup, kind = settings.warmup_steps or 0, settings.schedule or "linear"
 

@@ -66,7 +66,11 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     with torch.device("meta"):
         module = transformers.AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
-    linear = [m for n, m in module.named_modules() if isinstance(m, torch.nn.Linear) and m is not module.get_output_embeddings()]
+    linear = [
+        m
+        for n, m in module.named_modules()
+        if isinstance(m, torch.nn.Linear) and m is not module.get_output_embeddings()
+    ]
     return {
         "family": type(module).__name__,
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -82,7 +86,9 @@ def _trained(model: dict[str, Any], settings: Settings) -> int:
     return settings.lora_rank * model["adapter_width"] if settings.lora else model["parameters"]
 
 
-def _memory(method: Method, config: Any, settings: Settings, model: dict[str, Any], device: torch.device) -> dict[str, int]:
+def _memory(
+    method: Method, config: Any, settings: Settings, model: dict[str, Any], device: torch.device
+) -> dict[str, int]:
     """Estimates by role. Activations: what each layer keeps of each token of a micro-batch for its backward pass."""
     size = choose_dtype(settings, device).itemsize
     base = {None: float(size), "nf4": 0.56, "fp4": 0.56, "int8": 1.05}[settings.quantize]

@@ -47,7 +47,9 @@ def split_loss(returned: Any, method: str) -> tuple[dict[str, Tensor | PerToken]
     loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
     terms = loss if isinstance(loss, dict) else {"loss": loss}
     if not terms:
-        raise PluginError(f"posttrain_loss of '{method}' returned no loss term. Return (B,), PerToken or a dict of these.")
+        raise PluginError(
+            f"posttrain_loss of '{method}' returned no loss term. Return (B,), PerToken or a dict of these."
+        )
     return terms, metrics
 
 
@@ -76,8 +78,9 @@ def _check_examples(term: Any, examples: int, method: str, name: str) -> None:
     if not isinstance(term, Tensor) or term.shape != (examples,):
         shape = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
         raise PluginError(
-            f"posttrain_loss of '{method}' returned {shape} for '{name}' with {examples} examples. A loss is unreduced: "
-            f"a tensor of shape ({examples},), or PerToken(values, mask). Remove the .mean() or .sum()."
+            f"posttrain_loss of '{method}' returned {shape} for '{name}' with {examples} examples. "
+            f"A loss is unreduced: a tensor of shape ({examples},), or PerToken(values, mask); leave out "
+            ".mean() and .sum()."
         )
 
 
@@ -90,16 +93,13 @@ def _count_of(term: PerToken, masks: dict[str, Tensor], method: str, name: str) 
     same = [key for key, mask in masks.items() if mask is term.mask]
     if same:
         return same[0]
-    # A mask of the method's own making keeps the count of the view it lies in.
-    around = [k for k, m in masks.items() if m.shape == term.mask.shape and not bool((term.mask & ~m).any())]
-    equal = [key for key in around if torch.equal(masks[key], term.mask)]
-    choices = equal or around
-    if len({key for key in choices}) != 1 and not (choices and len({int(masks[k].sum()) for k in choices}) == 1):
+    # A mask of the method's own making keeps the count of the view it lies in, where there is only one to lie in.
+    if "completion" not in masks or masks["completion"].shape != term.mask.shape:
         raise PluginError(
-            f"posttrain_loss of '{method}' returned PerToken for '{name}' with a mask that belongs to no single view. "
-            f"Use the mask of a view or a column: {', '.join(masks)}."
+            f"posttrain_loss of '{method}' returned PerToken for '{name}' with a mask that belongs to no view. "
+            f"Use the mask of a view or a column as it is: {', '.join(masks)}."
         )
-    return choices[0]
+    return "completion"
 
 
 class Averages:

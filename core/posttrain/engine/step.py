@@ -102,6 +102,7 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
     if all(stored in s.per_token for s in sequences_of(examples)):
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
         return build_views(examples, {"logps": flat.to(run.policy.device)})
+    assert run.reference is not None
     with torch.no_grad(), run.reference.active() as model:
         request = Request(run.settings.head_chunk_tokens, run.temperature)
         return build_views(examples, model(sequences_of(examples), request))
@@ -109,7 +110,10 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
 
 def no_grad_logps(run: Run, examples: list[Example], reference: bool = False) -> Iterator[tuple[Example, Any]]:
     """Log-probs ``(t,)`` of the first role's trained tokens, example by example, under policy or reference."""
-    context: AbstractContextManager[Any] = run.reference.active() if reference else nullcontext(run.policy)
+    context: AbstractContextManager[Any] = nullcontext(run.policy)
+    if reference:
+        assert run.reference is not None  # whoever asks has checked
+        context = run.reference.active()
     training = run.policy.training
     run.policy.eval()
     with torch.no_grad(), context as model:

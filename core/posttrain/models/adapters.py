@@ -27,7 +27,9 @@ def adapter_base(model: str) -> str | None:
         return None
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
-        raise ModelError(f"Adapter '{model}' does not name its base model. Expected base_model_name_or_path in {file.name}.")
+        raise ModelError(
+            f"Adapter '{model}' does not name its base model. Expected base_model_name_or_path in {file.name}."
+        )
     return str(base)
 
 
@@ -43,7 +45,7 @@ def add_adapter(module: Any, settings: Settings, reward_head: bool) -> Any:
             )
     config = peft.LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha if settings.lora_alpha is not None else 2 * settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha,  # type: ignore[arg-type]  # peft takes fractions, its annotation does not
         lora_dropout=settings.lora_dropout,
         target_modules=settings.lora_targets or "all-linear",
         use_dora=settings.dora,

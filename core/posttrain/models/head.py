@@ -20,7 +20,8 @@ def find_head(inner: Any) -> Head:
     projection = inner.get_output_embeddings()
     if projection is None:
         raise ModelError(
-            f"{type(inner).__name__} has no vocabulary projection. Expected a causal language model (AutoModelForCausalLM)."
+            f"{type(inner).__name__} has no vocabulary projection. "
+            "Expected a causal language model (AutoModelForCausalLM)."
         )
     config = inner.config.get_text_config()
     scale = 1.0

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -15,7 +15,7 @@ from torch import nn
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError
-from posttrain.models.adapters import add_adapter, adapter_base, load_adapter
+from posttrain.models.adapters import adapter_base, add_adapter, load_adapter
 from posttrain.models.head import find_head
 from posttrain.models.probe import check_logits, choose_layout
 
@@ -94,7 +94,7 @@ def load_policy(model: str | nn.Module, tokenizer: Any, settings: Settings, rewa
         if base is not None:
             module = load_adapter(module, model)
     else:
-        module = model.to(device)
+        module = cast("Any", model).to(device)
         if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
             module.set_attn_implementation(attention.NAME)
     return finish(module, tokenizer, settings, reward_head, notes)
@@ -120,7 +120,9 @@ def finish(module: Any, tokenizer: Any, settings: Settings, reward_head: bool, n
         check_logits(policy)
     policy.train()
     if not any(p.requires_grad for p in policy.parameters()):
-        raise ModelError(f"{type(inner).__name__} has no parameter that requires a gradient. Unfreeze some, or use --lora.")
+        raise ModelError(
+            f"{type(inner).__name__} has no parameter that requires a gradient. Unfreeze some, or use --lora."
+        )
     return Loaded(policy, tokenizer, stop_ids(inner, tokenizer), notes)
 
 
@@ -194,12 +196,16 @@ def _source(model: str, settings: Settings) -> tuple[str, dict[str, Any]]:
         try:
             import gguf  # noqa: F401  (transformers reports its absence with a traceback)
         except ImportError:
-            raise DependencyError("GGUF files need the package gguf. Install it with: pip install 'posttrain[gguf]'") from None
+            raise DependencyError(
+                "GGUF files need the package gguf. Install it with: pip install 'posttrain[gguf]'"
+            ) from None
         return str(path.parent), {"gguf_file": path.name}
     extra: dict[str, Any] = {"trust_remote_code": True} if settings.trust_remote_code == model else {}
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise ModelError(f"Model folder '{model}' has no config.json. Expected a folder saved by transformers or peft.")
+            raise ModelError(
+                f"Model folder '{model}' has no config.json. Expected a folder saved by transformers or peft."
+            )
         return str(path), extra
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise ModelError(f"Model folder '{model}' does not exist. Expected a folder, a .gguf file or a Hub id.")
@@ -230,7 +236,8 @@ def _quantization(settings: Settings) -> Any:
         import bitsandbytes  # noqa: F401  (transformers reports its absence with a traceback)
     except ImportError:
         raise DependencyError(
-            f"--quantize {settings.quantize} needs the package bitsandbytes. Install it with: pip install 'posttrain[qlora]'"
+            f"--quantize {settings.quantize} needs the package bitsandbytes. "
+            "Install it with: pip install 'posttrain[qlora]'"
         ) from None
     if settings.quantize == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)

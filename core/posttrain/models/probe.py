@@ -66,6 +66,6 @@ def check_logits(policy: TokenModel) -> None:
     worst = float((ours - theirs).abs().max())
     if not worst <= _tolerance(policy) * max(1.0, float(theirs.abs().max())):
         raise ModelError(
-            f"{type(policy.inner).__name__} changes its logits after the vocabulary projection in a way that is not known "
+            f"{type(policy.inner).__name__} changes its logits after the vocabulary projection in a way not known "
             f"here (largest difference {worst:.3g}). Report the model family, or choose another model."
         )

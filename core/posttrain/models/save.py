@@ -43,7 +43,7 @@ def restore_weights(policy: TokenModel, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         from peft import set_peft_model_state_dict
 
-        outcome = set_peft_model_state_dict(model, weights, adapter_name="default")
+        outcome: Any = set_peft_model_state_dict(model, weights, adapter_name="default")
         lost = [n for n in outcome.missing_keys if ".lora_" in n and ".default" in n]
     else:
         outcome = model.load_state_dict(weights, strict=False)
@@ -52,8 +52,8 @@ def restore_weights(policy: TokenModel, folder: Path) -> None:
         lost = [n for n in outcome.missing_keys if n in by_name and id(by_name[n]) not in shared]
     if lost or outcome.unexpected_keys:
         raise CheckpointError(
-            f"'{folder}' does not fit the model: {len(lost)} weights are missing and {len(outcome.unexpected_keys)} unknown, "
-            f"first {(lost + list(outcome.unexpected_keys))[0]}."
+            f"'{folder}' does not fit the model: {len(lost)} weights are missing, "
+            f"{len(outcome.unexpected_keys)} unknown, first {(lost + list(outcome.unexpected_keys))[0]}."
         )
 
 
@@ -65,7 +65,10 @@ def write_model_card(folder: Path, facts: dict[str, Any], line: dict[str, Any], 
     head += [f"base_model: {known_base}"] if known_base else []
     head += ["tags:", "- posttrain", f"- {method.name}", "---", ""]
     settings = facts["settings"]
-    rows = {k: settings[k] for k in ("steps", "epochs", "batch_size", "learning_rate", "schedule", "optimizer", "seed", "lora")}
+    rows = {
+        k: settings[k]
+        for k in ("steps", "epochs", "batch_size", "learning_rate", "schedule", "optimizer", "seed", "lora")
+    }
     rows |= {f"{method.name}.{key}": value for key, value in facts["options"].items()}
     table = [f"| {key} | {value} |" for key, value in rows.items() if value not in (None, "")]
     results = [f"| {k} | {v:.6g} |" for k, v in line.items() if isinstance(v, int | float) and k not in ("seconds",)]

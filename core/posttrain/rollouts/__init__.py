@@ -1,0 +1,1 @@
+"""Online runs: from prompts to examples with advantages."""

@@ -63,12 +63,16 @@ class Online:
     def _collect(self, number: int) -> list[Example]:
         begun = time.monotonic()
         indices = self.order.at(number)
-        items = rollouts_of(self.run, self.generator, self.prompts, indices, self._sampling(), self._seeds(number, indices))
+        items = rollouts_of(
+            self.run, self.generator, self.prompts, indices, self._sampling(), self._seeds(number, indices)
+        )
         generated = time.monotonic()
         dropped = give_rewards(self.run, self.rewards, items)
         items = [item for item in items if item.reward == item.reward]
         if not items:
-            raise RunFailed(f"Every reward of all {dropped} completions of rollout {number} is None. Nothing can be learnt.")
+            raise RunFailed(
+                f"Every reward of all {dropped} completions of rollout {number} is None. Nothing can be learnt."
+            )
         rollouts = Rollouts(items, lambda reference: self._logps(items, reference))
         rewards = torch.tensor([item.reward for item in items])  # (B,)
         advantages = self._advantages(rewards, rollouts)
@@ -137,7 +141,7 @@ class Online:
 
     def _write_samples(self, number: int, items: list[Rollout], advantages: Tensor) -> None:
         for row, item in list(enumerate(items))[: self.run.settings.samples_per_step]:
-            line = {"step": number * self.per_rollout + 1, "group": item.group}
+            line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {"prompt": item.columns.get("prompt"), "completion": item.completion.text, "reward": item.reward}
             line |= {"rewards": item.parts, "finished": item.completion.finished}
             self.run.directory.sample(line | {"advantage": advantages[row].tolist() if advantages.ndim == 1 else None})

@@ -30,7 +30,9 @@ def choose(settings: Settings) -> tuple[Strategy, str]:
             raise SettingsError(f"Strategy 'single' runs one process, but {world} were started. Use --strategy ddp.")
         return Single(), "single: one process" if settings.strategy is None else "single: asked for"
     if world == 1 and settings.nproc > 1:
-        raise SettingsError("Strategy 'ddp' with several processes starts from the command line: posttrain train ... --nproc N.")
+        raise SettingsError(
+            "Strategy 'ddp' with several processes starts from the command line: posttrain train ... --nproc N."
+        )
     if "MASTER_ADDR" not in os.environ:
         os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"})
     strategy = DistributedData()
@@ -41,7 +43,11 @@ def launch(arguments: list[str], processes: int) -> int:
     """Run ``posttrain ARGUMENTS`` in ``processes`` processes on this machine; the first failure ends all."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     # torchrun reads --nproc as an abbreviation of its own flag, wherever it stands
-    own = [w for w, before in zip(arguments, ["", *arguments], strict=False) if not w.startswith("--nproc") and before != "--nproc"]
+    own = [
+        w
+        for w, before in zip(arguments, ["", *arguments], strict=False)
+        if not w.startswith("--nproc") and before != "--nproc"
+    ]
     threads = max(1, (os.cpu_count() or 1) // processes)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     return subprocess.run([*command, "-m", "posttrain.cli.main", *own], env=environment, check=False).returncode

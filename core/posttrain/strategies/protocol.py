@@ -48,5 +48,7 @@ def norm_of(gradients: list[Tensor]) -> float:
     """Root of the sum of squares, in float32 or better."""
     total = 0.0
     for gradient in gradients:
-        total += float(gradient.double().pow(2).sum() if gradient.dtype.itemsize == 8 else gradient.float().pow(2).sum())
+        total += float(
+            gradient.double().pow(2).sum() if gradient.dtype.itemsize == 8 else gradient.float().pow(2).sum()
+        )
     return total**0.5

@@ -28,6 +28,9 @@ def run(arguments: Any) -> int:
     if getattr(wanted, "list", False):
         return _print_list(all_checks(groups), bool(getattr(wanted, "json", False)))
     only = [find_check(name) for name in _as_list(getattr(wanted, "only", None))]
+    for one in only:
+        if one.group not in groups:
+            raise SettingsError(f"'{one.name}' is of the group '{one.group}', which --group leaves out.")
     subjects, broken = ([subject_of(name) for name in names], []) if names else installed_subjects()
     if not subjects and not broken:
         raise SettingsError("No method is installed. Name a folder, or install one: pip install posttrain-method-sft")
@@ -44,6 +47,9 @@ def _goldens(wanted: Any, folders: list[str]) -> int:
     from posttrain.testing import goldens
 
     entries = _as_list(getattr(wanted, "only", None))
+    for flag in ("group", "list"):
+        if getattr(wanted, flag, None):
+            raise SettingsError(f"--{flag} chooses checks, and --goldens runs none. Leave one of them out.")
     if len(entries) > 1:
         raise SettingsError(
             f"--goldens checks every entry or one, but --only names {len(entries)}: {', '.join(entries)}."

@@ -1,0 +1,1 @@
+"""Watching: the run directory, progress, observers."""

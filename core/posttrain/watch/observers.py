@@ -25,7 +25,9 @@ class Observers:
                 self.relay.register(plugin)
                 self.relay.check_pending()
             except pluggy.PluginValidationError as error:
-                raise PluginError(f"Observer '{item}' does not fit the hooks: {' '.join(str(error).split())}") from error
+                raise PluginError(
+                    f"Observer '{item}' does not fit the hooks: {' '.join(str(error).split())}"
+                ) from error
 
     def tell(self, hook: str, **arguments: Any) -> None:
         """Call ``posttrain_<hook>`` of every observer."""

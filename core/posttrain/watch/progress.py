@@ -11,7 +11,7 @@ BAR = 20
 
 
 class Progress:
-    """``kind`` is bar, quiet or json. A terminal gets a line in place; a file or notebook a line every ``every`` steps."""
+    """``kind`` is bar, quiet or json. A terminal gets a line in place, a file a line every ``every`` steps."""
 
     def __init__(self, kind: str, total: int, every: int, stream: TextIO | None = None):
         self.kind, self.total, self.every = kind, total, max(1, every)

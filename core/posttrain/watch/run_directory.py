@@ -69,7 +69,9 @@ class RunDirectory:
         """One sampled completion."""
         self._append("samples.jsonl", line)
 
-    def event(self, code: str, severity: str, message: str, evidence: Any = None, suggestion: str = "") -> dict[str, Any]:
+    def event(
+        self, code: str, severity: str, message: str, evidence: Any = None, suggestion: str = ""
+    ) -> dict[str, Any]:
         """Record that something happened: started, alert, checkpoint, finished, failed, ..."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = {"time": time, "code": code, "severity": severity, "message": message}

@@ -20,8 +20,9 @@ Metrics:
 
 from dataclasses import dataclass
 
-from posttrain import PerToken, hookimpl
 from torch.nn.functional import logsigmoid
+
+from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)

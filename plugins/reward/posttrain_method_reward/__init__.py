@@ -20,8 +20,9 @@ Metrics:
 
 from dataclasses import dataclass
 
-from posttrain import hookimpl
 from torch.nn.functional import logsigmoid
+
+from posttrain import hookimpl
 
 
 @dataclass(frozen=True)

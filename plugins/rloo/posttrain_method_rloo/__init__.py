@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
 from posttrain import PerToken, hookimpl, tensors
 
 

@@ -1,0 +1,56 @@
+# Every target sets up what it needs: a fresh machine with Python 3.11 or newer is enough.
+.PHONY: setup demo test lint types sync sync-check check clean
+
+PYTHON_FLOOR := (3, 11)
+TORCH := 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.posttrain-setup
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml))
+# A name on the path is not enough: version managers leave stubs that do not run.
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < $(PYTHON_FLOOR))' 2>/dev/null && echo $$name && break; done)
+WORKERS ?= 2
+
+setup: $(STAMP)
+
+# Done again whenever a pyproject.toml changes or a plugin arrives.
+$(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"  # the first that knows --group
+	@# torch first and exactly: what follows is then satisfied and brings no other build of several gigabytes.
+	@if $(BIN)/python -c 'import torch, sys; sys.exit(torch.__version__.split("+")[0] != "$(TORCH)")' 2>/dev/null; then :; \
+	elif nvidia-smi -L >/dev/null 2>&1 || test "$$(uname -s)" != Linux; then $(BIN)/python -m pip install torch==$(TORCH); \
+	else echo "No NVIDIA GPU: torch's CPU build"; \
+		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
+		$(BIN)/python -m pip install --index-url https://download.pytorch.org/whl/cpu --timeout 15 --retries 1 torch==$(TORCH) || \
+		$(BIN)/python -m pip install torch==$(TORCH); fi
+	$(BIN)/python -m pip install --quiet --group dev editables "transformers<5.20"  # vLLM 0.32 takes no newer one
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora]" $(addprefix -e ./,$(PLUGINS))
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m posttrain.demo
+
+# One thread a worker: more of them only wait for each other on tiny models.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+sync: $(STAMP)
+	$(BIN)/posttrain sync
+
+sync-check: $(STAMP)
+	$(BIN)/posttrain sync --check
+
+check: lint types sync-check test
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
