@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = sorted(card.parent.parent for card in (ROOT / "plugins").glob("*/*/method.toml"))
 #: Method -> a small change of its numbers, and what it changes first.
 PLANTS = {
-    "sft": ("nll = -policy.completion.logps", "nll = -1.00001 * policy.completion.logps", "loss"),
-    "reward": ("margin = ", "margin = 1.00001 * ", "loss"),
-    "dpo": ("config.beta * margin", "1.0001 * config.beta * margin", "grad_norm"),
+    "sft": ("nll = -completion.logps", "nll = -1.00001 * completion.logps", "loss"),
+    "reward": ("log_odds = chosen", "log_odds = 1.00001 * chosen", "loss"),
+    "dpo": ("margin = reward_chosen", "margin = 1.0001 * reward_chosen", "grad_norm"),
 }
 
 

@@ -252,3 +252,26 @@ def test_two_processes_equal_one(tmp_path, model_folder, data_file, method):
     for first, second in zip(*evaluations, strict=True):
         for key, value in first.items():
             assert second[key] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("conversational", [False, True])
+def test_a_trained_reward_model_scores_as_it_was_trained(train, tmp_path, lora, conversational):
+    """The folder of a reward run, used as a reward, gives the scores of the training's own forward pass."""
+    from posttrain.engine.forward import sequences_of
+    from posttrain.engine.head import Request
+    from posttrain.rewards.model import reward_model
+
+    rows = ROWS["reward"]
+    if conversational:
+        rows = [{k: [{"role": "user" if k == "prompt" else "assistant", "content": v}] for k, v in r.items()} for r in rows]
+    base = tmp_path / "base"
+    tiny_model().save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    run = train("reward", model=str(base), tokenizer=None, data=rows, lora=lora, shuffle=False, batch_size=8)
+    run.policy.eval()
+    with torch.no_grad():
+        expected = run.policy(sequences_of(run.source.examples(0)), Request())["score"][: len(rows)].tolist()
+    texts = [r["chosen"] if isinstance(r["chosen"], str) else r["chosen"][0]["content"] for r in rows]
+    found = reward_model(run.path / "model")([r["prompt"] for r in rows], texts)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -7,17 +7,21 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# peft imports bitsandbytes where it is installed, which warns about kernels that only its own users could want
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-import peft  # noqa: E402
-
-from posttrain.errors import ModelError  # noqa: E402
+from posttrain.errors import ModelError
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings
 
 #: Name of the frozen copy of an adapter that a run started from.
 REFERENCE_ADAPTER = "reference"
+
+
+def _peft() -> Any:
+    """peft, imported when an adapter is wanted: it takes seconds where bitsandbytes is installed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about kernels only its own users could want
+    import peft
+
+    return peft
 
 
 def adapter_base(model: str) -> str | None:
@@ -43,6 +47,7 @@ def add_adapter(module: Any, settings: Settings, reward_head: bool) -> Any:
                 f"lora-targets names '{missing[0]}', which {type(module).__name__} does not have. "
                 f"It has: {', '.join(sorted(n for n in known if n.endswith('proj') or n.startswith('fc')))}."
             )
+    peft = _peft()
     config = peft.LoraConfig(
         r=settings.lora_rank,
         lora_alpha=2 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha,  # type: ignore[arg-type]  # peft takes fractions, its annotation does not
@@ -57,7 +62,7 @@ def add_adapter(module: Any, settings: Settings, reward_head: bool) -> Any:
 
 def load_adapter(module: Any, folder: str) -> Any:
     """A trained adapter to go on with, and a frozen copy of it to serve as the reference (R1)."""
-    model = peft.PeftModel.from_pretrained(module, folder, is_trainable=True)
+    model = _peft().PeftModel.from_pretrained(module, folder, is_trainable=True)
     model.load_adapter(folder, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     model.set_adapter("default")
     return model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ModelError, RewardError
+from posttrain.models.adapters import adapter_base
 
 
 def reward_model(
@@ -22,11 +23,10 @@ def reward_model(
     score is read at the last real token, where a padding column can be neither read nor counted. Raises ModelError
     for a folder that holds no reward model.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    _check_folder(Path(folder))
     try:
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+        model: Any = _load(Path(folder))
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"reward model '{folder}' cannot be loaded: {' '.join(str(error).split())}") from error
@@ -58,7 +58,11 @@ def encode(tokenizer: Any, prompt: Any, completion: str) -> list[int]:
             "that was trained on conversations, or prompts that are text."
         )
     messages = [*prompt, {"role": "assistant", "content": completion}]
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    ends = [place for place, token in enumerate(ids) if token == tokenizer.eos_token_id]
+    if ends and not tokenizer.decode(ids[ends[-1] + 1 :]).strip():
+        return ids[: ends[-1] + 1]  # a template's line break after the stop token was cut in training too
+    return ids
 
 
 def score_rows(model: Any, rows: list[list[int]], batch_size: int, extra_padding: int = 0) -> list[float]:
@@ -92,13 +96,29 @@ def _last_token_scores(model: Any, ids: Tensor, mask: Tensor, last: Tensor) -> T
     return model(**inputs).logits[:, 0].float().cpu()  # encoders pool at their own token
 
 
+def _load(folder: Path) -> Any:
+    """The model in ``folder``, or an adapter merged into the base that it names."""
+    from transformers import AutoModelForSequenceClassification
+
+    base = adapter_base(str(folder))
+    if base is None:
+        _check_folder(folder)
+        return AutoModelForSequenceClassification.from_pretrained(folder)
+    from peft import PeftConfig, PeftModel
+
+    if PeftConfig.from_pretrained(str(folder)).task_type != "SEQ_CLS":
+        raise ModelError(f"The adapter in '{folder}' has no reward head. Train one with: posttrain train reward --lora")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
 def _check_folder(folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(
             f"reward model '{folder}': config.json cannot be read ({error.strerror}). Give the folder of a model that "
-            "posttrain train reward made, with adapters merged."
+            "posttrain train reward made."
         ) from None
     except ValueError as error:
         raise ModelError(f"reward model '{folder}': config.json is not valid JSON ({error}).") from None

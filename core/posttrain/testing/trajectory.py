@@ -45,7 +45,8 @@ _WRITE = "Write it: posttrain promote NAME --store-trajectory"
 def record(folder: Path) -> dict[str, Any]:
     """Train the tiny model with the plugin in ``folder`` and return what the file holds.
 
-    ``series`` has the eight values of each metric by name, ``loss`` and ``grad_norm`` (before clipping) among them.
+    ``series`` has the values of each metric by name, step by step, ``loss`` and ``grad_norm`` (before clipping)
+    among them.
     """
     method = load(str(folder.resolve()))
     head = method.card.needs_now("reward-head", method.config({}))
@@ -64,7 +65,8 @@ def record(folder: Path) -> dict[str, Any]:
             **keywords,
         )
     names = [name for name in run.metrics[0] if not name.endswith(_LEFT_OUT)]
-    series = {name: [float(line[name]) for line in run.metrics] for name in names}
+    # what is known of rollouts stands on the lines of the steps that made them
+    series = {name: [float(line[name]) for line in run.metrics if name in line] for name in names}
     return {"method": method.name, "version": method.card.version, "series": series}
 
 
@@ -112,7 +114,7 @@ def _compare(stored: dict[str, Any], found: dict[str, Any]) -> str | None:
             return f"'{name}' has {kind} the metric '{min(names)}' since {stored['version']}."
     for metric in sorted(before, key=lambda one: (one not in _SERIES, one)):
         if len(before[metric]) != len(now[metric]):
-            return f"'{name}' took {len(now[metric])} steps, {FILE} has {len(before[metric])}."
+            return f"'{name}' has {len(now[metric])} values of {metric}, {FILE} has {len(before[metric])}."
         for step, (old, new) in enumerate(zip(before[metric], now[metric], strict=True), 1):
             if not math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=1e-12) and not (
                 math.isnan(old) and math.isnan(new)

@@ -1,0 +1,119 @@
+"""The README and the first guide: their examples run as printed (with a tiny model), their links lead somewhere."""
+
+import json
+import re
+import string
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from posttrain.cards import read_card
+from posttrain.cli.main import COMMANDS, main
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "getting-started.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """A model folder like the one that the README names, but tiny: one token a character, no chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    vocabulary = {token: place for place, token in enumerate(["<pad>", "<end>", "<unk>", *string.printable])}
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+    tokens.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(vocabulary), **size, bos_token_id=None, eos_token_id=1)
+    ).save_pretrained(folder)
+    return folder
+
+
+def blocks(kind, page=PAGES[0]):
+    return [text for found, text in BLOCK.findall(page.read_text()) if found == kind]
+
+
+def test_python_example_runs_as_printed(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    assert code.count(MODEL) == 1
+    # Only the name of the model and, to be quick, the length of the answers are not as printed.
+    code = code.replace(MODEL, str(tiny_folder)).replace("group_size=8,", "group_size=8, max_new_tokens=8,")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    run = names["run"]
+    assert run.path == Path("grpo-run")
+    assert capsys.readouterr().out.split() == [str(run.metrics[-1]["reward"]), "grpo-run"]
+    assert json.loads(Path("grpo-run/run.json").read_text())["settings"]["group_size"] == 8
+    reward = names["is_correct"]
+    assert reward([""] * 4, ["It is 42.", "42", "420", ""], ["42"] * 4) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_first_run_on_the_command_line_works_as_printed(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = blocks("bash")[0]
+    heredoc, commands = script.split("\nEND\n")
+    subprocess.run(["bash", "-c", f"{heredoc}\nEND\n"], check=True)
+    rows = [json.loads(line) for line in Path("capitals.jsonl").read_text().splitlines()]
+    assert [set(row) for row in rows] == [{"prompt", "completion"}] * 3
+    train, generate = commands.strip().splitlines()
+    # As a shell would cut it: quotes keep words together.
+    words = [re.findall(r'"[^"]*"|\S+', line) for line in (train, generate)]
+    words = [[word.strip('"').replace(MODEL, str(tiny_folder)) for word in line[1:]] for line in words]
+    assert main(words[0]) == 0
+    metrics = [json.loads(line) for line in Path("capitals/metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 10  # epochs of one batch
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    capsys.readouterr()
+    assert main(words[1]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_stable_methods_are_those_of_the_plugins():
+    listed = re.findall(r"(?m)^\| \[([a-z-]+)\]\(docs/methods/\1\.md\)", PAGES[0].read_text())
+    cards = [read_card(path) for path in ROOT.glob("plugins/*/*/method.toml")]
+    assert sorted(listed) == sorted(card.name for card in cards if card.tier == "stable")
+    for name in listed:
+        assert f"./plugins/{name}" in PAGES[0].read_text()
+
+
+def test_tree_names_every_package_of_the_core():
+    (tree,) = [text for text in blocks("") if text.startswith("core/posttrain/")]
+    named = set(re.findall(r"(?<![\w/])([a-z_]+)/", tree))
+    packages = {path.parent.name for path in (ROOT / "core" / "posttrain").glob("*/__init__.py")}
+    assert packages <= named
+    for file in re.findall(r"\w+\.py", tree):
+        assert (ROOT / "core" / "posttrain" / file).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_options_and_links_exist(page, capsys):
+    text = page.read_text()
+    for command in re.findall(r"(?m)(?:^|`)posttrain ([a-z-]+)", text):
+        assert command in COMMANDS
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    for target in re.findall(r"`(benchmarks/\S+?)`", text):
+        assert (ROOT / target).exists(), target
+    targets = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text())
+    assert set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text)) <= set(targets)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_of_train_exist(page, capsys):
+    main(["train", "grpo", "--help"])
+    main(["check-data", "--help"])
+    main(["generate", "--help"])
+    main(["new", "--help"])
+    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    own = {"--index-url"}  # pip's
+    assert set(re.findall(r"--[a-z][a-z-]*", page.read_text())) <= known | own
