@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from posttrain.demo import task
 
 ROOT = Path(__file__).resolve().parent.parent

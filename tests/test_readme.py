@@ -1,5 +1,6 @@
 """The README and the first guide: their examples run as printed (with a tiny model), their links lead somewhere."""
 
+import contextlib
 import json
 import re
 import string
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from posttrain.cards import read_card
-from posttrain.cli.main import COMMANDS, main
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from posttrain.cards import read_card
+from posttrain.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "getting-started.md"]
@@ -25,16 +27,15 @@ def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     vocabulary = {token: place for place, token in enumerate(["<pad>", "<end>", "<unk>", *string.printable])}
     tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+    tokens.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokens.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(
         tokenizer_object=tokens, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
     ).save_pretrained(folder)
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(vocabulary), **size, bos_token_id=None, eos_token_id=1)
-    ).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=len(vocabulary), **size, bos_token_id=None, eos_token_id=1)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -96,7 +97,7 @@ def test_tree_names_every_package_of_the_core():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_options_and_links_exist(page, capsys):
+def test_commands_and_links_exist(page):
     text = page.read_text()
     for command in re.findall(r"(?m)(?:^|`)posttrain ([a-z-]+)", text):
         assert command in COMMANDS
@@ -109,11 +110,21 @@ def test_commands_options_and_links_exist(page, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_flags_of_train_exist(page, capsys):
-    main(["train", "grpo", "--help"])
-    main(["check-data", "--help"])
-    main(["generate", "--help"])
-    main(["new", "--help"])
+def test_flags_exist(page, capsys):
+    for command in (["train", "sft"], ["check-data"], ["generate"], ["new"]):
+        with contextlib.suppress(SystemExit):  # argparse ends the program after its help
+            main([*command, "--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     own = {"--index-url"}  # pip's
     assert set(re.findall(r"--[a-z][a-z-]*", page.read_text())) <= known | own
+
+
+def test_parity_figure_is_the_measured_one():
+    results = json.loads((ROOT / "benchmarks" / "results" / "parity.json").read_text())
+    (bound,) = re.findall(r"8 steps, relative difference at most (\S+) for sft", PAGES[0].read_text())
+    for method in ("sft", "dpo", "reward"):
+        cases = [case for case in results["cases"] if case["case"].startswith(method)]
+        assert cases
+        for case in cases:
+            assert len(case["series"]) == 8
+            assert max(abs(row["ours"] - row["theirs"]) / abs(row["theirs"]) for row in case["series"]) <= float(bound)

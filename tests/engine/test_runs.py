@@ -264,7 +264,9 @@ def test_a_trained_reward_model_scores_as_it_was_trained(train, tmp_path, lora, 
 
     rows = ROWS["reward"]
     if conversational:
-        rows = [{k: [{"role": "user" if k == "prompt" else "assistant", "content": v}] for k, v in r.items()} for r in rows]
+        rows = [
+            {k: [{"role": "user" if k == "prompt" else "assistant", "content": v}] for k, v in r.items()} for r in rows
+        ]
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)

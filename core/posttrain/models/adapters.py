@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ REFERENCE_ADAPTER = "reference"
 
 def _peft() -> Any:
     """peft, imported when an adapter is wanted: it takes seconds where bitsandbytes is installed."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns about kernels only its own users could want
     import peft
 
     return peft

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,10 @@ from posttrain.models.probe import check_logits, choose_layout
 if TYPE_CHECKING:
     from posttrain.settings import Settings
 
-# A bar per file of weights would break the one line that the run itself shows.
+# A bar per file of weights would break the one line that the run itself shows, and bitsandbytes, which transformers
+# imports where it is installed, warns of kernels that only its own users could want.
 transformers.utils.logging.disable_progress_bar()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
