@@ -11,18 +11,68 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.utils import logging
 
 import posttrain
 from posttrain.demo.task import accuracy, character_tokenizer, demonstrations, is_sorted, problems, small_model
 
+if TYPE_CHECKING:
+    from posttrain.engine.run import Run
+
+Rows = list[dict[str, str]]
 HELD_OUT, DEMONSTRATED, PRACTISED = 500, 1500, 5000
 
 
+def imitate(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace) -> Run:
+    """Supervised fine-tuning on demonstrations: rows with "prompt" and "completion"."""
+    return posttrain.train(
+        "sft",
+        model=model,
+        tokenizer=tokenizer,
+        data=demonstrations(rows),
+        steps=20 if options.quick else 300,
+        batch_size=64,
+        learning_rate=3e-3,  # high, as the weights start at random
+        warmup_steps=10,
+        seed=options.seed,
+        cache="off",
+        output=f"{options.output}/sft",
+        overwrite=True,
+        log_every=50,
+    )
+
+
+def reinforce(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace) -> Run:
+    """GRPO on rows with "prompt"; the reward gets every other column by its name."""
+    return posttrain.train(
+        "grpo",
+        model=model,
+        tokenizer=tokenizer,
+        data=rows,
+        reward=[is_sorted],
+        group_size=8,
+        beta=0.0,  # the wrong habits of the demonstrations are nothing to stay close to
+        max_new_tokens=6,
+        steps=2 if options.quick else 80,
+        batch_size=32,  # prompts, each answered group_size times
+        learning_rate=3e-4,
+        warmup_steps=5,
+        generation_batch_size=256,
+        seed=options.seed,
+        cache="off",
+        output=f"{options.output}/grpo",
+        overwrite=True,
+        log_every=10,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demonstration; 0 if held-out accuracy rose at both stages, else 1."""
+    """Run the demonstration; 0 if held-out accuracy rose at both stages (or ``--quick``), else 1."""
     options = _options(arguments)
+    torch.set_num_threads(1)  # a model this small loses time when several threads share its work
     logging.disable_progress_bar()  # one bar a stage is enough
     begun = time.monotonic()
 
@@ -35,52 +85,19 @@ def main(arguments: list[str] | None = None) -> int:
     before = accuracy(model, tokenizer, held_out)
 
     print("1. Supervised fine-tuning on demonstrations, half of which sort the wrong way round", flush=True)
-    imitated = posttrain.train(
-        "sft",
-        model=model,
-        tokenizer=tokenizer,
-        data=demonstrations(demonstrated),  # rows with "prompt" and "completion"
-        steps=20 if options.quick else 300,
-        batch_size=64,
-        learning_rate=3e-3,  # high, as the weights start at random
-        warmup_steps=10,
-        seed=options.seed,
-        cache="off",
-        output=f"{options.output}/sft",
-        overwrite=True,
-        log_every=50,
-    )
-    between = accuracy(imitated.model, tokenizer, held_out)
+    run = imitate(model, tokenizer, demonstrated, options)
+    between = accuracy(run.model, tokenizer, held_out)
 
     print(
         "2. GRPO: the model answers new problems eight times each, the reward says which answers are right", flush=True
     )
-    reinforced = posttrain.train(
-        "grpo",
-        model=imitated.model,
-        tokenizer=tokenizer,
-        data=practice,  # rows with "prompt"; the reward gets every other column by its name
-        reward=[is_sorted],
-        group_size=8,
-        beta=0.0,  # the wrong habits of the demonstrations are nothing to stay close to
-        max_new_tokens=6,
-        steps=2 if options.quick else 80,
-        batch_size=32,
-        learning_rate=3e-4,
-        warmup_steps=5,
-        generation_batch_size=256,
-        seed=options.seed,
-        cache="off",
-        output=f"{options.output}/grpo",
-        overwrite=True,
-        log_every=10,
-    )
-    after = accuracy(reinforced.model, tokenizer, held_out)
+    run = reinforce(run.model, tokenizer, practice, options)
+    after = accuracy(run.model, tokenizer, held_out)
 
     print(f"\nAccuracy on {HELD_OUT} held-out problems, after {time.monotonic() - begun:.0f} seconds")
     for name, value in (("random weights", before), ("after sft", between), ("after grpo", after)):
         print(f"  {name:<15} {value:6.1%}  {'#' * round(40 * value)}")
-    print(f"Model: {reinforced.path}/model   Metrics: {reinforced.path}/metrics.jsonl")
+    print(f"Model: {run.path}/model   Metrics: {run.path}/metrics.jsonl")
     return 0 if options.quick or before < between < after else 1
 
 
