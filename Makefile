@@ -24,7 +24,6 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 	elif nvidia-smi -L >/dev/null 2>&1 || test "$$(uname -s)" != Linux; then $(BIN)/python -m pip install torch==$(TORCH); \
 	else echo "No NVIDIA GPU: torch's CPU build"; \
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
-		$(BIN)/python -m pip install --index-url https://download.pytorch.org/whl/cpu --timeout 15 --retries 1 torch==$(TORCH) || \
 		$(BIN)/python -m pip install torch==$(TORCH); fi
 	$(BIN)/python -m pip install --quiet --group dev editables "transformers<5.20"  # vLLM 0.32 takes no newer one
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora]" $(addprefix -e ./,$(PLUGINS))

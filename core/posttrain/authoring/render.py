@@ -55,7 +55,7 @@ def _readme(card: Card) -> str:
     paper = f"Paper: {card.paper}\n\n" if card.paper else ""
     return (
         f"# {card.distribution}\n\n{card.summary}\n\n{paper}"
-        f"A method of [posttrain](https://pypi.org/project/posttrain/).\n\n```\n{_commands(card)}\n```\n"
+        f"A method of posttrain.\n\n```\n{_commands(card)}\n```\n"
     )
 
 

@@ -102,7 +102,7 @@ jobs:
       - uses: actions/setup-python@v5
         with:
           python-version: "3.11"
-      - run: pip install torch --index-url https://download.pytorch.org/whl/cpu
+      - run: pip install torch
       - run: pip install build pytest hypothesis .
       - run: $check
       - run: python -m pytest

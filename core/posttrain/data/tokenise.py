@@ -47,7 +47,13 @@ class Encoder:
         self.bos: int | None = tokenizer.bos_token_id
         self.stop_ids = stop_ids | ({self.eos} if self.eos is not None else set())
         self.offsets = bool(getattr(tokenizer, "is_fast", False))
-        ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        try:
+            ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # the Rust side raises nothing more precise
+            raise ModelError(
+                f"The tokenizer ({type(tokenizer).__name__}) cannot encode {_PROBE!r}: {' '.join(str(error).split())}. "
+                "Expected a tokenizer that takes any text: give it an unknown token, or use the model's own."
+            ) from error
         if not ids:
             raise ModelError(
                 f"the tokenizer ({type(tokenizer).__name__}) turns {_PROBE!r} into no token at all: it is broken or "

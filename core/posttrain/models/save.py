@@ -77,7 +77,7 @@ def write_model_card(folder: Path, facts: dict[str, Any], line: dict[str, Any], 
         f"# {folder.resolve().parent.name}",
         "",
         f"Trained from {'`' + Path(base).name + '`' if base else 'a model in memory'} with "
-        f"[posttrain](https://pypi.org/project/posttrain) {facts['versions'].get('posttrain', '')}, "
+        f"posttrain {facts['versions'].get('posttrain', '')}, "
         f"method `{method.name}` {method.version}: {method.summary}",
         f"Paper: {method.paper}" if method.paper else "",
         "",
