@@ -55,6 +55,18 @@ def posttrain_advantages(rewards, rollouts, config, state):
     """
 
 
+@hookspec(firstresult=True)
+def posttrain_annotate(examples, models, config, state):
+    """Return columns by name, computed without gradient from all examples of the optimiser step, on every rank alike.
+
+    Called once before the step's first forward pass, and in evaluations for each batch. For what couples examples (a
+    baseline of the batch, ranks, a sort) or needs passes over other sequences. A column is a tensor ``(B,)``, then
+    ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role.
+    ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy" or "reference")`` gives
+    the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
+    """
+
+
 @hookspec
 def posttrain_run_started(run):
     """Observers: the model and the data are loaded, the first step has not begun."""

@@ -87,6 +87,10 @@ class Method:
         """``posttrain_advantages``: ``(B,)`` or ``(B, T)`` for rewards ``(B,)`` of the whole step."""
         return self._relay.hook.posttrain_advantages(rewards=rewards, rollouts=rollouts, config=config, state=state)
 
+    def annotate(self, *, examples: list[Any], models: Any, config: Any, state: dict[str, Any]) -> dict[str, Any]:
+        """``posttrain_annotate``: columns by name for all examples of a step."""
+        return self._relay.hook.posttrain_annotate(examples=examples, models=models, config=config, state=state)
+
     def _kinds(self) -> dict[str, Any]:
         try:
             return typing.get_type_hints(self.Config, globalns=vars(self.module))

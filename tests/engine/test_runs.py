@@ -232,11 +232,13 @@ def test_the_last_batch_of_an_epoch_is_a_batch_of_its_own(train):
     assert short.metrics[1]["grad_norm"] == pytest.approx(alone.metrics[0]["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "kto"])
 def test_two_processes_equal_one(tmp_path, model_folder, data_file, method):
-    """S2, S5, G7, D5: unlike token counts on two ranks, the same series as one process."""
+    """S2, S5, G7, D5, P1: unlike token counts on two ranks, the same series as one process; kto pairs over ranks."""
     file = tmp_path / "data.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[method][:7]))
+    judged = [row | {"label": place % 2 == 0} for place, row in enumerate(ROWS["sft"])]
+    rows = judged if method == "kto" else ROWS[method]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
     reward = tmp_path / "rewards.py"
     reward.write_text("def count(completions, **_):\n    return [c[:4].count('a') / 4 for c in completions]\n")
     common = ["--model", str(model_folder), "--data", str(file), "--eval-data", str(file), "--batch-size", "7"]

@@ -53,10 +53,7 @@ def _classifiers(card: Card, old: list[str]) -> list[str]:
 
 def _readme(card: Card) -> str:
     paper = f"Paper: {card.paper}\n\n" if card.paper else ""
-    return (
-        f"# {card.distribution}\n\n{card.summary}\n\n{paper}"
-        f"A method of posttrain.\n\n```\n{_commands(card)}\n```\n"
-    )
+    return f"# {card.distribution}\n\n{card.summary}\n\n{paper}A method of posttrain.\n\n```\n{_commands(card)}\n```\n"
 
 
 def _commands(card: Card) -> str:

@@ -15,13 +15,22 @@ from torch import nn
 from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
 from posttrain.engine.evaluate import HeldOutLoss
+from posttrain.engine.forward import TokenModel
 from posttrain.engine.optim import build_optimizer, build_schedule
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import SettingsError
 from posttrain.generation.hf import HfGenerator
 from posttrain.methods import Method
-from posttrain.models.load import Loaded, load_policy, load_tokenizer, stop_ids_of
+from posttrain.models.load import (
+    Loaded,
+    choose_device,
+    load_module,
+    load_policy,
+    load_tokenizer,
+    stop_ids,
+    stop_ids_of,
+)
 from posttrain.models.reference import Reference
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.source import GreedyReward, Online
@@ -100,7 +109,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     reward_head = card.needs_now("reward-head", config)
     loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, reward_head)
     strategy.prepare(loaded.policy)
-    reference = Reference(loaded.policy, settings) if card.needs_now("reference", config) else None
+    reference = _reference(loaded.policy, settings) if card.needs_now("reference", config) else None
     run = Run(
         settings=settings,
         method=method,
@@ -120,6 +129,12 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     run.schedule = build_schedule(run.optimizer, settings, run.total)
     data.notes += [*loaded.notes, f"strategy {why}"]
     return run
+
+
+def _reference(policy: TokenModel, settings: Settings) -> Reference:
+    if settings.reference_model is None:
+        return Reference(policy)
+    return Reference(policy, load_module(settings.reference_model, settings, choose_device(settings), False, None))
 
 
 def _sources(run: Run, data: Prepared) -> None:
@@ -209,8 +224,6 @@ def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
 
 
 def _stops(objects: Objects, tokenizer: Any) -> set[int]:
-    from posttrain.models.load import stop_ids
-
     return stop_ids(objects.model, tokenizer)
 
 

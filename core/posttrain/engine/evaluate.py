@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from posttrain.engine.annotate import annotate
 from posttrain.engine.step import evaluate_loss
 from posttrain.views import Example, Step
 
@@ -23,12 +25,18 @@ class HeldOutLoss:
     """Mean loss and metrics over the held-out rows, each row counted once whatever the number of ranks (D5)."""
 
     def __init__(self, data: Sequence[Example], batches: int | None, batch_size: int):
-        self.data = data if batches is None else [data[i] for i in range(min(len(data), batches * batch_size))]
+        self.data, self.batch_size = data, batch_size
+        self.count = len(data) if batches is None else min(len(data), batches * batch_size)
 
     def __call__(self, run: Run) -> dict[str, float]:
         """Loss, its terms where there are several, and the method's metrics."""
-        examples = run.strategy.share([self.data[i] for i in range(len(self.data))])
-        outcome = evaluate_loss(run, examples, Step(run.step, run.total))
+        everyone = [self.data[i] for i in range(self.count)]
+        state = copy.deepcopy(run.state)
+        for start in range(0, self.count, self.batch_size):
+            annotate(run, everyone[start : start + self.batch_size])
+        run.state.clear()
+        run.state.update(state)  # what an evaluation sees must not move the training (D3)
+        outcome = evaluate_loss(run, run.strategy.share(everyone), Step(run.step, run.total))
         terms = outcome.terms if len(outcome.terms) > 1 else {}
         return {"loss": outcome.loss, **terms, **outcome.metrics}
 

@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from posttrain.engine.annotate import annotate
 from posttrain.engine.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.engine.evaluate import best_metric, is_better
 from posttrain.engine.step import Outcome, optimiser_step
@@ -47,7 +48,9 @@ def train_loop(run: Run, progress: Progress) -> None:
 
 def _one_step(run: Run) -> dict[str, Any]:
     begun = time.monotonic()
-    examples = run.strategy.share(run.source.examples(run.step))
+    everyone = run.source.examples(run.step)
+    annotate(run, everyone)
+    examples = run.strategy.share(everyone)
     rate = float(run.schedule.get_last_lr()[0])
     outcome = optimiser_step(run, examples, Step(run.step, run.total))
     run.step += 1

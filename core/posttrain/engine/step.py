@@ -121,7 +121,7 @@ def no_grad_logps(run: Run, examples: list[Example], reference: bool = False) ->
             with run.autocast():
                 results = model(sequences_of(micro), Request(run.settings.head_chunk_tokens, run.temperature))
             counts = [s.count for s in sequences_of(micro)]
-            yield from zip(micro, results["logps"].float().cpu().split(counts), strict=True)
+            yield from zip(micro, results["logps"].cpu().split(counts), strict=True)
     run.policy.train(training)
 
 

@@ -5,33 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain.engine.forward import TokenModel
 from posttrain.models.adapters import REFERENCE_ADAPTER
 from posttrain.models.head import find_head
-
-if TYPE_CHECKING:
-    from posttrain.settings import Settings
 
 
 class Reference:
     """``active()`` gives the reference as a TokenModel, in evaluation mode, and restores the policy afterwards.
 
     With a new adapter it is the policy's own base, adapters off; with an adapter loaded from disk a frozen copy of
-    that adapter; with full fine-tuning a frozen copy of the weights; or another model that was named.
+    that adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own.
     """
 
-    def __init__(self, policy: TokenModel, settings: Settings):
+    def __init__(self, policy: TokenModel, other: Any = None):
         self.policy = policy
         self.model: TokenModel | None = None
-        if settings.reference_model is not None:
-            from posttrain.models.load import choose_device, load_module
-
-            other = load_module(settings.reference_model, settings, choose_device(settings), False, None)
-            self.model = _frozen(TokenModel(other, find_head(other), policy.packed, policy.shared))
-        elif not hasattr(policy.model, "peft_config"):
+        if other is None and not hasattr(policy.model, "peft_config"):
             other = copy.deepcopy(policy.model)
+        if other is not None:
             self.model = _frozen(TokenModel(other, find_head(other), policy.packed, policy.shared))
 
     @contextmanager

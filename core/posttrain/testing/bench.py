@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posttrain.engine.annotate import add_columns
 from posttrain.engine.batches import build_batch
 from posttrain.engine.forward import build_views, sequences_of
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
@@ -59,6 +60,7 @@ def micro_batch(
     method: Method, config: Any, inputs: Inputs, examples: list[Example], padding: int = 0, chunk: int = 256
 ) -> MicroBatch:
     """Views and batch of some of the step's examples; ``padding`` empty columns are added to every view."""
+    _annotate_once(method, config, inputs)
     batch, masks = build_batch(examples, _CPU)
     policy = build_views(examples, _policy_results(method, config, inputs, examples, chunk))
     reference = None
@@ -94,6 +96,7 @@ def step_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """The reduced loss of the step, a scalar with gradient, and its metrics, under a layout."""
     layout = layout or whole(inputs)
+    _annotate_once(method, config, inputs)
     totals = Totals.of(inputs.examples)
     shares: list[Tensor] = []
     averages = Averages()
@@ -107,6 +110,37 @@ def step_loss(
                 shares.append(share)
                 averages.add(metrics)
     return torch.stack(shares).sum(), averages.result()
+
+
+class _Models:
+    """What ``posttrain_annotate`` asks: the step's own sequences by their logits, any other by a rule of its ids."""
+
+    def __init__(self, inputs: Inputs):
+        self.inputs = inputs
+
+    def logps(self, sequences: list[Any], model: str = "policy") -> list[Tensor]:
+        """Log-probs ``(t,)`` of each sequence's trained tokens."""
+        logits = (self.inputs.reference_logits if model == "reference" else self.inputs.logits).detach()
+        found = []
+        for sequence in sequences:
+            if id(sequence) in self.inputs.tokens:
+                labels = sequence.ids[sequence.trained]
+                rows = logits[self.inputs.tokens[id(sequence)]].log_softmax(-1)
+                found.append(rows.gather(1, labels[:, None])[:, 0])
+            else:
+                shift = 1.1 if model == "reference" else 1.0
+                found.append(-((sequence.ids[sequence.trained] * 0.37 + shift) % 2.3).to(logits.dtype))
+        return found
+
+
+def _annotate_once(method: Method, config: Any, inputs: Inputs) -> None:
+    """Columns from the whole step, made once: they are constants to the gradient, however the step is cut."""
+    key = (id(method), repr(config))
+    if method.has("posttrain_annotate") and inputs.annotated != key:
+        with torch.no_grad():
+            columns = method.annotate(examples=inputs.examples, models=_Models(inputs), config=config, state={})
+        add_columns(inputs.examples, columns, method.card.name)
+        inputs.annotated = key
 
 
 def values_of(term: Tensor | PerToken) -> Tensor:

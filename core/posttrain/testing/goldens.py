@@ -30,6 +30,7 @@ from posttrain.discovery import find_folder, installed
 from posttrain.engine.reduction import Totals, reduce_loss, split_loss
 from posttrain.errors import DataError, MethodError, PosttrainError, SettingsError
 from posttrain.methods import Method, load
+from posttrain.testing.golden_annotations import annotations
 from posttrain.testing.golden_inputs import (
     Inputs,
     columns_of,
@@ -177,6 +178,7 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         result.method = method.name
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
+        raw = {method.card.goldens.get(key, key): value for key, value in raw.items()}
         _compare(result, method, config, entry, raw, quantity)
     except (NotImplementedHere, SettingsError) as error:
         result.status, result.reason = MISSING, str(error)
@@ -211,6 +213,7 @@ def _compare(
     inputs = read_inputs(raw, method.card.needs_now("reward-head", config))
     batch = Batch(inputs.size, columns_of(inputs))
     advantages = _advantages(method, config, inputs, batch, entry)
+    batch.columns = annotations(method, config, inputs) | batch.columns
     loss = _loss(method, config, inputs, batch)
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)

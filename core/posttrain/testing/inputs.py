@@ -52,6 +52,8 @@ class Inputs:
     """Identity of a sequence -> its places in ``logits``."""
     rows: dict[int, int] = field(default_factory=dict)
     """Identity of a sequence -> its place in ``scores``."""
+    annotated: tuple[int, str] | None = None
+    """For which method and options ``posttrain_annotate`` has added its columns."""
 
     @property
     def leaf(self) -> Tensor:

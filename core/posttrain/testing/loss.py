@@ -132,7 +132,8 @@ def check_reference_is_used(subject: Subject) -> None:
             continue
         loss, _ = step_loss(method, config, inputs)
         gradient = inputs.gradient(loss)
-        inputs.reference_logits = inputs.reference_logits.flip(0)
+        inputs.reference_logits = 0.7 * inputs.reference_logits.flip(0)
+        inputs.annotated = None
         moved, _ = step_loss(method, config, inputs)
         same = torch.equal(loss, moved) and torch.equal(gradient, inputs.gradient(moved))
         if same and not _moves_advantages(method, config):

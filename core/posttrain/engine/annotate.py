@@ -1,0 +1,62 @@
+"""What a method works out from a whole step without gradient: columns that its loss then reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.engine.step import no_grad_logps
+from posttrain.errors import PluginError
+from posttrain.views import Example, Sequence
+
+if TYPE_CHECKING:
+    from posttrain.engine.run import Run
+
+
+class Models:
+    """The models of a run as ``posttrain_annotate`` sees them: log-probs of any sequences, computed by all ranks."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def logps(self, sequences: list[Sequence], model: str = "policy") -> list[Tensor]:
+        """Log-probs ``(t,)`` of the trained tokens of each sequence under "policy" or "reference"."""
+        run = self.run
+        if model not in ("policy", "reference"):
+            raise PluginError(f"'{run.card.name}' asks for the model '{model}'. There are 'policy' and 'reference'.")
+        if model == "reference" and run.reference is None:
+            raise PluginError(f"'{run.card.name}' asks for the reference, but its card has no 'reference' in needs.")
+        mine = run.strategy.share([Example({"completion": [sequence]}) for sequence in sequences])
+        found = {id(example): logps for example, logps in no_grad_logps(run, mine, model == "reference")}
+        return run.strategy.gather([found[id(example)] for example in mine])
+
+
+def annotate(run: Run, examples: list[Example]) -> None:
+    """Let the method add its columns to ``examples``, all of one global step."""
+    if run.method.has("posttrain_annotate"):
+        with torch.no_grad():
+            columns = run.method.annotate(examples=examples, models=Models(run), config=run.config, state=run.state)
+        add_columns(examples, columns or {}, run.card.name)
+
+
+def add_columns(examples: list[Example], columns: dict[str, Any], method: str) -> None:
+    """Put each value of each column where it belongs. Raises PluginError for a column of another length."""
+    for name, values in columns.items():
+        if len(values) != len(examples):
+            raise PluginError(
+                f"posttrain_annotate of '{method}' returned {len(values)} values for '{name}' with {len(examples)} "
+                "examples. Expected a tensor (B,) or a list of B tensors."
+            )
+        for example, value in zip(examples, values, strict=True):
+            if isinstance(values, Tensor):
+                example.columns[name] = value.detach()
+                continue
+            first = next(iter(example.sequences.values()))[0]
+            if value.shape != (first.count,):
+                raise PluginError(
+                    f"posttrain_annotate of '{method}' returned a tensor {tuple(value.shape)} for '{name}', expected "
+                    f"({first.count},): one value a trained token."
+                )
+            first.per_token[name] = value.detach()

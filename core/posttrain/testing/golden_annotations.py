@@ -1,0 +1,51 @@
+"""Columns that a method works out from a whole step, for a golden entry: its rows as examples, its log-probs as models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.engine.annotate import add_columns
+from posttrain.engine.batches import build_batch
+from posttrain.methods import Method
+from posttrain.testing.golden_inputs import Inputs
+from posttrain.views import Example, Sequence
+
+
+class NotInTheFile(LookupError):
+    """The hook asks for log-probs of a sequence that the file knows nothing of; the file states the column instead."""
+
+
+class _Models:
+    def __init__(self) -> None:
+        self.known: dict[int, dict[str, Tensor]] = {}
+
+    def logps(self, sequences: list[Sequence], model: str = "policy") -> list[Tensor]:
+        """Log-probs ``(t,)`` as the file gives them."""
+        try:
+            return [self.known[id(sequence)][model].detach() for sequence in sequences]
+        except KeyError:
+            raise NotInTheFile from None
+
+
+def annotations(method: Method, config: Any, inputs: Inputs) -> dict[str, Any]:
+    """What ``posttrain_annotate`` returns for the entry's rows, as columns of its batch; empty without the hook."""
+    if not method.has("posttrain_annotate"):
+        return {}
+    models = _Models()
+    examples = [Example({}, {}) for _ in range(inputs.size)]
+    for name, role in inputs.roles.items():
+        assert role.mask is not None  # read_inputs gives every role of log-probs one
+        for row, mask in enumerate(role.mask):
+            count = int(mask.sum())
+            sequence = Sequence(torch.arange(count + 1), torch.arange(count + 1) > 0)
+            models.known[id(sequence)] = {model: logps[row][mask] for model, logps in role.logps.items()}
+            examples[row].sequences[name] = [sequence]
+    try:
+        columns = method.annotate(examples=examples, models=models, config=config, state=dict(inputs.others))
+    except NotInTheFile:
+        return {}
+    add_columns(examples, columns, method.name)
+    return build_batch(examples, torch.device("cpu"))[0].columns
