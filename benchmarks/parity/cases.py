@@ -8,7 +8,19 @@ STEPS = 8
 LEARNING_RATE = 1e-3
 MAX_GRAD_NORM = 1.0
 ADAM_EPSILON = 1e-8
-BETA = {"dpo": 0.1, "grpo": 0.04, "rloo": 0.05}
+BETA = {
+    "dpo": 0.1,
+    "ipo": 0.1,
+    "orpo": 0.1,
+    "cpo": 0.1,
+    "simpo": 2.0,
+    "apo-zero": 0.1,
+    "apo-down": 0.1,
+    "grpo": 0.04,
+    "rloo": 0.05,
+}
+GAMMA = {"simpo": 1.0}
+SFT_WEIGHT = {"cpo": 1.0}
 ONLINE_PROMPTS = 2
 """Prompts in an optimiser step of an online method."""
 OFFLINE_BATCH = 4
@@ -49,6 +61,8 @@ CASES = [
     Case("grpo", updates=2, loss_type="grpo", aggregation="sequence"),
     Case("grpo", updates=2, loss_type="dapo", aggregation="token"),
     Case("rloo", updates=2),
+    *(Case(method, accumulation) for method in ("ipo", "simpo", "apo-zero", "apo-down") for accumulation in (1, 2)),
+    *(Case(method) for method in ("orpo", "cpo")),  # TRL's likelihood term depends on the passes, see README.md
 ]
 METHODS = list(dict.fromkeys(case.method for case in CASES))
 

@@ -75,7 +75,8 @@ def _file(case: cases.Case) -> str:
 
 
 def _options(case: cases.Case) -> dict[str, Any]:
-    options: dict[str, Any] = {"beta": cases.BETA[case.method]} if case.method in cases.BETA else {}
+    told = {"beta": cases.BETA, "gamma": cases.GAMMA, "sft_weight": cases.SFT_WEIGHT}
+    options: dict[str, Any] = {name: value[case.method] for name, value in told.items() if case.method in value}
     if not case.online:
         size = cases.OFFLINE_BATCH
         return options | {"batch_size": size, "micro_batch_size": size // case.accumulation}

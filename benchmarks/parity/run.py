@@ -55,13 +55,22 @@ def main() -> int:
         _print(result)
     failed = [r["case"] for r in results if not r["same_ids"] or r["largest"] > arguments.bound]
     _summary(results, arguments.bound)
-    facts = {"bound": arguments.bound, "steps": cases.STEPS, "versions": versions, "cases": results}
-    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.output).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    facts = {"bound": arguments.bound, "steps": cases.STEPS, "versions": versions}
+    _write(Path(arguments.output), facts, results)
     print(f"written: {arguments.output}")
     if failed:
         print(f"FAILED: {'; '.join(failed)}. Expected equal token ids and differences of at most {arguments.bound:g}.")
     return int(bool(failed))
+
+
+def _write(file: Path, facts: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Write the results; those of other cases stay if they were measured under the same conditions."""
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = {case["case"]: case for case in kept.pop("cases", []) if kept == facts}
+    found |= {result["case"]: result for result in results}
+    order = [found[case.name] for case in cases.CASES if case.name in found]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(facts | {"cases": order}, indent=1) + "\n", encoding="utf-8")
 
 
 def _peer_python() -> str:

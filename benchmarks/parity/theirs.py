@@ -25,6 +25,8 @@ from trl import (
     SFTConfig,
     SFTTrainer,
 )
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
 class Clock(TrainerCallback):
@@ -60,7 +62,8 @@ def main(folder: Path, case: cases.Case, result: Path) -> None:
 def _trainer(folder: Path, case: cases.Case, output: str) -> Any:
     model = str(folder / ("reward-model" if case.method == "reward" else "model"))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    build = {"sft": _sft, "dpo": _dpo, "reward": _reward, "grpo": _online, "rloo": _online}[case.method]
+    builders = {"sft": _sft, "reward": _reward, "grpo": _online, "rloo": _online, "orpo": _orpo}
+    build = builders.get(case.method, _cpo if case.method in ("cpo", "simpo") else _dpo)
     return build(folder, case, _shared(case, output), model, tokenizer)
 
 
@@ -102,8 +105,37 @@ def _sft(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tok
 
 
 def _dpo(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tokenizer: Any) -> Any:
-    config = DPOConfig(**shared, beta=cases.BETA["dpo"], train_sampling_strategy="sequential")
-    return DPOTrainer(model, args=config, train_dataset=_rows(folder, "preference.jsonl"), processing_class=tokenizer)
+    loss = "sigmoid" if case.method == "dpo" else case.method.replace("-", "_")
+    shared |= {"beta": cases.BETA[case.method], "loss_type": [loss], "train_sampling_strategy": "sequential"}
+    rows = _rows(folder, "preference.jsonl")
+    return DPOTrainer(model, args=DPOConfig(**shared), train_dataset=rows, processing_class=tokenizer)
+
+
+def _cpo(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tokenizer: Any) -> Any:
+    shared |= {"beta": cases.BETA[case.method], "train_sampling_strategy": "sequential"}
+    if case.method == "simpo":
+        shared |= {"loss_type": "simpo", "simpo_gamma": cases.GAMMA["simpo"], "cpo_alpha": 0.0}  # see README.md
+    else:
+        shared |= {"loss_type": "sigmoid", "cpo_alpha": cases.SFT_WEIGHT["cpo"]}
+    rows = _rows(folder, "preference.jsonl")
+    return CPOTrainer(model, args=CPOConfig(**shared), train_dataset=rows, processing_class=tokenizer)
+
+
+def _orpo(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tokenizer: Any) -> Any:
+    shared |= {"beta": cases.BETA["orpo"], "train_sampling_strategy": "sequential"}
+    rows = _rows(folder, "preference.jsonl")
+    return CompletionLikelihood(model, args=ORPOConfig(**shared), train_dataset=rows, processing_class=tokenizer)
+
+
+class CompletionLikelihood(ORPOTrainer):
+    """ORPO's own loss on the forward pass of TRL's CPO, whose likelihood leaves the prompt out. See README.md."""
+
+    concatenated_forward = CPOTrainer.concatenated_forward
+    loss_type, cpo_alpha = "simpo", 1.0  # what makes that pass return means over tokens, and a likelihood
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.padding_value
 
 
 def _reward(folder: Path, case: cases.Case, shared: dict[str, Any], model: str, tokenizer: Any) -> Any:
@@ -157,6 +189,12 @@ def _ids(trainer: Any, case: cases.Case) -> list[Any]:
         return [[row["input_ids"], row["labels"].count(-100)] for row in trainer.train_dataset]
     if case.method == "reward":
         return [[row[name], 0] for row in trainer.train_dataset for name in ("chosen_ids", "rejected_ids")]
+    if case.method in ("orpo", "cpo", "simpo"):
+        return [
+            [row[f"{role}_input_ids"], row[f"{role}_labels"].count(-100)]
+            for row in trainer.train_dataset
+            for role in ("chosen", "rejected")
+        ]
     names = ("chosen_ids", "rejected_ids")
     return [[row["prompt_ids"] + row[name], len(row["prompt_ids"])] for row in trainer.train_dataset for name in names]
 

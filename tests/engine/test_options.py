@@ -38,7 +38,7 @@ def test_optimizers_by_the_names_people_know(train, name):
 
 
 def test_an_unknown_optimizer_has_a_neighbour(train):
-    with pytest.raises(SettingsError, match="No optimizer is called 'adamv'. Did you mean 'adamw'"):
+    with pytest.raises(SettingsError, match=r"No optimizer is called 'adamv'\. Did you mean 'adamw'"):
         train("sft", optimizer="adamv")
 
 
@@ -130,5 +130,5 @@ def test_data_that_ends_too_early_is_said(train):
 
 
 def test_a_reward_is_asked_for(train):
-    with pytest.raises(SettingsError, match="learns from rewards and none was given. Name one: --reward gsm8k"):
+    with pytest.raises(SettingsError, match=r"learns from rewards and none was given\. Name one: --reward gsm8k"):
         train("grpo", reward=[])

@@ -1,4 +1,4 @@
-"""Columns that a method works out from a whole step, for a golden entry: its rows as examples, its log-probs as models."""
+"""Columns that a method works out from a whole step, for a golden entry: rows as examples, log-probs as models."""
 
 from __future__ import annotations
 
