@@ -30,7 +30,7 @@ class _Models:
             raise NotInTheFile from None
 
 
-def annotations(method: Method, config: Any, inputs: Inputs) -> dict[str, Any]:
+def annotated_columns(method: Method, config: Any, inputs: Inputs) -> dict[str, Any]:
     """What ``posttrain_annotate`` returns for the entry's rows, as columns of its batch; empty without the hook."""
     if not method.has("posttrain_annotate"):
         return {}

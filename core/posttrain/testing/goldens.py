@@ -30,7 +30,7 @@ from posttrain.discovery import find_folder, installed
 from posttrain.engine.reduction import Totals, reduce_loss, split_loss
 from posttrain.errors import DataError, MethodError, PosttrainError, SettingsError
 from posttrain.methods import Method, load
-from posttrain.testing.golden_annotations import annotations
+from posttrain.testing.golden_annotations import annotated_columns
 from posttrain.testing.golden_inputs import (
     Inputs,
     columns_of,
@@ -213,7 +213,7 @@ def _compare(
     inputs = read_inputs(raw, method.card.needs_now("reward-head", config))
     batch = Batch(inputs.size, columns_of(inputs))
     advantages = _advantages(method, config, inputs, batch, entry)
-    batch.columns = annotations(method, config, inputs) | batch.columns
+    batch.columns = annotated_columns(method, config, inputs) | batch.columns
     loss = _loss(method, config, inputs, batch)
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)
