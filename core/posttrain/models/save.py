@@ -69,6 +69,7 @@ def write_model_card(folder: Path, facts: dict[str, Any], line: dict[str, Any], 
         k: settings[k]
         for k in ("steps", "epochs", "batch_size", "learning_rate", "schedule", "optimizer", "seed", "lora")
     }
+    rows.pop("epochs" if settings["steps"] else "steps")
     rows |= {f"{method.name}.{key}": value for key, value in facts["options"].items()}
     table = [f"| {key} | {value} |" for key, value in rows.items() if value not in (None, "")]
     results = [f"| {k} | {v:.6g} |" for k, v in line.items() if isinstance(v, int | float) and k not in ("seconds",)]

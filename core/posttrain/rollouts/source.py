@@ -211,11 +211,12 @@ def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
 
 def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
     """What the log says of a batch of rollouts."""
-    spread = [float(rewards[rollouts.group == g].std(correction=0)) for g in rollouts.group.unique()]
+    groups = [rewards[rollouts.group == g] for g in rollouts.group.unique()]
+    spread = [float(group.std(correction=0)) for group in groups]
     found = {
         "reward": float(rewards.mean()),
         "reward_std": sum(spread) / len(spread),
-        "zero_spread_share": sum(s == 0 for s in spread) / len(spread),
+        "zero_spread_share": sum(bool(group.max() == group.min()) for group in groups) / len(groups),
         "completion_length": float(rollouts.lengths.mean()),
         "truncated_share": float((~rollouts.finished).float().mean()),
     }

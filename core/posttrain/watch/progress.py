@@ -47,7 +47,10 @@ class Progress:
         assert self.begun is not None
         pace = (time.monotonic() - self.begun) / max(1, number - self.first)
         filled = BAR * number // max(1, self.total)
-        parts = [f"[{'#' * filled}{'.' * (BAR - filled)}] {number}/{self.total}", f"loss {line['loss']:.4f}"]
+        parts = [
+            f"[{'#' * filled}{'.' * (BAR - filled)}] {number}/{self.total}",
+            f"loss {round(line['loss'], 4) + 0.0:.4f}",
+        ]
         for name in ("reward", "eval_loss", "eval_reward", "accuracy"):
             if name in line:
                 parts.append(f"{name.replace('_', ' ')} {line[name]:.3f}")
