@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from posttrain import methods
 from posttrain.authoring.new import new
 from posttrain.errors import PosttrainError

@@ -1,7 +1,6 @@
 """Mistakes in the flags of ``posttrain check`` are one line on stderr and exit code 2; nothing is checked."""
 
 import pytest
-
 from posttrain.cli.main import main
 
 

@@ -5,7 +5,6 @@ import sys
 from types import ModuleType
 
 import pytest
-
 from posttrain import __version__
 from posttrain.cli import main as cli
 from posttrain.cli.main import main

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from posttrain import config
 from posttrain.cards import Card
 from posttrain.errors import CardError, MethodError, SettingsError

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from posttrain.demo import task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-
 from posttrain import catalogue, discovery
 from posttrain.errors import MethodError
 

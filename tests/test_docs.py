@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from posttrain import hookspecs
 from posttrain.cli.main import COMMANDS, main
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from posttrain.errors import DataError, SettingsError
 from posttrain.testing.golden_inputs import columns_of, given_statistics, read_inputs, rollouts_of, views_of
 from posttrain.testing.goldens import evaluate, run

@@ -4,7 +4,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from posttrain import hookimpl, methods
 from posttrain.cards import Card
 from posttrain.errors import DependencyError, PluginError, SettingsError

@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from posttrain import discovery, methods
 from posttrain.authoring.losses import LOSSES
 from posttrain.authoring.new import new

@@ -12,7 +12,6 @@ import venv
 from pathlib import Path
 
 import pytest
-
 from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from posttrain import deprecations
 from posttrain.authoring.promote import criteria, move, plugin_folder
 from posttrain.cards import read_card

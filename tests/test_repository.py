@@ -4,9 +4,8 @@ import ast
 import tomllib
 from pathlib import Path
 
-import pytest
-
 import posttrain
+import pytest
 from posttrain.authoring import sync
 from posttrain.cards import read_card
 

@@ -6,7 +6,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
 from posttrain.authoring import sync, toml
 from posttrain.authoring.samples import SAMPLES
 from posttrain.cards import SCHEMAS

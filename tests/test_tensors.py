@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from posttrain import tensors
 
 D = torch.float64

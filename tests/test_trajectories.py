@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from posttrain.errors import MethodError
 from posttrain.testing.trajectory import difference, record, store
 

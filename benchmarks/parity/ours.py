@@ -22,7 +22,6 @@ class FromFile:
     def generate(self, prompts: list[Any], sampling: Any, seeds: list[list[int]]) -> list[list[Any]]:
         """The stored completions of each prompt."""
         import torch
-
         from posttrain.generation.protocol import Completion
 
         groups = []

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
@@ -55,12 +54,6 @@ def test_weight_of_the_likelihood():
     loss, _ = loss_of(POLICY, sft_weight=0.5)
     assert loss["nll"].values.tolist() == [[0.5, 1, 1.5, 2], [1.5, 0, 0, 0]]
     assert loss["preference"][0].item() == pytest.approx(0.598139, abs=1e-6)
-
-
-def test_padding_has_no_likelihood():
-    """M3: log-probs that a masked place may hold are not part of the core's mean over tokens."""
-    loss, _ = loss_of(POLICY)
-    assert loss["nll"].mask.sum().item() == 5
 
 
 def test_metrics_by_hand():

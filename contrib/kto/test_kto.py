@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import posttrain_method_kto as kto
 import pytest
 import torch
-
 from posttrain.views import Batch, Example, Sequence, View, Views
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "methods" / "goldens-offline.json"

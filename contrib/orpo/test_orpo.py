@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views

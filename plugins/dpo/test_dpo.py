@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from posttrain.errors import SettingsError
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate

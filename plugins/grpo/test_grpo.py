@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from posttrain.errors import SettingsError
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views

@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-
 from posttrain.discovery import installed
 from posttrain.errors import MethodError, SettingsError
 from posttrain.testing import checks_for, parametrize_checks, run_check, subject_of

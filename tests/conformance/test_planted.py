@@ -1,7 +1,6 @@
 """Every check catches the bug that is planted for it, and finds nothing wrong with the method without the bug."""
 
 import pytest
-
 from posttrain.testing import checks_for, run_check, subject_of
 from posttrain.testing.registry import GROUPS, all_checks, find_check
 

@@ -1,7 +1,6 @@
 """Every text that bad data gets, exactly."""
 
 import pytest
-
 from posttrain.data import read_rows
 from posttrain.errors import DataError, ModelError, SettingsError
 from posttrain.settings import Settings

@@ -1,7 +1,6 @@
 """Rows from a plugin's source, found by name and imported only when they are read."""
 
 import pytest
-
 from posttrain.data import read_rows
 from posttrain.errors import DataError, PluginError
 from posttrain.settings import Settings

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from posttrain.data import check_data, preparation, read_rows, show, stream
 from posttrain.errors import DataError, SettingsError
 from posttrain.settings import Settings

@@ -7,13 +7,12 @@ import sys
 import datasets
 import pyarrow
 import pytest
-from pyarrow import parquet
-
 from posttrain.cards import SCHEMAS
 from posttrain.data import read_rows
 from posttrain.data.sources import split_weight
 from posttrain.errors import DataError
 from posttrain.settings import Settings
+from pyarrow import parquet
 
 ROWS = [
     {"prompt": "a", "completion": "eins", "label": True, "note": "é"},

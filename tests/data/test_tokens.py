@@ -1,7 +1,6 @@
 """Which tokens a row becomes and which of them are learnt."""
 
 import pytest
-
 from posttrain.errors import DataError, ModelError, SettingsError
 
 

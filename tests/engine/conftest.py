@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from posttrain import api
 from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
 

@@ -2,16 +2,6 @@
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Cohere2Config,
-    Gemma2Config,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen3Config,
-)
-
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel, build_views, sequences_of
 from posttrain.engine.head import Request
@@ -21,6 +11,15 @@ from posttrain.models.head import find_head
 from posttrain.models.probe import check_logits, choose_layout
 from posttrain.testing.tiny import tiny_model
 from posttrain.views import Example, Sequence
+from transformers import (
+    AutoModelForCausalLM,
+    Cohere2Config,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 
 def sequences(*lengths: int, vocabulary: int = 13) -> list[Sequence]:

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
-
 from posttrain.engine.head import Head, Request, token_statistics
+from torch import nn
 
 TOKENS, HIDDEN, VOCABULARY = 37, 16, 53
 

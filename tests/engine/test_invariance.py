@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from posttrain.engine.step import optimiser_step
 from posttrain.views import Step
 

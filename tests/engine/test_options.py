@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-
 from posttrain import api
 from posttrain.errors import DataError, SettingsError
 from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer

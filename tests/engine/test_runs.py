@@ -12,7 +12,6 @@ import peft
 import pytest
 import torch
 import transformers
-
 from posttrain import api
 from posttrain.errors import CheckpointError, RunStopped, SettingsError
 from posttrain.testing.tiny import tiny_model, tiny_tokenizer

@@ -6,11 +6,10 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from posttrain import api
 from posttrain.errors import ModelError, SettingsError
 from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from safetensors.torch import load_file
 
 from .conftest import ROWS
 

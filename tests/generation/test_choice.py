@@ -3,11 +3,10 @@ import random
 
 import pytest
 import torch
-from transformers import TopKLogitsWarper, TopPLogitsWarper
-
 from posttrain.errors import SettingsError
 from posttrain.generation import Sampling
 from posttrain.generation.choice import choose, restrict
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 
 def test_uniform_number_selects_by_cumulative_probability():

@@ -4,11 +4,10 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
-
 from posttrain.errors import DataError, RunFailed, SettingsError
 from posttrain.generation import Sampling
 from posttrain.generation.hf import HfGenerator
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 EOS, END_OF_TURN = 256, 257
 

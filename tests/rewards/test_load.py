@@ -3,7 +3,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from posttrain.errors import RewardError, SettingsError
 from posttrain.rewards import check_columns, installed_rewards, load_rewards
 

@@ -2,6 +2,8 @@ import json
 
 import pytest
 import torch
+from posttrain.errors import ModelError, RewardError
+from posttrain.rewards.model import encode, reward_model, score_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -9,9 +11,6 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
-
-from posttrain.errors import ModelError, RewardError
-from posttrain.rewards.model import encode, reward_model, score_rows
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
 

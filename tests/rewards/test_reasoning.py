@@ -2,7 +2,6 @@ import json
 import sys
 
 import pytest
-
 from posttrain.errors import DependencyError, RewardError, SettingsError
 from posttrain.rewards import reasoning
 from posttrain.rewards.reasoning import reasoning_gym, rows

@@ -5,7 +5,6 @@ import time
 import numpy as np
 import pytest
 import torch
-
 from posttrain.errors import DependencyError, RewardError, RunFailed
 from posttrain.rewards import Reward, load_rewards, score
 

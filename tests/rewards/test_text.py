@@ -1,5 +1,4 @@
 import pytest
-
 from posttrain.errors import RewardError, SettingsError
 from posttrain.rewards.text import exact, format, length, regex
 

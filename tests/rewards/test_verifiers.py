@@ -3,7 +3,6 @@ import threading
 from decimal import Decimal
 
 import pytest
-
 from posttrain.errors import DependencyError, RewardError
 from posttrain.rewards.verifiers import final_number, gsm8k, math
 

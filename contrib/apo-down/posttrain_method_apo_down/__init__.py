@@ -22,9 +22,8 @@ Metrics:
 
 from dataclasses import dataclass
 
-from torch import sigmoid
-
 from posttrain import hookimpl
+from torch import sigmoid
 
 
 @dataclass(frozen=True)

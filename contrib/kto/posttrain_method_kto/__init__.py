@@ -23,10 +23,9 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from posttrain import hookimpl
 from posttrain.views import Sequence
+from torch import Tensor
 
 
 @dataclass(frozen=True)

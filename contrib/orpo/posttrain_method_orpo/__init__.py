@@ -24,10 +24,9 @@ Metrics:
 
 from dataclasses import dataclass
 
+from posttrain import PerToken, hookimpl
 from torch import expm1, log
 from torch.nn.functional import logsigmoid
-
-from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)

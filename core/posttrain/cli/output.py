@@ -13,12 +13,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headings: list[str], rows: list[list[str]]) -> None:
-    """Print aligned columns; the last one is cut at the terminal's width."""
+    """Print aligned columns; the last one is cut at the terminal's width, but the reason of a broken row never is."""
     widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings) - 1)]
     total = shutil.get_terminal_size((1000, 24)).columns
     for row in [headings, *rows]:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
-        print("  ".join([*cells, row[-1]])[:total].rstrip())
+        line = "  ".join([*cells, row[-1]])
+        print((line if "broken" in row else line[:total]).rstrip())
 
 
 def print_plan(plan: dict[str, Any]) -> None:

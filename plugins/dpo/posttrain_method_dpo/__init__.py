@@ -20,9 +20,8 @@ Metrics:
 
 from dataclasses import dataclass
 
-from torch.nn.functional import logsigmoid
-
 from posttrain import PerToken, hookimpl
+from torch.nn.functional import logsigmoid
 
 
 @dataclass(frozen=True)

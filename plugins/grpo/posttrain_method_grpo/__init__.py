@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-
 from posttrain import PerToken, hookimpl, tensors
 
 
