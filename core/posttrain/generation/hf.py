@@ -172,9 +172,7 @@ class HfGenerator:
 
 def _inner(model: Any) -> Any:
     """The transformers model inside an adapter, whose ``forward`` names its arguments."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 @contextmanager

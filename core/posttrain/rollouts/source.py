@@ -188,7 +188,8 @@ def rollouts_of(
     """Completions of the prompts at ``indices``, made by all ranks together, groups in order on every rank."""
     work = run.strategy.share([(place, prompts[index], seeds[place]) for place, index in enumerate(indices)])
     ids = [example.sequences["prompt"][0].ids for _, example, _ in work]
-    completions = generator.generate(ids, sampling, [row for _, _, row in work]) if work else []
+    with run.autocast():  # the sampler computes as the trainer does, or their log-probs would differ
+        completions = generator.generate(ids, sampling, [row for _, _, row in work]) if work else []
     groups = [
         [Rollout(place, prompt_ids, completion, example.columns) for completion in group]
         for (place, example, _), prompt_ids, group in zip(work, ids, completions, strict=True)
