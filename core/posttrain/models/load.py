@@ -155,6 +155,10 @@ def load_module(model: str, settings: Settings, device: torch.device, reward_hea
         module.config.pad_token_id = pad_id(tokenizer)
     if settings.quantize is None:
         module = module.to(device)
+    for submodule in module.modules():
+        if hasattr(submodule, "support_avx512bf16_for_cpu"):
+            # One pass in evaluation mode would repack the weights for a kernel that passes no gradient on.
+            submodule.support_avx512bf16_for_cpu = False
     for submodule in module.modules():  # dropout in the policy would be noise in every ratio and margin
         if isinstance(submodule, nn.Dropout):
             submodule.p = 0.0
