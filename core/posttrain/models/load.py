@@ -108,6 +108,10 @@ def finish(module: Any, tokenizer: Any, settings: Settings, reward_head: bool, n
     torch.manual_seed(settings.seed)
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
     _check_vocabulary(inner, tokenizer)
+    for submodule in module.modules():
+        if hasattr(submodule, "support_avx512bf16_for_cpu"):
+            # One pass in evaluation mode would repack the weights for a kernel that passes no gradient on.
+            submodule.support_avx512bf16_for_cpu = False
     if settings.gradient_checkpointing:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
@@ -155,10 +159,6 @@ def load_module(model: str, settings: Settings, device: torch.device, reward_hea
         module.config.pad_token_id = pad_id(tokenizer)
     if settings.quantize is None:
         module = module.to(device)
-    for submodule in module.modules():
-        if hasattr(submodule, "support_avx512bf16_for_cpu"):
-            # One pass in evaluation mode would repack the weights for a kernel that passes no gradient on.
-            submodule.support_avx512bf16_for_cpu = False
     for submodule in module.modules():  # dropout in the policy would be noise in every ratio and margin
         if isinstance(submodule, nn.Dropout):
             submodule.p = 0.0
