@@ -42,8 +42,8 @@ class Outcome:
     path: Path
 
     def mean(self, name: str, lines: slice) -> float:
-        """Mean of a metric over some of the steps."""
-        values = [line[name] for line in self.lines[lines]]
+        """Mean of a metric over some of the steps that have it; rewards come with new rollouts only."""
+        values = [line[name] for line in self.lines if name in line][lines]
         return sum(values) / len(values)
 
 
