@@ -245,7 +245,7 @@ def test_two_processes_equal_one(tmp_path, model_folder, data_file, method):
     if method == "grpo":
         common += ["--reward", f"{reward}:count", "--group-size", "3", "--max-new-tokens", "5"]
     run = [sys.executable, "-m", "posttrain.cli.main", "train", method, *common]
-    for name, more in (("one", []), ("two", ["--nproc", "2"])):
+    for name, more in (("one", []), ("two", ["--nproc", "2", "--save-every", "2"])):
         assert subprocess.run([*run, "--output", str(tmp_path / name), *more], check=False).returncode == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5, abs=1e-7)
     one, two = (lines(tmp_path / n / "events.jsonl") for n in ("one", "two"))
@@ -253,6 +253,12 @@ def test_two_processes_equal_one(tmp_path, model_folder, data_file, method):
     for first, second in zip(*evaluations, strict=True):
         for key, value in first.items():
             assert second[key] == pytest.approx(value, rel=1e-4, abs=1e-6)
+    if method == "grpo":  # and a run of two processes goes on with two
+        subprocess.run(["rm", "-r", str(tmp_path / "two" / "checkpoints" / "step-4")], check=True)
+        before = losses(tmp_path / "two")
+        assert subprocess.run([*run[:3], "resume", str(tmp_path / "two")], check=False).returncode == 0
+        assert losses(tmp_path / "two") == pytest.approx(before, rel=1e-6, abs=1e-9)
+        assert sum(e["code"] == "finished" for e in lines(tmp_path / "two" / "events.jsonl")) == 2
 
 
 @pytest.mark.parametrize("lora", [False, True])

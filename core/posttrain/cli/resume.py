@@ -22,6 +22,12 @@ def run(arguments: list[str]) -> int:
         raise SettingsError(f"One run directory is wanted, {len(positional)} were given. Write: posttrain resume RUN")
     kinds = {option.name: option.kind for option in shared_options()}
     changes = {name: cast(name, value, kinds[name]) for name, value in flags.items()}
+    from posttrain.strategies.choose import joined_world, launch
+    from posttrain.watch.run_directory import RunDirectory
+
+    processes = changes.get("nproc", RunDirectory(positional[0]).facts()["settings"].get("nproc", 1))
+    if processes > 1 and joined_world() == 1:
+        return launch(["resume", *arguments], processes)
     from posttrain import api
 
     api.resume(positional[0], **changes)

@@ -120,7 +120,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         reference=reference,
         strategy=strategy,
         directory=RunDirectory(path, writes=strategy.rank == 0),
-        observers=Observers([*(settings.observers or []), *objects.observers]),
+        observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
     _sources(run, data)
