@@ -138,9 +138,11 @@ def test_reader_that_goes_away_is_no_error(site):
     assert (result.returncode, result.stderr) == (141, "")
 
 
-def test_resume_casts_its_changes(api):
-    assert main(["resume", "runs/a", "--steps", "20", "--progress", "quiet"]) == 0
-    assert api.calls == [("resume", ("runs/a",), {"steps": 20, "progress": "quiet"})]
+def test_resume_casts_its_changes(api, tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"settings": {"nproc": 1}}')
+    assert main(["resume", str(tmp_path), "--steps", "20", "--progress", "quiet"]) == 0
+    assert api.calls == [("resume", (str(tmp_path),), {"steps": 20, "progress": "quiet"})]
+    assert error_of(capsys, "resume", "runs/a") == "'runs/a' is not a run directory: it has no run.json."
 
 
 def test_generate_reads_prompts_from_everywhere(api, tmp_path, capsys):
