@@ -148,9 +148,16 @@ def load_module(model: str, settings: Settings, device: torch.device, reward_hea
         kind = transformers.AutoModelForSequenceClassification
         extra |= {"num_labels": 1, "problem_type": "regression"}
     try:
-        module = kind.from_pretrained(source, dtype=choose_dtype(settings, device), **extra)
+        dtype = choose_dtype(settings, device)
+        module, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **extra)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _cannot_load("model", model, error) from None
+    missing = sorted(key for key in report["missing_keys"] if not (reward_head and key.startswith("score.")))
+    if missing:  # transformers fills them with random numbers and goes on
+        raise ModelError(
+            f"'{model}' lacks {len(missing)} of the weights that {type(module).__name__} needs, first '{missing[0]}'. "
+            "Expected a complete causal language model; check the download, or the class in its config.json."
+        )
     if "gguf_file" in extra:
         _forget_quantisation(module)
     if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":

@@ -1,0 +1,106 @@
+"""Where models come from, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from posttrain.errors import ModelError
+from posttrain.models.load import load_policy, load_tokenizer
+from posttrain.settings import Settings
+from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+
+def load(folder, **options):
+    settings = Settings(model=str(folder), device="cpu", **options)
+    return load_policy(str(folder), tiny_tokenizer(), settings, reward_head=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def test_a_folder_is_loaded_with_its_weights_in_the_type_asked_for(folder):
+    expected = tiny_model().state_dict()["model.embed_tokens.weight"]
+    for name in ("float32", "bfloat16", "float64"):
+        weight = load(folder, dtype=name).policy.inner.get_input_embeddings().weight
+        assert weight.dtype == getattr(torch, name)
+        torch.testing.assert_close(weight, expected.to(weight.dtype), rtol=0, atol=0)
+
+
+def test_only_safetensors_are_loaded(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"cannot be loaded: .* Only safetensors weights are loaded; convert others"):
+        load(folder)
+
+
+def test_code_of_a_model_runs_only_when_named(folder):
+    """The folder would write a file when its code is imported."""
+    (folder / "modeling_evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(folder / 'ran')!r}).touch()\n"
+        "from transformers import LlamaConfig as EvilConfig, LlamaForCausalLM as EvilModel\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "modeling_evil.EvilConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"brings its own Python code; to run it: --trust-remote-code {folder}"):
+        load(folder)
+    with pytest.raises(ModelError):
+        load(folder, trust_remote_code="another/model")
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("./nowhere", r"Model folder './nowhere' does not exist\. Expected a folder, a \.gguf file or a Hub id\."),
+        ("absent.gguf", r"Model file 'absent\.gguf' does not exist\."),
+    ],
+)
+def test_what_is_not_there(name, text):
+    with pytest.raises(ModelError, match=text):
+        load(name)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(ModelError, match=r"has no config\.json\. Expected a folder saved by transformers or peft\."):
+        load(tmp_path)
+
+
+def test_a_model_that_does_not_write_is_refused(tmp_path):
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer().save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match=r"bert' lacks 6 of the weights that BertLMHeadModel needs, first 'cls\."):
+        load(tmp_path / "bert")
+
+
+def test_weights_that_are_missing_are_never_made_up(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the weights that LlamaForCausalLM needs, first 'model\.layers"):
+        load(folder)
+
+
+def test_the_tokenizer_is_found_beside_the_model(folder):
+    tokenizer = load_tokenizer(str(folder), Settings(model=str(folder)))
+    expected = tiny_tokenizer()("abc", add_special_tokens=False)["input_ids"]
+    assert tokenizer("abc", add_special_tokens=False)["input_ids"] == expected
+
+
+def test_lora_targets_that_do_not_exist(folder):
+    with pytest.raises(ModelError, match=r"lora-targets names 'quarry', which LlamaForCausalLM does not have\. It"):
+        load(folder, lora=True, lora_targets=["q_proj", "quarry"])
+
+
+def test_default_adapters_sit_on_every_linear_layer_but_the_head(folder):
+    policy = load(folder, lora=True, lora_rank=2).policy
+    names = {n.split(".lora_A")[0].rpartition(".")[2] for n, _ in policy.named_parameters() if ".lora_A" in n}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert not any(p.requires_grad for n, p in policy.named_parameters() if "lora" not in n)
