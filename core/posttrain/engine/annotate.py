@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posttrain.engine.step import no_grad_logps
+from posttrain.engine.step import shared_logps
 from posttrain.errors import PluginError
 from posttrain.views import Example, Sequence
 
@@ -26,11 +26,7 @@ class Models:
         run = self.run
         if model not in ("policy", "reference"):
             raise PluginError(f"'{run.card.name}' asks for the model '{model}'. There are 'policy' and 'reference'.")
-        if model == "reference" and run.reference is None:
-            raise PluginError(f"'{run.card.name}' asks for the reference, but its card has no 'reference' in needs.")
-        mine = run.strategy.share([Example({"completion": [sequence]}) for sequence in sequences])
-        found = {id(example): logps for example, logps in no_grad_logps(run, mine, model == "reference")}
-        return run.strategy.gather([found[id(example)] for example in mine])
+        return shared_logps(run, sequences, model == "reference")
 
 
 def annotate(run: Run, examples: list[Example]) -> None:

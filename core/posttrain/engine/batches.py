@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from posttrain.engine.forward import pad_tokens, roles_of, sequences_of, token_mask
-from posttrain.engine.layout import packed_tokens
-from posttrain.views import Batch, Example
+from posttrain.engine.layout import PackedCost
+from posttrain.views import Batch, Example, Sequence
 
 
 def micro_batches(
@@ -27,26 +27,33 @@ def micro_batches(
         return
     ordered = examples if packed else sorted(examples, key=_longest)
     current: list[Example] = []
-    cost = 0
+    cost: PackedCost | PaddedCost = PackedCost(shared) if packed else PaddedCost()
     for example in ordered:
-        cost = _cost([*current, example], packed, shared)
-        if current and cost > tokens:
+        rows = sequences_of([example])
+        if cost.add(rows) > tokens and current:
             yield current
-            current = []
+            current, cost = [], PackedCost(shared) if packed else PaddedCost()
+            cost.add(rows)
         current.append(example)
     if current:
         yield current
 
 
 def _longest(example: Example) -> int:
-    return max(len(s) for rows in example.sequences.values() for s in rows)
+    return max(len(s) for s in sequences_of([example]))
 
 
-def _cost(examples: list[Example], packed: bool, shared: bool) -> int:
-    if packed:
-        return packed_tokens(sequences_of(examples), shared)
-    rows = sum(len(sequences) for e in examples for sequences in e.sequences.values())
-    return rows * max(_longest(e) for e in examples)
+class PaddedCost:
+    """Tokens, padding included, of the sequences added so far when each is as long as the longest."""
+
+    def __init__(self) -> None:
+        self.rows = self.longest = 0
+
+    def add(self, sequences: list[Sequence]) -> int:
+        """Add sequences; returns the tokens of all together."""
+        self.rows += len(sequences)
+        self.longest = max(self.longest, *(len(s) for s in sequences))
+        return self.rows * self.longest
 
 
 def build_batch(examples: list[Example], device: torch.device) -> tuple[Batch, dict[str, Tensor]]:

@@ -23,7 +23,6 @@ from posttrain.errors import SettingsError
 from posttrain.generation.hf import HfGenerator
 from posttrain.methods import Method
 from posttrain.models.load import (
-    Loaded,
     choose_device,
     load_module,
     load_policy,
@@ -87,7 +86,11 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
     elif settings.eval_fraction:
         rows, held_out = _split(rows, settings)
     tokenizer = objects.tokenizer if objects.tokenizer is not None else load_tokenizer(settings.model, settings)
-    stops = stop_ids_of(settings.model, tokenizer, settings) if objects.model is None else _stops(objects, tokenizer)
+    stops = (
+        stop_ids_of(settings.model, tokenizer, settings)
+        if objects.model is None
+        else stop_ids(objects.model, tokenizer)
+    )
     rewards = _rewards(card, settings, objects, tokenizer, rows) if card.online else []
     notes = list(rows.notes)
     if settings.streaming:
@@ -223,10 +226,6 @@ def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
     return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
 
 
-def _stops(objects: Objects, tokenizer: Any) -> set[int]:
-    return stop_ids(objects.model, tokenizer)
-
-
 def _rewards(card: Card, settings: Settings, objects: Objects, tokenizer: Any, rows: Any) -> list[Reward]:
     named: Any = objects.reward if objects.reward is not None else settings.reward
     if not named and rows and "reasoning_gym" in rows[0]:
@@ -241,6 +240,3 @@ def _rewards(card: Card, settings: Settings, objects: Objects, tokenizer: Any, r
     rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer)
     check_columns(rewards, rows[0])
     return rewards
-
-
-__all__ = ["Loaded", "Objects", "Prepared", "build_run", "prepare_data", "run_facts"]

@@ -36,11 +36,10 @@ class Layout:
 
 def lay_out(sequences: list[Sequence], share: bool) -> Layout:
     """Place ``sequences`` in a row, prompts that occur more than once only once where ``share``."""
-    groups: dict[bytes, list[int]] = {}
-    prefixes = [_prefix(s) if share else 0 for s in sequences]
-    for index, (sequence, length) in enumerate(zip(sequences, prefixes, strict=True)):
-        key = sequence.ids[:length].numpy().tobytes() if length >= SHORTEST_PREFIX else f"alone {index}".encode()
-        groups.setdefault(key, []).append(index)
+    groups: dict[bytes | int, list[int]] = {}
+    prompts = [_prompt(sequence, share) for sequence in sequences]
+    for index, (_, key) in enumerate(prompts):
+        groups.setdefault(index if key is None else key, []).append(index)
     row = _Row()
     places: dict[int, Tensor] = {}
     for members in groups.values():
@@ -48,7 +47,7 @@ def lay_out(sequences: list[Sequence], share: bool) -> Layout:
             (index,) = members
             places[index] = row.add(sequences[index].ids, 0, -1)
             continue
-        length = prefixes[members[0]]
+        length, _ = prompts[members[0]]
         parent = len(row.lengths)
         prompt = row.add(sequences[members[0]].ids[:length], 0, -1)
         for index in members:
@@ -60,20 +59,35 @@ def lay_out(sequences: list[Sequence], share: bool) -> Layout:
 
 def packed_tokens(sequences: list[Sequence], share: bool) -> int:
     """Tokens of the row that ``lay_out`` would make."""
-    total, seen = 0, set()
-    for sequence in sequences:
-        length = _prefix(sequence) if share else 0
-        key = sequence.ids[:length].numpy().tobytes() if length >= SHORTEST_PREFIX else b""
-        total += len(sequence) - (length if key in seen else 0)
-        if key:
-            seen.add(key)
-    return total
+    return PackedCost(share).add(sequences)
 
 
-def _prefix(sequence: Sequence) -> int:
-    """Tokens before the first trained one, but never the whole sequence: a segment has at least one token."""
+class PackedCost:
+    """Tokens of the row that ``lay_out`` would make of the sequences added so far."""
+
+    def __init__(self, share: bool):
+        self.share = share
+        self.total = 0
+        self._prompts: set[bytes] = set()
+
+    def add(self, sequences: list[Sequence]) -> int:
+        """Add sequences; returns the tokens of all together."""
+        for sequence in sequences:
+            length, key = _prompt(sequence, self.share)
+            self.total += len(sequence) - (length if key in self._prompts else 0)
+            if key is not None:
+                self._prompts.add(key)
+        return self.total
+
+
+def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
+    """Tokens before the first trained one and a key that equal prompts share; None where it is not to be shared.
+
+    Never the whole sequence: a segment has at least one token.
+    """
     trained = sequence.trained.nonzero()
-    return int(trained[0]) if len(trained) else 0
+    length = int(trained[0]) if share and len(trained) else 0
+    return length, sequence.ids[:length].numpy().tobytes() if length >= SHORTEST_PREFIX else None
 
 
 class _Row:

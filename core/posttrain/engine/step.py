@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from posttrain.engine.batches import build_batch, micro_batches
+from posttrain.engine.batches import build_batch
 from posttrain.engine.forward import build_views, sequences_of
 from posttrain.engine.head import Request
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
-from posttrain.views import Batch, Example, PerToken, Step, Views
+from posttrain.errors import PluginError
+from posttrain.views import Batch, Example, PerToken, Sequence, Step, Views
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
@@ -77,7 +79,7 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     return Outcome(sum(terms.values()), terms, averages.result(), int(run.strategy.sum_number(tokens)))
 
 
-def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, torch.Tensor]]:
+def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, Tensor]]:
     """Batch, policy views, reference views (or None) and all masks of one micro-batch."""
     batch, masks = build_batch(examples, run.policy.device)
     sequences = sequences_of(examples)
@@ -112,7 +114,7 @@ def no_grad_logps(run: Run, examples: list[Example], reference: bool = False) ->
     """Log-probs ``(t,)`` of the first role's trained tokens, example by example, under policy or reference."""
     context: AbstractContextManager[Any] = nullcontext(run.policy)
     if reference:
-        assert run.reference is not None  # whoever asks has checked
+        assert run.reference is not None  # shared_logps has checked
         context = run.reference.active()
     training = run.policy.training
     run.policy.eval()
@@ -125,6 +127,17 @@ def no_grad_logps(run: Run, examples: list[Example], reference: bool = False) ->
     run.policy.train(training)
 
 
+def shared_logps(run: Run, sequences: list[Sequence], reference: bool) -> list[Tensor]:
+    """Log-probs ``(t,)`` of every sequence's trained tokens, computed by all ranks together, on every rank."""
+    if reference and run.reference is None:
+        raise PluginError(
+            f"'{run.card.name}' reads log-probs of the reference, but its card has no 'reference' in needs."
+        )
+    mine = run.strategy.share([Example({"completion": [sequence]}) for sequence in sequences])
+    found = {id(example): logps for example, logps in no_grad_logps(run, mine, reference)}
+    return run.strategy.gather([found[id(example)] for example in mine])
+
+
 def _clip(run: Run) -> float:
     """Gradient norm before clipping; gradients above ``max_grad_norm`` are scaled down to it."""
     norm = run.strategy.gradient_norm(run.parameters)
@@ -135,6 +148,3 @@ def _clip(run: Run) -> float:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
     return norm
-
-
-__all__ = ["Outcome", "evaluate_loss", "forward", "micro_batches", "no_grad_logps", "optimiser_step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -174,22 +175,22 @@ def load_module(model: str, settings: Settings, device: torch.device, reward_hea
 
 def stop_ids(inner: Any, tokenizer: Any) -> set[int]:
     """Every token that ends a completion: the tokenizer's and those of the generation config."""
-    found = {tokenizer.eos_token_id}
-    configured = getattr(inner, "generation_config", None) and inner.generation_config.eos_token_id
-    found |= set(configured) if isinstance(configured, list | tuple) else {configured}
-    return {int(i) for i in found if i is not None}
+    return _stop_ids(getattr(inner, "generation_config", None), tokenizer)
 
 
 def stop_ids_of(model: str, tokenizer: Any, settings: Settings) -> set[int]:
     """The same without loading weights, for preparing data."""
-    found = {tokenizer.eos_token_id}
     source, extra = _source(adapter_base(model) or model, settings)
+    configuration = None
     if "gguf_file" not in extra:
-        try:
-            configured = transformers.GenerationConfig.from_pretrained(source).eos_token_id
-        except (OSError, ValueError):  # a model without a generation config stops at the tokenizer's token
-            configured = None
-        found |= set(configured) if isinstance(configured, list | tuple) else {configured}
+        with contextlib.suppress(OSError, ValueError):  # without a generation config the tokenizer's token stops
+            configuration = transformers.GenerationConfig.from_pretrained(source)
+    return _stop_ids(configuration, tokenizer)
+
+
+def _stop_ids(configuration: Any, tokenizer: Any) -> set[int]:
+    configured = configuration and configuration.eos_token_id
+    found = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
     return {int(i) for i in found if i is not None}
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from posttrain.engine.forward import sequences_of
 from posttrain.engine.source import Order, count_steps
-from posttrain.engine.step import no_grad_logps
+from posttrain.engine.step import shared_logps
 from posttrain.errors import PluginError, RunFailed, SettingsError
 from posttrain.generation.protocol import Generator, Sampling
 from posttrain.rewards import Reward, score
@@ -73,7 +74,9 @@ class Online:
             raise RunFailed(
                 f"Every reward of all {dropped} completions of rollout {number} is None. Nothing can be learnt."
             )
-        rollouts = Rollouts(items, lambda reference: self._logps(items, reference))
+        rollouts = Rollouts(
+            items, lambda reference: shared_logps(self.run, sequences_of([i.example() for i in items]), reference)
+        )
         rewards = torch.tensor([item.reward for item in items])  # (B,)
         advantages = self._advantages(rewards, rollouts)
         if self.per_rollout > 1:
@@ -97,15 +100,6 @@ class Online:
         size, seed = self.run.settings.group_size, self.run.settings.seed
         assert size is not None
         return [[_seed(seed, "sample", number, place, k) for k in range(size)] for place in range(len(indices))]
-
-    def _logps(self, items: list[Rollout], reference: bool) -> list[Tensor]:
-        """Log-probs of all items, computed by all ranks together."""
-        run = self.run
-        if reference and run.reference is None:
-            raise PluginError(f"'{run.card.name}' reads reference_logps, but its card has no 'reference' in needs.")
-        mine = run.strategy.share([item.example() for item in items])
-        found = {id(example): logps for example, logps in no_grad_logps(run, mine, reference)}
-        return run.strategy.gather([found[id(example)] for example in mine])
 
     def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> Tensor:
         run = self.run
