@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from posttrain.errors import PosttrainError
     from posttrain.hookspecs import hookimpl
     from posttrain.methods import load as load_method
+    from posttrain.planning import Ask, Selection
+    from posttrain.rollouts.rollouts import Rollout
     from posttrain.views import PerToken
 
 #: Public name -> (module, name there; empty for the module itself).
 _HOMES = {
+    "Ask": ("posttrain.planning", "Ask"),
     "PerToken": ("posttrain.views", "PerToken"),
     "PosttrainError": ("posttrain.errors", "PosttrainError"),
+    "Rollout": ("posttrain.rollouts.rollouts", "Rollout"),
+    "Selection": ("posttrain.planning", "Selection"),
     "errors": ("posttrain.errors", ""),
     "hookimpl": ("posttrain.hookspecs", "hookimpl"),
     "list_methods": ("posttrain.discovery", "installed"),
@@ -32,8 +37,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "Ask",
     "PerToken",
     "PosttrainError",
+    "Rollout",
+    "Selection",
     "__version__",
     "errors",
     "hookimpl",

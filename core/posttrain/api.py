@@ -33,6 +33,8 @@ def train(
     data: Any = None,
     eval_data: Any = None,
     reward: Any = None,
+    teacher: Any = None,
+    judge: Any = None,
     observers: list[Any] | None = None,
     **keywords: Any,
 ) -> Run:
@@ -40,7 +42,8 @@ def train(
 
     ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or
     a ``datasets`` object; ``reward`` is a name, a callable ``(prompts, completions, **columns) -> list`` or a list of
-    these. ``keywords`` are the options of the run and of the method, in snake_case. The result has ``metrics``,
+    these; ``teacher`` a name or a module with the same tokeniser; ``judge`` a name or a callable ``(prompts, firsts,
+    seconds) -> list``. ``keywords`` are the options of the run and of the method, in snake_case. The result has ``metrics``,
     ``model``, ``tokenizer`` and ``path``. Raises PosttrainError for what a user can mend.
     """
     loaded = methods.load(method) if isinstance(method, str) else method
@@ -48,6 +51,11 @@ def train(
     keywords |= _name_or_object(objects, "model", model, str)
     keywords |= _name_or_object(objects, "data", data, str, list_of=str)
     keywords |= _name_or_object(objects, "eval_data", eval_data, str, list_of=str)
+    if isinstance(teacher, str):
+        keywords["teacher_model"] = teacher
+    else:
+        objects.teacher = teacher
+    keywords |= _name_or_object(objects, "judge", judge, str)
     if reward is not None:
         given = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
         if all(isinstance(item, str) for item in given):
@@ -163,6 +171,8 @@ def resume(
     data: Any = None,
     eval_data: Any = None,
     reward: Any = None,
+    teacher: Any = None,
+    judge: Any = None,
     observers: list[Any] | None = None,
     **changes: Any,
 ) -> Run:
@@ -185,7 +195,7 @@ def resume(
         directory.event(
             "version", "warning", f"method {method.name} is {method.card.version} now, was {facts['card']['version']}"
         )
-    objects = Objects(model, tokenizer, data, eval_data, None, observers or [])
+    objects = Objects(model, tokenizer, data, eval_data, None, teacher, judge, observers or [])
     if reward is not None:
         objects.reward = reward if isinstance(reward, list) else [reward]
     for name in facts["in_memory"]:

@@ -24,8 +24,9 @@ SCHEMAS = (
     "trajectory",
     "prompt",
 )
-#: What a method may need. "X when OPTION" needs X only while the method's option is not 0, None or False.
-NEEDS = ("reference", "reward-head", "rewards", "generation")
+#: What a method may need. "X when OPTION" needs X only while the method's option is not 0, None or False. Heads replace
+#: the vocabulary projection: one score a row, or one a step. "preferences" are a judge or rewards.
+NEEDS = ("reference", "teacher", "reward-head", "step-head", "rewards", "preferences", "generation")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _REQUIRED: dict[str, Any] = {
     "name": str,
@@ -35,7 +36,7 @@ _REQUIRED: dict[str, Any] = {
     "schema": (str, list),
     "requires": list,
 }
-_OPTIONAL = {"needs": list, "paper": str, "family": str, "waivers": dict, "defaults": dict, "goldens": dict}
+_OPTIONAL = {"needs": list, "paper": str, "family": str, "waivers": dict, "defaults": dict, "goldens": dict, "pairs": bool}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Card:
     needs: tuple[str, ...] = ()
     paper: str = ""
     family: str = ""
+    pairs: bool = False
+    """Online: whether the loss is given pairs of answers (roles chosen and rejected), made by posttrain_select."""
     requires: tuple[str, ...] = ()
     waivers: dict[str, str] = field(default_factory=dict)
     """Conformance check -> why the paper forbids it."""
@@ -132,6 +135,7 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         needs=tuple(facts.get("needs", ())),
         paper=facts.get("paper", ""),
         family=facts.get("family", ""),
+        pairs=facts.get("pairs", False),
         requires=tuple(facts["requires"]),
         waivers=facts.get("waivers", {}),
         defaults=facts.get("defaults", {}),

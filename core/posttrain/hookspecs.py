@@ -29,19 +29,52 @@ def posttrain_loss(batch, policy, reference, config, step):
     averaged in the same way for the log.
 
     ``policy`` and ``reference`` hold a view per role of the schema: ``policy.completion``, or ``policy.chosen`` and
-    ``policy.rejected``, with ``.logps``, ``.mask``, ``.sum``, ``.mean``, ``.lengths``, and ``.score`` under a reward
-    head. ``reference`` is None where the card does not need one. ``batch`` holds the columns of the data and what
+    ``policy.rejected``, with ``.logps``, ``.mask``, ``.sum``, ``.mean``, ``.lengths``, ``.score`` under a reward
+    head, and ``.scores`` ``(B, T)`` under a head for steps. ``reference`` is None where the card does not need one. ``batch`` holds the columns of the data and what
     other hooks added: ``batch.advantages``, ``batch.old_logps``. ``step`` says ``number``, ``total`` and ``training``.
     """
 
 
 @hookspec(firstresult=True)
-def posttrain_token_statistics(logits, labels, reference_logits, config):
+def posttrain_token_statistics(logits, labels, reference_logits, teacher_logits, alignment, config):
     """Return named per-token tensors ``(n,)`` that need more than a log-prob: entropy, a divergence, smoothing.
 
-    Called on chunks: ``logits`` ``(n, V)`` in float32 after temperature, ``labels`` ``(n,)``, ``reference_logits``
-    ``(n, V)`` without gradient, or None where the card does not need a reference. The names become attributes of
-    the views: ``policy.completion.entropy``, ``(B, T)``. Must treat each token alone: chunks are cut anywhere.
+    Called on chunks: ``logits`` ``(n, V)`` in float32 after temperature, ``labels`` ``(n,)``, ``reference_logits`` and
+    ``teacher_logits`` ``(n, V)`` without gradient at the same temperature, or None where the card does not need them.
+    The names become attributes of the views: ``policy.completion.entropy``, ``(B, T)``. Must treat each token alone:
+    chunks are cut anywhere.
+
+    Who takes ``alignment`` also learns from teachers with another tokeniser. It is None for a teacher with the same
+    one. Otherwise ``teacher_logits`` is ``(m, W)``, ``alignment`` (``posttrain.data.align.Alignment``) says which spans
+    of text the n and the m tokens belong to, and chunks are cut between spans.
+    """
+
+
+@hookspec(firstresult=True)
+def posttrain_plan_rollouts(prompts, group_size, config, state, random):
+    """Return what to generate for each prompt of the step: a list of ``posttrain.Ask`` a prompt, all of the policy's
+    group first. Without this hook it is ``[Ask(group_size)]``.
+
+    ``prompts`` are dicts of the rows' columns (``prompt``, and ``completion`` where the data have answers);
+    ``random`` is a ``random.Random`` of this step, the same on every rank and in a resumed run.
+    """
+
+
+@hookspec(firstresult=True)
+def posttrain_select(rollouts, rewards, config, state):
+    """Return a ``posttrain.Selection``: which rollouts the step learns from, and which of them form pairs.
+
+    Called with all rollouts that were generated and have a reward, before their advantages are taken. ``rollouts`` is
+    as in ``posttrain_advantages`` and ``rollouts.items`` are its rows (``posttrain.Rollout``); ``rewards`` is ``(B,)``.
+    """
+
+
+@hookspec(firstresult=True)
+def posttrain_teacher_prompts(rollouts, rewards, config, state):
+    """Return, for each rollout, the prompt (text or messages) under which the teacher sees its tokens, or None.
+
+    Without this hook the teacher sees the policy's own prompt. Where it is None nothing is to be learnt from the
+    teacher: ``batch.taught`` ``(B,)`` is False there.
     """
 
 
@@ -49,9 +82,21 @@ def posttrain_token_statistics(logits, labels, reference_logits, config):
 def posttrain_advantages(rewards, rollouts, config, state):
     """Return ``(B,)`` or ``(B, T)``, without gradient: what each rollout of the whole step is worth.
 
-    ``rewards`` is ``(B,)``; ``rollouts`` has ``group`` ``(B,)``, ``mask``, ``sampled_logps``, ``old_logps`` and
-    ``reference_logps`` ``(B, T)`` (the last two are computed when first read), ``finished`` ``(B,)``, ``lengths``
-    ``(B,)``, ``prompts``, ``completions`` and ``columns``. ``state`` is the method's own dict, kept in checkpoints.
+    ``rewards`` is ``(B,)``; ``rollouts`` has ``group`` ``(B,)``, ``mask``, ``sampled_logps``, ``old_logps``,
+    ``reference_logps`` and ``teacher_logps`` ``(B, T)`` (the last three are computed when first read),
+    ``old(name)`` ``(B, T)`` for token statistics and outputs of extra modules before the update, ``finished``
+    ``(B,)``, ``lengths`` ``(B,)``, ``source`` (who answered), ``prompts``, ``completions`` and ``columns``, and
+    ``prefer(first, second)``: the probability ``(P,)`` that some answers are better than others, by the run's judge or
+    from its rewards. ``state`` is the method's own dict, kept in checkpoints.
+    """
+
+
+@hookspec(firstresult=True)
+def posttrain_extra_modules(config, hidden_size):
+    """Return modules by name that are trained beside the model, such as a value head.
+
+    Each gets the hidden states ``(n, hidden_size)`` that predict the trained tokens and returns ``(n,)``, which the
+    views show under its name: ``policy.completion.values`` ``(B, T)``. They are kept in checkpoints.
     """
 
 
@@ -62,8 +107,8 @@ def posttrain_annotate(examples, models, config, state):
     Called once before the step's first forward pass, and in evaluations for each batch. For what couples examples (a
     baseline of the batch, ranks, a sort) or needs passes over other sequences. A column is a tensor ``(B,)``, then
     ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role.
-    ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy" or "reference")`` gives
-    the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
+    ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy", "reference" or "teacher")``
+    gives the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
     """
 
 

@@ -22,8 +22,9 @@ from posttrain.errors import DependencyError, PluginError, PosttrainError, Setti
 from posttrain.options import cast
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from posttrain.planning import Ask, Selection
     from posttrain.views import Batch, Step, Views
 
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("posttrain_")}
@@ -75,13 +76,53 @@ class Method:
             batch=batch, policy=policy, reference=reference, config=config, step=step
         )
 
+    def takes(self, hook: str, argument: str) -> bool:
+        """Whether the method implements ``hook`` and asks for ``argument`` there."""
+        return self.has(hook) and argument in inspect.signature(getattr(self.module, hook)).parameters
+
     def token_statistics(
-        self, *, logits: Tensor, labels: Tensor, reference_logits: Tensor | None, config: Any
+        self,
+        *,
+        logits: Tensor,
+        labels: Tensor,
+        config: Any,
+        reference_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+        alignment: Any = None,
     ) -> dict[str, Tensor]:
         """``posttrain_token_statistics``: per-token tensors ``(n,)`` by name, from logits ``(n, V)``."""
         return self._relay.hook.posttrain_token_statistics(
-            logits=logits, labels=labels, reference_logits=reference_logits, config=config
+            logits=logits,
+            labels=labels,
+            reference_logits=reference_logits,
+            teacher_logits=teacher_logits,
+            alignment=alignment,
+            config=config,
         )
+
+    def plan_rollouts(
+        self, *, prompts: list[dict[str, Any]], group_size: int, config: Any, state: dict[str, Any], random: Any
+    ) -> list[list[Ask]]:
+        """``posttrain_plan_rollouts``: what to generate for each prompt."""
+        return self._relay.hook.posttrain_plan_rollouts(
+            prompts=prompts, group_size=group_size, config=config, state=state, random=random
+        )
+
+    def select(self, *, rollouts: Any, rewards: Tensor, config: Any, state: dict[str, Any]) -> Selection:
+        """``posttrain_select``: what of the rollouts is learnt from."""
+        return self._relay.hook.posttrain_select(rollouts=rollouts, rewards=rewards, config=config, state=state)
+
+    def teacher_prompts(self, *, rollouts: Any, rewards: Tensor, config: Any, state: dict[str, Any]) -> list[Any]:
+        """``posttrain_teacher_prompts``: under which prompt the teacher sees each rollout."""
+        return self._relay.hook.posttrain_teacher_prompts(
+            rollouts=rollouts, rewards=rewards, config=config, state=state
+        )
+
+    def extra_modules(self, *, config: Any, hidden_size: int) -> dict[str, nn.Module]:
+        """``posttrain_extra_modules``: trained beside the model, by name; none without the hook."""
+        if not self.has("posttrain_extra_modules"):
+            return {}
+        return self._relay.hook.posttrain_extra_modules(config=config, hidden_size=hidden_size)
 
     def advantages(self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]) -> Tensor:
         """``posttrain_advantages``: ``(B,)`` or ``(B, T)`` for rewards ``(B,)`` of the whole step."""

@@ -122,6 +122,16 @@ class Settings:
     """Load the base quantised through bitsandbytes; implies lora."""
     reference_model: str | None = None
     """Model the policy is compared with. [the model as it was at the start]"""
+    reference_cache: bool = True
+    """Run a frozen reference once for each row of a fixed dataset: its log-probs are kept for later epochs and, in the
+    cache folder, for later runs."""
+    teacher_model: str | None = None
+    """Model the policy learns from: a folder, a Hub id, the address of a vLLM server (http://HOST:PORT/v1#MODEL); or
+    itself: base (as it was at the start), live (as it is), average (a moving average)."""
+    teacher_average_rate: float = 0.05
+    """How far a moving average follows the policy in each step."""
+    teacher_top_k: int = 20
+    """Likeliest tokens that a teacher's server is asked for; what they leave of the probability is spread evenly."""
     strategy: Literal["single", "ddp"] | None = None
     """How the work is spread over devices. [single, or ddp under a launcher with several processes]"""
     nproc: int = 1
@@ -145,6 +155,13 @@ class Settings:
     follows after '='."""
     reward_options: dict[str, str] | None = None
     """Options of the rewards, as NAME.OPTION=VALUE."""
+    judge: str | None = None
+    """Compares two answers where a method learns from preferences: a folder or Hub id (chat model or reward model),
+    file.py:function, or the address of an OpenAI-compatible server (http://HOST:PORT/v1#MODEL)."""
+    judge_options: dict[str, str] | None = None
+    """Options of the judge, as NAME=VALUE: both_orders=false, template=FILE, key_env=NAME."""
+    generation_rounds: int = 10
+    """Batches of prompts that may be generated for one step where the method drops prompts and refills."""
     updates_per_rollout: int = 1
     """Passes over each batch of rollouts (mu in the GRPO paper)."""
     minibatches_per_rollout: int = 1

@@ -49,7 +49,7 @@ def test_log_probs_and_gradients_are_those_of_full_logits(chunk, bias, scale, so
 def test_statistics_carry_gradient_and_detached_ones_do_not(chunk):
     linear, hidden, labels, weights = setup()
 
-    def statistics(logits, labels, reference_logits):
+    def statistics(logits, labels):
         logps = logits.log_softmax(-1)
         return {"entropy": -(logps.exp() * logps).sum(-1), "top": logits.detach().amax(-1)}
 

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 
 def load(folder, **options):
     settings = Settings(model=str(folder), device="cpu", **options)
-    return load_policy(str(folder), tiny_tokenizer(), settings, reward_head=False)
+    return load_policy(str(folder), tiny_tokenizer(), settings)
 
 
 @pytest.fixture

@@ -22,11 +22,13 @@ class Models:
         self.run = run
 
     def logps(self, sequences: list[Sequence], model: str = "policy") -> list[Tensor]:
-        """Log-probs ``(t,)`` of the trained tokens of each sequence under "policy" or "reference"."""
+        """Log-probs ``(t,)`` of the trained tokens of each sequence under "policy", "reference" or "teacher"."""
         run = self.run
-        if model not in ("policy", "reference"):
-            raise PluginError(f"'{run.card.name}' asks for the model '{model}'. There are 'policy' and 'reference'.")
-        return shared_logps(run, sequences, model == "reference")
+        if model not in ("policy", "reference", "teacher"):
+            raise PluginError(
+                f"'{run.card.name}' asks for the model '{model}'. There are 'policy', 'reference' and 'teacher'."
+            )
+        return shared_logps(run, sequences, model)
 
 
 def annotate(run: Run, examples: list[Example]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy
 import torch
 
+from posttrain.engine.reference_cache import kept_in_checkpoint, restore_kept
 from posttrain.errors import CheckpointError
 from posttrain.models.save import restore_weights, save_model
 
@@ -23,6 +24,7 @@ def save_checkpoint(run: Run) -> Path:
     """Write ``checkpoints/step-N``; a reader never sees half of one. Older ones beyond ``save_total`` go."""
     final = run.directory.checkpoints / f"step-{run.step}"
     generators = run.strategy.gather([_random_state()])
+    reference = kept_in_checkpoint(run)
     if run.strategy.rank == 0:
         aside = run.directory.checkpoints / f".step-{run.step}.tmp"
         shutil.rmtree(aside, ignore_errors=True)
@@ -32,7 +34,10 @@ def save_checkpoint(run: Run) -> Path:
             "optimizer": run.optimizer.state_dict(),
             "schedule": {"last_epoch": run.schedule.last_epoch},
             "state": run.state,
+            "extra": run.policy.extra.state_dict(),
+            "teacher": getattr(run.teacher, "saved", lambda: {})(),
             "source": getattr(run.source, "saved", lambda: {})(),
+            "reference": reference,
             "random": generators,
         }
         torch.save(training, aside / "training.pt")
@@ -57,6 +62,10 @@ def restore_checkpoint(run: Run, folder: Path) -> None:
     run.schedule._last_lr = [group["lr"] for group in run.optimizer.param_groups]
     run.state.clear()
     run.state.update(training["state"])
+    run.policy.extra.load_state_dict(training["extra"])
+    if training["teacher"]:
+        run.teacher.restore(training["teacher"])
+    restore_kept(run, training["reference"])
     if training["source"]:
         run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
     if len(training["random"]) == run.strategy.world:

@@ -7,7 +7,7 @@ How the sequences are laid out is the core's business alone: behind each other w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,18 @@ from posttrain.engine.head import Head, Request, token_statistics
 from posttrain.engine.layout import lay_out
 from posttrain.views import Example, Sequence, View, Views
 
-if TYPE_CHECKING:
-    from posttrain.models.reference import Reference
-
 
 class TokenModel(nn.Module):
     """A transformers model as the core sees it: hidden states of laid-out sequences, then the chunked head.
 
-    ``model`` is a causal language model or a sequence classifier with one label (a reward head), with or without
-    adapters. ``packed`` lays sequences behind each other without padding, ``shared`` computes common prompts once.
+    ``model`` is a causal language model, a sequence classifier with one label (a reward head) or a token classifier
+    with two (a head for steps), with or without adapters. ``extra`` are modules trained beside it. ``packed`` lays
+    sequences behind each other without padding, ``shared`` computes common prompts once.
     """
 
     def __init__(self, model: Any, head: Head | None, packed: bool = False, shared: bool = False):
         super().__init__()
+        self.extra = nn.ModuleDict()
         self.model = model
         self.head = head
         self.packed = packed
@@ -52,36 +51,56 @@ class TokenModel(nn.Module):
             return _padded(decoder, sequences, self.device)
         return _packed(decoder, sequences, self.device, share=self.shared)
 
-    def forward(
-        self, sequences: list[Sequence], request: Request, reference: Reference | None = None
-    ) -> dict[str, Tensor]:
-        """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)`` and statistics.
+    def forward(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+        """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)``, statistics, extras.
 
-        With a reward head: ``score`` ``(R,)`` of each sequence's last token. ``reference`` is run without gradient
-        in the same chunks when statistics need its logits.
+        With a reward head: ``score`` ``(R,)`` of each sequence's last token; with a head for steps: ``scores`` ``(n,)``.
         """
         states, places = self.hidden(sequences)
         if self.head is None:
-            last = torch.stack([place[-1] for place in places]).to(states.device)  # (R,)
-            score = self.inner.score(states[last])[:, 0]  # (R,)
-            return {"score": score if score.dtype == torch.float64 else score.float()}
+            return self._scores(states, sequences, places)
         predicting, labels = _predicted(sequences, places, states.device)
-        if reference is not None:
-            request.reference = _reference_logits(reference, sequences, predicting)
-        return token_statistics(states[predicting], labels, self.head, request)
+        results = token_statistics(states[predicting], labels, self.head, request)
+        if request.extras:
+            for name, module in self.extra.items():
+                results[name] = module(states[predicting].to(module_dtype(module))).reshape(-1)  # (n,)
+        return results
+
+    def _scores(self, states: Tensor, sequences: list[Sequence], places: list[Tensor]) -> dict[str, Tensor]:
+        inner = self.inner
+        classify = inner.score if hasattr(inner, "score") else inner.classifier
+        if inner.config.num_labels == 1:
+            last = torch.stack([place[-1] for place in places]).to(states.device)  # (R,)
+            return {"score": _wide(classify(states[last])[:, 0])}  # (R,)
+        at = torch.cat([place[s.trained] for place, s in zip(places, sequences, strict=True)]).to(states.device)  # (n,)
+        logits = _wide(classify(states[at]))  # (n, 2): bad, good
+        return {"scores": logits[:, 1] - logits[:, 0]}  # (n,)
+
+    def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
+        """Logits ``(c, V)`` of the trained tokens, chunk by chunk and without gradient, as ``Request.others`` wants.
+
+        The hidden states are computed now, the vocabulary projection when a chunk asks.
+        """
+        assert self.head is not None
+        head = self.head
+        with torch.no_grad():
+            states, places = self.hidden(sequences)
+            states = states[_predicted(sequences, places, states.device)[0]]  # (n, H)
+
+        def chunk(at: slice) -> Tensor:
+            with torch.no_grad():
+                return head.logits(states[at]) / temperature
+
+        return chunk
 
 
-def _reference_logits(reference: Reference, sequences: list[Sequence], predicting: Tensor) -> Callable[[slice], Tensor]:
-    """The reference's logits chunk by chunk: its hidden states are computed once, its head when a chunk asks."""
-    with torch.no_grad(), reference.active() as model:
-        states = model.hidden(sequences)[0][predicting]  # (n, H)
+def module_dtype(module: nn.Module) -> torch.dtype:
+    """Type of a module's weights; float32 for one without any."""
+    return next((parameter.dtype for parameter in module.parameters()), torch.float32)
 
-    def logits(at: slice) -> Tensor:
-        with torch.no_grad(), reference.active() as model:
-            assert model.head is not None
-            return model.head.logits(states[at])
 
-    return logits
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _predicted(sequences: list[Sequence], places: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

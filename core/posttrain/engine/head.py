@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Statistics = Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
+#: Of logits ``(c, V)``, labels ``(c,)`` and whatever else of the same tokens is named in ``Request.others``.
+Statistics = Callable[..., dict[str, Tensor]]
 
 
 @dataclass
@@ -54,8 +55,13 @@ class Request:
     chunk: int = 256
     temperature: float = 1.0
     statistics: Statistics | None = None
-    reference: Callable[[slice], Tensor] | None = None
-    """Logits ``(c, V)`` of the reference model for a chunk of the same tokens, without gradient."""
+    others: dict[str, Callable[[slice], Any]] = field(default_factory=dict)
+    """Further arguments of ``statistics`` by name, chunk by chunk: logits ``(c, V)`` of other models for the same
+    tokens, at the same temperature and without gradient."""
+    cuts: list[slice] | None = None
+    """Where chunks are cut when they may not be cut anywhere."""
+    extras: bool = False
+    """Whether the model's extra modules are wanted too."""
 
 
 def token_statistics(hidden: Tensor, labels: Tensor, head: Head, request: Request) -> dict[str, Tensor]:
@@ -72,10 +78,8 @@ def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Re
         logits = logits / request.temperature
     wanted = {"logps": _picked(logits, labels) - torch.logsumexp(logits, dim=1)}
     if request.statistics is not None:
-        reference_logits = None
-        if request.reference is not None:
-            reference_logits = request.reference(at) / request.temperature
-        wanted.update(request.statistics(logits, labels, reference_logits))
+        others = {name: give(at) for name, give in request.others.items()}
+        wanted.update(request.statistics(logits, labels, **others))
     return wanted
 
 
@@ -122,7 +126,7 @@ class _ChunkedHead(torch.autograd.Function):
         pieces: dict[str, list[Tensor]] = {}
         plain = request.statistics is None and head.plain
         room = _room(hidden, head, request) if plain else None
-        for at in _chunks(len(labels), request.chunk):
+        for at in _chunks(len(labels), request):
             if plain:
                 wanted = {"logps": _plain_logps(hidden[at], labels[at], head, request, room)}
             else:
@@ -148,7 +152,7 @@ class _ChunkedHead(torch.autograd.Function):
                 with torch.no_grad(), ctx.autocast():
                     _plain_backward(hidden, labels, logps, wanted["logps"], head, request, into)
             return into.hidden, None, None, None, None, *into.parameter_gradients()
-        for at in _chunks(len(labels), request.chunk):
+        for at in _chunks(len(labels), request):
             with torch.enable_grad(), ctx.autocast():
                 chunk = hidden[at].detach().requires_grad_(into.hidden is not None)
                 values = _evaluate(chunk, labels[at], at, head, request)
@@ -186,7 +190,7 @@ def _plain_backward(
     """d logp = gradient * (one-hot - softmax), written over the logits; the forward's ``logps`` normalise them."""
     weight: Any = head.projection.weight  # (V, H)
     room = _room(hidden, head, request)
-    for at in _chunks(len(labels), request.chunk):
+    for at in _chunks(len(labels), request):
         factor = gradient[at] * (head.scale / request.temperature)  # (c,)
         logits = _plain_logits(hidden[at], head, request, room)
         normaliser = _picked(logits, labels[at]) - logps[at]  # (c,)
@@ -198,8 +202,10 @@ def _plain_backward(
             total.addmm_(logits.to(total.dtype).T, hidden[at].to(total.dtype))
 
 
-def _chunks(length: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, length, size)]
+def _chunks(length: int, request: Request) -> list[slice]:
+    if request.cuts is not None:
+        return request.cuts
+    return [slice(start, start + request.chunk) for start in range(0, length, request.chunk)]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -211,7 +217,7 @@ def _differentiable(hidden: Tensor, labels: Tensor, head: Head, request: Request
     if request.statistics is None or not len(labels):
         return {"logps"}
     with torch.enable_grad():
-        one = slice(0, 1)
+        one = slice(0, 1) if request.cuts is None else request.cuts[0]
         wanted = _evaluate(hidden[one].detach().requires_grad_(), labels[one], one, head, request)
     return {name for name in names if wanted[name].requires_grad}
 

@@ -54,6 +54,8 @@ def _one_step(run: Run) -> dict[str, Any]:
     rate = float(run.schedule.get_last_lr()[0])
     outcome = optimiser_step(run, examples, Step(run.step, run.total))
     run.step += 1
+    if hasattr(run.teacher, "step_done"):
+        run.teacher.step_done()
     seconds = time.monotonic() - begun
     return _line(run, outcome, rate, seconds)
 

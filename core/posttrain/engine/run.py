@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,11 +17,12 @@ from posttrain.engine.batches import micro_batches
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.head import Request
 from posttrain.engine.source import Source
+from posttrain.engine.teaching import give_teacher
 from posttrain.methods import Method
 from posttrain.models.reference import Reference
 from posttrain.settings import Settings
 from posttrain.strategies.protocol import Strategy
-from posttrain.views import Example
+from posttrain.views import Example, Sequence
 from posttrain.watch.observers import Observers
 from posttrain.watch.run_directory import RunDirectory
 
@@ -37,6 +38,8 @@ class Run:
     tokenizer: Any
     stop_ids: set[int]
     reference: Reference | None
+    teacher: Any
+    """The model that the policy learns from (see posttrain.models.teacher), None where the method needs none."""
     strategy: Strategy
     directory: RunDirectory
     observers: Observers
@@ -95,22 +98,19 @@ class Run:
             wanted = self.policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
-    def request(self) -> Request:
-        """What the head computes for the policy: log-probs, and the method's token statistics."""
-        request = Request(self.settings.head_chunk_tokens, self.temperature)
-        if self.method.has("posttrain_token_statistics"):
-
-            def statistics(logits: Tensor, labels: Tensor, reference_logits: Tensor | None) -> dict[str, Tensor]:
-                return self.method.token_statistics(
-                    logits=logits, labels=labels, reference_logits=reference_logits, config=self.config
-                )
-
-            request.statistics = statistics
+    def request(self, sequences: list[Sequence]) -> Request:
+        """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
+        request = Request(self.settings.head_chunk_tokens, self.temperature, extras=True)
+        hook = "posttrain_token_statistics"
+        if not self.method.has(hook):
+            return request
+        request.statistics = functools.partial(_statistics, self.method, self.config)
+        if self.reference is not None and self.method.takes(hook, "reference_logits"):
+            request.others["reference_logits"] = self.reference.logits(sequences, self.temperature)
+        if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
+            give_teacher(request, self.teacher, sequences)
         return request
 
-    def reference_for_statistics(self) -> Reference | None:
-        """The reference where the method compares whole distributions; its logits are computed only then."""
-        if self.reference is None or not self.method.has("posttrain_token_statistics"):
-            return None
-        arguments = inspect.signature(self.method.module.posttrain_token_statistics).parameters
-        return self.reference if "reference_logits" in arguments else None
+
+def _statistics(method: Method, config: Any, logits: Tensor, labels: Tensor, **others: Any) -> dict[str, Tensor]:
+    return method.token_statistics(logits=logits, labels=labels, config=config, **others)

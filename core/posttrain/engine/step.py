@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ from torch import Tensor
 from posttrain.engine.batches import build_batch
 from posttrain.engine.forward import build_views, sequences_of
 from posttrain.engine.head import Request
+from posttrain.engine.optim import clear_gradients, drop_untouched
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
+from posttrain.engine.teaching import taught
 from posttrain.errors import PluginError
 from posttrain.views import Batch, Example, PerToken, Sequence, Step, Views
 
@@ -35,9 +37,9 @@ class Outcome:
 
 def optimiser_step(run: Run, examples: list[Example], step: Step) -> Outcome:
     """Take one step over this rank's ``examples``; the gradient is that of the whole global step."""
-    for parameter in run.parameters:
-        parameter.grad = None
+    cleared = clear_gradients(run.parameters)
     outcome = _accumulate(run, examples, step)
+    drop_untouched(run.parameters, cleared)
     run.strategy.sum_gradients(run.parameters)
     outcome.grad_norm = _clip(run)
     if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
@@ -75,6 +77,8 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
             terms[name] = terms.get(name, 0.0) + float(share)
         averages.add(metrics)
     terms, averages = run.strategy.sum_results(terms, averages)
+    if run.reference is not None and run.reference.cache is not None:
+        run.reference.cache.exchange(run.strategy)
     tokens = sum(e.tokens for e in examples)
     return Outcome(sum(terms.values()), terms, averages.result(), int(run.strategy.sum_number(tokens)))
 
@@ -86,56 +90,72 @@ def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | No
     reference = None
     if run.reference is not None:
         reference = reference_views(run, examples)
-    results = run.policy(sequences, run.request(), reference=run.reference_for_statistics())
+    results = run.policy(sequences, run.request(sequences))
     policy = build_views(examples, results)
     for role, view in vars(policy).items():
         masks[role] = view.mask
         if reference is not None:  # one mask per role, whichever view a method takes it from
             getattr(reference, role).mask = view.mask
-    if run.card.online and "old_logps" not in batch:
+    if run.card.online and "old_logps" not in batch and hasattr(policy, "completion"):
         # Rollouts that are used once: the policy that samples is the policy that is updated.
         batch.columns["old_logps"] = policy.completion.logps.detach()
     return batch, policy, reference, masks
 
 
 def reference_views(run: Run, examples: list[Example]) -> Views:
-    """Views of the frozen reference, from columns computed before or from a forward pass without gradient."""
+    """Views of the frozen reference, from columns computed before, its cache, or a forward pass without gradient."""
     stored = "reference_logps"
     if all(stored in s.per_token for s in sequences_of(examples)):
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
         return build_views(examples, {"logps": flat.to(run.policy.device)})
     assert run.reference is not None
-    with torch.no_grad(), run.reference.active() as model:
-        request = Request(run.settings.head_chunk_tokens, run.temperature)
-        return build_views(examples, model(sequences_of(examples), request))
+    request = Request(run.settings.head_chunk_tokens, run.temperature)
+    return build_views(examples, run.reference.results(sequences_of(examples), request))
 
 
-def no_grad_logps(run: Run, examples: list[Example], reference: bool = False) -> Iterator[tuple[Example, Any]]:
-    """Log-probs ``(t,)`` of the first role's trained tokens, example by example, under policy or reference."""
-    context: AbstractContextManager[Any] = nullcontext(run.policy)
-    if reference:
-        assert run.reference is not None  # shared_logps has checked
-        context = run.reference.active()
+def no_grad_results(
+    run: Run, examples: list[Example], model: str, full: bool
+) -> Iterator[tuple[Example, dict[str, Tensor]]]:
+    """Per-token results ``(t,)`` by name of each example's one sequence, under "policy", "reference" or "teacher".
+
+    Of the policy also the outputs of extra modules, and with ``full`` the method's token statistics.
+    """
+    contexts: dict[str, Callable[[], AbstractContextManager[Any]]] = {"policy": lambda: nullcontext(run.policy)}
+    if model == "reference" and run.reference is not None and run.reference.cache is not None:
+        results_of = run.reference.results  # which runs the reference only for what is not known
+        contexts[model] = lambda: nullcontext(results_of)
+    elif model != "policy":
+        contexts[model] = getattr(run, model).active
     training = run.policy.training
     run.policy.eval()
-    with torch.no_grad(), context as model:
+    with torch.no_grad(), contexts[model]() as active:
         for micro in run.micro_batches(examples):
+            sequences = sequences_of(micro)
             with run.autocast():
-                results = model(sequences_of(micro), Request(run.settings.head_chunk_tokens, run.temperature))
-            counts = [s.count for s in sequences_of(micro)]
-            yield from zip(micro, results["logps"].cpu().split(counts), strict=True)
+                request = run.request(sequences) if full else Request(run.settings.head_chunk_tokens, run.temperature)
+                request.extras = model == "policy"
+                results = active(sequences, request)
+            pieces = {name: values.cpu().split([s.count for s in sequences]) for name, values in results.items()}
+            for row, example in enumerate(micro):
+                yield example, {name: values[row] for name, values in pieces.items()}
     run.policy.train(training)
 
 
-def shared_logps(run: Run, sequences: list[Sequence], reference: bool) -> list[Tensor]:
-    """Log-probs ``(t,)`` of every sequence's trained tokens, computed by all ranks together, on every rank."""
-    if reference and run.reference is None:
-        raise PluginError(
-            f"'{run.card.name}' reads log-probs of the reference, but its card has no 'reference' in needs."
-        )
-    mine = run.strategy.share([Example({"completion": [sequence]}) for sequence in sequences])
-    found = {id(example): logps for example, logps in no_grad_logps(run, mine, reference)}
-    return run.strategy.gather([found[id(example)] for example in mine])
+def shared_results(run: Run, sequences: list[Sequence], model: str, full: bool = False) -> list[dict[str, Tensor]]:
+    """``no_grad_results`` of every sequence, computed by all ranks together, on every rank."""
+    if model in ("reference", "teacher") and getattr(run, model) is None:
+        raise PluginError(f"'{run.card.name}' reads log-probs of the {model}, but its card has no '{model}' in needs.")
+    mine = run.strategy.share(taught(sequences) if model == "teacher" else sequences)
+    if model == "teacher" and hasattr(run.teacher, "logps"):  # a server computes them itself
+        return run.strategy.gather([{"logps": logps} for logps in run.teacher.logps(mine, run.temperature)])
+    examples = [Example({"completion": [sequence]}) for sequence in mine]
+    found = {id(example): results for example, results in no_grad_results(run, examples, model, full)}
+    return run.strategy.gather([found[id(example)] for example in examples])
+
+
+def shared_logps(run: Run, sequences: list[Sequence], model: str) -> list[Tensor]:
+    """Log-probs ``(t,)`` of every sequence's trained tokens under "policy", "reference" or "teacher"."""
+    return [found["logps"] for found in shared_results(run, sequences, model)]
 
 
 def _clip(run: Run) -> float:

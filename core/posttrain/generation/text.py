@@ -47,7 +47,7 @@ def generate_text(
     tokenizer = load_tokenizer(settings.model, settings)
     if tokenizer.chat_template:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    loaded = load_policy(settings.model, tokenizer, settings, reward_head=False)
+    loaded = load_policy(settings.model, tokenizer, settings)
     rows = read_rows([{"prompt": p} for p in prompts], ("prompt",), settings, what="prompts")
     examples = prepare(rows, tokenizer, settings, loaded.stop_ids, None)
     ids = [examples[i].sequences["prompt"][0].ids for i in range(len(examples))]

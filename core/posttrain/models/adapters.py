@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Name of the frozen copy of an adapter that a run started from.
 REFERENCE_ADAPTER = "reference"
+#: Name of an adapter that the policy learns from.
+TEACHER_ADAPTER = "teacher"
 
 
 def _peft() -> Any:
@@ -35,7 +37,7 @@ def adapter_base(model: str) -> str | None:
     return str(base)
 
 
-def add_adapter(module: Any, settings: Settings, reward_head: bool) -> Any:
+def add_adapter(module: Any, settings: Settings, head: str) -> Any:
     """A new LoRA (or DoRA) adapter on every linear layer but the head, or on the named modules."""
     if settings.lora_targets:
         known = {name.rpartition(".")[2] for name, _ in module.named_modules()}
@@ -52,8 +54,8 @@ def add_adapter(module: Any, settings: Settings, reward_head: bool) -> Any:
         lora_dropout=settings.lora_dropout,
         target_modules=settings.lora_targets or "all-linear",
         use_dora=settings.dora,
-        modules_to_save=["score"] if reward_head else None,
-        task_type="SEQ_CLS" if reward_head else "CAUSAL_LM",
+        modules_to_save=None if head == "vocabulary" else ["score" if hasattr(module, "score") else "classifier"],
+        task_type={"vocabulary": "CAUSAL_LM", "score": "SEQ_CLS", "steps": "TOKEN_CLS"}[head],
     )
     return peft.get_peft_model(module, config)
 
@@ -64,3 +66,8 @@ def load_adapter(module: Any, folder: str) -> Any:
     model.load_adapter(folder, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     model.set_adapter("default")
     return model
+
+
+def merged(module: Any, folder: str) -> Any:
+    """A base with the adapter in ``folder`` put into its weights."""
+    return _peft().PeftModel.from_pretrained(module, folder).merge_and_unload()

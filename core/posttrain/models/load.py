@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 transformers.utils.logging.disable_progress_bar()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+#: Weights that no language model brings, by what the model ends in.
+NEW_HEADS: dict[str, tuple[str, ...]] = {"vocabulary": (), "score": ("score.",), "steps": ("score.", "classifier.")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -86,25 +88,28 @@ def _check_round_trip(tokenizer: Any, model: str) -> None:
         )
 
 
-def load_policy(model: str | nn.Module, tokenizer: Any, settings: Settings, reward_head: bool) -> Loaded:
-    """The model to train, on its device, with its adapter, and the layout it can be run in."""
+def load_policy(model: str | nn.Module, tokenizer: Any, settings: Settings, head: str = "vocabulary") -> Loaded:
+    """The model to train, on its device, with its adapter, and the layout it can be run in.
+
+    ``head``: "vocabulary", "score" (one number a row) or "steps" (two classes a token).
+    """
     attention.register()
     torch.manual_seed(settings.seed)  # a reward head and new adapters are drawn from here
     device = choose_device(settings)
     notes: list[str] = []
     if isinstance(model, str):
         base = adapter_base(model)
-        module = load_module(base or model, settings, device, reward_head, tokenizer)
+        module = load_module(base or model, settings, device, head, tokenizer)
         if base is not None:
             module = load_adapter(module, model)
     else:
         module = cast("Any", model).to(device)
         if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
             module.set_attn_implementation(attention.NAME)
-    return finish(module, tokenizer, settings, reward_head, notes)
+    return finish(module, tokenizer, settings, head, notes)
 
 
-def finish(module: Any, tokenizer: Any, settings: Settings, reward_head: bool, notes: list[str]) -> Loaded:
+def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: list[str]) -> Loaded:
     """Adapters, head, self-checks; what is left to do once the weights are in memory."""
     torch.manual_seed(settings.seed)
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
@@ -117,14 +122,14 @@ def finish(module: Any, tokenizer: Any, settings: Settings, reward_head: bool, n
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
-        module = add_adapter(module, settings, reward_head)
-    policy = TokenModel(module, None if reward_head else find_head(inner))
+        module = add_adapter(module, settings, head)
+    policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.eval()
     if settings.packing:
         choose_layout(policy)
     if settings.packing and not policy.packed:
         notes.append(f"{type(inner).__name__} cannot keep packed rows apart here; rows are padded instead.")
-    if not reward_head:
+    if head == "vocabulary":
         check_logits(policy)
     policy.train()
     if not any(p.requires_grad for p in policy.parameters()):
@@ -134,7 +139,7 @@ def finish(module: Any, tokenizer: Any, settings: Settings, reward_head: bool, n
     return Loaded(policy, tokenizer, stop_ids(inner, tokenizer), notes)
 
 
-def load_module(model: str, settings: Settings, device: torch.device, reward_head: bool, tokenizer: Any) -> Any:
+def load_module(model: str, settings: Settings, device: torch.device, head: str, tokenizer: Any) -> Any:
     """A transformers model with safetensors weights on ``device``."""
     source, extra = _source(model, settings)
     if settings.attention is not None:
@@ -145,15 +150,18 @@ def load_module(model: str, settings: Settings, device: torch.device, reward_hea
     if "gguf_file" not in extra:
         extra["use_safetensors"] = True
     kind: Any = transformers.AutoModelForCausalLM
-    if reward_head:
+    if head == "score":
         kind = transformers.AutoModelForSequenceClassification
         extra |= {"num_labels": 1, "problem_type": "regression"}
+    if head == "steps":
+        kind = transformers.AutoModelForTokenClassification
+        extra |= {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     try:
         dtype = choose_dtype(settings, device)
         module, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **extra)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _cannot_load("model", model, error) from None
-    missing = sorted(key for key in report["missing_keys"] if not (reward_head and key.startswith("score.")))
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(NEW_HEADS[head]))
     if missing:  # transformers fills them with random numbers and goes on
         raise ModelError(
             f"'{model}' lacks {len(missing)} of the weights that {type(module).__name__} needs, first '{missing[0]}'. "
@@ -163,7 +171,7 @@ def load_module(model: str, settings: Settings, device: torch.device, reward_hea
         _forget_quantisation(module)
     if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
         module.set_attn_implementation(attention.NAME)
-    if reward_head:
+    if head == "score":
         module.config.pad_token_id = pad_id(tokenizer)
     if settings.quantize is None:
         module = module.to(device)

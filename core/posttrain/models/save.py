@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from posttrain.engine import attention
 from posttrain.errors import CheckpointError
-from posttrain.models.adapters import REFERENCE_ADAPTER
+from posttrain.models.adapters import REFERENCE_ADAPTER, TEACHER_ADAPTER
 
 if TYPE_CHECKING:
     from posttrain.engine.forward import TokenModel
+
+#: Modules that were trained beside the model, such as a value head.
+EXTRA_FILE = "extra_modules.safetensors"
 
 
 def save_model(policy: TokenModel, tokenizer: Any, folder: Path) -> None:
@@ -24,18 +27,20 @@ def save_model(policy: TokenModel, tokenizer: Any, folder: Path) -> None:
         config._attn_implementation = "sdpa"  # the name means nothing outside this package
     try:
         if hasattr(model, "peft_config"):
-            chosen = [name for name in model.peft_config if name != REFERENCE_ADAPTER]
+            chosen = [name for name in model.peft_config if name not in (REFERENCE_ADAPTER, TEACHER_ADAPTER)]
             model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=False)
         else:
             model.save_pretrained(folder)
     finally:
         config._attn_implementation = implementation
     tokenizer.save_pretrained(folder)
+    if len(policy.extra):
+        save_file(policy.extra.state_dict(), folder / EXTRA_FILE)
 
 
 def restore_weights(policy: TokenModel, folder: Path) -> None:
     """Put the weights of a saved folder into the model in place; every trained one must be there."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name != EXTRA_FILE)
     if not files:
         raise CheckpointError(f"'{folder}' holds no safetensors file. Resume from an earlier checkpoint.")
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}

@@ -22,12 +22,18 @@ def _cases(subject: Subject) -> Iterator[tuple[str, Any]]:
         yield from variants(subject.method)
 
 
+def _comparing(subject: Subject) -> Iterator[tuple[str, Any]]:
+    """The same for methods that weigh rewards against each other: not against a critic, not a teacher's opinion."""
+    if "rewards" in subject.card.needs and not subject.method.has("posttrain_extra_modules"):
+        yield from _cases(subject)
+
+
 @check("loss", online)
 def check_advantages_have_a_unit(subject: Subject) -> None:
     """Advantages are finite, ``(B,)`` or ``(B, T)``, without gradient, also for groups of one."""
     for text, config in _cases(subject):
         for groups in ([3, 3], [1, 1], [4], [1]):
-            rewards, rollouts = make_rollouts(groups, 31)
+            rewards, rollouts = make_rollouts(groups, 31, method=subject.method)
             found = advantages_of(subject.method, config, rewards, rollouts)
             if found.shape not in (rewards.shape, rollouts.mask.shape):
                 raise CheckFailed(
@@ -45,10 +51,10 @@ def check_advantages_have_a_unit(subject: Subject) -> None:
 @check("loss", online)
 def check_equal_rewards_teach_nothing(subject: Subject) -> None:
     """A group with equal rewards, under a policy that is still the reference, has advantages of 0."""
-    for text, config in _cases(subject):
+    for text, config in _comparing(subject):
         for value in (0.0, 1.0, 0.1, -7.3):
-            rewards, rollouts = make_rollouts([3, 5], 32, near=True)
-            found = advantages_of(subject.method, config, torch.full_like(rewards, value), rollouts)
+            rewards, rollouts = make_rollouts([3, 5], 32, near=True, method=subject.method)
+            found = advantages_of(subject.method, config, torch.full_like(rewards, value), rollouts.worth(value))
             largest = float(found.abs().max().nan_to_num(torch.inf))
             if largest > 1e-9:
                 raise CheckFailed(
@@ -60,8 +66,8 @@ def check_equal_rewards_teach_nothing(subject: Subject) -> None:
 @check("loss", online)
 def check_better_rewards_are_worth_more(subject: Subject) -> None:
     """Within a group, under a policy that is still the reference, a higher reward has a higher advantage."""
-    for text, config in _cases(subject):
-        rewards, rollouts = make_rollouts([4, 4], 33, near=True)
+    for text, config in _comparing(subject):
+        rewards, rollouts = make_rollouts([4, 4], 33, near=True, method=subject.method)
         found = advantages_of(subject.method, config, rewards, rollouts)
         worth = found if found.dim() == 1 else (found * rollouts.mask).sum(-1) / rollouts.lengths  # (B,)
         for group in rollouts.group.unique():
@@ -110,7 +116,7 @@ def _for_rollouts(subject: Subject, compare: Callable[..., tuple[Tensor, Tensor,
     def search(data: Any) -> None:
         text, config = data.draw(st.sampled_from(options), label="options")
         groups = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3), label="groups")
-        rewards, rollouts = make_rollouts(groups, data.draw(st.integers(0, 1000), label="seed"))
+        rewards, rollouts = make_rollouts(groups, data.draw(st.integers(0, 1000), label="seed"), method=subject.method)
         expected, found, what = compare(data, config, rewards, rollouts)
         if not torch.allclose(expected, found, rtol=1e-8, atol=1e-9):
             apart = float((expected - found).abs().max())

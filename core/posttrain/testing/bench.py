@@ -19,6 +19,7 @@ from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
 from posttrain.errors import PluginError
 from posttrain.methods import Method
 from posttrain.testing.inputs import Inputs
+from posttrain.testing.rollouts import make_rollouts
 from posttrain.views import Batch, Example, PerToken, Step, View, Views
 
 _CPU = torch.device("cpu")
@@ -120,7 +121,8 @@ class _Models:
 
     def logps(self, sequences: list[Any], model: str = "policy") -> list[Tensor]:
         """Log-probs ``(t,)`` of each sequence's trained tokens."""
-        logits = (self.inputs.reference_logits if model == "reference" else self.inputs.logits).detach()
+        known = {"reference": self.inputs.reference_logits, "teacher": self.inputs.teacher_logits}
+        logits = known.get(model, self.inputs.logits).detach()
         found = []
         for sequence in sequences:
             if id(sequence) in self.inputs.tokens:
@@ -128,7 +130,7 @@ class _Models:
                 rows = logits[self.inputs.tokens[id(sequence)]].log_softmax(-1)
                 found.append(rows.gather(1, labels[:, None])[:, 0])
             else:
-                shift = 1.1 if model == "reference" else 1.0
+                shift = {"reference": 1.1, "teacher": 1.2}.get(model, 1.0)
                 found.append(-((sequence.ids[sequence.trained] * 0.37 + shift) % 2.3).to(logits.dtype))
         return found
 
@@ -136,11 +138,36 @@ class _Models:
 def _annotate_once(method: Method, config: Any, inputs: Inputs) -> None:
     """Columns from the whole step, made once: they are constants to the gradient, however the step is cut."""
     key = (id(method), repr(config))
-    if method.has("posttrain_annotate") and inputs.annotated != key:
+    if inputs.annotated == key:
+        return
+    if method.card.pairs:
+        _add_pair_columns(method, config, inputs)
+    _add_extra(method, config, inputs)
+    if method.has("posttrain_annotate"):
         with torch.no_grad():
             columns = method.annotate(examples=inputs.examples, models=_Models(inputs), config=config, state={})
         add_columns(inputs.examples, columns, method.card.name)
-        inputs.annotated = key
+    inputs.annotated = key
+
+
+def _add_pair_columns(method: Method, config: Any, inputs: Inputs) -> None:
+    """The columns that the method gives its pairs, from made-up rollouts."""
+    rewards, rollouts = make_rollouts([2] * len(inputs.examples), 7, method=method)
+    columns = method.select(rollouts=rollouts, rewards=rewards, config=config, state={}).columns
+    for place, example in enumerate(inputs.examples):
+        example.columns |= {name: float(values[place % len(values)]) for name, values in columns.items()}
+
+
+def _add_extra(method: Method, config: Any, inputs: Inputs) -> None:
+    """What the method's extra modules say of each token, now and before the update."""
+    for turn, name in enumerate(method.extra_modules(config=config, hidden_size=4)):
+        now = torch.sin(torch.arange(len(inputs.logits), dtype=torch.float64) * (1.3 + turn))  # (N,)
+        inputs.extra[name] = now.to(inputs.logits.dtype).requires_grad_()
+        for example in inputs.examples:
+            for sequence in example.sequences["completion"]:
+                place = inputs.tokens[id(sequence)]
+                sequence.per_token[f"old_{name}"] = 0.9 * inputs.extra[name].detach()[place] + 0.05
+                sequence.per_token.setdefault("advantages", torch.cos(now[place] * 3.0).to(inputs.logits.dtype))
 
 
 def values_of(term: Tensor | PerToken) -> Tensor:
@@ -153,7 +180,10 @@ def statistics(method: Method, config: Any, inputs: Inputs, places: Tensor, labe
     reference = inputs.reference_logits[places] if method.card.needs_now("reference", config) else None
     logits = inputs.logits[places]
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return method.token_statistics(logits=logits, labels=labels, reference_logits=reference, config=config)
+    teacher = inputs.teacher_logits[places] if method.card.needs_now("teacher", config) else None
+    return method.token_statistics(
+        logits=logits, labels=labels, reference_logits=reference, teacher_logits=teacher, config=config
+    )
 
 
 def _policy_results(
@@ -161,7 +191,10 @@ def _policy_results(
 ) -> dict[str, Tensor]:
     if "reward-head" in method.card.needs:
         return {"score": inputs.scores[torch.tensor([inputs.rows[id(s)] for s in sequences_of(examples)])]}
+    if "step-head" in method.card.needs:
+        return {"scores": inputs.scores[_places(inputs, examples)[0]]}
     results = {"logps": _logps(inputs.logits, inputs, examples)}
+    results |= {name: values[_places(inputs, examples)[0]] for name, values in inputs.extra.items()}
     if method.has("posttrain_token_statistics"):
         places, labels = _places(inputs, examples)
         pieces: dict[str, list[Tensor]] = {}

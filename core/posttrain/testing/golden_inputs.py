@@ -92,6 +92,11 @@ def read_inputs(raw: dict[str, Any], reward_head: bool) -> Inputs:
 def columns_of(inputs: Inputs) -> dict[str, Any]:
     """Columns of the batch: one value an example ``(B,)``, a per-token column ``(B, T)``, or the plain value."""
     columns = {name: _column(inputs, value) for name, value in inputs.others.items()}
+    group = inputs.others.get("group")
+    for name, value in columns.items():
+        # One number a prompt belongs to each of its answers.
+        if group is not None and _depth(value) == 1 and _numeric(value) and len(value) == max(group) + 1:
+            columns[name] = _tensor([value[place] for place in group])
     for name, role in inputs.roles.items():
         for model, logps in role.logps.items():
             if model not in ("policy", "reference"):
@@ -107,18 +112,27 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
     group = torch.tensor(inputs.others["group"])
     policy = role.logps["policy"].detach()
     old = role.logps.get("old", policy).detach()
+    columns = columns_of(inputs)
     return SimpleNamespace(
         group=group,
         mask=role.mask,
         old_logps=old,
         sampled_logps=role.logps.get("sampled", old).detach(),
         reference_logps=role.logps["reference"].detach() if "reference" in role.logps else None,
+        teacher_logps=role.logps["teacher"].detach() if "teacher" in role.logps else None,
+        old=lambda name: old if name == "logps" else columns[f"old_{name}"],
+        prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
         lengths=role.mask.sum(-1),
         finished=torch.ones(len(group), dtype=torch.bool),
         prompts=[f"prompt {one}" for one in inputs.others["group"]],
         completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
-        columns=columns_of(inputs),
+        source=["policy"] * len(group),
+        columns=columns,
     )
+
+
+def _scores(inputs: Inputs) -> Tensor:
+    return torch.tensor(inputs.others["rewards"], dtype=torch.float64)
 
 
 def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]]) -> Views | None:

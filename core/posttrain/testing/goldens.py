@@ -282,14 +282,13 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
         at = role.mask
         if "policy" in role.logits:
             logits, labels = role.logits["policy"][at], role.labels[at]  # type: ignore[index]  # logits bring labels
-            other = role.logits.get("reference", role.logits.get("teacher"))
-            other = None if other is None else other[at]
+            given = {model: values[at] for model, values in role.logits.items()}
         else:
             logits = _two_tokens(role.logps["policy"][at])  # (n, 2)
             labels = torch.zeros(len(logits), dtype=torch.long)
-            other = _two_tokens(role.logps["reference"][at]) if "reference" in role.logps else None
-        wanted = other if method.card.needs_now("reference", config) or "teacher" in role.logits else None
-        values = method.token_statistics(logits=logits, labels=labels, reference_logits=wanted, config=config)
+            given = {model: _two_tokens(values[at]) for model, values in role.logps.items()}
+        others = {f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)}
+        values = method.token_statistics(logits=logits, labels=labels, config=config, **others)
         spread = {
             key: torch.zeros(at.shape, dtype=one.dtype).masked_scatter(at, one) for key, one in values.items()
         }  # (B, T)

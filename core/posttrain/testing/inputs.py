@@ -46,8 +46,11 @@ class Inputs:
     logits: Tensor
     """Logits of the policy ``(N, V)``, all trained tokens of all sequences; a leaf with gradient."""
     reference_logits: Tensor
+    teacher_logits: Tensor
     scores: Tensor
-    """What a reward head says of each sequence ``(R,)``; a leaf with gradient."""
+    """What a reward head says of each sequence ``(R,)``, a head for steps of each token ``(N,)``; with gradient."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """What the method's extra modules say of each token ``(N,)``, by name."""
     tokens: dict[int, slice] = field(default_factory=dict)
     """Identity of a sequence -> its places in ``logits``."""
     rows: dict[int, int] = field(default_factory=dict)
@@ -58,7 +61,7 @@ class Inputs:
     @property
     def leaf(self) -> Tensor:
         """What the policy controls: scores under a reward head, logits otherwise."""
-        return self.scores if "reward-head" in self.card.needs else self.logits
+        return self.scores if {"reward-head", "step-head"} & set(self.card.needs) else self.logits
 
     def gradient(self, loss: Tensor) -> Tensor:
         """Gradient of a scalar by ``leaf``; zeros where the loss does not depend on it."""
@@ -76,8 +79,10 @@ def make_inputs(card: Card, shape: Shape, dtype: torch.dtype = torch.float64) ->
     total = sum(s.count for s in sequences)
     logits = shape.spread * torch.randn(total, VOCABULARY, generator=random, dtype=torch.float64)  # (N, V)
     reference = shape.spread * torch.randn(total, VOCABULARY, generator=random, dtype=torch.float64)  # (N, V)
-    scores = shape.spread * torch.randn(len(sequences), generator=random, dtype=torch.float64)  # (R,)
-    inputs = Inputs(card, examples, logits, reference, scores)
+    count = total if "step-head" in card.needs else len(sequences)
+    scores = shape.spread * torch.randn(count, generator=random, dtype=torch.float64)  # (R,) or (N,)
+    teacher = reference.flip(0) if shape.equal else reference.flip(1)  # (N, V)
+    inputs = Inputs(card, examples, logits, reference, teacher, scores)
     start = 0
     for row, sequence in enumerate(sequences):
         inputs.tokens[id(sequence)] = slice(start, start + sequence.count)
@@ -85,10 +90,11 @@ def make_inputs(card: Card, shape: Shape, dtype: torch.dtype = torch.float64) ->
         start += sequence.count
     if shape.equal:
         _make_equal(inputs)
-    if card.online:
+    if card.online and not card.pairs:
         _add_old_logps(inputs, random)
     inputs.logits = inputs.logits.to(dtype).requires_grad_()
     inputs.reference_logits = inputs.reference_logits.to(dtype)
+    inputs.teacher_logits = inputs.teacher_logits.to(dtype)
     inputs.scores = inputs.scores.to(dtype).requires_grad_()
     return inputs
 
@@ -159,7 +165,7 @@ def _named(kind: Any) -> list[Any]:
 def _example(card: Card, shape: Shape, place: int, length: int, random: torch.Generator) -> Example:
     schema = card.schemas[0]
     sequences: dict[str, list[Sequence]] = {}
-    for turn, role in enumerate(_ROLES.get(schema, ("completion",))):
+    for turn, role in enumerate(_ROLES.get("preference" if card.pairs else schema, ("completion",))):
         # The second role of an example has another length than the first, unless both shall be the same.
         own = length if shape.equal or length == 0 else 1 + (length - 1 + 2 * turn) % max(length + 1, 3)
         count = _RANKED if schema == "ranked" else 1
@@ -190,7 +196,7 @@ def _columns(schema: str, shape: Shape, place: int, random: torch.Generator) -> 
     if schema == "prompt":
         sign = {"good": 1.0, "bad": -1.0, "mixed": 1.0 if number > 0 else -1.0}[shape.labels]
         worth = 0.0 if shape.equal else sign * abs(number)
-        return {"advantages": worth, "reward": worth, "group": float(place // 2)}
+        return {"advantages": worth, "reward": worth, "group": float(place // 2), "taught": True}
     return {}
 
 
@@ -206,7 +212,8 @@ def _make_equal(inputs: Inputs) -> None:
         rows = [s for role in example.sequences.values() for s in role]
         for row in rows[1:]:
             inputs.logits[inputs.tokens[id(row)]] = inputs.logits[inputs.tokens[id(rows[0])]]
-            inputs.scores[inputs.rows[id(row)]] = inputs.scores[inputs.rows[id(rows[0])]]
+            if "step-head" not in inputs.card.needs:
+                inputs.scores[inputs.rows[id(row)]] = inputs.scores[inputs.rows[id(rows[0])]]
     inputs.reference_logits = inputs.logits.clone()
 
 
@@ -219,4 +226,6 @@ def _add_old_logps(inputs: Inputs, random: torch.Generator) -> None:
             current = logps[span].gather(1, sequence.ids[sequence.trained][:, None])[:, 0]  # (t,)
             noise = 0.15 * torch.randn(len(current), generator=random, dtype=torch.float64)
             sampled = (current + noise).clamp(max=0.0)
-            sequence.per_token.update(sampled_logps=sampled, old_logps=sampled.clone())
+            teacher = inputs.teacher_logits[span].log_softmax(-1)
+            theirs = teacher.gather(1, sequence.ids[sequence.trained][:, None])[:, 0]  # (t,)
+            sequence.per_token.update(sampled_logps=sampled, old_logps=sampled.clone(), teacher_logps=theirs)

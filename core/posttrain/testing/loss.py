@@ -147,7 +147,7 @@ def _moves_advantages(method: Method, config: Any) -> bool:
     """Online methods may use the reference in the reward alone."""
     if not method.has("posttrain_advantages"):
         return False
-    near, far = (make_rollouts([3, 3], 31, near) for near in (True, False))
+    near, far = (make_rollouts([3, 3], 31, near, method) for near in (True, False))
     return not torch.equal(advantages_of(method, config, *near), advantages_of(method, config, *far))
 
 

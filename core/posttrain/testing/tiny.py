@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 from posttrain.cards import Card
 
@@ -41,8 +48,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(reward_head: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-    """The same two-layer model each time, with a head for scores where wanted; no global random state moves."""
+#: What a model ends in -> its class.
+_KINDS: dict[str, Any] = {
+    "vocabulary": LlamaForCausalLM,
+    "reward-head": LlamaForSequenceClassification,
+    "step-head": LlamaForTokenClassification,
+}
+
+
+def tiny_model(head: str = "vocabulary", dtype: torch.dtype = torch.float32, seed: int = 1234) -> Any:
+    """The same two-layer model each time for a seed; no global random state moves.
+
+    ``head`` is "vocabulary", or the card's need: "reward-head" or "step-head".
+    """
     config = LlamaConfig(
         vocab_size=len(_SPECIAL) + len(LETTERS),
         hidden_size=32,
@@ -56,10 +74,10 @@ def tiny_model(reward_head: bool = False, dtype: torch.dtype = torch.float32) ->
         eos_token_id=2,
         initializer_range=0.2,  # large enough for an adapter under the frozen head to move the logits
     )
-    config.num_labels = 1
+    config.num_labels = 2 if head == "step-head" else 1
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1234)
-        model: torch.nn.Module = LlamaForSequenceClassification(config) if reward_head else LlamaForCausalLM(config)
+        torch.manual_seed(seed)
+        model: torch.nn.Module = _KINDS[head](config)
     return model.to(dtype)
 
 
@@ -72,7 +90,7 @@ def tiny_rows(card: Card) -> list[dict[str, Any]]:
 _ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
     "language-modeling": lambda right, ask, good, bad: {"text": ask + good},
     "prompt-completion": lambda right, ask, good, bad: {"prompt": ask, "completion": good},
-    "prompt": lambda right, ask, good, bad: {"prompt": ask},
+    "prompt": lambda right, ask, good, bad: {"prompt": ask, "completion": good, "privileged_context": good},
     "preference": lambda right, ask, good, bad: {"prompt": ask, "chosen": good, "rejected": bad},
     "unpaired-preference": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"label": right},
     "ranked": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, good + bad, bad]},
@@ -98,31 +116,52 @@ def count_of_a(prompts: list[Any], completions: list[str], **columns: Any) -> li
     return [completion[:4].count("a") / 4 for completion in completions]
 
 
-def answer_scores(model: Any, reward_head: bool) -> list[tuple[float, float]]:
+def answer_scores(model: Any, head: str) -> list[tuple[float, float]]:
     """What the model thinks of the right and of the wrong answer to each prompt, computed without the core.
 
-    Log-probability of the answer given the prompt, or the score of the whole text under a reward head.
+    Log-probability of the answer given the prompt; under a reward head the score of the whole text, under a head for
+    steps the log-odds that the answer is a good step.
     """
     tokenizer = tiny_tokenizer()
+    with _evaluating(model):
+        return [
+            (_answer_score(model, tokenizer, ask, good, head), _answer_score(model, tokenizer, ask, bad, head))
+            for ask, good, bad in _ANSWERS
+        ]
+
+
+def teacher_gap(model: Any, teacher: Any) -> float:
+    """Mean divergence KL(teacher || model) per token, in nats, over right and wrong answers; without the core."""
+    tokenizer, gaps = tiny_tokenizer(), []
+    with _evaluating(model), _evaluating(teacher):
+        for ask, good, bad in _ANSWERS:
+            for text in (good, bad):
+                ids = torch.tensor([tokenizer.encode(ask + text, add_special_tokens=False)])  # (1, L)
+                ours, theirs = (m(input_ids=ids).logits[0, len(ask) - 1 :].log_softmax(-1) for m in (model, teacher))
+                gaps.append((theirs.exp() * (theirs - ours)).sum(-1).mean().item())
+    return sum(gaps) / len(gaps)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     with torch.no_grad():
-        found = [
-            (
-                _answer_score(model, tokenizer, ask, good, reward_head),
-                _answer_score(model, tokenizer, ask, bad, reward_head),
-            )
-            for ask, good, bad in _ANSWERS
-        ]
+        yield
     model.train(training)
-    return found
 
 
-def _answer_score(model: Any, tokenizer: Any, ask: str, answer: str, reward_head: bool) -> float:
-    ids = torch.tensor([[*tokenizer.encode(ask + answer, add_special_tokens=False), tokenizer.eos_token_id]])  # (1, L)
+def _answer_score(model: Any, tokenizer: Any, ask: str, answer: str, head: str) -> float:
+    steps = head == "step-head"
+    end = [] if steps else [tokenizer.eos_token_id]
+    text = ask + answer + ("\n" if steps else "")
+    ids = torch.tensor([[*tokenizer.encode(text, add_special_tokens=False), *end]])  # (1, L)
     mask = torch.ones_like(ids)
-    if reward_head:
-        return model(input_ids=ids, attention_mask=mask).logits[0, 0].item()
-    logps = model(input_ids=ids, attention_mask=mask).logits[0, :-1].log_softmax(-1)  # (L-1, V)
+    logits = model(input_ids=ids, attention_mask=mask).logits[0]
+    if steps:
+        return (logits[-1, 1] - logits[-1, 0]).item()
+    if head == "reward-head":
+        return logits[0].item()
+    logps = logits[:-1].log_softmax(-1)  # (L-1, V)
     chosen = logps.gather(1, ids[0, 1:, None])[:, 0]  # (L-1,)
     return chosen[len(ask) - 1 :].sum().item()

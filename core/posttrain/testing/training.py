@@ -18,7 +18,7 @@ from transformers.utils import logging
 from posttrain import api
 from posttrain.testing.registry import CheckFailed, check
 from posttrain.testing.subject import Subject
-from posttrain.testing.tiny import answer_scores, count_of_a, tiny_model, tiny_rows, tiny_tokenizer
+from posttrain.testing.tiny import answer_scores, count_of_a, teacher_gap, tiny_model, tiny_rows, tiny_tokenizer
 
 #: Optimiser steps of the longer runs.
 STEPS = 16
@@ -40,6 +40,12 @@ class Outcome:
     before: list[tuple[float, float]]
     after: list[tuple[float, float]]
     path: Path
+    gaps: tuple[float, float] = (0.0, 0.0)
+    """Divergence of the teacher from the model before and after, where there is a teacher."""
+
+    def has(self, name: str) -> bool:
+        """Whether any step has this metric."""
+        return any(name in line for line in self.lines)
 
     def mean(self, name: str, lines: slice) -> float:
         """Mean of a metric over some of the steps that have it; rewards come with new rollouts only."""
@@ -124,7 +130,11 @@ def check_evaluation_does_not_matter(subject: Subject) -> None:
 
 def _check_promise(subject: Subject, run: Outcome) -> None:
     schema = subject.card.schemas[0]
-    if subject.card.online:
+    if _teacher_of(subject) is not None:
+        _check_rises("closeness to the teacher (minus the divergence)", -run.gaps[0], -run.gaps[1], 0.1 * run.gaps[0])
+    elif subject.card.online and not run.has("reward"):
+        _check_rises("loss below 0", -run.mean("loss", slice(3)), -run.mean("loss", slice(-3, None)), 0.0)
+    elif subject.card.online:
         _check_rises("mean reward", run.mean("reward", slice(3)), run.mean("reward", slice(-3, None)), 0.1)
     elif schema in ("preference", "unpaired-preference", "ranked", "scored", "forget-retain"):
         _check_rises("margin of the right answers over the wrong ones", _margin(run.before), _margin(run.after), 0.1)
@@ -132,6 +142,8 @@ def _check_promise(subject: Subject, run: Outcome) -> None:
         rights = [sum(good for good, _ in scores) / len(scores) for scores in (run.before, run.after)]
         _check_rises("log-probability of the right answers", rights[0], rights[1], 0.5)
         _check_rises("loss below 0", -run.mean("loss", slice(3)), -run.mean("loss", slice(-3, None)), 0.1)
+    elif schema == "stepwise":
+        _check_rises("margin of right steps over wrong ones", _margin(run.before), _margin(run.after), 0.1)
     else:
         first = run.mean("loss", slice(3))
         _check_rises("loss below 0", -first, -run.mean("loss", slice(-3, None)), 0.05 * abs(first))
@@ -183,7 +195,7 @@ def _train(subject: Subject, **changes: Any) -> Outcome:
 def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
     dtype = torch.float64 if changes.get("dtype") == "float64" else torch.float32
     objects = _objects(subject, dtype)
-    head = _reward_head(subject)
+    head = _head(subject)
     before = answer_scores(objects["model"], head)
     keywords: dict[str, Any] = {
         "batch_size": 4,
@@ -197,24 +209,37 @@ def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
     }
     if subject.card.online:
         keywords |= {"group_size": 8, "max_new_tokens": 6}
+    teacher = objects.get("teacher")
+    gap = teacher_gap(objects["model"], teacher) if teacher is not None else 0.0
     path = _folder(subject) / f"run-{len(subject.memory)}"
     with _quiet():
         run = api.train(subject.source or subject.name, output=str(path), **objects, **(keywords | changes))
-    return Outcome(list(run.metrics), before, answer_scores(run.model, head), path)
+    gaps = (gap, teacher_gap(run.model, teacher) if teacher is not None else 0.0)
+    return Outcome(list(run.metrics), before, answer_scores(run.model, head), path, gaps)
 
 
 def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Model, tokenizer, rows and reward, made anew: a run changes its model."""
+    """Model, tokenizer, rows, reward and teacher, made anew: a run changes its model."""
     objects = {
-        "model": tiny_model(_reward_head(subject), dtype),
+        "model": tiny_model(_head(subject), dtype),
         "tokenizer": tiny_tokenizer(),
         "data": tiny_rows(subject.card),
     }
-    return objects | ({"reward": [count_of_a]} if subject.card.online else {})
+    if {"rewards", "preferences"} & set(subject.card.needs):
+        objects["reward"] = [count_of_a]
+    teacher = _teacher_of(subject, dtype)
+    return objects | ({"teacher": teacher} if teacher is not None else {})
 
 
-def _reward_head(subject: Subject) -> bool:
-    return subject.method.card.needs_now("reward-head", subject.method.config({}))
+def _teacher_of(subject: Subject, dtype: torch.dtype = torch.float32) -> Any:
+    """A tiny teacher with other weights; None where the method needs none, or is its own."""
+    needs = subject.method.card.needs_now("teacher", subject.method.config({}))
+    return tiny_model(dtype=dtype, seed=77) if needs and "teacher_model" not in subject.card.defaults else None
+
+
+def _head(subject: Subject) -> str:
+    card, config = subject.method.card, subject.method.config({})
+    return next((head for head in ("reward-head", "step-head") if card.needs_now(head, config)), "vocabulary")
 
 
 def _folder(subject: Subject) -> Path:

@@ -49,7 +49,8 @@ def record(folder: Path) -> dict[str, Any]:
     among them.
     """
     method = load(str(folder.resolve()))
-    head = method.card.needs_now("reward-head", method.config({}))
+    config = method.config({})
+    head = next((h for h in ("reward-head", "step-head") if method.card.needs_now(h, config)), "vocabulary")
     keywords = SETTINGS | (_ONLINE | {"reward": [count_of_a]} if method.card.online else {})
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="posttrain-trajectory-") as place:

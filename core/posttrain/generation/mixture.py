@@ -1,0 +1,108 @@
+"""Sampling from a geometric mixture of two models: each token's log-prob is (1 - m) of the policy's, m of another's.
+
+Source: Munos et al. 2023, "Nash Learning from Human Feedback", arXiv:2312.00886, section 7. Both models read every
+token, so this needs them in this process.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import SettingsError
+from posttrain.generation.choice import choose
+from posttrain.generation.protocol import Completion, Sampling
+
+if TYPE_CHECKING:
+    from posttrain.engine.forward import TokenModel
+    from posttrain.models.frozen import Frozen
+
+
+class MixtureGenerator:
+    """Completes prompts from ``policy^(1 - share) * other^share``, normalised."""
+
+    def __init__(
+        self, policy: TokenModel, other: Frozen, share: float, tokenizer: Any, stop_ids: set[int], batch_size: int
+    ):
+        """Mix two models with the same vocabulary; ``share`` is that of ``other``. Raises SettingsError outside 0..1."""
+        if not 0 <= share <= 1:
+            raise SettingsError(f"The share of the reference in a mixture is {share}. It must lie between 0 and 1.")
+        self.policy, self.other, self.share = policy, other, share
+        self.tokenizer, self.stop_ids, self.batch_size = tokenizer, frozenset(stop_ids), batch_size
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Tensor], sampling: Sampling, seeds: list[list[int]]) -> list[list[Completion]]:
+        """Complete each prompt ``(n,)`` once per seed; log-probs are the mixture's."""
+        jobs = [(index, seed) for index, own in enumerate(seeds) for seed in own]
+        training = self.policy.training
+        self.policy.eval()
+        done: list[Completion] = []
+        for start in range(0, len(jobs), self.batch_size):
+            wave = jobs[start : start + self.batch_size]
+            randoms = [random.Random(seed) for _, seed in wave]
+            done += self._complete([prompts[index] for index, _ in wave], randoms, sampling)
+        self.policy.train(training)
+        found: list[list[Completion]] = [[] for _ in prompts]
+        for (index, _), completion in zip(jobs, done, strict=True):
+            found[index].append(completion)
+        return found
+
+    def _complete(
+        self, prompts: list[Tensor], randoms: list[random.Random], sampling: Sampling
+    ) -> list[Completion]:
+        device, count = self.policy.device, len(prompts)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])  # (n,)
+        width = int(lengths.max())
+        mask = (torch.arange(width) >= (width - lengths)[:, None]).long().to(device)  # (n, w): prompts end together
+        tokens = torch.zeros(count, width, dtype=torch.long, device=device)
+        for row, prompt in enumerate(prompts):
+            tokens[row, width - len(prompt) :] = prompt
+        caches: list[Any] = [None, None]
+        ids: list[list[int]] = [[] for _ in prompts]
+        logps: list[list[float]] = [[] for _ in prompts]
+        finished = [False] * count
+        for _ in range(sampling.max_new_tokens):
+            logits = self._mixed(tokens, mask, caches)  # (n, V)
+            chosen, chances = choose(logits, sampling, [one.random() for one in randoms])
+            for row, (token, logp) in enumerate(zip(chosen.tolist(), chances.tolist(), strict=True)):
+                if not finished[row]:
+                    ids[row].append(token)
+                    logps[row].append(logp)
+                    finished[row] = token in self.stop_ids or self._stopped(ids[row], sampling.stop)
+            if all(finished):
+                break
+            tokens = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(count, 1)], 1)
+        return [
+            Completion(torch.tensor(own), torch.tensor(logps[row]), finished[row], self._text(own))
+            for row, own in enumerate(ids)
+        ]
+
+    def _mixed(self, tokens: Tensor, mask: Tensor, caches: list[Any]) -> Tensor:
+        """Mixed log-probs ``(n, V)`` of the next token; both caches take ``tokens`` ``(n, t)`` in."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]  # (n, t)
+        with self.other.active() as other:
+            theirs = _next(other, tokens, mask, positions, caches, 1)
+        ours = _next(self.policy, tokens, mask, positions, caches, 0)
+        return (1 - self.share) * ours + self.share * theirs
+
+    def _stopped(self, ids: list[int], stop: tuple[str, ...]) -> bool:
+        return bool(stop) and any(text in self._text(ids) for text in stop)
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _next(model: TokenModel, tokens: Tensor, mask: Tensor, positions: Tensor, caches: list[Any], place: int) -> Tensor:
+    output = model.model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=caches[place],
+        use_cache=True,
+    )
+    caches[place] = output.past_key_values
+    return output.logits[:, -1].float().log_softmax(-1)

@@ -1,0 +1,210 @@
+"""Teachers: another model, the policy itself as it was, is, or was on average, or a server far away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posttrain.engine.forward import TokenModel
+from posttrain.errors import ModelError, SettingsError
+from posttrain.models.adapters import TEACHER_ADAPTER, adapter_base, merged
+from posttrain.models.frozen import Frozen
+from posttrain.models.head import find_head
+from posttrain.models.load import choose_device, load_module, load_tokenizer
+from posttrain.models.probe import choose_layout
+from posttrain.views import Sequence
+
+if TYPE_CHECKING:
+    from posttrain.models.reference import Reference
+    from posttrain.settings import Settings
+
+#: Teachers that are the policy itself.
+SELF = ("base", "live", "average")
+#: Logit of a token that a model does not have: its probability is 0, its log-prob still a number.
+NEVER = -1e4
+
+
+class ModelTeacher(Frozen):
+    """A model of its own. ``tokenizer`` is None where it is the policy's."""
+
+    def __init__(self, module: Any, tokenizer: Any, packing: bool, vocabulary: int):
+        """Freeze ``module``; ``vocabulary`` is the number of logits that the policy has."""
+        self.vocabulary = vocabulary
+        self.model = TokenModel(module, find_head(module))
+        self.model.requires_grad_(False)
+        self.model.eval()
+        self.tokenizer = tokenizer
+        if packing:
+            choose_layout(self.model)
+
+    @contextmanager
+    def active(self) -> Iterator[TokenModel]:
+        """The teacher's model."""
+        yield self.model
+
+    def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
+        """As ``Frozen.logits``; with the same tokeniser the vocabulary is cut, or filled up, to the policy's.
+
+        Sizes of one family pad their vocabularies differently; no text ever has the tokens beyond.
+        """
+        give = super().logits(sequences, temperature)
+        if self.tokenizer is not None:
+            return give
+
+        def chunk(at: slice) -> Tensor:
+            logits = give(at)  # (c, W)
+            missing = self.vocabulary - logits.shape[1]
+            return F.pad(logits, (0, missing), value=NEVER) if missing > 0 else logits[:, : self.vocabulary]
+
+        return chunk
+
+
+class BaseTeacher(Frozen):
+    """The policy as it was when the run began."""
+
+    tokenizer = None
+
+    def __init__(self, reference: Reference):
+        self.reference = reference
+
+    @contextmanager
+    def active(self) -> Iterator[TokenModel]:
+        """The frozen start."""
+        with self.reference.active() as model:
+            yield model
+
+
+class LiveTeacher(Frozen):
+    """The policy as it is at this moment, without gradient."""
+
+    tokenizer = None
+
+    def __init__(self, policy: TokenModel):
+        self.policy = policy
+
+    @contextmanager
+    def active(self) -> Iterator[TokenModel]:
+        """The policy in evaluation mode."""
+        training = self.policy.training
+        self.policy.eval()
+        try:
+            yield self.policy
+        finally:
+            self.policy.train(training)
+
+
+class AverageTeacher(LiveTeacher):
+    """A moving average of the policy: after each step ``average += rate * (policy - average)``.
+
+    Only the trained weights are kept twice; for a pass they change places with the policy's own.
+    """
+
+    def __init__(self, policy: TokenModel, rate: float):
+        super().__init__(policy)
+        self.rate = rate
+        self.average = {name: p.detach().clone() for name, p in self._trained()}
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.policy.model.named_parameters() if p.requires_grad]
+
+    @contextmanager
+    def active(self) -> Iterator[TokenModel]:
+        """The policy with the averaged weights."""
+        self._swap()
+        try:
+            with super().active() as model:
+                yield model
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._trained():
+            parameter.data, self.average[name] = self.average[name], parameter.data
+
+    def step_done(self) -> None:
+        """Follow the policy by one step."""
+        for name, parameter in self._trained():
+            self.average[name].lerp_(parameter.detach(), self.rate)
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return self.average
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Undo ``saved``."""
+        for name, tensor in saved.items():
+            self.average[name].copy_(tensor)
+
+
+class AdapterTeacher(LiveTeacher):
+    """The policy's own base under another adapter."""
+
+    def __init__(self, policy: TokenModel, folder: str):
+        super().__init__(policy)
+        policy.model.load_adapter(folder, adapter_name=TEACHER_ADAPTER, is_trainable=False)
+        policy.model.set_adapter("default")
+
+    @contextmanager
+    def active(self) -> Iterator[TokenModel]:
+        """The base with the teacher's adapter."""
+        adapters: Any = self.policy.model
+        adapters.set_adapter(TEACHER_ADAPTER, inference_mode=True)
+        try:
+            with super().active() as model:
+                yield model
+        finally:
+            adapters.set_adapter("default")
+
+
+def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: Any, reference: Any) -> Any:
+    """The teacher that ``settings.teacher_model`` names, or the module ``given``. Raises SettingsError, ModelError.
+
+    ``reference`` makes the frozen start when it is asked for. A teacher with another tokeniser has ``tokenizer``.
+    """
+    vocabulary = policy.inner.get_output_embeddings().weight.shape[0]
+    if given is not None:
+        return ModelTeacher(given, None, settings.packing, vocabulary)
+    name = settings.teacher_model
+    if name is None:
+        raise SettingsError(
+            "This method learns from a teacher and none was given. Name one: --teacher-model FOLDER, a Hub id, the "
+            f"address of a vLLM server, or {', '.join(SELF)} for the model itself."
+        )
+    if name == "base":
+        return BaseTeacher(reference())
+    if name == "live":
+        return LiveTeacher(policy)
+    if name == "average":
+        return AverageTeacher(policy, settings.teacher_average_rate)
+    if name.startswith(("http://", "https://")):
+        return _server(name, policy, settings, vocabulary)
+    base = adapter_base(name)
+    if base is not None and hasattr(policy.model, "peft_config") and _same(base, policy):
+        return AdapterTeacher(policy, name)
+    module = load_module(base or name, settings, choose_device(settings), "vocabulary", None)
+    if base is not None:
+        module = merged(module, name)
+    own = load_tokenizer(name, settings)
+    return ModelTeacher(module, None if _same_tokens(own, tokenizer) else own, settings.packing, vocabulary)
+
+
+def _server(name: str, policy: TokenModel, settings: Settings, vocabulary: int) -> Any:
+    from posttrain.models.teacher_server import ServerTeacher
+
+    url, _, model = name.partition("#")
+    return ServerTeacher(url, model or None, settings.teacher_top_k, vocabulary, policy.device)
+
+
+def _same(base: str, policy: TokenModel) -> bool:
+    own = str(policy.inner.config._name_or_path)
+    return base == own or Path(base).expanduser().resolve() == Path(own).expanduser().resolve()
+
+
+def _same_tokens(one: Any, other: Any) -> bool:
+    return one.get_vocab() == other.get_vocab()
+

@@ -1,0 +1,243 @@
+"""One batch of rollouts: prompts, completions, rewards, what is learnt from, and the examples that come of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.data.single import encode_prompt
+from posttrain.engine import source
+from posttrain.engine.step import shared_results
+from posttrain.errors import PluginError, RunFailed
+from posttrain.generation.protocol import Generator, Sampling
+from posttrain.planning import Ask, Selection
+from posttrain.rewards import Reward
+from posttrain.rollouts.generate import Order, answer, give_rewards, hand_on_rewards, reward_metrics, seed_of
+from posttrain.rollouts.rollouts import Rollout, Rollouts
+from posttrain.views import Example, Sequence
+
+if TYPE_CHECKING:
+    from posttrain.engine.run import Run
+
+
+@dataclass
+class Collected:
+    """What a step learns from, and what the log says of it. ``advantages`` are None for pairs."""
+
+    rollouts: Rollouts
+    advantages: Tensor | None
+    examples: list[Example]
+    metrics: dict[str, float]
+
+
+@dataclass
+class Pool:
+    """Rollouts chosen so far for one step."""
+
+    items: list[Rollout] = field(default_factory=list)
+    drawn: int = 0
+    """Batches of prompts that were generated for."""
+    generated: int = 0
+    unscored: int = 0
+    generation_seconds: float = 0.0
+    reward_seconds: float = 0.0
+    everything: dict[str, float] = field(default_factory=dict)
+    """Metrics of all that was generated, before anything was left out."""
+
+
+class Collector:
+    """Makes batches of rollouts with a generator and rewards; ``judge`` compares two answers where there is one."""
+
+    def __init__(self, run: Run, prompts: Any, generator: Generator, rewards: list[Reward], judge: Any = None):
+        settings = run.settings
+        assert settings.batch_size is not None
+        self.run, self.prompts, self.generator, self.rewards, self.judge = run, prompts, generator, rewards, judge
+        self.order = source.Order(len(prompts), settings.batch_size, settings.shuffle, settings.seed)
+
+    def collect(self, first: int, keep_old: bool) -> tuple[Collected, int]:
+        """Rollouts from prompt batch ``first`` on, and how many batches they took.
+
+        ``keep_old``: they serve several updates, so the log-probs of the policy that sampled are read now.
+        """
+        run = self.run
+        pool, selection = self._choose(first)
+        begun = time.monotonic()
+        rollouts = self._view(pool.items)
+        advantages: Tensor | None = None
+        if selection is not None and selection.pairs is not None:
+            examples = self._pairs(rollouts, selection)
+        else:
+            advantages, examples = self._learnt(rollouts, keep_old)
+        metrics = pool.everything | {
+            "rollouts_dropped": float(pool.unscored),
+            "generation_seconds": pool.generation_seconds,
+            "reward_seconds": pool.reward_seconds + time.monotonic() - begun,
+        }
+        if run.method.has("posttrain_select"):
+            metrics["rollouts_learnt"] = len(pool.items) / max(1, pool.generated)
+            metrics["generation_rounds"] = float(pool.drawn)
+        return Collected(rollouts, advantages, examples, metrics), pool.drawn
+
+    def examples_of(self, items: list[Rollout]) -> list[Example]:
+        """Rollouts that have their rewards, as training examples."""
+        return self._learnt(self._view(items), keep_old=False)[1]
+
+    def _learnt(self, rollouts: Rollouts, keep_old: bool) -> tuple[Tensor, list[Example]]:
+        rewards = torch.tensor([item.reward for item in rollouts.items])  # (B,)
+        self._teach(rollouts, rewards)
+        advantages = self._advantages(rewards, rollouts)
+        if keep_old or any(item.old_logps is not None for item in rollouts.items):
+            rollouts.old_logps  # noqa: B018  (read now, while the policy is the one that sampled)
+        return advantages, self._examples(rollouts, advantages)
+
+    def _choose(self, first: int) -> tuple[Pool, Selection | None]:
+        """Generate, score and select, once or until the step has its number of prompts."""
+        run, pool = self.run, Pool()
+        limit = self.order.batch_size * (run.settings.group_size or 1)
+        while True:
+            items = self._generated(first + pool.drawn, pool)
+            if not run.method.has("posttrain_select"):
+                pool.items = items
+                return pool, None
+            rewards = torch.tensor([item.reward for item in items])  # (B,)
+            rollouts = self._view(items)
+            with torch.no_grad():
+                selection = run.method.select(rollouts=rollouts, rewards=rewards, config=run.config, state=run.state)
+            chosen = items if selection.rollouts is None else selection.rollouts
+            if not selection.refill:
+                pool.items = chosen
+                return pool, selection
+            pool.items = (pool.items + chosen)[:limit]
+            if len(pool.items) == limit or pool.drawn >= run.settings.generation_rounds:
+                # Nothing useful in all rounds: the last batch as it is, whose gradient is what the method makes of it.
+                pool.items = pool.items or items
+                return pool, selection
+
+    def _generated(self, number: int, pool: Pool) -> list[Rollout]:
+        """All scored rollouts of prompt batch ``number``."""
+        begun = time.monotonic()
+        orders = self._orders(number)
+        items = answer(self.run, self.generator, orders, self._sampling())
+        generated = time.monotonic()
+        for item in items:
+            item.group += pool.drawn * self.order.batch_size
+        pool.unscored += give_rewards(self.run, self.rewards, items)
+        scored = hand_on_rewards([item for item in items if item.reward == item.reward])
+        if not scored:
+            raise RunFailed(
+                f"Every reward of all {len(items)} completions of rollout {number} is None. Nothing can be learnt."
+            )
+        if pool.drawn == 0:
+            pool.everything = reward_metrics(torch.tensor([item.reward for item in scored]), self._view(scored))
+        pool.drawn += 1
+        pool.generated += len(scored)
+        pool.generation_seconds += generated - begun
+        pool.reward_seconds += time.monotonic() - generated
+        return scored
+
+    def _orders(self, number: int) -> list[Order]:
+        """Who is asked what, with seeds from the run's seed and each completion's place alone (G7)."""
+        run = self.run
+        size, seed = run.settings.group_size, run.settings.seed
+        assert size is not None
+        rows = [self.prompts[index] for index in self.order.at(number)]
+        plans = [[Ask(size)] for _ in rows]
+        if run.method.has("posttrain_plan_rollouts"):
+            plans = run.method.plan_rollouts(
+                prompts=[dict(row.columns) for row in rows],
+                group_size=size,
+                config=run.config,
+                state=run.state,
+                random=random.Random(seed_of(seed, "plan", number)),
+            )
+        return [
+            Order(place, row, asks, [
+                [seed_of(seed, "sample", number, place, *([turn] if turn else []), k) for k in range(ask.samples)]
+                for turn, ask in enumerate(asks)
+            ])
+            for place, (row, asks) in enumerate(zip(rows, plans, strict=True))
+        ]  # fmt: skip
+
+    def _sampling(self) -> Sampling:
+        settings = self.run.settings
+        assert settings.max_new_tokens is not None
+        stop = tuple(settings.stop or ())
+        return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, stop)
+
+    def _view(self, items: list[Rollout]) -> Rollouts:
+        def compute(model: str, full: bool) -> list[dict[str, Tensor]]:
+            return shared_results(self.run, [item.sequence() for item in items], model, full)
+
+        def prefer(first: list[int], second: list[int]) -> Tensor:
+            verdicts = self.judge(
+                [items[i].columns.get("prompt") for i in first],
+                [items[i].completion.text for i in first],
+                [items[i].completion.text for i in second],
+            )
+            return torch.tensor([float("nan") if verdict is None else verdict for verdict in verdicts])  # (P,)
+
+        return Rollouts(items, compute, prefer if self.judge is not None else None)
+
+    def _teach(self, rollouts: Rollouts, rewards: Tensor) -> None:
+        """Decide what the teacher sees of each rollout."""
+        run = self.run
+        if run.teacher is None or not run.method.has("posttrain_teacher_prompts"):
+            return
+        prompts = run.method.teacher_prompts(rollouts=rollouts, rewards=rewards, config=run.config, state=run.state)
+        for item, prompt in zip(rollouts.items, prompts, strict=True):
+            item.taught = prompt is not None
+            if prompt is not None:
+                tools = item.columns.get("tools")
+                ids, _ = encode_prompt(prompt, run.tokenizer, run.settings, run.stop_ids, tools)
+                whole = torch.cat([ids, item.completion.ids])
+                item.teacher = Sequence(whole, torch.arange(len(whole)) >= len(ids))
+
+    def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> Tensor:
+        run = self.run
+        if not run.method.has("posttrain_advantages"):
+            return rewards
+        with torch.no_grad():
+            advantages = run.method.advantages(rewards=rewards, rollouts=rollouts, config=run.config, state=run.state)
+        if not isinstance(advantages, Tensor) or advantages.shape not in (rewards.shape, rollouts.mask.shape):
+            shape = tuple(advantages.shape) if isinstance(advantages, Tensor) else type(advantages).__name__
+            raise PluginError(
+                f"posttrain_advantages of '{run.card.name}' returned {shape}. Expected one value a rollout "
+                f"{tuple(rewards.shape)} or one a token {tuple(rollouts.mask.shape)}."
+            )
+        return advantages.detach()
+
+    def _examples(self, rollouts: Rollouts, advantages: Tensor) -> list[Example]:
+        examples = []
+        columns = {"sampled_logps": rollouts.sampled_logps}
+        names = ("old_logps", "reference_logps", "teacher_logps")
+        columns |= {name: getattr(rollouts, name) for name in names if rollouts.computed(name)}
+        columns |= {f"old_{name}": values for name, values in rollouts.known().items()}
+        if advantages.ndim == 2:
+            columns["advantages"] = advantages
+        for row, item in enumerate(rollouts.items):
+            learn = item.completion.finished or not self.run.settings.mask_truncated
+            example = rollouts.example(row, learn)
+            length = len(item.completion.ids) if learn else 0
+            (sequence,) = example.sequences["completion"]
+            sequence.per_token = {name: values[row, :length].clone() for name, values in columns.items()}
+            if self.run.teacher is not None:
+                example.columns["taught"] = item.taught
+            if advantages.ndim == 1:
+                example.columns["advantages"] = float(advantages[row])
+            examples.append(example)
+        return examples
+
+    def _pairs(self, rollouts: Rollouts, selection: Selection) -> list[Example]:
+        examples = []
+        for place, (chosen, rejected) in enumerate(selection.pairs or ()):
+            roles = {"chosen": [rollouts.items[chosen].sequence()], "rejected": [rollouts.items[rejected].sequence()]}
+            columns = {name: float(values[place]) for name, values in selection.columns.items()}
+            examples.append(Example(roles, columns))
+        if not examples:
+            raise RunFailed("No two answers of the whole step could be told apart. Raise --temperature, or --batch-size.")
+        return examples

@@ -1,0 +1,63 @@
+"""Evaluation of online methods on held-out prompts: the reward of greedy answers, or the method's own loss."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from posttrain.engine.step import evaluate_loss
+from posttrain.generation.protocol import Sampling
+from posttrain.planning import Ask
+from posttrain.rollouts.collect import Collector
+from posttrain.rollouts.generate import Order, answer, give_rewards, reward_metrics
+from posttrain.rollouts.rollouts import Rollout, Rollouts
+from posttrain.views import Step
+
+if TYPE_CHECKING:
+    from posttrain.engine.run import Run
+
+
+class GreedyAnswers:
+    """Mean reward of one greedy answer a prompt; for methods without rewards the mean loss on what they answer.
+
+    The loss is taken on the data's own answers where the rows have them, since those stay the same.
+    """
+
+    def __init__(self, collector: Collector, limit: int | None):
+        self.collector = collector
+        count = len(collector.prompts)
+        self.indices = list(range(count if limit is None else min(limit, count)))
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        """Reward and its parts, or loss and the method's metrics; lengths and the share cut off."""
+        found: dict[str, float] = {}
+        if self.collector.rewards:
+            items = self._answers(run, Ask(greedy=True))
+            give_rewards(run, self.collector.rewards, items)
+            items = [item for item in items if item.reward == item.reward]
+            rewards = torch.tensor([item.reward for item in items])
+            found = reward_metrics(rewards, Rollouts(items, lambda *_: []))
+        elif run.teacher is not None:
+            has_answers = all(self.collector.prompts[i].columns.get("completion") for i in self.indices)
+            found = self._loss(run, self._answers(run, Ask(source="data") if has_answers else Ask(greedy=True)))
+        return {name: value for name, value in found.items() if not name.startswith(("reward_std", "zero_spread"))}
+
+    def _answers(self, run: Run, ask: Ask) -> list[Rollout]:
+        settings = run.settings
+        assert settings.max_new_tokens is not None
+        orders = [Order(place, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)]
+        sampling = Sampling(settings.max_new_tokens, stop=tuple(settings.stop or ()), greedy=True)
+        return answer(run, self.collector.generator, orders, sampling)
+
+    def _loss(self, run: Run, items: list[Rollout]) -> dict[str, float]:
+        for item in items:
+            item.reward = 0.0
+        state = copy.deepcopy(run.state)
+        examples = self.collector.examples_of(items)
+        run.state.clear()
+        run.state.update(state)  # what an evaluation sees must not move the training (D3)
+        outcome = evaluate_loss(run, run.strategy.share(examples), Step(run.step, run.total))
+        terms = outcome.terms if len(outcome.terms) > 1 else {}
+        return {"loss": outcome.loss, **terms, **outcome.metrics}

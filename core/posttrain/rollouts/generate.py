@@ -1,0 +1,164 @@
+"""Completions for a step's prompts: who answers, with which seeds, and what the answers are worth."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.data.single import encode_answer
+from posttrain.errors import DataError, SettingsError
+from posttrain.generation.hf import HfGenerator
+from posttrain.generation.mixture import MixtureGenerator
+from posttrain.generation.protocol import Completion, Generator, Sampling
+from posttrain.planning import Ask
+from posttrain.rewards import Reward, score
+from posttrain.rollouts.rollouts import Rollout, Rollouts
+
+if TYPE_CHECKING:
+    from posttrain.engine.run import Run
+
+#: Columns that describe a prompt to the core and are nothing to a reward.
+_OWN = ("prompt", "prompt_text")
+
+
+@dataclass
+class Order:
+    """What one prompt is to be given: its place in the step, its row, and the completions asked for."""
+
+    place: int
+    row: Any
+    asks: list[Ask]
+    seeds: list[list[int]]
+    """For each ask, one seed a completion."""
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed from the run's seed and a place alone, the same on every machine (G7)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+def answer(run: Run, generator: Generator, orders: list[Order], sampling: Sampling) -> list[Rollout]:
+    """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank."""
+    mine = run.strategy.share(orders)
+    groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
+    kinds = dict.fromkeys(
+        (replace(ask, samples=1, reward_as=""), place) for order in mine for place, ask in enumerate(order.asks)
+    )
+    for kind, place in kinds:
+        chosen = [
+            index
+            for index, order in enumerate(mine)
+            if place < len(order.asks) and replace(order.asks[place], samples=1, reward_as="") == kind
+        ]
+        found = _complete(run, generator, [mine[index] for index in chosen], place, kind, sampling)
+        for index, completions in zip(chosen, found, strict=True):
+            groups[index][place] = [_rollout(mine[index], place, prompt, one) for prompt, one in completions]
+    flat = [[item for ask in asks for item in ask] for asks in groups]
+    return [item for group in run.strategy.gather(flat) for item in group]
+
+
+def _rollout(order: Order, place: int, prompt_ids: Tensor, completion: Completion) -> Rollout:
+    ask = order.asks[place]
+    source = "mixture" if ask.mixture else ask.source
+    columns = dict(order.row.columns)
+    return Rollout(order.place, prompt_ids, completion, columns, source=source, reward_as=ask.reward_as)
+
+
+def _complete(
+    run: Run, generator: Generator, orders: list[Order], place: int, kind: Ask, sampling: Sampling
+) -> list[list[tuple[Tensor, Completion]]]:
+    """For each order the prompt's tokens with each completion of its ask number ``place``."""
+    if kind.source == "data":
+        return [[_from_data(run, order.row)] * order.asks[place].samples for order in orders]
+    prompts = [order.row.sequences["prompt"][0].ids for order in orders]
+    seeds = [order.seeds[place] for order in orders]
+    chosen = replace(sampling, greedy=True) if kind.greedy else sampling
+    size = run.settings.generation_batch_size
+    frozen: Any = nullcontext() if kind.source == "policy" else _frozen(run, kind.source).active()
+    with run.autocast(), frozen as other:  # the sampler computes as the trainer does, or their log-probs would differ
+        if kind.mixture:
+            if run.reference is None:
+                raise SettingsError(f"'{run.card.name}' samples from a mixture with the reference, and needs one.")
+            generator = MixtureGenerator(run.policy, run.reference, kind.mixture, run.tokenizer, run.stop_ids, size)
+        elif other is not None:
+            generator = HfGenerator(other.model, run.tokenizer, run.stop_ids, size)
+        found = generator.generate(prompts, chosen, seeds)
+    return [[(prompt, one) for one in group] for prompt, group in zip(prompts, found, strict=True)]
+
+
+def _frozen(run: Run, source: str) -> Any:
+    frozen = getattr(run, source)
+    if frozen is None or not hasattr(frozen, "active") or getattr(frozen, "tokenizer", None) is not None:
+        raise SettingsError(
+            f"'{run.card.name}' lets the {source} answer; it has to be a local model with the policy's tokeniser."
+        )
+    return frozen
+
+
+def _from_data(run: Run, row: Any) -> tuple[Tensor, Completion]:
+    """The row's own answer as a completion; what the policy thinks of it is not known."""
+    if row.columns.get("completion") is None:
+        raise DataError(
+            f"'{run.card.name}' learns from the data's own answers, and a row has no column 'completion'. "
+            "Name it with --columns completion=NAME."
+        )
+    prompt, ids, text = encode_answer(row.columns, run.tokenizer, run.settings, run.stop_ids)
+    unknown = torch.full((len(ids),), math.nan)
+    return prompt, Completion(ids, unknown, bool(len(ids)) and int(ids[-1]) in run.stop_ids, text)
+
+
+def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
+    """Score every item, each rank its share; returns how many got no score from any reward.
+
+    Without any reward every item is worth 0: the method learns from something else.
+    """
+    if not rewards:
+        for item in items:
+            item.reward = 0.0
+        return 0
+    mine = run.strategy.share(list(range(len(items))))
+    names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
+    columns = {name: [items[i].columns.get(name) for i in mine] for name in names}
+    prompts = [items[i].columns.get("prompt") for i in mine]
+    total, parts = score(rewards, prompts, [items[i].completion.text for i in mine], columns)
+    scored = [(float(total[k]), {n: float(v[k]) for n, v in parts.items()}) for k in range(len(mine))]
+    for item, (value, by_name) in zip(items, run.strategy.gather(scored), strict=True):
+        item.reward, item.parts = value, by_name
+    return sum(item.reward != item.reward for item in items)
+
+
+def hand_on_rewards(items: list[Rollout]) -> list[Rollout]:
+    """Take out the rollouts that only lend their reward to the others of their prompt, as a column."""
+    lent = {(item.group, item.reward_as): item.reward for item in items if item.reward_as}
+    others = [item for item in items if not item.reward_as]
+    for (group, name), value in lent.items():
+        for item in others:
+            if item.group == group:
+                item.columns[name] = value
+    return others
+
+
+def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
+    """What the log says of a batch of rollouts; without scores only their lengths."""
+    found = {
+        "completion_length": float(rollouts.lengths.mean()),
+        "truncated_share": float((~rollouts.finished).float().mean()),
+    }
+    if not rollouts.reward_parts:
+        return found
+    groups = [rewards[rollouts.group == g] for g in rollouts.group.unique()]
+    spread = [float(group.std(correction=0)) for group in groups]
+    found |= {
+        "reward": float(rewards.mean()),
+        "reward_std": sum(spread) / len(spread),
+        "zero_spread_share": sum(bool(group.max() == group.min()) for group in groups) / len(groups),
+    }
+    if len(rollouts.reward_parts) > 1:
+        found |= {f"reward_{name}": float(part.nanmean()) for name, part in rollouts.reward_parts.items()}
+    return found
