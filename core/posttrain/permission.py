@@ -50,6 +50,7 @@ def _named(row: Installed, settings: Settings) -> Iterator[tuple[str, str, str]]
         yield "Method", row.name, row.distribution
     for kind, group, names in (
         ("Reward", "posttrain.rewards", [reward.partition("=")[0] for reward in settings.reward or []]),
+        ("Judge", "posttrain.rewards", [settings.judge] if settings.judge else []),
         ("Source", "posttrain.sources", [data.partition(":")[0] for data in _data(settings)]),
         ("Observer", "posttrain.observers", settings.observers or []),
     ):

@@ -20,11 +20,17 @@ class Ask:
     source: Literal["policy", "reference", "teacher", "data"] = "policy"
     """Who answers; "data" takes the row's own column ``completion`` instead of generating."""
     mixture: float = 0.0
-    """Share m of the reference in the geometric mixture policy^(1 - m) * reference^m that tokens are drawn from."""
+    """Share m of another model in the mixture with the policy that tokens are drawn from: of the teacher where that is
+    the source, otherwise of the reference."""
+    mean: Literal["geometric", "arithmetic"] = "geometric"
+    """How the mixture is made: policy^(1 - m) * other^m, normalised, or (1 - m) * policy + m * other."""
     greedy: bool = False
     """Take the likeliest token instead of sampling."""
     reward_as: str = ""
     """Not learnt from: its reward becomes the column of this name of the prompt's other rollouts."""
+    compared_as: str = ""
+    """Not learnt from: the probability that the prompt's other rollouts are better than it becomes their column of
+    this name."""
 
 
 @dataclass(frozen=True)

@@ -82,22 +82,22 @@ def _weight(spec: str) -> tuple[str, float]:
     return place, weight
 
 
-def _from_file(path: Path, name: str) -> Callable[..., Any]:
+def _from_file(path: Path, name: str, what: str = "reward") -> Callable[..., Any]:
     if not path.is_file():
-        raise RewardError(f"reward '{path}:{name}': there is no file '{path}'. Give its path from the current folder.")
+        raise RewardError(f"{what} '{path}:{name}': there is no file '{path}'. Give its path from the current folder.")
     spec = importlib.util.spec_from_file_location(f"posttrain_reward_file_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise RewardError(f"reward '{path}:{name}': '{path}' cannot be read as Python. Name a file that ends in .py.")
+        raise RewardError(f"{what} '{path}:{name}': '{path}' cannot be read as Python. Name a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise RewardError(f"reward file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+        raise RewardError(f"{what} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     function = vars(module).get(name)
     if not callable(function):
         raise RewardError(
-            f"reward file '{path}' has no function '{name}'.{_did_you_mean(name, functions)} "
+            f"{what} file '{path}' has no function '{name}'.{_did_you_mean(name, functions)} "
             f"It has: {', '.join(functions) or 'none'}."
         )
     return function
@@ -157,25 +157,31 @@ def _options_by_reward(options: dict[str, Any], names: list[str]) -> dict[str, d
     return bound
 
 
-def _arguments(name: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+def _arguments(
+    name: str,
+    function: Callable[..., Any],
+    given: dict[str, Any],
+    what: str = "reward",
+    standard: tuple[str, ...] = STANDARD,
+) -> dict[str, Any]:
     """Check ``given`` against the function's parameters and turn texts into their types."""
     signature = inspect.signature(function)
     takes = [
         parameter.name
         for parameter in signature.parameters.values()
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        and parameter.name not in STANDARD
+        and parameter.name not in standard
     ]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     hints = _hints(function)
     result = {}
     for option, value in given.items():
-        if option in STANDARD or (option not in takes and not open_ended):
+        if option in standard or (option not in takes and not open_ended):
             raise SettingsError(
-                f"Reward '{name}' has no option '{option}'.{_did_you_mean(option, takes)} "
+                f"{what.capitalize()} '{name}' has no option '{option}'.{_did_you_mean(option, takes)} "
                 f"It has: {', '.join(takes) or 'none'}."
             )
-        result[option] = _convert(name, option, value, hints.get(option))
+        result[option] = _convert(f"{what} option '{name}.{option}'", value, hints.get(option))
     return result
 
 
@@ -187,8 +193,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _convert(name: str, option: str, value: Any, hint: Any) -> Any:
-    """Turn a text into the annotated type: int, float, bool, or one of these or None."""
+def _convert(option: str, value: Any, hint: Any) -> Any:
+    """Turn the text of ``option`` into the annotated type: int, float, bool, or one of these or None."""
     if not isinstance(value, str):
         return value
     kinds = (
@@ -209,7 +215,7 @@ def _convert(name: str, option: str, value: Any, hint: Any) -> Any:
     if not {bool, int, float} & set(kinds) or str in kinds:
         return value
     expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-    raise SettingsError(f"reward option '{name}.{option}' is '{value}', expected {expected}.")
+    raise SettingsError(f"{option} is '{value}', expected {expected}.")
 
 
 def _did_you_mean(name: str, names: list[str]) -> str:

@@ -80,13 +80,16 @@ def _failure(reward: Reward, error: BaseException, count: int) -> BaseException:
     """The error to raise for an exception inside a reward: its own if it already says what to do."""
     if isinstance(error, PosttrainError):
         return error
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     text = " ".join(str(error).split()) or "no message"
     return RunFailed(
-        f"Reward '{reward.name}' raised {type(error).__name__}{place} on a batch of {count} completions: {text}. "
-        "A reward returns None for a completion that it cannot judge."
+        f"Reward '{reward.name}' raised {type(error).__name__}{_place(error)} on a batch of {count} completions: "
+        f"{text}. A reward returns None for a completion that it cannot judge."
     )
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _checked(reward: Reward, result: Any, completions: list[str]) -> list[float]:

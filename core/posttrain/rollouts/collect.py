@@ -13,11 +13,11 @@ from torch import Tensor
 from posttrain.data.single import encode_prompt
 from posttrain.engine import source
 from posttrain.engine.step import shared_results
-from posttrain.errors import PluginError, RunFailed
+from posttrain.errors import RunFailed
 from posttrain.generation.protocol import Generator, Sampling
 from posttrain.planning import Ask, Selection
 from posttrain.rewards import Reward
-from posttrain.rollouts.generate import Order, answer, give_rewards, hand_on_rewards, reward_metrics, seed_of
+from posttrain.rollouts.generate import Order, answer, give_rewards, lend, reward_metrics, seed_of
 from posttrain.rollouts.rollouts import Rollout, Rollouts
 from posttrain.views import Example, Sequence
 
@@ -90,15 +90,14 @@ class Collector:
     def _learnt(self, rollouts: Rollouts, keep_old: bool) -> tuple[Tensor, list[Example]]:
         rewards = torch.tensor([item.reward for item in rollouts.items])  # (B,)
         self._teach(rollouts, rewards)
-        advantages = self._advantages(rewards, rollouts)
+        advantages, columns = self._advantages(rewards, rollouts)
         if keep_old or any(item.old_logps is not None for item in rollouts.items):
             rollouts.old_logps  # noqa: B018  (read now, while the policy is the one that sampled)
-        return advantages, self._examples(rollouts, advantages)
+        return advantages, self._examples(rollouts, {"advantages": advantages, **columns})
 
     def _choose(self, first: int) -> tuple[Pool, Selection | None]:
         """Generate, score and select, once or until the step has its number of prompts."""
         run, pool = self.run, Pool()
-        limit = self.order.batch_size * (run.settings.group_size or 1)
         while True:
             items = self._generated(first + pool.drawn, pool)
             if not run.method.has("posttrain_select"):
@@ -112,8 +111,9 @@ class Collector:
             if not selection.refill:
                 pool.items = chosen
                 return pool, selection
-            pool.items = (pool.items + chosen)[:limit]
-            if len(pool.items) == limit or pool.drawn >= run.settings.generation_rounds:
+            groups = list(dict.fromkeys(item.group for item in [*pool.items, *chosen]))[: self.order.batch_size]
+            pool.items = [item for item in [*pool.items, *chosen] if item.group in groups]
+            if len(groups) == self.order.batch_size or pool.drawn >= run.settings.generation_rounds:
                 # Nothing useful in all rounds: the last batch as it is, whose gradient is what the method makes of it.
                 pool.items = pool.items or items
                 return pool, selection
@@ -127,7 +127,8 @@ class Collector:
         for item in items:
             item.group += pool.drawn * self.order.batch_size
         pool.unscored += give_rewards(self.run, self.rewards, items)
-        scored = hand_on_rewards([item for item in items if item.reward == item.reward])
+        scored = [item for item in items if item.reward == item.reward]
+        scored = lend(scored, self._view(scored).prefer) if scored else scored
         if not scored:
             raise RunFailed(
                 f"Every reward of all {len(items)} completions of rollout {number} is None. Nothing can be learnt."
@@ -174,11 +175,19 @@ class Collector:
             return shared_results(self.run, [item.sequence() for item in items], model, full)
 
         def prefer(first: list[int], second: list[int]) -> Tensor:
-            verdicts = self.judge(
-                [items[i].columns.get("prompt") for i in first],
-                [items[i].completion.text for i in first],
-                [items[i].completion.text for i in second],
+            # Each pair is asked once, by one rank: a server may answer differently the next time.
+            mine = self.run.strategy.share(list(zip(first, second, strict=True)))
+            asked = self.judge(
+                [items[i].columns.get("prompt") for i, _ in mine],
+                [items[i].completion.text for i, _ in mine],
+                [items[j].completion.text for _, j in mine],
             )
+            verdicts = self.run.strategy.gather(asked)
+            if verdicts and all(verdict is None for verdict in verdicts):
+                raise RunFailed(
+                    f"The judge could not say of any of {len(verdicts)} pairs which answer is better. Look at its "
+                    "answers, or choose another: --judge"
+                )
             return torch.tensor([float("nan") if verdict is None else verdict for verdict in verdicts])  # (P,)
 
         return Rollouts(items, compute, prefer if self.judge is not None else None)
@@ -197,28 +206,22 @@ class Collector:
                 whole = torch.cat([ids, item.completion.ids])
                 item.teacher = Sequence(whole, torch.arange(len(whole)) >= len(ids))
 
-    def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> Tensor:
+    def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
+        """Advantages, and what else the method works out from the step, each ``(B,)`` or ``(B, T)``."""
         run = self.run
         if not run.method.has("posttrain_advantages"):
-            return rewards
+            return rewards, {}
         with torch.no_grad():
-            advantages = run.method.advantages(rewards=rewards, rollouts=rollouts, config=run.config, state=run.state)
-        if not isinstance(advantages, Tensor) or advantages.shape not in (rewards.shape, rollouts.mask.shape):
-            shape = tuple(advantages.shape) if isinstance(advantages, Tensor) else type(advantages).__name__
-            raise PluginError(
-                f"posttrain_advantages of '{run.card.name}' returned {shape}. Expected one value a rollout "
-                f"{tuple(rewards.shape)} or one a token {tuple(rollouts.mask.shape)}."
-            )
-        return advantages.detach()
+            return run.method.worth(rewards=rewards, rollouts=rollouts, config=run.config, state=run.state)
 
-    def _examples(self, rollouts: Rollouts, advantages: Tensor) -> list[Example]:
+    def _examples(self, rollouts: Rollouts, found: dict[str, Tensor]) -> list[Example]:
+        """Training examples with the columns ``found``, each ``(B,)`` or ``(B, T)``."""
         examples = []
         columns = {"sampled_logps": rollouts.sampled_logps}
         names = ("old_logps", "reference_logps", "teacher_logps")
         columns |= {name: getattr(rollouts, name) for name in names if rollouts.computed(name)}
         columns |= {f"old_{name}": values for name, values in rollouts.known().items()}
-        if advantages.ndim == 2:
-            columns["advantages"] = advantages
+        columns |= {name: values for name, values in found.items() if values.ndim == 2}
         for row, item in enumerate(rollouts.items):
             learn = item.completion.finished or not self.run.settings.mask_truncated
             example = rollouts.example(row, learn)
@@ -227,8 +230,7 @@ class Collector:
             sequence.per_token = {name: values[row, :length].clone() for name, values in columns.items()}
             if self.run.teacher is not None:
                 example.columns["taught"] = item.taught
-            if advantages.ndim == 1:
-                example.columns["advantages"] = float(advantages[row])
+            example.columns |= {name: float(values[row]) for name, values in found.items() if values.ndim == 1}
             examples.append(example)
         return examples
 

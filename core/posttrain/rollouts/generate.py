@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -48,13 +49,13 @@ def answer(run: Run, generator: Generator, orders: list[Order], sampling: Sampli
     mine = run.strategy.share(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
     kinds = dict.fromkeys(
-        (replace(ask, samples=1, reward_as=""), place) for order in mine for place, ask in enumerate(order.asks)
+        (_kind(ask), place) for order in mine for place, ask in enumerate(order.asks)
     )
     for kind, place in kinds:
         chosen = [
             index
             for index, order in enumerate(mine)
-            if place < len(order.asks) and replace(order.asks[place], samples=1, reward_as="") == kind
+            if place < len(order.asks) and _kind(order.asks[place]) == kind
         ]
         found = _complete(run, generator, [mine[index] for index in chosen], place, kind, sampling)
         for index, completions in zip(chosen, found, strict=True):
@@ -63,11 +64,24 @@ def answer(run: Run, generator: Generator, orders: list[Order], sampling: Sampli
     return [item for group in run.strategy.gather(flat) for item in group]
 
 
+def _kind(ask: Ask) -> Ask:
+    """What two asks must have in common to be answered together."""
+    return replace(ask, samples=1, reward_as="", compared_as="")
+
+
 def _rollout(order: Order, place: int, prompt_ids: Tensor, completion: Completion) -> Rollout:
     ask = order.asks[place]
     source = "mixture" if ask.mixture else ask.source
     columns = dict(order.row.columns)
-    return Rollout(order.place, prompt_ids, completion, columns, source=source, reward_as=ask.reward_as)
+    return Rollout(
+        order.place,
+        prompt_ids,
+        completion,
+        columns,
+        source=source,
+        reward_as=ask.reward_as,
+        compared_as=ask.compared_as,
+    )
 
 
 def _complete(
@@ -80,12 +94,13 @@ def _complete(
     seeds = [order.seeds[place] for order in orders]
     chosen = replace(sampling, greedy=True) if kind.greedy else sampling
     size = run.settings.generation_batch_size
-    frozen: Any = nullcontext() if kind.source == "policy" else _frozen(run, kind.source).active()
+    frozen: Any = nullcontext() if kind.source == "policy" or kind.mixture else _frozen(run, kind.source).active()
     with run.autocast(), frozen as other:  # the sampler computes as the trainer does, or their log-probs would differ
         if kind.mixture:
-            if run.reference is None:
-                raise SettingsError(f"'{run.card.name}' samples from a mixture with the reference, and needs one.")
-            generator = MixtureGenerator(run.policy, run.reference, kind.mixture, run.tokenizer, run.stop_ids, size)
+            partner = _frozen(run, "teacher" if kind.source == "teacher" else "reference")
+            generator = MixtureGenerator(
+                run.policy, partner, kind.mixture, run.tokenizer, run.stop_ids, size, kind.mean == "arithmetic"
+            )
         elif other is not None:
             generator = HfGenerator(other.model, run.tokenizer, run.stop_ids, size)
         found = generator.generate(prompts, chosen, seeds)
@@ -133,15 +148,25 @@ def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
     return sum(item.reward != item.reward for item in items)
 
 
-def hand_on_rewards(items: list[Rollout]) -> list[Rollout]:
-    """Take out the rollouts that only lend their reward to the others of their prompt, as a column."""
-    lent = {(item.group, item.reward_as): item.reward for item in items if item.reward_as}
-    others = [item for item in items if not item.reward_as]
-    for (group, name), value in lent.items():
-        for item in others:
-            if item.group == group:
-                item.columns[name] = value
-    return others
+def lend(items: list[Rollout], prefer: Callable[[list[int], list[int]], Tensor]) -> list[Rollout]:
+    """Take out the rollouts that only serve the others of their prompt, and give those the columns they make.
+
+    ``prefer`` gives the probability ``(P,)`` that some of ``items`` are better answers than others, by their places.
+    """
+    lenders = [i for i, item in enumerate(items) if item.reward_as or item.compared_as]
+    served = [i for i in range(len(items)) if i not in set(lenders)]
+    for lender in lenders:
+        own = [i for i in served if items[i].group == items[lender].group]
+        if name := items[lender].reward_as:
+            for i in own:
+                items[i].columns[name] = items[lender].reward
+    for name in {items[lender].compared_as for lender in lenders} - {""}:
+        opponent = {items[i].group: i for i in lenders if items[i].compared_as == name}
+        own = [i for i in served if items[i].group in opponent]
+        chances = prefer(own, [opponent[items[i].group] for i in own])  # (P,)
+        for i, chance in zip(own, chances.tolist(), strict=True):
+            items[i].columns[name] = chance
+    return [items[i] for i in served]
 
 
 def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:

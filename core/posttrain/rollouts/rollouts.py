@@ -29,6 +29,8 @@ class Rollout:
     """Who answered: policy, reference, teacher, mixture or data."""
     reward_as: str = ""
     """Name under which its reward serves the prompt's other rollouts; then it is not learnt from."""
+    compared_as: str = ""
+    """Name under which the others' chances against it serve them; then it is not learnt from."""
     old_logps: Tensor | None = None
     """Log-probs ``(t,)`` under the policy that sampled it, of a rollout that was kept from an earlier step."""
     teacher: Sequence | None = None

@@ -143,6 +143,8 @@ def _annotate_once(method: Method, config: Any, inputs: Inputs) -> None:
     if method.card.pairs:
         _add_pair_columns(method, config, inputs)
     _add_extra(method, config, inputs)
+    if method.has("posttrain_advantages"):
+        _add_worth(method, config, inputs)
     if method.has("posttrain_annotate"):
         with torch.no_grad():
             columns = method.annotate(examples=inputs.examples, models=_Models(inputs), config=config, state={})
@@ -168,6 +170,20 @@ def _add_extra(method: Method, config: Any, inputs: Inputs) -> None:
                 place = inputs.tokens[id(sequence)]
                 sequence.per_token[f"old_{name}"] = 0.9 * inputs.extra[name].detach()[place] + 0.05
                 sequence.per_token.setdefault("advantages", torch.cos(now[place] * 3.0).to(inputs.logits.dtype))
+
+
+def _add_worth(method: Method, config: Any, inputs: Inputs) -> None:
+    """The columns besides advantages that the method works out from the rollouts, made up in their own unit."""
+    rewards, rollouts = make_rollouts([2, 2], 8, method=method)
+    _, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state={})
+    for turn, (name, values) in enumerate(columns.items()):
+        for place, example in enumerate(inputs.examples):
+            if values.ndim == 1:
+                example.columns[name] = float(values[place % len(values)])
+                continue
+            (sequence,) = example.sequences["completion"]
+            phase = torch.arange(sequence.count, dtype=torch.float64) + place  # (t,)
+            sequence.per_token[name] = torch.cos(phase * (1.1 + turn)).to(inputs.logits.dtype)
 
 
 def values_of(term: Tensor | PerToken) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from posttrain.testing.golden_inputs import (
     rollouts_of,
     views_of,
 )
+from posttrain.testing.rollouts import make_rollouts
 from posttrain.views import Batch
 
 #: Files give six decimals.
@@ -241,6 +242,8 @@ def _compare(
 
 def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry: dict[str, Any]) -> Tensor | None:
     """Call the hook and put what it returns, and the old log-probs, where the loss looks for them."""
+    if method.card.pairs:
+        return _pairing(method, config, inputs, batch)
     rollouts = rollouts_of(inputs)
     if rollouts is None:
         return None
@@ -248,9 +251,26 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
     if not method.has("posttrain_advantages"):
         return None
     rewards = torch.tensor(inputs.others["rewards"], dtype=torch.float64)  # (B,)
-    advantages = method.advantages(rewards=rewards, rollouts=rollouts, config=config, state=dict(inputs.others))
-    batch.columns["advantages"] = advantages.detach()
+    state = dict(inputs.others)
+    advantages, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
+    batch.columns |= {"advantages": advantages, **columns}
     return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
+
+
+def _pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor | None:
+    """Let the method form its pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
+
+    Columns of the pairs go into the batch.
+    """
+    scores = inputs.others.get("scores")
+    if scores is None:
+        return None
+    rewards, rollouts = make_rollouts([2] * len(scores), 1, method=method)
+    rewards = torch.tensor(scores, dtype=rewards.dtype).reshape(-1)  # (2P,)
+    rollouts = replace(rollouts, rewards=rewards)
+    selection = method.select(rollouts=rollouts, rewards=rewards, config=config, state={})
+    batch.columns |= selection.columns
+    return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
 
 
 def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor:

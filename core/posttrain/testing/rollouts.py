@@ -109,9 +109,11 @@ def make_rollouts(
     group = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))  # (B,)
     plans = _plans(method, groups) if method is not None else [[Ask(count)] for count in groups]
     columns = {}
-    for name in {ask.reward_as for asks in plans for ask in asks if ask.reward_as}:
+    for name in sorted({ask.reward_as for asks in plans for ask in asks} - {""}):
         values = torch.randn(len(groups), generator=random, dtype=torch.float64)
         columns[name] = values[group].tolist()
+    for name in sorted({ask.compared_as for asks in plans for ask in asks} - {""}):
+        columns[name] = torch.rand(size, generator=random, dtype=torch.float64).tolist()
     rollouts = Rollouts(
         group=group,
         mask=mask,
@@ -142,7 +144,7 @@ def _plans(method: Method, groups: list[int]) -> list[list[Ask]]:
 
 def _sources(asks: list[Ask], count: int) -> list[str]:
     """Who made the completions of a group of ``count``: in turn as asked, then the last again."""
-    asked = [ask for ask in asks if not ask.reward_as for _ in range(ask.samples)]
+    asked = [ask for ask in asks if not (ask.reward_as or ask.compared_as) for _ in range(ask.samples)]
     names = ["mixture" if ask.mixture else ask.source for ask in asked] or ["policy"]
     return [names[min(place, len(names) - 1)] for place in range(count)]
 
@@ -154,4 +156,4 @@ def _item(place: int, group: int, logps: Tensor, reward: Tensor) -> Rollout:
 
 def advantages_of(method: Method, config: Any, rewards: Tensor, rollouts: Rollouts) -> Tensor:
     """The method's advantages, with a fresh state."""
-    return method.advantages(rewards=rewards, rollouts=rollouts, config=config, state={})
+    return method.worth(rewards=rewards, rollouts=rollouts, config=config, state={})[0]

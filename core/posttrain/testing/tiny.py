@@ -116,6 +116,12 @@ def count_of_a(prompts: list[Any], completions: list[str], **columns: Any) -> li
     return [completion[:4].count("a") / 4 for completion in completions]
 
 
+def more_of_a(prompts: list[Any], firsts: list[str], seconds: list[str]) -> list[float]:
+    """The judge of the tiny online task: the answer with more of the letter a among its first four letters is better."""
+    pairs = zip(count_of_a(prompts, firsts), count_of_a(prompts, seconds), strict=True)
+    return [0.5 if one == other else float(one > other) for one, other in pairs]
+
+
 def answer_scores(model: Any, head: str) -> list[tuple[float, float]]:
     """What the model thinks of the right and of the wrong answer to each prompt, computed without the core.
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from posttrain import api
 from posttrain.testing.registry import CheckFailed, check
 from posttrain.testing.subject import Subject
-from posttrain.testing.tiny import answer_scores, count_of_a, teacher_gap, tiny_model, tiny_rows, tiny_tokenizer
+from posttrain.testing.tiny import answer_scores, count_of_a, more_of_a, teacher_gap, tiny_model, tiny_rows, tiny_tokenizer
 
 #: Optimiser steps of the longer runs.
 STEPS = 16
@@ -227,6 +227,8 @@ def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, 
     }
     if {"rewards", "preferences"} & set(subject.card.needs):
         objects["reward"] = [count_of_a]
+    if "preferences" in subject.card.needs:
+        objects["judge"] = more_of_a
     teacher = _teacher_of(subject, dtype)
     return objects | ({"teacher": teacher} if teacher is not None else {})
 

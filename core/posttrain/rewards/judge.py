@@ -1,0 +1,181 @@
+"""Pairwise judges: which of two answers is better. A server, a model, a reward model or a function."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from posttrain import options
+from posttrain.errors import PosttrainError, RewardError, RunFailed, SettingsError
+from posttrain.rewards.load import _arguments, _did_you_mean, _from_file, _installed, installed_rewards
+from posttrain.rewards.reward import is_async
+from posttrain.rewards.scoring import _await_all, _place
+
+Ask = Callable[[list[Any], list[str], list[str]], Any]
+_FORMS = (
+    "http://HOST:PORT/v1#MODEL, the folder or Hub id of a chat model, the folder of a reward model, file.py:function"
+)
+#: Smallest values of options that are numbers, where it is not 1.
+_LEAST = {"retries": 0, "timeout": 0.001}
+_ARGUMENTS = ("prompts", "firsts", "seconds")
+
+
+class Judge:
+    """``judge(prompts, firsts, seconds)``: the probability that each first answer is better than the second.
+
+    ``ask`` answers the same for a batch. With ``both_orders`` every pair is asked twice, the second time with its
+    answers exchanged, and the mean is taken: what a judge gives to a place rather than to an answer cancels out.
+    """
+
+    def __init__(self, name: str, ask: Ask, both_orders: bool = True):
+        self.name = name
+        self.ask = ask
+        self.both_orders = both_orders
+
+    def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> list[float | None]:
+        """One value per pair, None where the judge cannot say. Equal answers are 0.5 and not asked about."""
+        pairs = list(zip(prompts, firsts, seconds, strict=True))
+        unlike = [place for place, (_, first, second) in enumerate(pairs) if first != second]
+        questions = [pairs[place] for place in unlike]
+        if self.both_orders:
+            questions += [(prompt, second, first) for prompt, first, second in questions]
+        answers = self._answers(questions) if questions else []
+        found: list[float | None] = [0.5] * len(pairs)
+        for number, place in enumerate(unlike):
+            value = answers[number]
+            if self.both_orders:
+                other = answers[len(unlike) + number]
+                # One order alone would bring the bias back.
+                value = None if value is None or other is None else (value + 1.0 - other) / 2
+            found[place] = value
+        return found
+
+    def _answers(self, questions: list[tuple[Any, str, str]]) -> list[float | None]:
+        prompts, firsts, seconds = (list(column) for column in zip(*questions, strict=True))
+        result = self.ask(prompts, firsts, seconds)
+        values = result.tolist() if callable(getattr(result, "tolist", None)) else result
+        if not isinstance(values, list | tuple) or len(values) != len(questions):
+            size = f"{len(values)} values" if isinstance(values, list | tuple) else repr(values)[:60]
+            raise RewardError(
+                f"Judge '{self.name}' returned {size} for {len(questions)} pairs, expected a probability or None each."
+            )
+        return [self._probability(value) for value in values]
+
+    def _probability(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        number = value.item() if callable(getattr(value, "item", None)) else value
+        if not isinstance(number, int | float) or not 0 <= number <= 1:
+            raise RewardError(
+                f"Judge '{self.name}' returned {str(value)[:60]}, expected the probability from 0 to 1 that the first "
+                "answer is better, or None."
+            )
+        return float(number)
+
+
+def load_judge(spec: str | Callable[..., Any], given: dict[str, str] | None = None, tokenizer: Any = None) -> Judge:
+    """The judge that ``spec`` names, with its options ``given`` as NAME=VALUE.
+
+    ``spec`` is ``http://HOST:PORT/v1#MODEL`` (an OpenAI-compatible chat server), the folder or Hub id of a chat model,
+    the folder of a reward model, ``file.py:function``, an installed name, or a function ``(prompts, firsts, seconds)``;
+    one with a parameter ``tokenizer`` gets the run's. Raises RewardError, ModelError and SettingsError.
+    """
+    given = dict(given or {})
+    if callable(spec):
+        return _function(str(getattr(spec, "__name__", type(spec).__name__)), spec, given, tokenizer)
+    file, colon, function = spec.rpartition(":")
+    if spec.startswith(("http://", "https://")):
+        from posttrain.rewards.judge_http import ServerJudge
+
+        orders = _both_orders(given)
+        return Judge(spec, ServerJudge(spec, **_checked(ServerJudge, given)), orders)
+    if colon and file.endswith(".py"):
+        return _function(function, _from_file(Path(file), function, "judge"), given, tokenizer)
+    if spec in installed_rewards():
+        return _function(spec, _installed(spec), given, tokenizer)
+    return _model(spec, given)
+
+
+def _model(spec: str, given: dict[str, str]) -> Judge:
+    """A model in a folder or from the Hub."""
+    folder = Path(spec).expanduser()
+    if not folder.is_dir() and (spec.count("/") != 1 or spec.startswith((".", "/", "~"))):
+        raise RewardError(f"No judge is called '{spec}'.{_did_you_mean(spec, installed_rewards())} Expected {_FORMS}.")
+    from posttrain.rewards.judge_model import ModelJudge, RewardJudge, has_reward_head
+
+    if folder.is_dir() and has_reward_head(spec):
+        # Its scores do not depend on an order, so asking twice would only cost time.
+        return Judge(folder.resolve().name, RewardJudge(str(folder), **_checked(RewardJudge, given)), both_orders=False)
+    orders = _both_orders(given)
+    return Judge(folder.name, ModelJudge(spec, **_checked(ModelJudge, given)), orders)
+
+
+def _function(name: str, function: Callable[..., Any], given: dict[str, str], tokenizer: Any) -> Judge:
+    parameters = inspect.signature(function).parameters
+    missing = [argument for argument in _ARGUMENTS if argument not in parameters]
+    if missing and "completions" in parameters:
+        raise RewardError(
+            f"'{name}' is a reward: it scores one answer at a time. Give it with --reward; a judge takes "
+            "(prompts, firsts, seconds)."
+        )
+    if missing:
+        raise RewardError(f"Judge '{name}' does not take {missing[0]}. Expected a function (prompts, firsts, seconds).")
+    orders = _both_orders(given)
+    arguments = _arguments(name, function, given, "judge", _ARGUMENTS)
+    if tokenizer is not None and "tokenizer" in parameters:
+        arguments.setdefault("tokenizer", tokenizer)
+    return Judge(name, _Function(name, functools.partial(function, **arguments)), orders)
+
+
+class _Function:
+    """A function, plain or async, whose exceptions say where they come from."""
+
+    def __init__(self, name: str, function: functools.partial[Any]):
+        self.name = name
+        self.function = function
+
+    def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> Any:
+        named = {"prompts": prompts, "firsts": firsts, "seconds": seconds}
+        if is_async(self.function):
+            (result,) = _await_all([(None, self.function, [], named)])
+            if isinstance(result, BaseException):
+                raise self._failure(result, len(prompts)) from result
+            return result
+        try:
+            return self.function(**named)
+        except Exception as error:
+            raise self._failure(error, len(prompts)) from error
+
+    def _failure(self, error: BaseException, count: int) -> BaseException:
+        if isinstance(error, PosttrainError):
+            return error
+        return RunFailed(
+            f"Judge '{self.name}' raised {type(error).__name__}{_place(error)} on a batch of {count} pairs: "
+            f"{' '.join(str(error).split()) or 'no message'}. A judge returns None for a pair that it cannot judge."
+        )
+
+
+def _both_orders(given: dict[str, Any]) -> bool:
+    """Take the option that every judge with an order has out of ``given``."""
+    return bool(options.cast("judge-options both_orders", given.pop("both_orders", True), bool))
+
+
+def _checked(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` as arguments of a judge of this kind. Raises SettingsError."""
+    known = list(inspect.signature(kind, eval_str=True).parameters.values())[1:]
+    kinds = {parameter.name: parameter.annotation for parameter in known}
+    names = [*kinds] if kind.__name__ == "RewardJudge" else ["both_orders", *kinds]
+    arguments = {}
+    for name, text in given.items():
+        if name not in kinds:
+            raise SettingsError(
+                f"This judge has no option '{name}'.{_did_you_mean(name, names)} It has: {', '.join(names)}."
+            )
+        arguments[name] = options.cast(f"judge-options {name}", text, kinds[name])
+        least = _LEAST.get(name, 1)
+        if isinstance(arguments[name], int | float) and not arguments[name] >= least:
+            raise SettingsError(f"Option 'judge-options {name}' is {text}, expected at least {least}.")
+    return arguments
