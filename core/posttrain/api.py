@@ -73,7 +73,7 @@ def train(
 def plan(method: str, settings: Settings, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """What ``train`` would do and the memory it would take; data are read and checked, weights are not loaded."""
     loaded = methods.load(method)
-    return make_plan(loaded, loaded.config(options or {}), settings, Objects())
+    return make_plan(loaded, loaded.config(options or {}, settings), settings, Objects())
 
 
 def _options_of(method: methods.Method) -> list[Any]:
@@ -97,7 +97,7 @@ def _name_or_object(objects: Objects, name: str, value: Any, kind: type, list_of
 
 
 def _start(method: methods.Method, name: str, settings: Settings, options: dict[str, Any], objects: Objects) -> Run:
-    config = method.config(options)
+    config = method.config(options, settings)
     data = prepare_data(method, config, settings, objects)
     path = Path(settings.output or f"runs/{method.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     run = build_run(method, config, settings, objects, data, path)
@@ -204,7 +204,7 @@ def resume(
                 f"The run was given its {name} as an object. "
                 f"Resume it from Python: posttrain.resume('{path}', {name}=...)"
             )
-    config = method.config(facts["options"])
+    config = method.config(facts["options"], settings)
     prepared = prepare_data(method, config, settings, objects)
     run = build_run(method, config, settings, objects, prepared, directory.path)
     restore_checkpoint(run, folder)

@@ -36,7 +36,17 @@ _REQUIRED: dict[str, Any] = {
     "schema": (str, list),
     "requires": list,
 }
-_OPTIONAL = {"needs": list, "paper": str, "family": str, "waivers": dict, "defaults": dict, "goldens": dict, "pairs": bool}
+_OPTIONAL = {
+    "needs": list,
+    "columns": list,
+    "paper": str,
+    "family": str,
+    "waivers": dict,
+    "defaults": dict,
+    "follows": dict,
+    "goldens": dict,
+    "pairs": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Card:
     schemas: tuple[str, ...]
     """Data schemas it can train on, the preferred one first."""
     needs: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    """Columns that the rows must have besides the schema's; "X when OPTION" as in ``needs``."""
     paper: str = ""
     family: str = ""
     pairs: bool = False
@@ -59,6 +71,8 @@ class Card:
     """Conformance check -> why the paper forbids it."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Shared options whose usual value is another one for this method."""
+    follows: dict[str, str] = field(default_factory=dict)
+    """Option of the method -> shared option whose value it has where it is left at None."""
     goldens: dict[str, Any] = field(default_factory=dict)
     """Name in a file of golden values -> name of the method's option or quantity; ``entries``: see testing.goldens."""
     path: Path | None = None
@@ -80,11 +94,17 @@ class Card:
 
     def needs_now(self, what: str, config: object) -> bool:
         """Whether ``what`` is needed with these option values ("reference when beta")."""
-        for need in self.needs:
-            name, _, option = need.partition(" when ")
-            if name == what:
-                return not option or bool(getattr(config, option))
-        return False
+        return what in _now(self.needs, config)
+
+    def columns_now(self, config: object) -> list[str]:
+        """The columns that the rows must have with these option values."""
+        return _now(self.columns, config)
+
+
+def _now(needs: tuple[str, ...], config: object) -> list[str]:
+    """The names whose option, if they depend on one, is set."""
+    split = [need.partition(" when ") for need in needs]
+    return [name for name, _, option in split if not option or getattr(config, option)]
 
 
 def read_card(path: Path) -> Card:
@@ -133,12 +153,14 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         summary=facts["summary"],
         schemas=schemas,
         needs=tuple(facts.get("needs", ())),
+        columns=tuple(facts.get("columns", ())),
         paper=facts.get("paper", ""),
         family=facts.get("family", ""),
         pairs=facts.get("pairs", False),
         requires=tuple(facts["requires"]),
         waivers=facts.get("waivers", {}),
         defaults=facts.get("defaults", {}),
+        follows=facts.get("follows", {}),
         goldens=facts.get("goldens", {}),
         path=path,
     )

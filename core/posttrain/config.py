@@ -1,6 +1,7 @@
 """From defaults, the method's card, a file and flags to one set of options, each checked.
 
-Order: defaults of the dataclasses, ``FALLBACKS``, the card's ``[defaults]``, the file, the flags; later ones win.
+Order: defaults of the dataclasses, ``FALLBACKS``, the card's ``[defaults]``, those of the example model, the file, the
+flags; later ones win.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.cards import Card
+from posttrain.demo.example import example_defaults
 from posttrain.errors import CardError, MethodError, SettingsError
 from posttrain.options import Option, cast, read_options
 from posttrain.settings import FALLBACKS, Settings
@@ -91,7 +93,8 @@ def resolve(
                 raise SettingsError(f"{where}{unknown(key, kinds)}  All options: posttrain show {card.name}")
             given[key] = _checked(where, key, value, kinds[key])
     own = {key: given.pop(key) for key in [option.name for option in options] if key in given}
-    settings = dataclasses.replace(Settings(), **(FALLBACKS | defaults | given))  # type: ignore[arg-type]  # checked above
+    example = example_defaults(card, defaults | given)
+    settings = dataclasses.replace(Settings(), **(FALLBACKS | defaults | example | given))  # type: ignore[arg-type]  # checked above
     return _with_adapters(settings, given), own
 
 

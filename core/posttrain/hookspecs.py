@@ -82,6 +82,8 @@ def posttrain_teacher_prompts(rollouts, rewards, config, state):
 def posttrain_advantages(rewards, rollouts, config, state):
     """Return ``(B,)`` or ``(B, T)``, without gradient: what each rollout of the whole step is worth.
 
+    Or a dict of these by name, ``advantages`` and others that the loss needs: ``batch.returns``.
+
     ``rewards`` is ``(B,)``; ``rollouts`` has ``group`` ``(B,)``, ``mask``, ``sampled_logps``, ``old_logps``,
     ``reference_logps`` and ``teacher_logps`` ``(B, T)`` (the last three are computed when first read),
     ``old(name)`` ``(B, T)`` for token statistics and outputs of extra modules before the update, ``finished``

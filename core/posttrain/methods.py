@@ -17,6 +17,7 @@ import pluggy
 
 from posttrain import hookspecs
 from posttrain.cards import Card
+from posttrain.config import shared_defaults
 from posttrain.discovery import Installed, locate
 from posttrain.errors import DependencyError, PluginError, PosttrainError, SettingsError
 from posttrain.options import cast
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from posttrain.planning import Ask, Selection
+    from posttrain.settings import Settings
     from posttrain.views import Batch, Step, Views
 
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("posttrain_")}
@@ -55,14 +57,20 @@ class Method:
             raise ValueError(f"there is no hook '{hook}'. Hooks: {', '.join(HOOKS)}")
         return bool(getattr(self._relay.hook, hook).get_hookimpls())
 
-    def config(self, options: dict[str, Any]) -> Any:
-        """An instance of ``Config``. Raises SettingsError for an unknown option or a value it cannot take."""
+    def config(self, options: dict[str, Any], settings: Settings | None = None) -> Any:
+        """An instance of ``Config``. Raises SettingsError for an unknown option or a value it cannot take.
+
+        Options that follow one of the run take its value from ``settings`` [the method's usual ones].
+        """
         kinds = self._kinds()
         names = [field.name for field in dataclasses.fields(self.Config)]
         for key in options:
             if key not in names:
                 raise SettingsError(_unknown_option(key, names, self.name))
         values = {key: cast(key, value, kinds[key]) for key, value in options.items()}
+        for key, shared in self.card.follows.items():
+            if values.get(key) is None:
+                values[key] = shared_defaults(self.card)[shared] if settings is None else getattr(settings, shared)
         try:
             return self.Config(**values)
         except PosttrainError:
@@ -124,9 +132,28 @@ class Method:
             return {}
         return self._relay.hook.posttrain_extra_modules(config=config, hidden_size=hidden_size)
 
-    def advantages(self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]) -> Tensor:
-        """``posttrain_advantages``: ``(B,)`` or ``(B, T)`` for rewards ``(B,)`` of the whole step."""
+    def advantages(self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]) -> Any:
+        """``posttrain_advantages``: ``(B,)`` or ``(B, T)`` for rewards ``(B,)`` of the whole step, or columns by name."""
         return self._relay.hook.posttrain_advantages(rewards=rewards, rollouts=rollouts, config=config, state=state)
+
+    def worth(
+        self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``posttrain_advantages``, taken apart: the advantages and the other columns. Raises PluginError.
+
+        Every tensor is ``(B,)`` or ``(B, T)``, without gradient.
+        """
+        found = self.advantages(rewards=rewards, rollouts=rollouts, config=config, state=state)
+        columns = dict(found) if isinstance(found, dict) else {"advantages": found}
+        for name, values in {"advantages": None, **columns}.items():
+            shape = getattr(values, "shape", type(values).__name__)
+            if shape not in (rewards.shape, rollouts.mask.shape):
+                shown = tuple(shape) if isinstance(shape, tuple) else shape
+                raise PluginError(
+                    f"posttrain_advantages of '{self.name}' returned {shown} for '{name}'. Expected one value a "
+                    f"rollout {tuple(rewards.shape)} or one a token {tuple(rollouts.mask.shape)}."
+                )
+        return columns.pop("advantages").detach(), {name: values.detach() for name, values in columns.items()}
 
     def annotate(self, *, examples: list[Any], models: Any, config: Any, state: dict[str, Any]) -> dict[str, Any]:
         """``posttrain_annotate``: columns by name for all examples of a step."""

@@ -17,10 +17,11 @@ class Settings:
 
     # What to train, on what, to where
     model: str = ""
-    """Model to train: a transformers folder, a Hub id, a .gguf file, or the folder of an adapter."""
+    """Model to train: a transformers folder, a Hub id, a .gguf file, the folder of an adapter, or example: a small one
+    that is made on the spot."""
     data: list[str] | None = None
-    """Training data: a file (JSONL, JSON, CSV, Parquet, Arrow), a Hub id, or reasoning-gym:TASK. May be repeated; a
-    weight follows after '=' (a.jsonl=2)."""
+    """Training data: a file (JSONL, JSON, CSV, Parquet, Arrow), a Hub id, reasoning-gym:TASK, or example: a small
+    task with rows for every method. May be repeated; a weight follows after '=' (a.jsonl=2)."""
     eval_data: list[str] | None = None
     """Held-out data in the same forms."""
     output: str = ""
@@ -67,7 +68,7 @@ class Settings:
     micro_batch_size: int | None = None
     """Examples per forward pass. [as many as micro-batch-tokens allow]"""
     micro_batch_tokens: int | None = None
-    """Tokens per forward pass, padding included. [1024 on a CPU, 16384 on a GPU]"""
+    """Tokens per forward pass, padding included. [512 on a CPU, 16384 on a GPU]"""
     seed: int = 0
     """Seed of everything random: order, initial adapters, sampling."""
 
@@ -170,6 +171,9 @@ class Settings:
     """Engine that samples."""
     generation_batch_size: int = 64
     """Completions sampled at the same time."""
+    generation_cache_tokens: int | None = None
+    """Tokens of prompts and completions, padding included, whose keys and values are kept while sampling. [as many as a
+    quarter of the memory holds]"""
     mask_truncated: bool = False
     """Do not learn from completions that reached max-new-tokens."""
     system_prompt: str | None = None

@@ -6,7 +6,10 @@ A NaN among rewards means "not scored": the statistics of a group are those of i
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -102,3 +105,82 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float
 def token_entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of each token's distribution: logits ``(n, V)`` to ``(n,)``, without gradient."""
     return torch.special.entr(logits.detach().softmax(-1)).sum(-1)
+
+
+def generalised_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """Divergence of two distributions given as log-probs ``(n, K)``, in nats: ``(n,)``.
+
+    beta KL(teacher || M) + (1 - beta) KL(student || M) with M = beta teacher + (1 - beta) student; at 0 it is
+    KL(teacher || student), at 1 KL(student || teacher). Agarwal et al. 2023, arXiv:2306.13649, section 2.
+    """
+    if beta == 0:
+        return kl_divergence(teacher, student)
+    if beta == 1:
+        return kl_divergence(student, teacher)
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log(1 - beta))  # (n, K)
+    return beta * kl_divergence(teacher, mixture) + (1 - beta) * kl_divergence(student, mixture)
+
+
+def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """KL(first || second) = sum p (log p - log q) of log-probs ``(n, K)``: ``(n,)``. Both must be finite."""
+    return (first.exp() * (first - second)).sum(-1)
+
+
+def likeliest(student: Tensor, teacher: Tensor, count: int, tail: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probs ``(n, count)`` of both over the student's ``count`` likeliest tokens, from logits ``(n, V)``.
+
+    They are made to sum to 1 over these tokens; with ``tail`` a last column instead holds the probability of all the
+    others together, ``(n, count + 1)``. With ``count`` 0, or no fewer than V, every token is taken.
+    """
+    if not 0 < count < student.shape[-1]:
+        return student.log_softmax(-1), teacher.log_softmax(-1)
+    places = student.detach().topk(count, dim=-1).indices  # (n, count)
+    return _among(student, places, tail), _among(teacher, places, tail)
+
+
+def _among(logits: Tensor, places: Tensor, tail: bool) -> Tensor:
+    """Log-probs of the tokens at ``places`` ``(n, k)``, with ``tail`` also of the rest, which is never 1 minus a sum."""
+    chosen = logits.gather(-1, places)  # (n, k)
+    if tail:
+        others = logits.scatter(-1, places, -torch.inf).logsumexp(-1, keepdim=True)  # (n, 1)
+        chosen = torch.cat([chosen, others], -1)
+    return chosen.log_softmax(-1)
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Sum of each token's own and later rewards ``(B, T)``, discounted: G_t = r_t + gamma G_(t+1); 0 where masked."""
+    rewards = torch.where(mask, rewards, torch.zeros_like(rewards))
+    if gamma == 0:
+        return rewards
+    found, following = [], torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = rewards[:, t] + gamma * following  # (B,)
+        found.append(following)
+    return torch.stack(found[::-1], 1)
+
+
+def span_logps(logits: Tensor, labels: Tensor, spans: Tensor, at_first: bool, count: int) -> Tensor:
+    """Log-distributions of ``count`` spans of tokens, ``(S, V)``, from logits ``(n, V)`` that predict the labels ``(n,)``.
+
+    ``spans`` ``(n,)`` numbers the spans in order. A span has the distribution at its first (or last) token times the
+    probabilities of its other tokens: for the text as it stands this is the probability of the whole span. Not
+    normalised. Rows of spans without tokens mean nothing.
+    Source: GOLD (Patino et al. 2025), merge strategies "observed" and "bayesian".
+    """
+    logps = logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(1)  # (n,)
+    places = torch.arange(len(spans), device=spans.device)
+    base = places.new_zeros(count).scatter_reduce(0, spans, places, "amin" if at_first else "amax", include_self=False)
+    if not len(spans):
+        return logits.new_zeros(count, logits.shape[1])
+    others = logps.new_zeros(count).index_add(0, spans, logps) - logps[base]  # (S,)
+    return logits[base].log_softmax(1) + others[:, None]
+
+
+def rank_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Sum ``(n,)`` of the distances between the largest, the second largest, ... of two sets of numbers.
+
+    ``(n, V)`` and ``(n, W)``; the smaller set is filled up with 0. Boizard et al. 2024, arXiv:2402.12030, equation 4.
+    """
+    width = max(one.shape[1], other.shape[1])
+    ranked = [F.pad(v.sort(1, descending=True).values, (0, width - v.shape[1])) for v in (one, other)]
+    return (ranked[0] - ranked[1]).abs().sum(1)

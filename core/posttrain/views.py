@@ -117,6 +117,9 @@ class Sequence:
     trained: Tensor
     per_token: dict[str, Tensor] = field(default_factory=dict)
     teacher: Sequence | None = None
+    alignment: Any = None
+    """Which of the trained tokens stand for which of the teacher's (``posttrain.data.align.Alignment``), where the
+    teacher has another tokeniser."""
 
     @property
     def count(self) -> int:

@@ -89,11 +89,11 @@ def read_rows(sources: Any, accepted: tuple[str, ...], settings: Settings, what:
     """Read ``sources`` and check every row against the schema among ``accepted`` that it fits best.
 
     ``sources`` is a list as ``Settings.data`` (files, folders, Hub ids, ``reasoning-gym:TASK``, each with an optional
-    ``=weight``), a list of rows, or a ``datasets`` object. ``what`` names rows that have no file. With
+    ``=weight``, or ``example``), a list of rows, or a ``datasets`` object. ``what`` names rows that have no file. With
     ``settings.limit`` only the first rows are read; with ``settings.streaming`` the rest is read, and checked, while
     iterating. Raises DataError naming file, line and column.
     """
-    opened = open_sources(sources, settings, what)
+    opened = open_sources(sources, accepted, settings, what)
     if settings.streaming or any(source.streams for source in opened):
         return _streamed(opened, accepted, settings)
     rows = Rows("", opened)
@@ -186,7 +186,7 @@ class _Reader:
 
     def __init__(self, source: Source, accepted: tuple[str, ...], settings: Settings, notes: dict[str, int]):
         self.source = source
-        self.accepted = accepted
+        self.accepted = (source.schema,) if source.schema else accepted
         self.settings = settings
         self.notes = notes
         self.schema = ""  # the accepted schema that the rows end in

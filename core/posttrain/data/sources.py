@@ -17,6 +17,8 @@ from typing import Any
 
 from posttrain.data.formats import READERS, Numbered
 from posttrain.data.plugins import plugin_rows
+from posttrain.demo.example import DATA as _EXAMPLE
+from posttrain.demo.rows import example_rows
 from posttrain.errors import DataError, SettingsError
 from posttrain.settings import Settings
 
@@ -41,6 +43,8 @@ class Source:
     """Arrow: keys that a dictionary lacks arrive as nulls."""
     streams: bool = False
     """Rows can only be iterated."""
+    schema: str | None = None
+    """The one schema that the rows are made for."""
 
     def origin(self, number: int) -> str:
         """The row's place for messages: ``file.jsonl line 12``."""
@@ -57,10 +61,11 @@ class Source:
         return total.hexdigest()
 
 
-def open_sources(sources: Any, settings: Settings, what: str) -> list[Source]:
+def open_sources(sources: Any, accepted: tuple[str, ...], settings: Settings, what: str) -> list[Source]:
     """Find every source, without reading rows. Raises DataError or SettingsError for one that cannot be found.
 
-    ``sources`` is what ``read_rows`` takes; ``what`` ("data", "eval-data") names rows that have no file.
+    ``sources`` and ``accepted`` are what ``read_rows`` takes; ``what`` ("data", "eval-data") names rows that have no
+    file.
     """
     if isinstance(sources, str | Path):
         sources = [sources]
@@ -73,7 +78,7 @@ def open_sources(sources: Any, settings: Settings, what: str) -> list[Source]:
     if not sources:
         raise DataError(f"{what} is an empty list, expected at least one file or row.")
     if all(isinstance(source, str | Path) for source in sources):
-        return list(chain.from_iterable(_named(str(source), settings) for source in sources))
+        return list(chain.from_iterable(_named(str(source), accepted, settings, what) for source in sources))
     for number, row in enumerate(sources, 1):
         if not isinstance(row, dict):
             raise DataError(f"{what} row {number}: is {row!r:.60}, expected a dictionary with a column per key.")
@@ -97,17 +102,20 @@ def split_weight(text: str) -> tuple[str, float]:
     return head, weight
 
 
-def _named(text: str, settings: Settings) -> list[Source]:
+def _named(text: str, accepted: tuple[str, ...], settings: Settings, what: str) -> list[Source]:
     name, weight = split_weight(text)
     path = Path(name).expanduser()
-    if name.startswith(_GYM):
+    if name == _EXAMPLE:
+        rows = partial(example_rows, accepted[0], held_out=what == "eval-data")
+        found = [Source(name, lambda: iter(enumerate(rows(), 1)), schema=accepted[0])]
+    elif name.startswith(_GYM):
         found = [Source(name, partial(_generated, name))]
     elif path.is_dir():
         found = _folder(path, name, settings)
     elif path.is_file():
         found = [_file(path, name)]
-    elif (rows := plugin_rows(name)) is not None:
-        found = [Source(name, rows)]
+    elif (reader := plugin_rows(name)) is not None:
+        found = [Source(name, reader)]
     elif path.suffix in READERS or path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         raise DataError(f"{name}: no such file.{_near(path)}")
     else:

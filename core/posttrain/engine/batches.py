@@ -13,6 +13,16 @@ from posttrain.engine.layout import PackedCost
 from posttrain.views import Batch, Example, Sequence
 
 
+def token_budget(asked: int | None, device: torch.device) -> int:
+    """Tokens of a forward pass: as asked for, else enough to keep the device busy.
+
+    Two cores are as fast with 512 tokens as with more, within a few percent, and hold half the activations of 1,024.
+    """
+    if asked is not None:
+        return asked
+    return 512 if device.type == "cpu" else 16384
+
+
 def micro_batches(
     examples: list[Example], tokens: int, size: int | None, packed: bool, shared: bool = False
 ) -> Iterator[list[Example]]:

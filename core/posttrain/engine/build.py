@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +16,14 @@ from torch import nn
 
 from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
+from posttrain.demo.example import REWARD, is_data
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.optim import build_optimizer, build_schedule
+from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
-from posttrain.errors import SettingsError
+from posttrain.errors import DataError, SettingsError
 from posttrain.generation.hf import HfGenerator
 from posttrain.methods import Method
 from posttrain.models.load import (
@@ -31,8 +35,11 @@ from posttrain.models.load import (
     stop_ids_of,
 )
 from posttrain.models.reference import Reference
+from posttrain.models.teacher import check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards
-from posttrain.rollouts.source import GreedyReward, Online
+from posttrain.rollouts.collect import Collector
+from posttrain.rollouts.evaluation import GreedyAnswers
+from posttrain.rollouts.source import Online
 from posttrain.settings import Settings
 from posttrain.strategies.choose import choose
 from posttrain.watch import facts
@@ -49,6 +56,8 @@ class Objects:
     data: Any = None
     eval_data: Any = None
     reward: list[Callable[..., Any] | str] | None = None
+    teacher: nn.Module | None = None
+    judge: Callable[..., Any] | None = None
     observers: list[Any] = field(default_factory=list)
 
 
@@ -61,15 +70,16 @@ class Prepared:
     train: Any
     held_out: Any
     rewards: list[Reward]
+    judge: Any
     report: dict[str, Any]
     notes: list[str]
 
 
-def cache_folder(settings: Settings) -> Path | None:
-    """Where tokenised data is kept; None for nowhere."""
+def cache_folder(settings: Settings, what: str = "data") -> Path | None:
+    """Where tokenised data, or another kind of thing, is kept; None for nowhere."""
     if settings.cache == "off":
         return None
-    return Path(settings.cache or "~/.cache/posttrain").expanduser() / "data"
+    return Path(settings.cache or "~/.cache/posttrain").expanduser() / what
 
 
 def prepare_data(method: Method, config: Any, settings: Settings, objects: Objects) -> Prepared:
@@ -91,6 +101,12 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
         if objects.model is None
         else stop_ids(objects.model, tokenizer)
     )
+    for some in (rows, held_out):
+        if some is not None:
+            _check_columns(card, config, some)
+    if card.needs_now("teacher", config):
+        aligned = method.takes("posttrain_token_statistics", "alignment")
+        check_teacher(card.name, settings, objects.teacher, tokenizer, aligned)
     rewards = _rewards(card, settings, objects, tokenizer, rows) if card.online else []
     notes = list(rows.notes)
     if settings.streaming:
@@ -102,17 +118,22 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
     if held_out is not None:
         held_out = prepare(held_out, tokenizer, settings, stops, cache_folder(settings))
         report["eval"] = dict(held_out.report)
-    return Prepared(tokenizer, stops, train, held_out, rewards, report, notes)
+    judge = _judge(settings, objects, tokenizer) if card.online else None
+    return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes)
 
 
 def build_run(method: Method, config: Any, settings: Settings, objects: Objects, data: Prepared, path: Path) -> Run:
     """Strategy, model, reference, optimiser and source, put together."""
     card = method.card
     strategy, why = choose(settings)
-    reward_head = card.needs_now("reward-head", config)
-    loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, reward_head)
+    loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, _head(card, config))
+    _add_modules(method, config, loaded.policy)
     strategy.prepare(loaded.policy)
-    reference = _reference(loaded.policy, settings) if card.needs_now("reference", config) else None
+    reference = _reference(loaded.policy, settings, objects) if card.needs_now("reference", config) else None
+    teacher = None
+    if card.needs_now("teacher", config):
+        start = functools.partial(_start, loaded.policy, reference, settings)
+        teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
     run = Run(
         settings=settings,
         method=method,
@@ -121,6 +142,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         tokenizer=data.tokenizer,
         stop_ids=loaded.stop_ids | data.stop_ids,
         reference=reference,
+        teacher=teacher,
         strategy=strategy,
         directory=RunDirectory(path, writes=strategy.rank == 0),
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
@@ -130,25 +152,58 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     run.total = run.source.steps()
     run.optimizer = build_optimizer(loaded.policy, settings)
     run.schedule = build_schedule(run.optimizer, settings, run.total)
-    data.notes += [*loaded.notes, f"strategy {why}"]
+    found = begin_reference(run, objects.model is not None, cache_folder(settings, "reference"))
+    data.notes += [*loaded.notes, f"strategy {why}", *found]
     return run
 
 
-def _reference(policy: TokenModel, settings: Settings) -> Reference:
-    if settings.reference_model is None:
+def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Reference:
+    """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
+    name = settings.reference_model
+    if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
+        name = settings.model
+    if name is None:
         return Reference(policy)
-    return Reference(policy, load_module(settings.reference_model, settings, choose_device(settings), False, None))
+    later = functools.partial(load_module, name, settings, choose_device(settings), "vocabulary", None)
+    return Reference(policy, later=later)
+
+
+def _start(policy: TokenModel, reference: Reference | None, settings: Settings) -> Reference:
+    """The policy as it is at the start: the reference, where that is not another model."""
+    return reference if reference is not None and settings.reference_model is None else Reference(policy)
+
+
+def _head(card: Card, config: Any) -> str:
+    """What the model ends in."""
+    if card.needs_now("reward-head", config):
+        return "score"
+    return "steps" if card.needs_now("step-head", config) else "vocabulary"
+
+
+def _add_modules(method: Method, config: Any, policy: TokenModel) -> None:
+    """The method's own modules, trained with the model."""
+    width = policy.inner.config.get_text_config().hidden_size
+    for name, module in method.extra_modules(config=config, hidden_size=width).items():
+        policy.extra.add_module(name, module.to(policy.device))
+
+
+def _judge(settings: Settings, objects: Objects, tokenizer: Any) -> Any:
+    from posttrain.rewards.judge import load_judge
+
+    named: Any = objects.judge if objects.judge is not None else settings.judge
+    return None if named is None else load_judge(named, settings.judge_options or {}, tokenizer)
 
 
 def _sources(run: Run, data: Prepared) -> None:
     settings = run.settings
     assert settings.batch_size is not None
     if run.card.online:
-        generator = HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, settings.generation_batch_size)
-        run.source = Online(run, data.train, generator, data.rewards)
-        if data.held_out is not None:
+        limits = settings.generation_batch_size, settings.generation_cache_tokens
+        generator = HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, *limits)
+        run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
+        if data.held_out is not None and (data.rewards or run.teacher is not None):
             limit = settings.eval_batches and settings.eval_batches * settings.batch_size
-            run.evaluation = GreedyReward(data.held_out, generator, data.rewards, limit)
+            run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards), limit)
         return
     run.source = Stream(data.train, settings) if settings.streaming else Offline(data.train, settings)
     if data.held_out is not None:
@@ -169,7 +224,7 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "parameters": {"trained": trained, "all": sum(p.numel() for p in run.policy.parameters())},
         "data": data.report,
         "notes": data.notes,
-        "in_memory": [n for n in ("model", "data", "eval_data", "reward") if _is_object(getattr(objects, n))],
+        "in_memory": [n for n in ("model", "data", "eval_data", "reward", "teacher", "judge") if _is_object(getattr(objects, n))],
         "strategy": {"name": run.strategy.name, "world": run.strategy.world},
         "versions": facts.versions(),
         "hardware": facts.hardware(),
@@ -215,6 +270,17 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
             )
 
 
+def _check_columns(card: Card, config: Any, rows: Any) -> None:
+    """Raise DataError for a row without a column that the card asks for; of streamed rows the first is looked at."""
+    for name in card.columns_now(config):
+        for origin, row in itertools.islice(rows.located(), 1 if rows.streaming else None):
+            if row.get(name) is None:
+                raise DataError(
+                    f"{origin}: column '{name}' is missing. Method '{card.name}' needs it with these options; where "
+                    f"it has another name, add --columns {name}=NAME"
+                )
+
+
 def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
     count = round(len(rows) * settings.eval_fraction)
     if not 0 < count < len(rows):
@@ -230,11 +296,15 @@ def _rewards(card: Card, settings: Settings, objects: Objects, tokenizer: Any, r
     named: Any = objects.reward if objects.reward is not None else settings.reward
     if not named and rows and "reasoning_gym" in rows[0]:
         named = ["reasoning-gym"]
+    judged = settings.judge is not None or objects.judge is not None
+    if not named and not judged and objects.data is None and is_data(settings.data):
+        named = [REWARD]
     if not named:
-        if any(need.startswith("rewards") for need in card.needs):
+        if "rewards" in card.needs or ("preferences" in card.needs and not judged):
             raise SettingsError(
                 f"Method '{card.name}' learns from rewards and none was given. Name one: --reward gsm8k, "
                 "--reward rewards.py:function, --reward FOLDER"
+                + (" of a reward model; or a judge: --judge FOLDER or URL" if "preferences" in card.needs else "")
             )
         return []
     rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 from posttrain.engine.annotate import annotate
@@ -30,6 +31,11 @@ class HeldOutLoss:
 
     def __call__(self, run: Run) -> dict[str, float]:
         """Loss, its terms where there are several, and the method's metrics."""
+        cache = run.reference.cache if run.reference is not None else None
+        with nullcontext() if cache is None else cache.asked_by_evaluation():
+            return self._measured(run)
+
+    def _measured(self, run: Run) -> dict[str, float]:
         everyone = [self.data[i] for i in range(self.count)]
         state = copy.deepcopy(run.state)
         for start in range(0, self.count, self.batch_size):

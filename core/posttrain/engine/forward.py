@@ -28,7 +28,7 @@ class TokenModel(nn.Module):
 
     def __init__(self, model: Any, head: Head | None, packed: bool = False, shared: bool = False):
         super().__init__()
-        self.extra = nn.ModuleDict()
+        self.extra = nn.Module()  # a ModuleDict has methods of its own, such as values
         self.model = model
         self.head = head
         self.packed = packed
@@ -62,7 +62,7 @@ class TokenModel(nn.Module):
         predicting, labels = _predicted(sequences, places, states.device)
         results = token_statistics(states[predicting], labels, self.head, request)
         if request.extras:
-            for name, module in self.extra.items():
+            for name, module in self.extra.named_children():
                 results[name] = module(states[predicting].to(module_dtype(module))).reshape(-1)  # (n,)
         return results
 

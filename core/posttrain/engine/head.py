@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.engine.gradients import open_gradient
+
 #: Of logits ``(c, V)``, labels ``(c,)`` and whatever else of the same tokens is named in ``Request.others``.
 Statistics = Callable[..., dict[str, Tensor]]
 
@@ -169,7 +171,11 @@ class _Accumulators:
     def __init__(self, hidden: Tensor, parameters: list[nn.Parameter], wants_hidden: bool):
         self.hidden = torch.zeros_like(hidden) if wants_hidden else None
         self.parameters = parameters
-        self.sums = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in parameters]
+        self.own = [open_gradient(p) if _wide(p.dtype) == p.dtype else None for p in parameters]
+        self.sums = [
+            torch.zeros_like(p, dtype=_wide(p.dtype)) if own is None else own
+            for p, own in zip(parameters, self.own, strict=True)
+        ]
 
     def add(self, at: slice, found: list[Tensor | None]) -> None:
         if self.hidden is not None:
@@ -180,8 +186,10 @@ class _Accumulators:
             if gradient is not None:
                 total += gradient
 
-    def parameter_gradients(self) -> list[Tensor]:
-        return [total.to(p.dtype) for p, total in zip(self.parameters, self.sums, strict=True)]
+    def parameter_gradients(self) -> list[Tensor | None]:
+        """What autograd has to add; nothing where it has been added in place."""
+        triples = zip(self.parameters, self.sums, self.own, strict=True)
+        return [total.to(p.dtype) if own is None else None for p, total, own in triples]
 
 
 def _plain_backward(

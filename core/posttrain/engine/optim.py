@@ -73,6 +73,16 @@ def _from_transformers(model: Any, groups: list[dict[str, Any]], settings: Setti
     return kind(groups, **options)
 
 
+def reserve_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Before the first activations allocate Adam's moments on a CPU, for the reason that ``gradients`` gives."""
+    if type(optimizer) is not torch.optim.AdamW or optimizer.state:
+        return
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if parameter.device.type == "cpu":
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: Settings, total: int
 ) -> torch.optim.lr_scheduler.LambdaLR:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from posttrain.engine.batches import token_budget
 from posttrain.engine.build import Objects, Prepared, prepare_data
 from posttrain.engine.source import Order, count_steps
 from posttrain.errors import SettingsError
@@ -86,6 +87,17 @@ def _trained(model: dict[str, Any], settings: Settings) -> int:
     return settings.lora_rank * model["adapter_width"] if settings.lora else model["parameters"]
 
 
+def _teacher(settings: Settings, model: dict[str, Any], trained: int, base: float) -> float:
+    """Bytes of the teacher's own weights: none where it is the policy itself, or lives on a server."""
+    name = settings.teacher_model
+    if name == "average":
+        return trained * 4.0
+    if name is None or name == "live" or name.startswith(("http://", "https://")) or (name == "base" and settings.lora):
+        return 0.0
+    own = model if name == "base" else _sizes(dataclasses.replace(settings, model=name))
+    return own["parameters"] * base
+
+
 def _memory(
     method: Method, config: Any, settings: Settings, model: dict[str, Any], device: torch.device
 ) -> dict[str, int]:
@@ -93,7 +105,7 @@ def _memory(
     size = choose_dtype(settings, device).itemsize
     base = {None: float(size), "nf4": 0.56, "fp4": 0.56, "int8": 1.05}[settings.quantize]
     trained = _trained(model, settings)
-    tokens = settings.micro_batch_tokens or (1024 if device.type == "cpu" else 16384)
+    tokens = token_budget(settings.micro_batch_tokens, device)
     kept = 2 * model["hidden"] if settings.gradient_checkpointing else 11 * model["hidden"] + 4 * model["intermediate"]
     found = {
         "weights": model["parameters"] * base + (trained * 4 if settings.lora else 0),
@@ -104,5 +116,7 @@ def _memory(
     }
     if method.card.needs_now("reference", config) and (not settings.lora or settings.reference_model):
         found["reference"] = model["parameters"] * base
+    if method.card.needs_now("teacher", config):
+        found["teacher"] = _teacher(settings, model, trained, base)
     rounded = {name: round(value / 2**20) for name, value in found.items()}
     return rounded | {"total": sum(rounded.values())}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.cards import Card
-from posttrain.engine.batches import micro_batches
+from posttrain.engine.batches import micro_batches, token_budget
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.head import Request
 from posttrain.engine.source import Source
@@ -85,9 +85,7 @@ class Run:
 
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Cut into forward passes by the settings."""
-        tokens = self.settings.micro_batch_tokens
-        if tokens is None:
-            tokens = 1024 if self.policy.device.type == "cpu" else 16384
+        tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device)
         return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from posttrain.engine.batches import build_batch
 from posttrain.engine.forward import build_views, sequences_of
+from posttrain.engine.gradients import clear_gradients, close_gradients
 from posttrain.engine.head import Request
-from posttrain.engine.optim import clear_gradients, drop_untouched
+from posttrain.engine.optim import reserve_moments
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
 from posttrain.engine.teaching import taught
 from posttrain.errors import PluginError
@@ -37,9 +38,10 @@ class Outcome:
 
 def optimiser_step(run: Run, examples: list[Example], step: Step) -> Outcome:
     """Take one step over this rank's ``examples``; the gradient is that of the whole global step."""
-    cleared = clear_gradients(run.parameters)
+    reserve_moments(run.optimizer)
+    clear_gradients(run.parameters)
     outcome = _accumulate(run, examples, step)
-    drop_untouched(run.parameters, cleared)
+    close_gradients(run.parameters)
     run.strategy.sum_gradients(run.parameters)
     outcome.grad_norm = _clip(run)
     if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
@@ -69,6 +71,8 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
         parts, metrics = split_loss(returned, run.card.name)
         if "sampled_logps" in batch:
             gap = (policy.completion.logps.detach() - batch.sampled_logps).abs()  # (B, T)
+            foreign = torch.tensor([who != "policy" for who in batch.source], device=gap.device)  # (B,)
+            gap = gap.masked_fill(foreign[:, None], torch.nan)  # what others sampled says nothing of our sampler
             metrics = metrics | {"sampler_difference": PerToken(gap, policy.completion.mask)}
         loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
         if step.training:
@@ -145,6 +149,11 @@ def shared_results(run: Run, sequences: list[Sequence], model: str, full: bool =
     """``no_grad_results`` of every sequence, computed by all ranks together, on every rank."""
     if model in ("reference", "teacher") and getattr(run, model) is None:
         raise PluginError(f"'{run.card.name}' reads log-probs of the {model}, but its card has no '{model}' in needs.")
+    if model == "teacher" and run.teacher.tokenizer is not None:
+        raise PluginError(
+            f"'{run.card.name}' compares the teacher's log-probs token by token, and the teacher has another "
+            "tokeniser. Choose a teacher of the model's own family, or the method gold."
+        )
     mine = run.strategy.share(taught(sequences) if model == "teacher" else sequences)
     if model == "teacher" and hasattr(run.teacher, "logps"):  # a server computes them itself
         return run.strategy.gather([{"logps": logps} for logps in run.teacher.logps(mine, run.temperature)])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.demo.example import MODELS as EXAMPLES
 from posttrain.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def _peft() -> Any:
 def adapter_base(model: str) -> str | None:
     """The base model named by an adapter folder; None where ``model`` is not one."""
     file = Path(model).expanduser() / "adapter_config.json"
-    if not file.is_file():
+    if model in EXAMPLES or not file.is_file():
         return None
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:

@@ -14,11 +14,13 @@ import torch
 import transformers
 from torch import nn
 
+from posttrain.demo.made import place_of
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter
 from posttrain.models.head import find_head
+from posttrain.models.lean import make_lean
 from posttrain.models.probe import check_logits, choose_layout
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
         inner.enable_input_require_grads()
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
         module = add_adapter(module, settings, head)
+    make_lean(inner)
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.eval()
     if settings.packing:
@@ -212,6 +215,7 @@ def pad_id(tokenizer: Any) -> int:
 
 def _source(model: str, settings: Settings) -> tuple[str, dict[str, Any]]:
     """What ``from_pretrained`` takes: a folder or Hub id, and whether a GGUF file or remote code is meant."""
+    model = place_of(model, settings)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

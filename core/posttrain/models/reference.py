@@ -3,33 +3,67 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from posttrain.engine.forward import TokenModel
+from posttrain.engine.head import Request
 from posttrain.models.adapters import REFERENCE_ADAPTER
+from posttrain.models.frozen import Frozen
 from posttrain.models.head import find_head
+from posttrain.views import Sequence
+
+if TYPE_CHECKING:
+    from posttrain.engine.reference_cache import ReferenceCache
 
 
-class Reference:
+class Reference(Frozen):
     """``active()`` gives the reference as a TokenModel, in evaluation mode, and restores the policy afterwards.
 
     With a new adapter it is the policy's own base, adapters off; with an adapter loaded from disk a frozen copy of
-    that adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own.
+    that adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own, which ``later``
+    loads when it is first run. With a ``cache`` a model that never changes is run once for each row.
     """
 
-    def __init__(self, policy: TokenModel, other: Any = None):
+    def __init__(self, policy: TokenModel, other: Any = None, later: Callable[[], Any] | None = None):
         self.policy = policy
+        self.later = later
         self.model: TokenModel | None = None
-        if other is None and not hasattr(policy.model, "peft_config"):
+        self.cache: ReferenceCache | None = None
+        if other is None and later is None and not hasattr(policy.model, "peft_config"):
             other = copy.deepcopy(policy.model)
         if other is not None:
-            self.model = _frozen(TokenModel(other, find_head(other), policy.packed, policy.shared))
+            self._use(other)
+
+    def _use(self, module: Any) -> None:
+        self.model = _frozen(TokenModel(module, find_head(module), self.policy.packed, self.policy.shared))
+
+    def begin(self, same: bool) -> None:
+        """Have a model that ``later`` would load in memory now; ``same``: the policy still is it and is copied."""
+        if self.model is None and self.later is not None:
+            self._use(copy.deepcopy(self.policy.model) if same else self.later())
+
+    def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+        """What the reference's forward pass gives, without gradient; log-probs ``(n,)`` that are cached cost none."""
+        if self.cache is None or request.statistics is not None:
+            with torch.no_grad(), self.active() as model:
+                return model(sequences, request)
+
+        def compute(unknown: list[Sequence]) -> Tensor:
+            with torch.no_grad(), self.active() as model:
+                return model(unknown, request)["logps"]
+
+        return {"logps": self.cache.logps(sequences, compute).to(self.policy.device)}
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
         """The reference for the length of a ``with`` block."""
+        if self.model is None and self.later is not None:
+            self._use(self.later())
         if self.model is not None:
             yield self.model
             return

@@ -34,8 +34,9 @@ def save_model(policy: TokenModel, tokenizer: Any, folder: Path) -> None:
     finally:
         config._attn_implementation = implementation
     tokenizer.save_pretrained(folder)
-    if len(policy.extra):
-        save_file(policy.extra.state_dict(), folder / EXTRA_FILE)
+    extra = policy.extra.state_dict()
+    if extra:
+        save_file(extra, folder / EXTRA_FILE)
 
 
 def restore_weights(policy: TokenModel, folder: Path) -> None:

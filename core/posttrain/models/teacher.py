@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain.engine.forward import TokenModel
+from posttrain.engine.teaching import matching
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import TEACHER_ADAPTER, adapter_base, merged
 from posttrain.models.frozen import Frozen
@@ -39,6 +40,8 @@ class ModelTeacher(Frozen):
         self.model.requires_grad_(False)
         self.model.eval()
         self.tokenizer = tokenizer
+        self.matched: tuple[Tensor, Tensor] | None = None
+        """Ids (k,) of tokens that mean the same, the policy's and this model's, where it has its own tokeniser."""
         if packing:
             choose_layout(self.model)
 
@@ -161,8 +164,28 @@ class AdapterTeacher(LiveTeacher):
             adapters.set_adapter("default")
 
 
+def check_teacher(method: str, settings: Settings, given: Any, tokenizer: Any, aligned: bool) -> None:
+    """Refuse a teacher that is not there, or cuts text into other tokens, before any weights load.
+
+    ``aligned``: the method can learn from a teacher with other tokens. Raises SettingsError, ModelError.
+    """
+    name = settings.teacher_model
+    if given is not None or name in SELF:
+        return
+    if name is None:
+        raise SettingsError(
+            f"Method '{method}' learns from a teacher and none was given. Name one: --teacher-model FOLDER, a Hub id, "
+            f"the address of a vLLM server, or {', '.join(SELF)} for the model itself."
+        )
+    if not (_is_address(name) or aligned or _same_tokens(load_tokenizer(name, settings), tokenizer)):
+        raise ModelError(
+            f"Teacher '{name}' has another tokeniser than the model, and '{method}' compares them token by token. "
+            "Choose a teacher of the model's own family, or a method that aligns their texts: gold"
+        )
+
+
 def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: Any, reference: Any) -> Any:
-    """The teacher that ``settings.teacher_model`` names, or the module ``given``. Raises SettingsError, ModelError.
+    """The teacher that ``settings.teacher_model`` names, or the module ``given``. Raises ModelError.
 
     ``reference`` makes the frozen start when it is asked for. A teacher with another tokeniser has ``tokenizer``.
     """
@@ -170,18 +193,14 @@ def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: 
     if given is not None:
         return ModelTeacher(given, None, settings.packing, vocabulary)
     name = settings.teacher_model
-    if name is None:
-        raise SettingsError(
-            "This method learns from a teacher and none was given. Name one: --teacher-model FOLDER, a Hub id, the "
-            f"address of a vLLM server, or {', '.join(SELF)} for the model itself."
-        )
+    assert name is not None  # check_teacher has refused it
     if name == "base":
         return BaseTeacher(reference())
     if name == "live":
         return LiveTeacher(policy)
     if name == "average":
         return AverageTeacher(policy, settings.teacher_average_rate)
-    if name.startswith(("http://", "https://")):
+    if _is_address(name):
         return _server(name, policy, settings, vocabulary)
     base = adapter_base(name)
     if base is not None and hasattr(policy.model, "peft_config") and _same(base, policy):
@@ -190,7 +209,11 @@ def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: 
     if base is not None:
         module = merged(module, name)
     own = load_tokenizer(name, settings)
-    return ModelTeacher(module, None if _same_tokens(own, tokenizer) else own, settings.packing, vocabulary)
+    if _same_tokens(own, tokenizer):
+        return ModelTeacher(module, None, settings.packing, vocabulary)
+    teacher = ModelTeacher(module, own, settings.packing, vocabulary)
+    teacher.matched = matching(tokenizer, own, policy.device)
+    return teacher
 
 
 def _server(name: str, policy: TokenModel, settings: Settings, vocabulary: int) -> Any:
@@ -200,6 +223,10 @@ def _server(name: str, policy: TokenModel, settings: Settings, vocabulary: int) 
     return ServerTeacher(url, model or None, settings.teacher_top_k, vocabulary, policy.device)
 
 
+def _is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
 def _same(base: str, policy: TokenModel) -> bool:
     own = str(policy.inner.config._name_or_path)
     return base == own or Path(base).expanduser().resolve() == Path(own).expanduser().resolve()
@@ -207,4 +234,3 @@ def _same(base: str, policy: TokenModel) -> bool:
 
 def _same_tokens(one: Any, other: Any) -> bool:
     return one.get_vocab() == other.get_vocab()
-

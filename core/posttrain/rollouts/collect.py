@@ -13,6 +13,7 @@ from torch import Tensor
 from posttrain.data.single import encode_prompt
 from posttrain.engine import source
 from posttrain.engine.step import shared_results
+from posttrain.engine.teaching import translate
 from posttrain.errors import RunFailed
 from posttrain.generation.protocol import Generator, Sampling
 from posttrain.planning import Ask, Selection
@@ -193,17 +194,26 @@ class Collector:
         return Rollouts(items, compute, prefer if self.judge is not None else None)
 
     def _teach(self, rollouts: Rollouts, rewards: Tensor) -> None:
-        """Decide what the teacher sees of each rollout."""
+        """Decide what the teacher sees of each rollout, where that is not what the policy saw."""
         run = self.run
-        if run.teacher is None or not run.method.has("posttrain_teacher_prompts"):
+        if run.teacher is None:
             return
-        prompts = run.method.teacher_prompts(rollouts=rollouts, rewards=rewards, config=run.config, state=run.state)
+        prompts = [item.columns.get("prompt") for item in rollouts.items]
+        privileged = run.method.has("posttrain_teacher_prompts")
+        if privileged:
+            prompts = run.method.teacher_prompts(rollouts=rollouts, rewards=rewards, config=run.config, state=run.state)
         for item, prompt in zip(rollouts.items, prompts, strict=True):
             item.taught = prompt is not None
-            if prompt is not None:
-                tools = item.columns.get("tools")
+            tools, answer = item.columns.get("tools"), item.completion.ids
+            if prompt is None:
+                continue
+            if run.teacher.tokenizer is not None:
+                item.teacher, item.alignment = translate(
+                    prompt, answer, run.tokenizer, run.stop_ids, run.teacher, run.settings, tools
+                )
+            elif privileged:
                 ids, _ = encode_prompt(prompt, run.tokenizer, run.settings, run.stop_ids, tools)
-                whole = torch.cat([ids, item.completion.ids])
+                whole = torch.cat([ids, answer])
                 item.teacher = Sequence(whole, torch.arange(len(whole)) >= len(ids))
 
     def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
@@ -241,5 +251,7 @@ class Collector:
             columns = {name: float(values[place]) for name, values in selection.columns.items()}
             examples.append(Example(roles, columns))
         if not examples:
-            raise RunFailed("No two answers of the whole step could be told apart. Raise --temperature, or --batch-size.")
+            raise RunFailed(
+                "No two answers of the whole step could be told apart. Raise --temperature, or --batch-size."
+            )
         return examples

@@ -48,14 +48,10 @@ def answer(run: Run, generator: Generator, orders: list[Order], sampling: Sampli
     """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank."""
     mine = run.strategy.share(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
-    kinds = dict.fromkeys(
-        (_kind(ask), place) for order in mine for place, ask in enumerate(order.asks)
-    )
+    kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
     for kind, place in kinds:
         chosen = [
-            index
-            for index, order in enumerate(mine)
-            if place < len(order.asks) and _kind(order.asks[place]) == kind
+            index for index, order in enumerate(mine) if place < len(order.asks) and _kind(order.asks[place]) == kind
         ]
         found = _complete(run, generator, [mine[index] for index in chosen], place, kind, sampling)
         for index, completions in zip(chosen, found, strict=True):
@@ -141,10 +137,15 @@ def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
     names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
     columns = {name: [items[i].columns.get(name) for i in mine] for name in names}
     prompts = [items[i].columns.get("prompt") for i in mine]
-    total, parts = score(rewards, prompts, [items[i].completion.text for i in mine], columns)
-    scored = [(float(total[k]), {n: float(v[k]) for n, v in parts.items()}) for k in range(len(mine))]
-    for item, (value, by_name) in zip(items, run.strategy.gather(scored), strict=True):
+    remarks: dict[str, list[Any]] = {}
+    total, parts = score(rewards, prompts, [items[i].completion.text for i in mine], columns, remarks)
+    scored = [
+        (float(total[k]), {n: float(v[k]) for n, v in parts.items()}, {n: v[k] for n, v in remarks.items()})
+        for k in range(len(mine))
+    ]
+    for item, (value, by_name, said) in zip(items, run.strategy.gather(scored), strict=True):
         item.reward, item.parts = value, by_name
+        item.columns |= said
     return sum(item.reward != item.reward for item in items)
 
 

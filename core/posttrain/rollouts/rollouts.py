@@ -35,6 +35,8 @@ class Rollout:
     """Log-probs ``(t,)`` under the policy that sampled it, of a rollout that was kept from an earlier step."""
     teacher: Sequence | None = None
     """The sequence that the teacher sees, where it is another one."""
+    alignment: Any = None
+    """Which tokens of the completion stand for which of the teacher's, where it has another tokeniser."""
     taught: bool = True
     """Whether anything is to be learnt from the teacher."""
 
@@ -43,7 +45,10 @@ class Rollout:
         ids = torch.cat([self.prompt_ids, self.completion.ids])
         trained = torch.zeros(len(ids), dtype=torch.bool)
         trained[len(self.prompt_ids) :] = learn
-        return Sequence(ids, trained, teacher=self.teacher)
+        teacher = self.teacher
+        if teacher is not None and not learn:
+            teacher = Sequence(teacher.ids, torch.zeros_like(teacher.trained))
+        return Sequence(ids, trained, teacher=teacher, alignment=self.alignment if learn else None)
 
     def kept(self) -> dict[str, Any]:
         """This rollout as plain values, to be kept in a method's state beyond its step."""
@@ -156,7 +161,8 @@ class Rollouts:
     def example(self, row: int, learn: bool = True) -> Example:
         """Rollout ``row`` as a training example."""
         item = self.items[row]
-        return Example({"completion": [item.sequence(learn)]}, {"reward": item.reward, "group": float(self.group[row])})
+        columns = {"reward": item.reward, "group": float(self.group[row]), "source": item.source}
+        return Example({"completion": [item.sequence(learn)]}, columns)
 
     def __len__(self) -> int:
         return len(self.items)

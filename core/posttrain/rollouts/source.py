@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain.data.align import Alignment
 from posttrain.engine.source import count_steps
 from posttrain.errors import SettingsError
 from posttrain.rollouts.collect import Collected, Collector
@@ -86,9 +87,16 @@ class Online:
 
 def _plain(sequence: Sequence) -> list[Any]:
     teacher = None if sequence.teacher is None else _plain(sequence.teacher)
-    return [sequence.ids, sequence.trained, sequence.per_token, teacher]
+    alignment = None if sequence.alignment is None else vars(sequence.alignment)
+    return [sequence.ids, sequence.trained, sequence.per_token, teacher, alignment]
 
 
 def _sequence(plain: list[Any]) -> Sequence:
-    ids, trained, per_token, teacher = plain
-    return Sequence(ids, trained, per_token, None if teacher is None else _sequence(teacher))
+    ids, trained, per_token, teacher, alignment = plain
+    return Sequence(
+        ids,
+        trained,
+        per_token,
+        None if teacher is None else _sequence(teacher),
+        None if alignment is None else Alignment(**alignment),
+    )

@@ -162,14 +162,16 @@ def _add_pair_columns(method: Method, config: Any, inputs: Inputs) -> None:
 
 def _add_extra(method: Method, config: Any, inputs: Inputs) -> None:
     """What the method's extra modules say of each token, now and before the update."""
-    for turn, name in enumerate(method.extra_modules(config=config, hidden_size=4)):
+    with torch.random.fork_rng(devices=[]):
+        names = list(method.extra_modules(config=config, hidden_size=4))
+    for turn, name in enumerate(names):
         now = torch.sin(torch.arange(len(inputs.logits), dtype=torch.float64) * (1.3 + turn))  # (N,)
         inputs.extra[name] = now.to(inputs.logits.dtype).requires_grad_()
         for example in inputs.examples:
             for sequence in example.sequences["completion"]:
                 place = inputs.tokens[id(sequence)]
                 sequence.per_token[f"old_{name}"] = 0.9 * inputs.extra[name].detach()[place] + 0.05
-                sequence.per_token.setdefault("advantages", torch.cos(now[place] * 3.0).to(inputs.logits.dtype))
+                sequence.per_token.setdefault("advantages", torch.cos(now[place].detach() * 3.0).to(inputs.logits.dtype))
 
 
 def _add_worth(method: Method, config: Any, inputs: Inputs) -> None:

@@ -8,6 +8,8 @@ Names are read word by word, so files with other inputs work unchanged:
   "forget", ``logp_old`` the column ``old_logps``.
 - ``ROLE_len`` and ``lengths`` are the tokens of a row given as one log-prob, which is spread evenly over them.
 - ``reward_ROLE`` is the score of a reward head.
+- ``..._logits`` of a head for steps are those of its two classes, at the end of each step: one row, or several.
+- ``NAME_new`` is the policy's ``NAME``, ``NAME_old`` the column ``old_NAME``.
 - Everything else becomes a token statistic, a batch column and an entry of the state, under its own name.
 """
 
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.errors import SettingsError
 from posttrain.views import Step, View, Views
 
 KINDS = ("tok", "logp", "logits", "logratio", "logratios")
@@ -39,13 +42,14 @@ MODELS = {
 
 @dataclass
 class Role:
-    """One role under construction: by model log-probs ``(B, T)`` and logits ``(B, T, V)``; labels, mask, score."""
+    """One role under construction: by model log-probs ``(B, T)`` and logits ``(B, T, V)``; labels, mask, score(s)."""
 
     logps: dict[str, Tensor] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     mask: Tensor | None = None
     score: Tensor | None = None
+    scores: Tensor | None = None
 
 
 @dataclass
@@ -70,22 +74,31 @@ class Inputs:
         return Step(int(self.others.get("step", 0)), int(self.others.get("total", 1)))
 
 
-def read_inputs(raw: dict[str, Any], reward_head: bool) -> Inputs:
-    """Sort the named inputs of an entry into roles, leaves and others. ``reward_head``: views have scores."""
+def read_inputs(
+    raw: dict[str, Any], reward_head: bool, temperature: float = 1.0, step_head: bool = False
+) -> Inputs:
+    """Sort the named inputs of an entry into roles, leaves and others.
+
+    ``reward_head``: views have a score; ``step_head``: one a token. Logits are divided by ``temperature``; gradients are by the logits as the file has them.
+    """
     raw = {**raw, **_joined(raw.get("pairs"))}
     inputs, ratios = Inputs(), {}
     for name, value in raw.items():
         parsed = _parse(name)
-        if parsed is None or not _numeric(value):
+        if step_head and _numeric(value) and "logits" in name.split("_"):
+            _step_scores(inputs, name, value)
+        elif parsed is None or not _numeric(value):
             _other(inputs, name, value, reward_head)
         elif parsed[0] == "logits":
-            _logits(inputs, name, value, parsed[1], raw)
+            _logits(inputs, name, value, parsed[1], raw, temperature)
         elif parsed[0].startswith("logratio"):
             ratios[name] = parsed[2]
         else:
             _logps(inputs, name, value, parsed[1], parsed[2], raw)
     for name, role in ratios.items():
         _ratios(inputs, name, raw, role)
+    if temperature != 1.0 and not any(role.logits for role in inputs.roles.values()):
+        raise SettingsError(f"'temperature' is {temperature}, and there are no logits that it could divide")
     return inputs
 
 
@@ -142,10 +155,12 @@ def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]
         if role.mask is None:
             continue
         logps = role.logps.get(model)
-        if logps is None and model == "policy" and role.score is not None:
+        if logps is None and model == "policy" and (role.score is not None or role.scores is not None):
             logps = torch.zeros_like(role.mask, dtype=torch.float64)
         if logps is not None:
-            extra = statistics.get(name, {}) if model == "policy" else {}
+            extra = dict(statistics.get(name, {})) if model == "policy" else {}
+            if role.scores is not None:
+                extra["scores"] = role.scores
             views[name] = View(logps, role.mask, role.score if model == "policy" else None, **extra)
     return Views(**views) if views else None
 
@@ -231,7 +246,7 @@ def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
         place.mask = mask
 
 
-def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any]) -> None:
+def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any], temperature: float) -> None:
     labels = raw.get("labels", raw.get("tokens"))
     if labels is None:
         inputs.others[name] = value
@@ -240,12 +255,25 @@ def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, An
     inputs.leaves[name] = leaf.requires_grad_(model == "policy")
     place = inputs.roles.setdefault("completion", Role())
     place.labels = padded(labels if _depth(labels) == 2 else [labels])[0].long()
-    place.logits[model], place.mask = leaf, mask
-    logps = leaf.log_softmax(-1).gather(-1, place.labels[..., None])[..., 0]
+    logits = leaf / temperature
+    place.logits[model], place.mask = logits, mask
+    logps = logits.log_softmax(-1).gather(-1, place.labels[..., None])[..., 0]
     place.logps[model] = torch.where(mask, logps, torch.zeros_like(logps))
 
 
+def _step_scores(inputs: Inputs, name: str, value: Any) -> None:
+    """What a head for steps says at the end of each step: the second class's logit less the first one's."""
+    leaf, mask = padded(value if _depth(value) == 3 else [value])  # (B, T, 2)
+    inputs.leaves[name] = leaf.requires_grad_()
+    inputs.others.setdefault("step_end", [[True] * count for count in mask.sum(1).tolist()])
+    place = inputs.roles.setdefault("completion", Role())
+    place.scores, place.mask = leaf[..., 1] - leaf[..., 0], mask
+
+
 def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
+    if name.endswith("_old"):
+        name = f"old_{name.removesuffix('_old')}"
+    name = name.removesuffix("_new")
     inputs.others[name] = value
     role = name.removeprefix("reward_")
     if reward_head and role == name and name in ("rewards", "pred"):
@@ -286,7 +314,10 @@ def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
     lengths = mask.sum(-1).tolist()
     if _depth(value) == 1 and lengths == [1]:
         return None  # one example of one token: a plain column
-    return padded(rows)[0] if [len(row) for row in rows] == lengths else None
+    if [len(row) for row in rows] != lengths:
+        return None
+    column = padded(rows)[0]
+    return column.bool() if all(isinstance(one, bool) for row in rows for one in row) else column
 
 
 def _tensor(values: list[Any]) -> Tensor:

@@ -8,6 +8,7 @@ by that input. The entry is evaluated by the method of its name, or by the one w
     lam = "anchor_weight"            # a hyper-parameter that is an option under another name
     std = "=sample"                  # one that is no option: the method has this value and no other ("=" is any value)
     loss = "loss_trl"                # the quantity of the file that the method's loss is
+    advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them
     [goldens.entries]
     rm-bt-margin = {}                # this entry too belongs to this method
     "sft:sequence_mean_reduction" = { aggregation = "sequence" }  # another quantity of an entry, under these options
@@ -40,8 +41,10 @@ from posttrain.testing.golden_inputs import (
     views_of,
 )
 from posttrain.testing.rollouts import make_rollouts
-from posttrain.views import Batch
+from posttrain.views import Batch, PerToken
 
+#: The one hyper-parameter that is a setting of every run.
+TEMPERATURE = "temperature"
 #: Files give six decimals.
 TOLERANCE = 2e-6
 EQUAL, DIFFERS, MISSING = "equal", "differs", "not implemented"
@@ -168,7 +171,8 @@ def _owners(cards: Iterable[Card]) -> dict[str, tuple[str, dict[str, Any]]]:
                 raise MethodError(f"Golden entry '{claim}' is claimed by '{owners[claim][0]}' and by '{card.name}'.")
             owners[claim] = (card.name, options)
     # a method of the entry's own name comes before one that covers it with an option
-    return owners | {card.name: (card.name, {}) for card in cards}
+    own = {card.name: dict(card.goldens.get("entries", {}).get(card.name, {})) for card in cards}
+    return owners | {name: (name, options) for name, options in own.items()}
 
 
 def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: str, extra: dict[str, Any]) -> Result:
@@ -180,7 +184,9 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
         raw = {method.card.goldens.get(key, key): value for key, value in raw.items()}
-        _compare(result, method, config, entry, raw, quantity)
+        heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
+        inputs = read_inputs(raw, heads[0], _temperature(method, entry), heads[1])
+        _compare(result, method, config, entry, inputs, quantity)
     except (NotImplementedHere, SettingsError) as error:
         result.status, result.reason = MISSING, str(error)
     except Exception as error:  # any plugin's fault is this entry's result, and the others are still evaluated
@@ -194,6 +200,8 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
     options = {mapping[key]: value for key, value in meta.items() if mapping.get(key) in names}
     for key, value in entry.get("hyperparameters", {}).items():
         target = mapping.get(key, key)
+        if target == TEMPERATURE and TEMPERATURE not in names:
+            continue  # a setting of every run: it divides all logits
         if target.startswith("="):
             if target[1:] not in ("", str(value), json.dumps(value)):
                 raise NotImplementedHere(f"'{key}' is {value!r}, '{method.name}' knows only {target[1:]!r}")
@@ -206,25 +214,37 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
     return options
 
 
+def _temperature(method: Method, entry: dict[str, Any]) -> float:
+    """What the entry's logits are divided by before the method sees them: 1 where that is the method's own affair."""
+    if TEMPERATURE in {one.name for one in fields(method.Config)}:
+        return 1.0
+    return float(entry.get("hyperparameters", {}).get(TEMPERATURE, 1.0))
+
+
 def _compare(
-    result: Result, method: Method, config: Any, entry: dict[str, Any], raw: dict[str, Any], quantity: str | None
+    result: Result, method: Method, config: Any, entry: dict[str, Any], inputs: Inputs, quantity: str | None
 ) -> None:
     if not method.has("posttrain_loss"):
         raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
-    inputs = read_inputs(raw, method.card.needs_now("reward-head", config))
-    batch = Batch(inputs.size, columns_of(inputs))
+    batch = Batch(inputs.size, _usual_columns(method, inputs) | columns_of(inputs))
     advantages = _advantages(method, config, inputs, batch, entry)
     batch.columns = annotated_columns(method, config, inputs) | batch.columns
-    loss = _loss(method, config, inputs, batch)
+    loss, metrics = _loss(method, config, inputs, batch)
+    named = metrics.get(method.card.goldens.get("advantages", ""), advantages)  # some are worked out in the loss
+    advantages = named.values if isinstance(named, PerToken) else named
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)
     done = {target}
     if expected is not None:
-        result.comparisons.append(_pair(target, expected, loss))
+        listed = isinstance(expected, list) and advantages is not None  # what the advantages are under these options
+        result.comparisons.append(_pair(target, expected, advantages if listed else loss))
     if quantity is None:
         if advantages is not None and entry.get("advantages") is not None:
             result.comparisons.append(_pair("advantages", entry["advantages"], advantages))
             done.add("advantages")
+        for key in [key for key in entry if key in batch.columns and key not in (*inputs.others, *done, "advantages")]:
+            result.comparisons.append(_pair(key, entry[key], batch.columns[key]))
+            done.add(key)
         for key in [key for key in entry if key.startswith("grad_") and target == "loss"]:
             leaf = _leaf(inputs, key.removeprefix("grad_"))
             if leaf is not None and loss.requires_grad:
@@ -273,18 +293,25 @@ def _pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tenso
     return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
 
 
-def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor:
-    """The loss, reduced by the core's own rule."""
+def _usual_columns(method: Method, inputs: Inputs) -> dict[str, Any]:
+    """What every rollout of a run has: the policy made it, and there is something to learn from the teacher."""
+    if not method.card.online:
+        return {}
+    return {"source": ["policy"] * inputs.size, "taught": torch.ones(inputs.size, dtype=torch.bool)}
+
+
+def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+    """The loss, reduced by the core's own rule, and the metrics as the method gives them."""
     policy = views_of(inputs, "policy", _statistics(method, config, inputs))
     if policy is None:
         raise NotImplementedHere("the inputs have no log-probs, logits or scores to build a view from")
     reference = views_of(inputs, "reference", {}) if method.card.needs_now("reference", config) else None
     returned = method.loss(batch=batch, policy=policy, reference=reference, config=config, step=inputs.step)
-    terms, _ = split_loss(returned, method.name)
+    terms, metrics = split_loss(returned, method.name)
     masks = {name: view.mask for name, view in vars(policy).items()}
     masks |= {name: one for name, one in batch.columns.items() if isinstance(one, Tensor) and one.dtype == torch.bool}
     totals = Totals(float(batch.size), {name: float(mask.sum()) for name, mask in masks.items()})
-    return reduce_loss(terms, masks, totals, batch.size, method.name)[0]
+    return reduce_loss(terms, masks, totals, batch.size, method.name)[0], metrics
 
 
 def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[str, Tensor]]:
@@ -308,6 +335,8 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
             labels = torch.zeros(len(logits), dtype=torch.long)
             given = {model: _two_tokens(values[at]) for model, values in role.logps.items()}
         others = {f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)}
+        if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
+            continue  # a role of other methods, of which this model says nothing
         values = method.token_statistics(logits=logits, labels=labels, config=config, **others)
         spread = {
             key: torch.zeros(at.shape, dtype=one.dtype).masked_scatter(at, one) for key, one in values.items()

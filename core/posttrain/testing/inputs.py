@@ -196,7 +196,7 @@ def _columns(schema: str, shape: Shape, place: int, random: torch.Generator) -> 
     if schema == "prompt":
         sign = {"good": 1.0, "bad": -1.0, "mixed": 1.0 if number > 0 else -1.0}[shape.labels]
         worth = 0.0 if shape.equal else sign * abs(number)
-        return {"advantages": worth, "reward": worth, "group": float(place // 2), "taught": True}
+        return {"advantages": worth, "reward": worth, "group": float(place // 2), "taught": True, "source": "policy"}
     return {}
 
 

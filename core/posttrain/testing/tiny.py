@@ -90,7 +90,12 @@ def tiny_rows(card: Card) -> list[dict[str, Any]]:
 _ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
     "language-modeling": lambda right, ask, good, bad: {"text": ask + good},
     "prompt-completion": lambda right, ask, good, bad: {"prompt": ask, "completion": good},
-    "prompt": lambda right, ask, good, bad: {"prompt": ask, "completion": good, "privileged_context": good},
+    "prompt": lambda right, ask, good, bad: {
+        "prompt": ask,
+        "completion": good,
+        "privileged_context": good,
+        "feedback": bad,
+    },
     "preference": lambda right, ask, good, bad: {"prompt": ask, "chosen": good, "rejected": bad},
     "unpaired-preference": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"label": right},
     "ranked": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, good + bad, bad]},
