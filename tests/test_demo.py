@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.demo import task
+from posttrain.demo import model, task
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +44,7 @@ def test_reward_is_one_for_exactly_the_answer():
 
 @given(st.text("0123456789=", min_size=1, max_size=12))
 def test_tokenizer_gives_one_token_a_character_and_the_text_back(text):
-    tokenizer = task.character_tokenizer()
+    tokenizer = model.character_tokenizer()
     ids = tokenizer(text)["input_ids"]
     assert len(ids) == len(text)
     assert tokenizer.unk_token_id not in ids
@@ -69,10 +69,10 @@ class Parrot(torch.nn.Module):
 
 @pytest.mark.parametrize("right", [0, 1, 3, 4])
 def test_accuracy_counts_right_answers(right):
-    tokenizer = task.character_tokenizer()
+    tokenizer = model.character_tokenizer()
     rows = task.problems(4, seed=0)
     answers = {row["prompt"]: row["answer"] if k < right else "98765" for k, row in enumerate(rows)}
-    assert task.accuracy(Parrot(tokenizer, answers), tokenizer, rows) == right / 4
+    assert model.accuracy(Parrot(tokenizer, answers), tokenizer, rows) == right / 4
 
 
 def test_quick_demonstration_runs_both_stages(tmp_path):

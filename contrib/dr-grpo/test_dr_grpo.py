@@ -8,6 +8,7 @@ import pytest
 import torch
 from posttrain.errors import SettingsError
 from posttrain.methods import load
+from posttrain.settings import Settings
 from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
@@ -96,6 +97,10 @@ def test_a_fully_masked_completion_costs_nothing():
     """M11: a truncated completion that is not learnt from adds 0, and the divisor of the other stays."""
     loss, _ = loss_of(NEW, OLD, WORTH, torch.tensor([[True, True], [False, False]]))
     assert loss.tolist() == pytest.approx([-1.1, 0])
+
+
+def test_the_length_is_that_of_the_longest_completion_where_none_is_given():
+    assert METHOD.config({}, Settings(max_new_tokens=77)).constant_length == 77
 
 
 def test_a_length_of_zero_is_refused():

@@ -68,7 +68,8 @@ class Settings:
     micro_batch_size: int | None = None
     """Examples per forward pass. [as many as micro-batch-tokens allow]"""
     micro_batch_tokens: int | None = None
-    """Tokens per forward pass, padding included. [512 on a CPU, 16384 on a GPU]"""
+    """Tokens per forward pass, padding included. [512 on a CPU, 1024 for online
+    methods, 16384 on a GPU]"""
     seed: int = 0
     """Seed of everything random: order, initial adapters, sampling."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from posttrain.errors import SettingsError
 from posttrain.methods import load
+from posttrain.settings import Settings
 from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
@@ -184,9 +185,14 @@ def test_a_fully_masked_completion_costs_nothing():
         assert loss[1].item() == 0
 
 
-def test_constant_aggregation_needs_its_length():
-    with pytest.raises(SettingsError, match="add --constant-length MAX-NEW-TOKENS"):
-        METHOD.config({"aggregation": "constant"})
+def test_the_constant_length_is_that_of_the_longest_completion():
+    """Where it is not given: that of the run, 256 by default."""
+    settings = Settings(max_new_tokens=77)
+    assert METHOD.config({"aggregation": "constant"}, settings).constant_length == 77
+    assert METHOD.config({"constant_length": 5}, settings).constant_length == 5
+    assert METHOD.config({}).constant_length == 256
+    with pytest.raises(SettingsError, match="constant_length is 0, expected a number of tokens from 1"):
+        METHOD.config({"constant_length": 0})
 
 
 @pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")

@@ -177,3 +177,15 @@ def test_async_rewards_work_inside_a_running_loop():
 def test_no_rewards_and_no_completions():
     assert score([], PROMPTS, COMPLETIONS, {})[0].isnan().all()
     assert score(load_rewards([lambda completions: []]), [], [], {})[0].shape == (0,)
+
+
+def test_a_reward_may_say_more_than_a_score():
+    """Columns come beside the scores, one value a completion; others of another length are refused."""
+    remarks = {}
+    reward = load_rewards([lambda completions: ([1.0] * len(completions), {"feedback": list(completions)})])
+    total, _ = score(reward, PROMPTS, COMPLETIONS, {}, remarks)
+    assert total.tolist() == [1.0] * len(COMPLETIONS)
+    assert remarks == {"feedback": COMPLETIONS}
+    short = load_rewards([lambda completions: ([1.0] * len(completions), {"feedback": ["one"]})])
+    with pytest.raises(RewardError, match=r"column 'feedback', expected a list with one value for each of the"):
+        score(short, PROMPTS, COMPLETIONS, {})

@@ -10,9 +10,9 @@ answers cheap; then completions are averaged:
 
     loss = mean over completions of  -1/L  sum over tokens of  min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A)
 
-Differs from the paper: L is the longest completion that may be sampled, 3000 tokens there and 256 here, the default of
-max-new-tokens: change both together. With AdamW another L changes no more than how often gradients are clipped. The
-paper has no divergence from a reference; ``beta`` adds one (k3, summed over tokens and divided by L like the rest).
+Differs from the paper: L is the longest completion that may be sampled, 3000 tokens there and max-new-tokens here.
+With AdamW another L changes no more than how often gradients are clipped. The paper has no divergence from a reference;
+``beta`` adds one (k3, summed over tokens and divided by L like the rest).
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
@@ -33,15 +33,15 @@ from posttrain import PerToken, hookimpl, tensors
 class Config:
     """Options."""
 
-    constant_length: int = 256
-    """Divisor L of each completion's sum over tokens; set it to max-new-tokens (the paper, section 3.2)."""
+    constant_length: int | None = None
+    """Divisor L of each completion's sum over tokens; None is max-new-tokens (the paper, section 3.2)."""
     epsilon: float = 0.2
     """How far the probability ratio may leave 1 before it is clipped (PPO, arXiv:1707.06347)."""
     beta: float = 0.0
     """Weight of the divergence from the reference (the paper, section 3: none). 0 needs no reference."""
 
     def __post_init__(self) -> None:
-        if self.constant_length < 1:
+        if self.constant_length is not None and self.constant_length < 1:
             raise ValueError(f"constant_length is {self.constant_length}, expected a number of tokens from 1")
 
 

@@ -19,3 +19,9 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "trajectory": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
     "prompt": {"prompt": "What is 2 + 3?", "answer": "5"},
 }
+
+#: Values of columns that single methods ask for.
+COLUMNS: dict[str, Any] = {
+    "completion": "2 + 3 = 5",
+    "privileged_context": "Two and three more are five: 5.",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from difflib import unified_diff
 from pathlib import Path
@@ -70,8 +71,13 @@ def _of_plugin(path: Path) -> dict[Path, str | None]:
     existing = _read(file) if file.is_file() else None
     return {
         file: render.pyproject(card, PYTHON_FLOOR, LICENCE, existing),
-        project / "docs" / f"{card.name}.md": render.page(card).replace("[stability](../stability.md)", "stability"),
+        project / "docs" / f"{card.name}.md": _alone(render.page(card)),
     }
+
+
+def _alone(page: str) -> str:
+    """A page without the guides of posttrain beside it: its links to them become their words."""
+    return re.sub(r"\[([^]]+)\]\(\.\./[^)]+\)", r"\1", page)
 
 
 def _read(path: Path) -> dict[str, Any]:

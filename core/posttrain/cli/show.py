@@ -9,6 +9,7 @@ from typing import Any
 from posttrain.cli.flags import Parser, help_text
 from posttrain.cli.output import print_json
 from posttrain.config import method_options, shared_defaults, shared_options
+from posttrain.demo import example
 from posttrain.discovery import Installed, locate
 from posttrain.options import Option, describe, docstring
 
@@ -29,14 +30,15 @@ def run(arguments: list[str]) -> int:
     assert card is not None  # locate() raises for a row without a card
     print(f"{card.name} {card.version} ({card.tier}): {card.summary}\n")
     print(textwrap.indent(facts["documentation"], "  ") + "\n")
-    for label in ("schemas", "needs", "paper", "family", "defaults", "distribution"):
+    for label in ("schemas", "needs", "columns", "paper", "family", "defaults", "distribution"):
         if value := facts[label]:
             print(f"{label + ':':<14}{_words(value)}")
     print(help_text([replace(option, section=f"Options of {card.name}") for option in method_options(card)], {}))
+    print(f"\nTry it on a small model and task made on the spot: {facts['example']}")
     if options.all:
         print(help_text(shared_options(), shared_defaults(card)))
     else:
-        print(f"\nOptions that every run has: posttrain show {options.method} --all")
+        print(f"Options that every run has: posttrain show {options.method} --all")
     return 0
 
 
@@ -52,6 +54,7 @@ def describe_method(row: Installed) -> dict[str, Any]:
         "summary": card.summary,
         "schemas": list(card.schemas),
         "needs": list(card.needs),
+        "columns": list(card.columns),
         "paper": card.paper,
         "family": card.family,
         "requires": list(card.requires),
@@ -59,6 +62,7 @@ def describe_method(row: Installed) -> dict[str, Any]:
         "defaults": card.defaults,
         "distribution": row.distribution,
         "module": row.module,
+        "example": example.command(row.name if row.folder is None else str(row.folder)),
         "documentation": docstring(card.path.parent / "__init__.py"),
         "options": [_option(option) for option in method_options(card)],
         "shared_options": [_option(option, shared_defaults(card)) for option in shared_options()],

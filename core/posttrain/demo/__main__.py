@@ -17,7 +17,8 @@ import torch
 from transformers.utils import logging
 
 import posttrain
-from posttrain.demo.task import accuracy, character_tokenizer, demonstrations, is_sorted, problems, small_model
+from posttrain.demo.model import accuracy, character_tokenizer, small_model
+from posttrain.demo.task import demonstrations, is_sorted, problems
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run

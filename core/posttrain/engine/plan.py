@@ -105,7 +105,7 @@ def _memory(
     size = choose_dtype(settings, device).itemsize
     base = {None: float(size), "nf4": 0.56, "fp4": 0.56, "int8": 1.05}[settings.quantize]
     trained = _trained(model, settings)
-    tokens = token_budget(settings.micro_batch_tokens, device)
+    tokens = token_budget(settings.micro_batch_tokens, device, method.card.online)
     kept = 2 * model["hidden"] if settings.gradient_checkpointing else 11 * model["hidden"] + 4 * model["intermediate"]
     found = {
         "weights": model["parameters"] * base + (trained * 4 if settings.lora else 0),

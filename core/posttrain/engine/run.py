@@ -85,7 +85,7 @@ class Run:
 
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Cut into forward passes by the settings."""
-        tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device)
+        tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online)
         return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from posttrain.generation.protocol import Sampling
 
+#: Rows that are chosen for together on a CPU: what is larger than the processor's own memory takes three times as long.
+CPU_ROWS = 8
+
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: list[float]) -> tuple[Tensor, Tensor]:
     """Choose one token per row of ``logits`` ``(n, V)``: ``(tokens (n,) int64, logps (n,) float32)``.
@@ -14,6 +17,15 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: list[float]) -> tuple[T
     ``uniforms`` holds a number in [0, 1) per row. The log-probs belong to the full distribution, so that they can be
     compared with the trainer's; ``top_p`` and ``top_k`` only restrict what is chosen.
     """
+    rows = CPU_ROWS if logits.device.type == "cpu" else max(len(uniforms), 1)
+    pieces = [
+        _choose(piece, sampling, uniforms[begin : begin + rows])
+        for begin, piece in zip(range(0, len(uniforms), rows), logits.split(rows), strict=True)
+    ]
+    return torch.cat([tokens for tokens, _ in pieces]), torch.cat([logps for _, logps in pieces])
+
+
+def _choose(logits: Tensor, sampling: Sampling, uniforms: list[float]) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     logps = torch.log_softmax(logits / sampling.logp_temperature, dim=-1)  # (n, V)
     if sampling.greedy:

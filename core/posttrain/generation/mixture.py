@@ -1,20 +1,26 @@
-"""Sampling from a geometric mixture of two models: each token's log-prob is (1 - m) of the policy's, m of another's.
+"""Sampling from a mixture of two models, geometric or arithmetic, token by token.
 
-Source: Munos et al. 2023, "Nash Learning from Human Feedback", arXiv:2312.00886, section 7. Both models read every
-token, so this needs them in this process.
+Sources: the geometric one Munos et al. 2023, "Nash Learning from Human Feedback", arXiv:2312.00886, section 7; the
+arithmetic one Gu et al. 2023, "MiniLLM", arXiv:2306.08543, section 2.2. Both models read every token, so this needs
+them in this process.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.errors import SettingsError
 from posttrain.generation.choice import choose
 from posttrain.generation.protocol import Completion, Sampling
+
+#: Logit of a token that only the policy's vocabulary has.
+_NEVER = -1e4
 
 if TYPE_CHECKING:
     from posttrain.engine.forward import TokenModel
@@ -22,14 +28,25 @@ if TYPE_CHECKING:
 
 
 class MixtureGenerator:
-    """Completes prompts from ``policy^(1 - share) * other^share``, normalised."""
+    """Completes prompts from ``policy^(1 - share) * other^share``, normalised, at the sampling temperature.
+
+    If ``arithmetic``: from ``(1 - share) * policy + share * other``, each at the sampling temperature.
+    """
 
     def __init__(
-        self, policy: TokenModel, other: Frozen, share: float, tokenizer: Any, stop_ids: set[int], batch_size: int
+        self,
+        policy: TokenModel,
+        other: Frozen,
+        share: float,
+        tokenizer: Any,
+        stop_ids: set[int],
+        batch_size: int,
+        arithmetic: bool = False,
     ):
-        """Mix two models with the same vocabulary; ``share`` is that of ``other``. Raises SettingsError outside 0..1."""
+        """Mix two models with the same tokeniser; ``share`` is that of ``other``. Raises SettingsError outside 0..1."""
         if not 0 <= share <= 1:
-            raise SettingsError(f"The share of the reference in a mixture is {share}. It must lie between 0 and 1.")
+            raise SettingsError(f"The share of the other model in a mixture is {share}. It must lie between 0 and 1.")
+        self.arithmetic = arithmetic
         self.policy, self.other, self.share = policy, other, share
         self.tokenizer, self.stop_ids, self.batch_size = tokenizer, frozenset(stop_ids), batch_size
 
@@ -65,7 +82,7 @@ class MixtureGenerator:
         logps: list[list[float]] = [[] for _ in prompts]
         finished = [False] * count
         for _ in range(sampling.max_new_tokens):
-            logits = self._mixed(tokens, mask, caches)  # (n, V)
+            logits = self._mixed(tokens, mask, caches, sampling.logp_temperature)  # (n, V)
             chosen, chances = choose(logits, sampling, [one.random() for one in randoms])
             for row, (token, logp) in enumerate(zip(chosen.tolist(), chances.tolist(), strict=True)):
                 if not finished[row]:
@@ -81,13 +98,19 @@ class MixtureGenerator:
             for row, own in enumerate(ids)
         ]
 
-    def _mixed(self, tokens: Tensor, mask: Tensor, caches: list[Any]) -> Tensor:
-        """Mixed log-probs ``(n, V)`` of the next token; both caches take ``tokens`` ``(n, t)`` in."""
+    def _mixed(self, tokens: Tensor, mask: Tensor, caches: list[Any], temperature: float) -> Tensor:
+        """Logits ``(n, V)`` of the mixture for the next token; both caches take ``tokens`` ``(n, t)`` in."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]  # (n, t)
         with self.other.active() as other:
             theirs = _next(other, tokens, mask, positions, caches, 1)
         ours = _next(self.policy, tokens, mask, positions, caches, 0)
-        return (1 - self.share) * ours + self.share * theirs
+        missing = ours.shape[1] - theirs.shape[1]  # sizes of one family pad their vocabularies differently
+        theirs = F.pad(theirs, (0, missing), value=_NEVER) if missing > 0 else theirs[:, : ours.shape[1]]
+        if not self.arithmetic:
+            return (1 - self.share) * ours.log_softmax(-1) + self.share * theirs.log_softmax(-1)
+        ours, theirs = ((one / temperature).log_softmax(-1) for one in (ours, theirs))
+        log_share, log_other = (math.log(part) if part else -math.inf for part in (1 - self.share, self.share))
+        return temperature * torch.logaddexp(log_share + ours, log_other + theirs)
 
     def _stopped(self, ids: list[int], stop: tuple[str, ...]) -> bool:
         return bool(stop) and any(text in self._text(ids) for text in stop)
@@ -105,4 +128,4 @@ def _next(model: TokenModel, tokens: Tensor, mask: Tensor, positions: Tensor, ca
         use_cache=True,
     )
     caches[place] = output.past_key_values
-    return output.logits[:, -1].float().log_softmax(-1)
+    return output.logits[:, -1].float()

@@ -15,7 +15,10 @@ STANDARD = ("prompts", "completions")
 
 @dataclass
 class Reward:
-    """A reward of a run. ``function(prompts, completions, **columns)`` returns a score or None per completion."""
+    """A reward of a run. ``function(prompts, completions, **columns)`` returns a score or None per completion.
+
+    Or ``(scores, columns)``: columns of the completions by name, such as ``feedback``, that a method may read.
+    """
 
     name: str
     weight: float

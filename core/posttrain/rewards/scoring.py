@@ -19,12 +19,17 @@ LARGEST = 3e38
 
 
 def score(
-    rewards: list[Reward], prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
+    rewards: list[Reward],
+    prompts: list[Any],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+    remarks: dict[str, list[Any]] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Score ``B`` completions: ``(total (B,), {name: scores (B,)})``, both float32.
 
     ``total`` is the weighted sum over the rewards that gave a number; NaN marks None, in ``total`` that every reward
-    said None. Async rewards are awaited together, also where an event loop is already running. Raises RewardError for
+    said None. A reward that returns ``(scores, columns)`` has more to say of the completions, such as feedback in
+    words: the columns, one value a completion, are put into ``remarks``. Async rewards are awaited together, also where an event loop is already running. Raises RewardError for
     a result of the wrong shape or type, RunFailed for an exception or a score that is not finite.
     """
     import torch
@@ -41,11 +46,11 @@ def score(
                 result = reward.function(*positional, **named)
             except Exception as error:
                 raise _failure(reward, error, len(completions)) from error
-            results[reward.name] = _checked(reward, result, completions)
+            results[reward.name] = _checked(reward, _scores(reward, result, len(completions), remarks), completions)
     for (reward, *_), result in zip(waiting, _await_all(waiting), strict=True):
         if isinstance(result, BaseException):
             raise _failure(reward, result, len(completions)) from result
-        results[reward.name] = _checked(reward, result, completions)
+        results[reward.name] = _checked(reward, _scores(reward, result, len(completions), remarks), completions)
 
     total = [math.nan] * len(completions)
     for reward in rewards:
@@ -54,6 +59,21 @@ def score(
                 total[row] = (0.0 if math.isnan(total[row]) else total[row]) + reward.weight * value
     by_name = {reward.name: torch.tensor(results[reward.name], dtype=torch.float32) for reward in rewards}  # (B,) each
     return torch.tensor(total, dtype=torch.float32), by_name  # (B,)
+
+
+def _scores(reward: Reward, result: Any, count: int, remarks: dict[str, list[Any]] | None) -> Any:
+    """The scores of a result; columns that came with them go into ``remarks``."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        return result
+    for name, values in result[1].items():
+        if not isinstance(values, list) or len(values) != count:
+            raise RewardError(
+                f"Reward '{reward.name}' returned {_short(values)} for its column '{name}', expected a list with one "
+                f"value for each of the {count} completions."
+            )
+        if remarks is not None:
+            remarks[name] = values
+    return result[0]
 
 
 def _await_all(calls: list[tuple[Any, ...]]) -> list[Any]:

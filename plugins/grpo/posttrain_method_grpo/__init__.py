@@ -49,7 +49,7 @@ class Config:
     """Average over a completion's tokens, then completions (GRPO); over all tokens of the step (DAPO); or the sum over
     tokens divided by constant_length (Dr. GRPO)."""
     constant_length: int | None = None
-    """Divisor of aggregation 'constant', usually max-new-tokens (arXiv:2503.20783)."""
+    """Divisor of aggregation 'constant'; None is max-new-tokens (arXiv:2503.20783)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of the group (GRPO), of all rewards of the step, or not at all
     (Dr. GRPO)."""
@@ -57,8 +57,8 @@ class Config:
     """Added to the standard deviation (TRL)."""
 
     def __post_init__(self) -> None:
-        if self.aggregation == "constant" and not self.constant_length:
-            raise ValueError("aggregation 'constant' divides by a fixed length; add --constant-length MAX-NEW-TOKENS.")
+        if self.constant_length is not None and self.constant_length < 1:
+            raise ValueError(f"constant_length is {self.constant_length}, expected a number of tokens from 1")
 
 
 @hookimpl

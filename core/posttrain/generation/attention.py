@@ -1,0 +1,68 @@
+"""Attention of one new token a row where several query heads share their keys and values.
+
+transformers' sdpa copies all keys and values once for every query head before each step of decoding. The query heads
+of one group can as well be several queries of one head: the same sums, and nothing is copied. It is used only while
+generating, and only where the model runs on sdpa through transformers' interface for attention functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from posttrain.engine.attention import NAME as DOCUMENTS
+
+NAME = "posttrain_grouped"
+
+#: Arguments by which a model asks for more than a masked softmax.
+_EXTRA = ("position_bias", "cache", "softcap", "s_aux")
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,  # (n, heads, t, d)
+    key: Tensor,  # (n, key-value heads, T, d)
+    value: Tensor,
+    attention_mask: Tensor | None,  # (n, 1, t, T)
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """``(n, t, heads, d)``: grouped for one new token a row, transformers' sdpa for everything else."""
+    rows, heads, new, size = query.shape
+    by_head = attention_mask is not None and attention_mask.size(1) > 1
+    extra = any(kwargs.get(name) is not None for name in _EXTRA)
+    if new > 1 or heads == key.size(1) or by_head or extra or dropout:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    grouped = query.reshape(rows, key.size(1), heads // key.size(1), size)  # (n, key-value heads, group, d)
+    mixed = scaled_dot_product_attention(grouped, key, value, attention_mask, scale=scaling)
+    return mixed.reshape(rows, 1, heads, value.size(-1)), None
+
+
+@contextmanager
+def grouped(model: Any) -> Iterator[None]:
+    """Let ``model`` use ``grouped_attention`` meanwhile, if it runs on sdpa."""
+    changed: list[tuple[Any, str]] = []
+    if getattr(model, "_supports_attention_backend", False):
+        AttentionInterface.register(NAME, grouped_attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+        for config in configs.values():
+            implementation = getattr(config, "_attn_implementation", None)
+            if implementation in ("sdpa", DOCUMENTS):
+                changed.append((config, implementation))
+    try:
+        for config, _ in changed:
+            config._attn_implementation = {"": NAME}  # this configuration, not those inside it
+        yield
+    finally:
+        for config, implementation in changed:
+            config._attn_implementation = {"": implementation}

@@ -1,0 +1,156 @@
+"""Keys and values of a batch that rows leave and join at any step.
+
+Rows are aligned at their last token, so that padding lies on the left, as transformers' masks expect. The tensors have
+room for more rows and more columns: a new token is written in place, a row that leaves is overwritten by the last one,
+and a row that joins is copied next to the others. Only when the room on the right is used up, everything moves.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+#: Columns of room after a move: at least this many, at least this share of those that are held.
+ROOM, ROOM_SHARE = 32, 1 / 4
+
+#: Share of the memory that keys and values may take where no setting says how many tokens are kept.
+MEMORY_SHARE = 1 / 4
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values ``(rows, heads, columns, d)``, of which ``held`` columns up to ``end`` are in use."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, window: int | None):
+        """``window`` is the number of tokens that a sliding layer sees, the newest included; None for all."""
+        super().__init__()
+        self.window = window
+        self.is_sliding = window is not None
+        self.rows = 0
+        self.width = 0
+        """Columns of the whole batch, those that have left the window included."""
+        self.end = 0
+
+    @property
+    def held(self) -> int:
+        """Columns in use."""
+        return self.width if self.window is None else min(self.width, self.window - 1)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take over types and sizes, without any room yet."""
+        # Stale columns are masked, and 0 times what empty memory may hold is not 0.
+        self.keys = key_states.new_zeros(0, key_states.size(1), 0, key_states.size(3))
+        self.values = value_states.new_zeros(0, value_states.size(1), 0, value_states.size(3))
+        self.is_initialized = True
+
+    def add(self, source: DynamicLayer, index: Tensor, columns: int, capacity: int) -> None:
+        """Append rows ``index`` ``(k,)`` of ``source``, each with its last ``columns`` columns.
+
+        ``capacity`` is the number of rows that may come to be in use.
+        """
+        assert source.keys is not None
+        assert source.values is not None
+        if not self.is_initialized:
+            self.lazy_initialization(source.keys, source.values)
+        width = max(self.width, columns)
+        left = width if self.window is None else min(width, self.window - 1)
+        rows = self.rows + index.numel()
+        if self.keys.size(0) < rows or self.end < left:
+            self._move(max(rows, capacity), left)
+        states = min(columns, source.keys.size(2), left)
+        if states:
+            place = (slice(self.rows, rows), slice(None), slice(self.end - states, self.end))
+            self.keys[place] = source.keys[:, :, -states:].index_select(0, index)
+            self.values[place] = source.values[:, :, -states:].index_select(0, index)
+        self.rows, self.width = rows, width
+
+    def shrink(self, to: Tensor, source: Tensor, rows: int, width: int) -> None:
+        """Copy rows ``source`` ``(k,)`` over rows ``to`` ``(k,)``, then keep the first ``rows``, ``width`` columns."""
+        if to.numel():
+            used = slice(self.end - self.held, self.end)
+            self.keys[to, :, used] = self.keys[source, :, used]
+            self.values[to, :, used] = self.values[source, :, used]
+        self.rows, self.width = rows, width
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new tokens' states ``(rows, heads, t, d)``; gives back all that these tokens may see."""
+        new, held = key_states.size(2), self.held
+        if self.end + new > self.keys.size(2):
+            self._move(self.keys.size(0), held)
+        begin, middle, self.end = self.end - held, self.end, self.end + new
+        self.width += new
+        self.keys[: self.rows, :, middle : self.end] = key_states
+        self.values[: self.rows, :, middle : self.end] = value_states
+        return self.keys[: self.rows, :, begin : self.end], self.values[: self.rows, :, begin : self.end]
+
+    def _move(self, rows: int, left: int) -> None:
+        """Copy what is held into new tensors, its last column at ``left``, with room on the right."""
+        columns = left + max(ROOM, int(left * ROOM_SHARE))
+        held = slice(self.end - self.held, self.end)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            fresh = old.new_zeros(rows, old.size(1), columns, old.size(3))
+            fresh[: self.rows, :, left - self.held : left] = old[: self.rows, :, held]
+            setattr(self, name, fresh)
+        self.end = left
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that ``update`` will give back for so many new tokens, and the number of the first."""
+        return self.held + query_length, self.width - self.held
+
+    def get_seq_length(self) -> int:
+        """Columns so far."""
+        return self.width
+
+    def get_max_length(self) -> int:
+        """-1: no limit."""
+        return -1 if self.window is None else self.window
+
+
+class SlotCache(Cache):
+    """The layers of one model."""
+
+    def __init__(self, like: DynamicCache):
+        """Layers of the same kinds as those of ``like``, which has to be ``joinable``."""
+        self.slots = [SlotLayer(getattr(layer, "sliding_window", None)) for layer in like.layers]
+        super().__init__(layers=list(self.slots))
+
+    def add(self, source: Any, index: Tensor, columns: int, capacity: int) -> None:
+        """``SlotLayer.add`` for every layer."""
+        for layer, other in zip(self.slots, source.layers, strict=True):
+            layer.add(other, index, columns, capacity)
+
+    def shrink(self, to: Tensor, source: Tensor, rows: int, width: int) -> None:
+        """``SlotLayer.shrink`` for every layer."""
+        for layer in self.slots:
+            layer.shrink(to, source, rows, width)
+
+
+def joinable(cache: Any) -> bool:
+    """Whether rows of ``cache`` can be put into a ``SlotCache``: nothing but attention, full or through a window."""
+    return type(cache) is DynamicCache and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and getattr(layer, "keys", None) is not None
+        for layer in cache.layers
+    )
+
+
+def affordable_tokens(cache: Any, device: torch.device) -> int | None:
+    """How many tokens' keys and values a quarter of the memory holds; None where ``cache`` does not tell their size.
+
+    It depends on the machine alone, not on what is free at the moment: the same run batches the same way again.
+    """
+    states = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
+    each = sum(state[0, :, 0].nbytes for state in states if isinstance(state, Tensor) and state.dim() == 4)
+    if not each:
+        return None
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return int(memory * MEMORY_SHARE) // each

@@ -1,0 +1,92 @@
+"""A transformers model as the generator sees it: tokens and a cache in, logits and the cache out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import ModelError
+from posttrain.generation.attention import grouped
+from posttrain.generation.cache import joinable
+
+
+@dataclass
+class Stem:
+    """Texts that the model has read."""
+
+    cache: Any
+    """Their keys and values, padded on the left."""
+    width: int
+    """Columns of the cache."""
+    logits: Tensor
+    """What follows each text, ``(p, V)``."""
+    joinable: bool
+    """Whether rows of the cache can be laid next to those of another one."""
+
+
+class Network:
+    """The model behind a generator, with or without an adapter around it."""
+
+    def __init__(self, model: Any):
+        """Wrap ``model``, whose weights may go on changing."""
+        self.model = model
+        self.inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        self._accepted = frozenset(inspect.signature(self.inner.forward).parameters)
+        config = self.inner.config.get_text_config(decoder=True)
+        self.positions = getattr(config, "max_position_embeddings", None)
+        """Positions the model knows; None where they are not learnt."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def read(self, texts: list[Tensor]) -> Stem:
+        """One forward pass over texts ``(n_i,)``, padded on the left."""
+        lengths = torch.tensor([text.numel() for text in texts], device=self.device)  # (p,)
+        width = int(lengths.max())
+        mask = torch.arange(width, device=self.device) >= (width - lengths)[:, None]  # (p, width)
+        ids = torch.zeros(len(texts), width, dtype=torch.long, device=self.device)
+        for row, text in zip(ids, texts, strict=True):
+            row[width - text.numel() :] = text
+        logits, cache = self.forward(ids, mask.long(), (mask.cumsum(-1) - 1).clamp(min=0), None)
+        # Positions that a model counts by columns are off where another row's padding comes or goes.
+        return Stem(cache, width, logits, "position_ids" in self._accepted and joinable(cache))
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits of the last column, ``(n, V)``, and the cache that now holds ``ids`` ``(n, t)`` too.
+
+        ``mask`` ``(n, T)`` covers the columns of the cache and the new ones, ``positions`` ``(n, t)`` the new ones.
+        """
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        # Some older architectures derive positions from the mask, or cannot leave out logits.
+        optional = {"position_ids": positions, "logits_to_keep": 1}
+        arguments |= {name: value for name, value in optional.items() if name in self._accepted}
+        output = self.model(**arguments)
+        if getattr(output, "past_key_values", None) is None:
+            raise ModelError(
+                f"{type(self.inner).__name__} gives back no past_key_values, which sampling goes on from. Expected a "
+                "causal language model that keeps keys and values; train this one with an offline method."
+            )
+        return output.logits[:, -1], output.past_key_values
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Every module in evaluation mode and no gradient; each module is back in its own mode afterwards."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            # Not inference_mode: tensors that a model or a wrapper caches under it could never take part in training.
+            with torch.no_grad(), grouped(self.inner):
+                yield
+        finally:
+            for module in training:
+                module.training = True

@@ -1,0 +1,107 @@
+"""The benchmarks' arithmetic, and that the pages show the figures that were measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the benchmarks are no package that is installed
+
+from benchmarks import tables  # noqa: E402  (found through the line above)
+from benchmarks.bench import cases, figures, lengths, techniques  # noqa: E402
+
+IDS = [[[1, 2, 3]], [[1], [2, 2]], [[5] * 10]]
+"""Three rows of 3, 3 and 10 tokens; the second has two sequences."""
+
+
+def found(losses, seconds=(2.0, 2.0), peak=1000.0, ids=IDS):
+    return {"losses": list(losses), "seconds": list(seconds), "peak_mb": peak, "ready": 5.0, "ids": ids}
+
+
+def small(**changes):
+    return cases.Case("sft", "SFT", "sft", 2, 2, **changes)
+
+
+def test_real_tokens_are_counted_row_by_row_and_begin_anew_after_the_last():
+    assert figures.real_tokens(IDS, rows=2, steps=2) == [6, 13]  # rows 1 and 2, then 3 and 1
+
+
+def test_speed_is_all_tokens_over_all_seconds():
+    assert figures.figures(small(), found([1, 1]))["tokens_per_second"] == 19 / 4
+
+
+def test_steps_per_hour_and_what_is_not_generation():
+    case = cases.CASES["grpo"]
+    taken = found([0, 0], (30.0, 50.0)) | {"generation": [10.0, 20.0], "completion_length": [40.0, 60.0]}
+    numbers = figures.figures(case, taken)
+    assert numbers["steps_per_hour"] == 90
+    assert (numbers["generation_seconds"], numbers["rest_seconds"]) == (15, 25)
+
+
+def test_claims_are_compared_with_the_medians():
+    case = small(speed=3.5, memory=0.35)
+    ours = [found([1, 2], (1, 1), 300), found([1, 2], (1, 1), 340), found([1, 2], (9, 9), 900)]
+    theirs = [found([1, 2], (4, 4), 1000)] * 3
+    result = figures.summary(case, {"posttrain": ours, "trl": theirs})
+    assert result["ratios"]["tokens_per_second"] == pytest.approx(4)
+    assert result["ratios"]["peak_mb"] == pytest.approx(0.34)
+    assert result["missed"] == []
+    slow = [found([1, 2.01], (2, 2), 500)] * 3
+    missed = figures.summary(case, {"posttrain": slow, "trl": theirs})["missed"]
+    assert [line.split()[0] for line in missed] == ["speed", "peak", "losses"]
+
+
+@pytest.mark.parametrize("losses", [[1.0, float("nan")], [float("inf"), 2.0]])
+def test_a_loss_that_is_no_number_is_a_difference(losses):
+    runs = {"posttrain": [found(losses)], "trl": [found([1, 2])]}
+    assert "losses differ by more than 0.001" in figures.summary(small(), runs)["missed"]
+
+
+def test_other_rows_are_noticed():
+    other = [[[1, 2, 4]], *IDS[1:]]
+    runs = {"posttrain": [found([1, 2])], "trl": [found([1, 2], ids=other)]}
+    assert figures.summary(small(), runs)["missed"] == ["the token ids of the rows differ"]
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_techniques_end_with_the_defaults(name):
+    rows = techniques.variants(name)
+    assert rows[-1].settings == {}
+    assert rows[-1].share
+    assert not rows[0].share
+    assert len({row.title for row in rows}) == len(rows)
+
+
+def test_lengths_have_a_long_tail():
+    drawn = sorted(lengths.lengths())
+    assert len(drawn) == lengths.ROWS
+    middle = drawn[len(drawn) // 2]
+    assert 0.5 * lengths.MEDIAN < middle < 2 * lengths.MEDIAN
+    assert drawn[-1] > 3 * middle
+
+
+def test_work_travels_whole(tmp_path):
+    work = cases.Work("sft", "rows", "model", 3, "result.json", {"packing": False}, share=False)
+    work.write(tmp_path / "work.json")
+    assert cases.Work.read(str(tmp_path / "work.json")) == work
+
+
+def test_a_page_without_markers_is_refused():
+    with pytest.raises(ValueError, match="no place for the figures"):
+        tables.page("text", {}, losses=False)
+
+
+def test_spread_shows_one_number_where_there_is_one():
+    assert tables._spread({"min": 2.0, "median": 2.0, "max": 2.0}, "tokens_per_second") == "2.0"
+    assert tables._spread({"min": 1.0, "median": 2.0, "max": 3.0}, "tokens_per_second") == "2.0 (1.0 to 3.0)"
+    kibi = 1024**3 / 1e9 / 1024  # a mebibyte in gigabytes
+    assert tables._spread(dict.fromkeys(("min", "median", "max"), 1024.0), "peak_mb") == f"{1024 * kibi:.2f}"
+
+
+@pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)
+def test_pages_are_in_step_with_the_figures(path):
+    data = json.loads(tables.RESULT.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    assert tables.page(text, data, losses=path.parent.name == "docs") == text, "run: python -m benchmarks.tables"
