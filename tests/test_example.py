@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from posttrain.authoring import render
 from posttrain.cards import SCHEMAS, Card
 from posttrain.cli.main import main
 from posttrain.data import read_rows
-from posttrain.demo import example, made
+from posttrain.demo import example, made, practice
 from posttrain.demo.model import accuracy
 from posttrain.demo.rows import HELD_OUT, ROWS, example_rows, in_place, parts, slip
 from posttrain.discovery import installed
@@ -120,11 +121,13 @@ def test_reward_rises_and_is_found_without_being_named(train):
         assert sample["rewards"] == {"example": float(sample["completion"] == right)}
 
 
-def test_a_reward_that_is_named_is_the_only_one(train):
-    folder = train("rloo", "--steps", "1", "--reward", "length", "--batch-size", "2")
+def test_a_reward_that_is_named_is_the_only_one(train, tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(completions):\n    return [0.25 for _ in completions]\n")
+    folder = train("rloo", "--steps", "1", "--reward", f"{tmp_path}/mine.py:mine", "--batch-size", "2")
     (line,) = lines(folder)
-    assert "reward/length" in json.dumps(line) or "length" in json.dumps(line)
-    assert "example" not in json.dumps(line)
+    assert line["reward"] == 0.25
+    for text in (folder / "samples.jsonl").read_text().splitlines():
+        assert json.loads(text)["rewards"] == {"mine": 0.25}
 
 
 def test_command_line_and_resume_in_processes_of_their_own(cache, tmp_path):
@@ -190,6 +193,22 @@ def test_only_the_example_model_has_other_defaults():
 def test_the_example_teacher_stands_in_where_a_teacher_is_needed(needs, given, expected):
     options = {"model": "example", "data": ["example"], "teacher_model": given}
     assert example.example_defaults(card(needs=needs), options).get("teacher_model") == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_page_of_each_method_has_the_command_that_is_tried_above(name):
+    page = render.page(METHODS[name])
+    assert f"\nposttrain train {name} --model example --data example\n" in page
+
+
+def test_page_of_a_plugin_elsewhere_has_no_link_to_guides_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "fake-loss"]) == 0
+    assert main(["sync", "fake-loss"]) == 0
+    page = (tmp_path / "fake-loss" / "docs" / "fake-loss.md").read_text()
+    assert "posttrain train fake-loss --model example --data example" in page
+    assert "(what they are)" in page
+    assert "](../" not in page
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -292,20 +311,40 @@ def test_teacher_knows_what_the_example_model_guesses(cache):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder)
         turned = [{"prompt": row["prompt"], "answer": row["answer"][::-1]} for row in held_out]
-        told = [{"prompt": f"{row['prompt']}\n\n{row['answer']}", "answer": row["answer"]} for row in held_out]
+        told = [
+            {
+                "prompt": f"{row['prompt']}\n\nHere is an answer:\n\n{row['answer']}\n\nNow yours.",
+                "answer": row["answer"],
+            }
+            for row in held_out
+        ]
         found[name] = [accuracy(model, tokenizer, rows) for rows in (held_out, turned, told)]
     right, wrong, told = found["example"]
     assert right > 0.1
     assert wrong > 0.1
     assert right + wrong > 0.6  # it sorts, one way or the other
-    assert told > 0.8  # and uses an answer that it is told
+    assert told > right + 0.1  # and uses an answer that it is told
     assert found["example-teacher"][0] > 0.8
     assert found["example-teacher"][1] < 0.02
 
 
+def test_practice_tells_right_answers_amid_words_and_shows_both_ways_elsewhere():
+    shown = {True: [], False: []}
+    for examples in practice.batches(mixed=True):
+        assert len({len(prompt + answer) for prompt, answer in examples}) == 1
+        for prompt, answer in examples:
+            problem, _, words = prompt.partition("=")
+            shown[bool(words)].append(is_right(problem, answer))
+            assert answer in words or not words
+            assert all(one.isdigit() for one in problem)
+    assert all(shown[True])
+    assert 0.45 < sum(shown[False]) / len(shown[False]) < 0.55
+    assert all(is_right(prompt[:5], answer) for batch in practice.batches(mixed=False) for prompt, answer in batch)
+
+
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(made, "STEPS", 2)
+    monkeypatch.setattr(practice, "STEPS", 3)
 
 
 def test_making_a_model_is_repeatable_and_moves_no_random_state(short):

@@ -279,3 +279,27 @@ def test_scores_only_under_a_reward_head():
     assert policy.chosen.score.tolist() == [1, 2]
     assert torch.equal(policy.rejected.score, torch.tensor([0.0, 3.0], dtype=torch.float64))
     assert views_of(read_inputs(raw, reward_head=False), "policy", {}) is None
+
+
+def test_a_head_for_steps_has_one_score_for_two_classes():
+    """Logits (bad, good) of one row of steps, or of several; labels stand beside them, and every place is an end."""
+    for logits, labels in (
+        ([[0.2, 1.0], [0.5, -0.3]], [1, 0]),
+        ([[[0.2, 1.0], [0.5, -0.3]], [[1.0, 1.5]]], [[1, 0], [1]]),
+    ):
+        inputs = read_inputs({"step_logits": logits, "step_label": labels}, False, step_head=True)
+        view = views_of(inputs, "policy", given_statistics(inputs)).completion
+        columns = columns_of(inputs)
+        assert view.scores[0].tolist() == pytest.approx([0.8, -0.8])
+        assert columns["step_end"].dtype == torch.bool
+        assert torch.equal(columns["step_end"], view.mask)
+        assert columns["step_label"][0].tolist() == [1, 0]
+    assert view.mask.tolist() == [[True, True], [True, False]]
+
+
+def test_quantities_now_and_before_the_update():
+    raw = {"logp_new": [[-1.0, -2.0], [-0.5]], "values_new": [[0.5, 0.6], [0.4]], "values_old": [[0.1, 0.2], [0.3]]}
+    inputs = read_inputs({**raw, "group": [0, 0]}, reward_head=False)
+    assert given_statistics(inputs)["completion"]["values"].tolist() == [[0.5, 0.6], [0.4, 0.0]]
+    assert rollouts_of(inputs).old("values").tolist() == [[0.1, 0.2], [0.3, 0.0]]
+    assert columns_of(inputs)["old_values"].tolist() == [[0.1, 0.2], [0.3, 0.0]]

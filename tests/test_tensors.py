@@ -95,3 +95,56 @@ def test_entropy_by_hand():
     entropy = tensors.token_entropy(logits.requires_grad_())
     assert entropy.tolist() == pytest.approx([math.log(4), 0.562335, 0], abs=1e-6)
     assert not entropy.requires_grad
+
+
+def test_generalised_jsd_by_hand():
+    """Teacher (3/4, 1/4), student (1/4, 3/4), beta 1/4: M = (3/8, 5/8), and 1/4 (3/4 ln 2 + 1/4 ln 2/5) +
+    3/4 (1/4 ln 2/3 + 3/4 ln 6/5) = 0.099228; at the ends KL(teacher || student) and KL(student || teacher)."""
+    teacher, student = (torch.tensor([one], dtype=D).log() for one in ([0.75, 0.25], [0.25, 0.75]))
+    assert tensors.generalised_jsd(student, teacher, 0.25).item() == pytest.approx(0.099228, abs=1e-6)
+    assert tensors.generalised_jsd(student, teacher, 0.0).item() == pytest.approx(0.5 * math.log(3))
+    far = torch.tensor([[0.5, 0.5]], dtype=D).log()
+    assert tensors.generalised_jsd(far, teacher, 0.0).item() == pytest.approx(0.130812, abs=1e-6)  # KL(teacher || far)
+    assert tensors.generalised_jsd(far, teacher, 1.0).item() == pytest.approx(0.143841, abs=1e-6)  # 1/2 ln 4/3
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.5, 0.99])
+def test_generalised_jsd_lies_between_zero_and_the_entropy_of_beta(beta):
+    """It is the information that a word carries about which of the two gave it: at most that of the choice itself."""
+    one, other = (3 * torch.randn(50, 7, generator=torch.Generator().manual_seed(k), dtype=D) for k in (1, 2))
+    found = tensors.generalised_jsd(one.log_softmax(-1), other.log_softmax(-1), beta)
+    most = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
+    assert (found >= 0).all()
+    assert (found <= most).all()
+    assert tensors.generalised_jsd(one.log_softmax(-1), one.log_softmax(-1), beta).abs().max() < 1e-15
+
+
+def test_likeliest_tokens_of_the_student():
+    """Student (0.1, 0.6, 0.3): the last two, as 2/3 and 1/3, against (0.2, 0.2) of the teacher as halves; or with the
+    rest as a third word, which has 0.1 against 0.6."""
+    student = torch.tensor([[0.1, 0.6, 0.3]], dtype=D).log() + 4
+    teacher = torch.tensor([[0.6, 0.2, 0.2]], dtype=D).log() - 4
+    one, other = tensors.likeliest(student, teacher, 2)
+    assert one.exp().flatten().tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert other.exp().flatten().tolist() == pytest.approx([0.5, 0.5])
+    one, other = tensors.likeliest(student, teacher, 2, tail=True)
+    assert one.exp().flatten().tolist() == pytest.approx([0.6, 0.3, 0.1])
+    assert other.exp().flatten().tolist() == pytest.approx([0.2, 0.2, 0.6])
+    for count in (0, 3, 9):
+        one, _ = tensors.likeliest(student, teacher, count, tail=True)
+        assert one.exp().flatten().tolist() == pytest.approx([0.1, 0.6, 0.3])
+
+
+def test_the_rest_of_a_certain_student_keeps_its_digits():
+    """float32: two words at 0 and the others at -30. The rest is e^-30 of one half, where 1 - 1/2 - 1/2 would be 0."""
+    student = torch.tensor([[0.0, 0.0, -30.0, -200.0]])
+    one, _ = tensors.likeliest(student, student, 2, tail=True)
+    assert one[0, 2].item() == pytest.approx(-30 - math.log(2), rel=1e-6)
+
+
+def test_returns_to_go_by_hand():
+    """From the end with gamma 1/2: 4, 2 + 2 = 4, 1 + 2 = 3; what is masked counts nothing."""
+    rewards, mask = torch.tensor([[1.0, 2, 4], [8, 100, 100]], dtype=D), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    assert tensors.returns_to_go(rewards, mask, 0.5).tolist() == [[3, 4, 4], [8, 0, 0]]
+    assert tensors.returns_to_go(rewards, mask, 1.0).tolist() == [[7, 6, 4], [8, 0, 0]]
+    assert tensors.returns_to_go(rewards, mask, 0.0).tolist() == [[1, 2, 4], [8, 0, 0]]

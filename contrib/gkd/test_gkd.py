@@ -25,9 +25,7 @@ STUDENT = torch.tensor([[0.25, 0.75]], dtype=D).log() - 1.0
 
 def statistics(student, teacher, **options):
     labels = torch.zeros(len(student), dtype=torch.long)
-    return METHOD.token_statistics(
-        logits=student, labels=labels, teacher_logits=teacher, config=METHOD.config(options)
-    )
+    return METHOD.token_statistics(logits=student, labels=labels, teacher_logits=teacher, config=METHOD.config(options))
 
 
 @pytest.mark.parametrize(
@@ -102,9 +100,7 @@ def test_loss_is_the_mean_over_tokens():
 
 
 def plan(random, **options):
-    return METHOD.plan_rollouts(
-        prompts=[{}, {}], group_size=3, config=METHOD.config(options), state={}, random=random
-    )
+    return METHOD.plan_rollouts(prompts=[{}, {}], group_size=3, config=METHOD.config(options), state={}, random=random)
 
 
 def test_the_whole_step_is_answered_by_one():

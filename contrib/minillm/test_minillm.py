@@ -92,7 +92,9 @@ def advantages(rewards, **options):
 
 def test_advantages_of_the_group():
     """{1, 0, 1}: mean 2/3, sample deviation 0.577350. Equal rewards, or none, are worth exactly 0 (G10)."""
-    assert advantages([1.0, 0.0, 1.0], advantage_epsilon=0.0) == pytest.approx([0.577350, -1.154701, 0.577350], abs=1e-6)
+    assert advantages([1.0, 0.0, 1.0], advantage_epsilon=0.0) == pytest.approx(
+        [0.577350, -1.154701, 0.577350], abs=1e-6
+    )
     assert advantages([1.0, 0.0, 1.0], task_weight=0.0) == [0, 0, 0]
     assert advantages([0.0, 0.0, 0.0]) == [0, 0, 0]
     assert advantages([5.0]) == [0]
@@ -100,7 +102,7 @@ def test_advantages_of_the_group():
 
 
 def test_the_weight_is_against_whoever_drew_the_token():
-    """The mixture's log-probs lie ln 2 above the student's: weights of 1/2, clipped to 0.8 where that costs less gain."""
+    """The mixture's log-probs lie ln 2 above the student's: weights of 1/2, and 0.8 where the clipped loss is higher."""
     mixed = NEW + math.log(2)
     loss, metrics = loss_of(sampled=mixed)
     assert metrics["ratio"].values[MASK].tolist() == pytest.approx([0.5] * 4)
@@ -137,7 +139,8 @@ def test_gradient_of_the_divergence_equals_finite_differences():
 
     def divergence(logits):
         labels = torch.zeros(3, dtype=torch.long)
-        return METHOD.token_statistics(logits=logits, labels=labels, teacher_logits=teacher, config=config)["divergence"]
+        found = METHOD.token_statistics(logits=logits, labels=labels, teacher_logits=teacher, config=config)
+        return found["divergence"]
 
     assert torch.autograd.gradcheck(divergence, (student.requires_grad_(),))
 

@@ -55,7 +55,7 @@ def test_the_rest_as_one_token():
 
 
 def test_the_whole_vocabulary():
-    """1/2 ln 5 + 1/4 ln 5/12 + 1/8 ln 5/8 + 1/8 ln 5/4 = 0.554994; as many likeliest tokens as there are is the same."""
+    """1/2 ln 5 + 1/4 ln 5/12 + 1/8 ln 5/8 + 1/8 ln 5/4 = 0.554994; the same for as many likeliest tokens as there are."""
     assert divergence(mode="full_logits", alpha=1.0).item() == pytest.approx(0.554994, abs=1e-6)
     for tail in (False, True):
         assert divergence(topk=100, add_tail=tail, alpha=1.0).item() == pytest.approx(0.554994, abs=1e-6)
@@ -139,7 +139,10 @@ def test_of_messages_the_last_question_is_reworded():
     ("template", "text"),
     [
         ("{prompt}", r"template has no \{privileged_context\}"),
-        ("{prompt} {privileged_context} {other}", "braces around something other than {prompt} and {privileged_context}"),
+        (
+            "{prompt} {privileged_context} {other}",
+            "braces around something other than {prompt} and {privileged_context}",
+        ),
         ("{prompt} {privileged_context} {", "Write a brace of the text itself twice"),
     ],
 )

@@ -177,7 +177,9 @@ def test_a_run_learns_from_a_rewards_feedback_and_from_siblings(tmp_path):
     run = api.train(str(HERE), **(objects | usual))
     assert all(line["taught"] > 0.5 for line in run.metrics)
     assert all(line["loss"] > 0 for line in run.metrics)
-    never = api.train(str(HERE), **(objects | usual | {"reward": lambda completions: [0.0] * len(completions)}), overwrite=True)
+    never = api.train(
+        str(HERE), **(objects | usual | {"reward": lambda completions: [0.0] * len(completions)}), overwrite=True
+    )
     assert [line["taught"] for line in never.metrics] == [0, 0, 0]
     assert [line["loss"] for line in never.metrics] == [0, 0, 0]
 

@@ -133,7 +133,7 @@ class Method:
         return self._relay.hook.posttrain_extra_modules(config=config, hidden_size=hidden_size)
 
     def advantages(self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]) -> Any:
-        """``posttrain_advantages``: ``(B,)`` or ``(B, T)`` for rewards ``(B,)`` of the whole step, or columns by name."""
+        """``posttrain_advantages`` as the method returns it: a tensor for rewards ``(B,)``, or columns by name."""
         return self._relay.hook.posttrain_advantages(rewards=rewards, rollouts=rollouts, config=config, state=state)
 
     def worth(

@@ -32,7 +32,7 @@ def check_template(name: str, template: str, *places: str) -> None:
     named = " and ".join("{" + place + "}" for place in places)
     try:
         filled = template.format(**{place: f"\0{place}\0" for place in places})
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, AttributeError):
         raise ValueError(
             f"{name} has braces around something other than {named}. Write a brace of the text itself twice."
         ) from None

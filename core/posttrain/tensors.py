@@ -139,7 +139,7 @@ def likeliest(student: Tensor, teacher: Tensor, count: int, tail: bool = False) 
 
 
 def _among(logits: Tensor, places: Tensor, tail: bool) -> Tensor:
-    """Log-probs of the tokens at ``places`` ``(n, k)``, with ``tail`` also of the rest, which is never 1 minus a sum."""
+    """Log-probs of the tokens at ``places`` ``(n, k)``, with ``tail`` also of the rest, taken from its own logits."""
     chosen = logits.gather(-1, places)  # (n, k)
     if tail:
         others = logits.scatter(-1, places, -torch.inf).logsumexp(-1, keepdim=True)  # (n, 1)

@@ -48,7 +48,7 @@ class Config:
     single_step_decomposition: bool = True
     """Take a token's own expected reward from the whole distributions (paper, section 2.2)."""
     rkl_advantage: bool = True
-    """Learn from the teacher's rewards by policy gradient; without it only from the divergence and the task's rewards."""
+    """Learn from the teacher's rewards by policy gradient; else only from the divergence and the task's rewards."""
     epsilon: float = 0.2
     """How far the weight may leave 1 before it is clipped (paper, appendix)."""
     aggregation: Literal["token", "sequence"] = "token"

@@ -25,7 +25,7 @@ Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
-- kl, kl_weight: log-ratio of a token to the reference and its weight (only with kl_weight). Starts at 0, over 2 runs away.
+- kl, kl_weight: log-ratio of a token to the reference and its weight (only with kl_weight). From 0; above 2 a runaway.
 """
 
 from dataclasses import dataclass
@@ -107,7 +107,10 @@ def posttrain_advantages(rewards, rollouts, config, state):
         advantages[:, t] = following
     returns = advantages + values
     variance, error = (one[mask].var(correction=0) for one in (returns, returns - values))
-    columns |= {"returns": returns, "explained_variance": (1 - error / variance).expand_as(rewards)}
+    columns |= {
+        "returns": returns,
+        "explained_variance": (1 - error / variance.where(variance > 0, torch.nan)).expand_as(rewards),
+    }
     return columns | {"advantages": torch.zeros_like(returns).masked_scatter(mask, _whitened(advantages[mask]))}
 
 

@@ -20,7 +20,7 @@ The saved model is a transformers token classifier with the labels bad and good;
 Metrics:
 - accuracy: share of steps whose label the score's sign tells. Above the larger of positive_share and its complement.
 - positive_share: mean label. Far from 0.5, accuracy says little: look at the next two.
-- score_good, score_bad: mean log-odds of right and of wrong steps. The first should rise above 0, the second fall below.
+- score_good, score_bad: mean log-odds of right and of wrong steps. The first rises above 0, the second falls below.
 """
 
 from dataclasses import dataclass

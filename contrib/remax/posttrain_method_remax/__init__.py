@@ -15,7 +15,7 @@ The greedy answer is only scored, never learnt from. ``group_size`` counts the s
 
 Differs from the paper: nothing with the default options. As in the authors' code, the baseline is the greedy answer's
 reward alone, without what it diverges. Where a batch of completions serves several updates (updates-per-rollout,
-minibatches-per-rollout), which the paper does not do, set ``epsilon``: the log-probabilities become PPO's clipped ratio.
+minibatches-per-rollout), which the paper does not do, set ``epsilon`` for PPO's clipped ratio.
 
 Metrics:
 - greedy_reward: mean reward of the greedy answers. Should rise; it is what evaluation measures.

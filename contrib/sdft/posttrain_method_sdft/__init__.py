@@ -49,8 +49,7 @@ class Config:
     skip_first_tokens: int = 0
     """Tokens at the beginning of an answer that are not learnt from: a teacher may refer to its demonstration there."""
     template: str = (
-        "{prompt}\n\nHere is an example of a good response:\n\n{privileged_context}\n\n"
-        "Now give a response of your own."
+        "{prompt}\n\nHere is an example of a good response:\n\n{privileged_context}\n\nNow give a response of your own."
     )
     """What the teacher is asked: {prompt} stands for the prompt (of messages, for what the user says last),
     {privileged_context} for the demonstration."""

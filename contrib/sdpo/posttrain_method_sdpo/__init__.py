@@ -5,8 +5,8 @@ Paper: Hübotter et al. 2026, "Reinforcement Learning via Self-Distillation", ar
 Loss in words: the student answers each prompt several times. A moving average of the student reads every answer again,
 now behind a prompt that shows another answer of the group whose reward reached success_threshold, or feedback (the
 column of that name, from a reward or the data), or both, and says how it would have gone on at each token. The student
-is drawn to that. An answer for which there is neither teaches nothing. With distributions s of the student and p of the teacher
-over the student's topk likeliest tokens and one more for all others:
+is drawn to that. An answer for which there is neither teaches nothing. With distributions s of the student and p of
+the teacher over the student's topk likeliest tokens and one more for all others:
 
     M = alpha p + (1 - alpha) s
     divergence = alpha KL(p || M) + (1 - alpha) KL(s || M);   alpha = 0: KL(p || s),   alpha = 1: KL(s || p)

@@ -11,15 +11,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.demo import practice
 from posttrain.demo.example import MODEL, MODELS
-from posttrain.demo.rows import SEED, parts
+from posttrain.demo.rows import SEED
 from posttrain.errors import SettingsError
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings
 
-#: How the models are made: steps, examples a step, the highest learning rate, steps until it is reached.
-STEPS, BATCH, RATE, WARMUP = 240, 64, 5e-3, 20
+#: Files that decide the weights.
+_DECIDING = ("made.py", "model.py", "practice.py", "rows.py", "task.py")
+#: The highest learning rate, and the steps until it is reached; afterwards it falls to 0.
+RATE, WARMUP = 5e-3, 20
 #: Longest sequence that a model takes.
 POSITIONS = 512
 #: Messages follow each other as plain text does, so both forms of a row have the same tokens.
@@ -50,9 +53,7 @@ def place_of(model: str, settings: Settings) -> str:
 def _recipe() -> str:
     """Digest of all that decides the weights: another version of this code does not find the models of this one."""
     here = Path(__file__).parent
-    return hashlib.sha256(
-        b"".join((here / name).read_bytes() for name in ("made.py", "model.py", "rows.py"))
-    ).hexdigest()[:12]
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in _DECIDING)).hexdigest()[:12]
 
 
 def _write(name: str, folder: Path) -> None:
@@ -90,43 +91,23 @@ def make(name: str) -> tuple[Any, Any]:
         model = small_model(tokenizer, SEED, POSITIONS)
         torch.set_num_threads(1)  # a model this small loses time when several threads share its work
         try:
-            _imitate(model, tokenizer, _demonstrations(mixed=name == MODEL))
+            _imitate(model, tokenizer, list(practice.batches(mixed=name == MODEL)))
         finally:
             torch.set_num_threads(threads)
     return model.eval(), tokenizer
 
 
-def _demonstrations(mixed: bool) -> list[list[tuple[str, str]]]:
-    """Prompts and answers, in sets of equal lengths. ``mixed``: every other problem is sorted the wrong way round.
-
-    In the second set the prompt tells the right answer, which is then the one that is given: what a teacher that
-    knows more than its pupil has to be able to use.
-    """
-    *_, practice = parts()
-    wrong = [mixed and place % 2 == 1 for place in range(len(practice))]
-    plain = [
-        (row["prompt"], row["answer"][::-1] if bad else row["answer"]) for row, bad in zip(practice, wrong, strict=True)
-    ]
-    told = [(f"{row['prompt']}\n\n{row['answer']}", row["answer"]) for row in practice]
-    return [plain, told]
-
-
-def _imitate(model: Any, tokenizer: Any, sets: list[list[tuple[str, str]]]) -> None:
-    """Plain next-token training on the answers; three batches of the first set for each of the second."""
+def _imitate(model: Any, tokenizer: Any, steps: list[list[practice.Example]]) -> None:
+    """Plain next-token training on the answers: one batch a step."""
     import torch
 
-    batches = [
-        torch.tensor([tokenizer.encode(prompt + answer + tokenizer.eos_token) for prompt, answer in one])
-        for one in sets
-    ]  # (N, L) each
-    learnt = len(sets[0][0][1]) + 1  # tokens at the end: the answer, and where it ends
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    for step in range(STEPS):
-        rows = batches[step % 4 == 3]
-        rate = RATE * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS)
+    for number, examples in enumerate(steps):
+        texts = [prompt + answer + tokenizer.eos_token for prompt, answer in examples]
+        ids = tokenizer(texts, return_tensors="pt")["input_ids"]  # (B, L)
+        learnt = len(examples[0][1]) + 1  # tokens at the end: the answer, and where it ends
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        ids = rows[torch.randint(len(rows), (BATCH,))]  # (B, L)
+            group["lr"] = RATE * min(1.0, (number + 1) / WARMUP) * (1 - number / len(steps))
         logits = model(ids[:, :-1], logits_to_keep=learnt).logits  # (B, learnt, V)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -learnt:].flatten())
         loss.backward()

@@ -224,7 +224,9 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "parameters": {"trained": trained, "all": sum(p.numel() for p in run.policy.parameters())},
         "data": data.report,
         "notes": data.notes,
-        "in_memory": [n for n in ("model", "data", "eval_data", "reward", "teacher", "judge") if _is_object(getattr(objects, n))],
+        "in_memory": [
+            n for n in ("model", "data", "eval_data", "reward", "teacher", "judge") if _is_object(getattr(objects, n))
+        ],
         "strategy": {"name": run.strategy.name, "world": run.strategy.world},
         "versions": facts.versions(),
         "hardware": facts.hardware(),

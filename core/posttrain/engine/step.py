@@ -120,7 +120,7 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
 def no_grad_results(
     run: Run, examples: list[Example], model: str, full: bool
 ) -> Iterator[tuple[Example, dict[str, Tensor]]]:
-    """Per-token results ``(t,)`` by name of each example's one sequence, under "policy", "reference" or "teacher".
+    """Per-token results ``(t,)`` by name of each example's one sequence, under "policy" or "reference".
 
     Of the policy also the outputs of extra modules, and with ``full`` the method's token statistics.
     """
@@ -145,6 +145,22 @@ def no_grad_results(
     run.policy.train(training)
 
 
+def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
+    """The teacher's log-probs ``(t,)``, of the logits that it gives in the policy's vocabulary, wherever it lives."""
+    chunk = run.settings.head_chunk_tokens
+    for micro in run.micro_batches(examples):
+        sequences = sequences_of(micro)
+        labels = torch.cat([s.ids[s.trained] for s in sequences]).to(run.policy.device)  # (n,)
+        logps = [torch.zeros(0)]
+        with torch.no_grad(), run.autocast():
+            give = run.teacher.logits(sequences, run.temperature)
+            for at in (slice(start, start + chunk) for start in range(0, len(labels), chunk)):
+                rows = give(at).log_softmax(-1)  # (c, V)
+                logps.append(rows.gather(1, labels[at][:, None])[:, 0].cpu())
+        for example, found in zip(micro, torch.cat(logps).split([s.count for s in sequences]), strict=True):
+            yield example, {"logps": found}
+
+
 def shared_results(run: Run, sequences: list[Sequence], model: str, full: bool = False) -> list[dict[str, Tensor]]:
     """``no_grad_results`` of every sequence, computed by all ranks together, on every rank."""
     if model in ("reference", "teacher") and getattr(run, model) is None:
@@ -155,10 +171,9 @@ def shared_results(run: Run, sequences: list[Sequence], model: str, full: bool =
             "tokeniser. Choose a teacher of the model's own family, or the method gold."
         )
     mine = run.strategy.share(taught(sequences) if model == "teacher" else sequences)
-    if model == "teacher" and hasattr(run.teacher, "logps"):  # a server computes them itself
-        return run.strategy.gather([{"logps": logps} for logps in run.teacher.logps(mine, run.temperature)])
     examples = [Example({"completion": [sequence]}) for sequence in mine]
-    found = {id(example): results for example, results in no_grad_results(run, examples, model, full)}
+    results = _teacher_results(run, examples) if model == "teacher" else no_grad_results(run, examples, model, full)
+    found = {id(example): one for example, one in results}
     return run.strategy.gather([found[id(example)] for example in examples])
 
 

@@ -70,15 +70,17 @@ class Decoder:
     def _admit(self) -> None:
         """Let samples join while there is room for them."""
         while self.waiting and self.batch.open:
-            free = self._free(self.waiting[0].text.numel())
+            group = self.waiting[0]
+            free = self._free(group.text.numel() if group.stem is None else group.stem.width)
             if free < 1:
                 return
-            if self.waiting[0].stem is None:
-                rest = sum(len(group.samples) for group in self.waiting)
-                if self.batch.samples and free < min(self.batch_size * FREE_SHARE, rest):
-                    return
-                self._read()
-            self._join(free)
+            if group.stem is not None:
+                self._join(group.stem, free)
+                continue
+            rest = sum(len(group.samples) for group in self.waiting)
+            if self.batch.samples and free < min(self.batch_size * FREE_SHARE, rest):
+                return
+            self._read()
 
     def _free(self, length: int) -> int:
         """How many samples with texts of ``length`` may join."""
@@ -108,10 +110,8 @@ class Decoder:
         for row, group in enumerate(groups):
             group.stem, group.row = stem, row
 
-    def _join(self, free: int) -> None:
-        """Let the samples of the first stem join, ``free`` at most, with the first token that follows it."""
-        stem = self.waiting[0].stem
-        assert stem is not None
+    def _join(self, stem: Stem, free: int) -> None:
+        """Let the samples of the first ``stem`` join, ``free`` at most, with the first token that follows it."""
         rows: list[int] = []
         samples: list[Sample] = []
         while self.waiting and self.waiting[0].stem is stem and len(samples) < free:
@@ -125,7 +125,7 @@ class Decoder:
         self._extend(samples, stem.logits[rows])
         grow = [i for i, sample in enumerate(samples) if sample.alive]
         rest = sum(len(group.samples) for group in self.waiting)
-        capacity = min(self.batch_size, len(self.batch.samples) + len(grow) + rest)
+        capacity = min(len(grow) + rest, self._free(stem.width)) + len(self.batch.samples)
         self.batch.join(stem, [rows[i] for i in grow], [samples[i] for i in grow], capacity)
         if not self._joinable:  # the batch has taken the cache
             for group in self.waiting:

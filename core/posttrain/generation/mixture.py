@@ -67,9 +67,7 @@ class MixtureGenerator:
             found[index].append(completion)
         return found
 
-    def _complete(
-        self, prompts: list[Tensor], randoms: list[random.Random], sampling: Sampling
-    ) -> list[Completion]:
+    def _complete(self, prompts: list[Tensor], randoms: list[random.Random], sampling: Sampling) -> list[Completion]:
         device, count = self.policy.device, len(prompts)
         lengths = torch.tensor([len(prompt) for prompt in prompts])  # (n,)
         width = int(lengths.max())
@@ -102,7 +100,8 @@ class MixtureGenerator:
         """Logits ``(n, V)`` of the mixture for the next token; both caches take ``tokens`` ``(n, t)`` in."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]  # (n, t)
         with self.other.active() as other:
-            theirs = _next(other, tokens, mask, positions, caches, 1)
+            last = other.inner.get_input_embeddings().weight.shape[0] - 1
+            theirs = _next(other, tokens.clamp(max=last), mask, positions, caches, 1)
         ours = _next(self.policy, tokens, mask, positions, caches, 0)
         missing = ours.shape[1] - theirs.shape[1]  # sizes of one family pad their vocabularies differently
         theirs = F.pad(theirs, (0, missing), value=_NEVER) if missing > 0 else theirs[:, : ours.shape[1]]

@@ -53,11 +53,13 @@ class ModelTeacher(Frozen):
     def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
         """As ``Frozen.logits``; with the same tokeniser the vocabulary is cut, or filled up, to the policy's.
 
-        Sizes of one family pad their vocabularies differently; no text ever has the tokens beyond.
+        Sizes of one family pad their vocabularies differently; no text ever has the tokens beyond, only a sampler that
+        is still at random draws one now and then.
         """
-        give = super().logits(sequences, temperature)
         if self.tokenizer is not None:
-            return give
+            return super().logits(sequences, temperature)
+        last = self.model.inner.get_input_embeddings().weight.shape[0] - 1
+        give = super().logits([Sequence(s.ids.clamp(max=last), s.trained) for s in sequences], temperature)
 
         def chunk(at: slice) -> Tensor:
             logits = give(at)  # (c, W)

@@ -1,4 +1,4 @@
-"""A reward model as a reward: a folder that transformers reads as a sequence classifier with one output."""
+"""A reward model as a reward: a folder that transformers reads as a classifier of sequences, or of steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from posttrain.errors import ModelError, RewardError
 from posttrain.models.adapters import adapter_base
+from posttrain.rewards.steps import step_reward
 
 
 def reward_model(
@@ -20,20 +21,20 @@ def reward_model(
     """Load the reward model in ``folder`` and return the reward function ``(prompts, completions)``.
 
     Text is encoded by the model's own tokenizer, whatever the policy's is; conversations by its chat template. The
-    score is read at the last real token, where a padding column can be neither read nor counted. Raises ModelError
-    for a folder that holds no reward model.
+    score is read at the last real token, where a padding column can be neither read nor counted. A model that scores
+    steps becomes the reward of ``posttrain.rewards.steps``. Raises ModelError for a folder that holds no reward model.
     """
     from transformers import AutoTokenizer
 
     try:
-        model: Any = _load(Path(folder))
+        model, labels = _load(Path(folder))
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"reward model '{folder}' cannot be loaded: {' '.join(str(error).split())}") from error
-    if model.config.num_labels != 1:
+    if model.config.num_labels != labels:
         raise ModelError(
-            f"'{folder}' gives {model.config.num_labels} numbers, a reward model gives 1. "
-            "Train one with: posttrain train reward"
+            f"'{folder}' gives {model.config.num_labels} numbers, a reward model gives {labels}. "
+            f"Train one with: posttrain train {'reward' if labels == 1 else 'prm-step'}"
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(chosen).eval().requires_grad_(False)
@@ -42,8 +43,9 @@ def reward_model(
         rows = [encode(tokenizer, prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         return score_rows(model, rows, batch_size)
 
-    score.__name__ = Path(folder).resolve().name
-    return score
+    function = score if labels == 1 else step_reward(model, tokenizer, batch_size)
+    function.__name__ = Path(folder).resolve().name
+    return function
 
 
 def encode(tokenizer: Any, prompt: Any, completion: str) -> list[int]:
@@ -96,23 +98,33 @@ def _last_token_scores(model: Any, ids: Tensor, mask: Tensor, last: Tensor) -> T
     return model(**inputs).logits[:, 0].float().cpu()  # encoders pool at their own token
 
 
-def _load(folder: Path) -> Any:
-    """The model in ``folder``, or an adapter merged into the base that it names."""
-    from transformers import AutoModelForSequenceClassification
+def _load(folder: Path) -> tuple[Any, int]:
+    """The model in ``folder``, or an adapter merged into the base that it names; and how many numbers it should give.
 
+    One for a sequence, two classes (bad, good) for a step.
+    """
+    import transformers
+
+    kinds: dict[str, tuple[Any, int]] = {
+        "SEQ_CLS": (transformers.AutoModelForSequenceClassification, 1),
+        "TOKEN_CLS": (transformers.AutoModelForTokenClassification, 2),
+    }
     base = adapter_base(str(folder))
     if base is None:
-        _check_folder(folder)
-        return AutoModelForSequenceClassification.from_pretrained(folder)
+        kind, labels = kinds[_check_folder(folder)]
+        return kind.from_pretrained(folder), labels
     from peft import PeftConfig, PeftModel
 
-    if PeftConfig.from_pretrained(str(folder)).task_type != "SEQ_CLS":
+    task = PeftConfig.from_pretrained(str(folder)).task_type
+    if task not in kinds:
         raise ModelError(f"The adapter in '{folder}' has no reward head. Train one with: posttrain train reward --lora")
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    kind, labels = kinds[task]
+    model = kind.from_pretrained(base, num_labels=labels)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload(), labels
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> str:
+    """What the model in ``folder`` classifies, as peft calls it."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
@@ -123,8 +135,11 @@ def _check_folder(folder: Path) -> None:
     except ValueError as error:
         raise ModelError(f"reward model '{folder}': config.json is not valid JSON ({error}).") from None
     kinds = config.get("architectures") or ["nothing"]
+    if any("TokenClassification" in kind for kind in kinds):
+        return "TOKEN_CLS"
     # Any other model would get a head of random numbers, without an error.
     if not any("SequenceClassification" in kind or kind.endswith("RewardModel") for kind in kinds):
         raise ModelError(
             f"'{folder}' holds {', '.join(kinds)}, which has no reward head. Train one with: posttrain train reward"
         )
+    return "SEQ_CLS"

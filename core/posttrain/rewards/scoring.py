@@ -29,8 +29,9 @@ def score(
 
     ``total`` is the weighted sum over the rewards that gave a number; NaN marks None, in ``total`` that every reward
     said None. A reward that returns ``(scores, columns)`` has more to say of the completions, such as feedback in
-    words: the columns, one value a completion, are put into ``remarks``. Async rewards are awaited together, also where an event loop is already running. Raises RewardError for
-    a result of the wrong shape or type, RunFailed for an exception or a score that is not finite.
+    words: the columns, one value a completion, are put into ``remarks``. Async rewards are awaited together, also
+    where an event loop is already running. Raises RewardError for a result of the wrong shape or type, RunFailed for
+    an exception or a score that is not finite.
     """
     import torch
 

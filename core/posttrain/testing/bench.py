@@ -171,7 +171,9 @@ def _add_extra(method: Method, config: Any, inputs: Inputs) -> None:
             for sequence in example.sequences["completion"]:
                 place = inputs.tokens[id(sequence)]
                 sequence.per_token[f"old_{name}"] = 0.9 * inputs.extra[name].detach()[place] + 0.05
-                sequence.per_token.setdefault("advantages", torch.cos(now[place].detach() * 3.0).to(inputs.logits.dtype))
+                sequence.per_token.setdefault(
+                    "advantages", torch.cos(now[place].detach() * 3.0).to(inputs.logits.dtype)
+                )
 
 
 def _add_worth(method: Method, config: Any, inputs: Inputs) -> None:

@@ -74,12 +74,11 @@ class Inputs:
         return Step(int(self.others.get("step", 0)), int(self.others.get("total", 1)))
 
 
-def read_inputs(
-    raw: dict[str, Any], reward_head: bool, temperature: float = 1.0, step_head: bool = False
-) -> Inputs:
+def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0, step_head: bool = False) -> Inputs:
     """Sort the named inputs of an entry into roles, leaves and others.
 
-    ``reward_head``: views have a score; ``step_head``: one a token. Logits are divided by ``temperature``; gradients are by the logits as the file has them.
+    ``reward_head``: views have a score; ``step_head``: one a token. Logits are divided by ``temperature``;
+    gradients are by the logits as the file has them.
     """
     raw = {**raw, **_joined(raw.get("pairs"))}
     inputs, ratios = Inputs(), {}

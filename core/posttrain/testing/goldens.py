@@ -236,8 +236,8 @@ def _compare(
     expected = _quantity(entry, target)
     done = {target}
     if expected is not None:
-        listed = isinstance(expected, list) and advantages is not None  # what the advantages are under these options
-        result.comparisons.append(_pair(target, expected, advantages if listed else loss))
+        value = loss if advantages is None or not isinstance(expected, list) else advantages  # a list: the latter
+        result.comparisons.append(_pair(target, expected, value))
     if quantity is None:
         if advantages is not None and entry.get("advantages") is not None:
             result.comparisons.append(_pair("advantages", entry["advantages"], advantages))

@@ -45,9 +45,8 @@ def check_card_is_valid(subject: Subject) -> None:
             raise _card_failure(f"[defaults] has {key!r}, which is no option of a run.{_close(key, shared)}")
     for key, followed in card.follows.items():
         if followed not in shared:
-            raise _card_failure(
-                f"[follows] lets {key!r} follow {followed!r}, which is no option of a run.{_close(str(followed), shared)}"
-            )
+            hint = _close(str(followed), shared)
+            raise _card_failure(f"[follows] lets {key!r} follow {followed!r}, which is no option of a run.{hint}")
 
 
 @check("static")

@@ -1,0 +1,67 @@
+"""A process reward model as a reward: how likely it is that every step of a completion is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+
+from posttrain.data.drafts import drafts
+from posttrain.data.templates import Templates
+from posttrain.data.tokenise import Encoder, Tokens
+from posttrain.errors import SettingsError
+from posttrain.settings import Settings
+
+Combine = Literal["minimum", "product"]
+
+
+def step_reward(model: Any, tokenizer: Any, batch_size: int) -> Callable[..., list[float]]:
+    """The reward function ``(prompts, completions, combine)`` of a token classifier with the labels bad and good.
+
+    A completion's steps are its lines. Each gets the probability that it is good, read at the last token of its line
+    break, the text encoded as it was in training; the reward is the smallest of them, or with ``combine`` "product"
+    their product. A completion without any text is worth 0. Raises SettingsError for another ``combine``.
+    """
+
+    def score(prompts: list[Any], completions: list[str], combine: Combine = "minimum") -> list[float]:
+        if combine not in get_args(Combine):
+            raise SettingsError(f"reward option 'combine' is '{combine}', expected {' or '.join(get_args(Combine))}.")
+        rows = [encode_steps(tokenizer, prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        joined = min if combine == "minimum" else math.prod
+        return [joined(found) if found else 0.0 for found in step_probabilities(model, rows, batch_size)]
+
+    return score
+
+
+def encode_steps(tokenizer: Any, prompt: Any, completion: str) -> Tokens | None:
+    """Tokens of a prompt (text or messages) with the lines of its completion; None where there is no line."""
+    steps = [line for line in completion.splitlines() if line.strip()]
+    if not steps:
+        return None
+    settings = Settings()
+    row = {"prompt": prompt, "completions": steps, "labels": [0.0] * len(steps)}
+    (draft,) = drafts(row, "stepwise", "a completion", settings)["completion"]
+    (tokens,) = Encoder(tokenizer, set()).encode([Templates(tokenizer, settings).layout(draft, "a completion")])
+    return tokens
+
+
+def step_probabilities(model: Any, rows: list[Tokens | None], batch_size: int) -> list[list[float]]:
+    """For each row the probability that each of its steps is good; none for a row that is None."""
+    found: list[list[float]] = [[] for _ in rows]
+    present = {place: row for place, row in enumerate(rows) if row is not None}
+    order = sorted(present, key=lambda place: len(present[place].ids))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        lengths = torch.tensor([len(present[place].ids) for place in chosen])  # (b,)
+        ids = torch.zeros(len(chosen), int(lengths.max()), dtype=torch.long)  # (b, w)
+        for turn, place in enumerate(chosen):
+            ids[turn, : lengths[turn]] = torch.from_numpy(present[place].ids).long()
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()  # (b, w)
+        with torch.no_grad():
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits.float().cpu()
+        good = logits.softmax(-1)[..., 1]  # (b, w)
+        for turn, place in enumerate(chosen):
+            found[place] = good[turn, present[place].marks].tolist()
+    return found
