@@ -26,7 +26,7 @@ class Rollout:
     reward: float = float("nan")
     parts: dict[str, float] = field(default_factory=dict)
     source: str = "policy"
-    """Who answered: policy, reference, teacher, mixture or data."""
+    """Who answered: policy, reference, teacher, mixture or data; a method may say replay of what it kept."""
     reward_as: str = ""
     """Name under which its reward serves the prompt's other rollouts; then it is not learnt from."""
     compared_as: str = ""
