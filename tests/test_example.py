@@ -1,4 +1,4 @@
-"""The example: rows of every schema, a model made on the spot, and every installed method trained on them."""
+"""The example: a model made on the spot, options that suit it, and every installed method trained on it."""
 
 import json
 import math
@@ -11,12 +11,11 @@ import pytest
 import torch
 import transformers
 from posttrain.authoring import render
-from posttrain.cards import SCHEMAS, Card
+from posttrain.cards import Card
 from posttrain.cli.main import main
-from posttrain.data import read_rows
 from posttrain.demo import example, made, practice
 from posttrain.demo.model import accuracy
-from posttrain.demo.rows import HELD_OUT, ROWS, example_rows, in_place, parts, slip
+from posttrain.demo.rows import parts
 from posttrain.discovery import installed
 from posttrain.errors import SettingsError
 from posttrain.settings import Settings
@@ -169,6 +168,15 @@ def test_options_of_the_example_give_way_to_flags(capsys):
         assert line in shown.splitlines()
 
 
+def test_a_stream_of_prompts_is_refused_in_one_line(cache, capsys):
+    words = ["--model", "example", "--data", "example", "--cache", str(cache), "--streaming", "--steps", "2"]
+    assert main(["train", "rloo", *words]) == 2
+    assert capsys.readouterr().err == (
+        "'rloo' draws prompts at random and needs all of them at hand. Leave streaming out; the first N rows alone are "
+        "read with --limit N.\n"
+    )
+
+
 def card(**facts):
     return Card("some", "0", "experimental", "", ("prompt",), **facts)
 
@@ -211,89 +219,6 @@ def test_page_of_a_plugin_elsewhere_has_no_link_to_guides_it_lacks(tmp_path, mon
     assert "](../" not in page
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_rows_of_every_schema_are_valid_and_the_same_each_time(schema, held_out):
-    what = "eval-data" if held_out else "data"
-    rows = read_rows(["example"], (schema,), Settings(), what)
-    assert (rows.schema, len(rows), rows.notes) == (schema, HELD_OUT if held_out else ROWS, [])
-    assert list(rows) == example_rows(schema, held_out)
-    assert read_rows(["example"], (schema,), Settings(), what).fingerprint == rows.fingerprint
-
-
-def test_rows_have_the_schema_that_the_method_names_first():
-    """Rows of a task have more columns than one schema needs; these are not taken for another one."""
-    for accepted in (("prompt", "prompt-completion"), ("prompt-completion", "prompt")):
-        rows = read_rows(["example"], accepted, Settings(limit=2))
-        assert rows.schema == accepted[0]
-        assert ("answer" in rows[0]) == (accepted[0] == "prompt")
-
-
-def test_no_problem_is_in_two_parts():
-    prompts = [[row["prompt"] for row in part] for part in parts()]
-    together = [prompt for part in prompts for prompt in part]
-    assert len(set(together)) == len(together) == ROWS + HELD_OUT + 4096
-
-
-def is_right(prompt, text):
-    return text == "".join(sorted(prompt.removesuffix("=")))
-
-
-def is_wrong_way_round(prompt, text):
-    return text == "".join(sorted(prompt.removesuffix("="), reverse=True)) and not is_right(prompt, text)
-
-
-def test_rows_say_what_is_true():
-    for row in example_rows("preference"):
-        assert is_right(row["prompt"], row["chosen"])
-        assert is_wrong_way_round(row["prompt"], row["rejected"])
-    labels = [row["label"] for row in example_rows("unpaired-preference")]
-    assert labels.count(True) == labels.count(False)
-    for row in example_rows("unpaired-preference"):
-        assert row["label"] == is_right(row["prompt"], row["completion"])
-    for row in example_rows("ranked"):
-        best, middle, worst = row["completions"]
-        assert is_right(row["prompt"], best)
-        assert is_wrong_way_round(row["prompt"], worst)
-        assert sorted(middle) == sorted(best)
-        assert middle not in (best, worst)
-    for row in example_rows("scored"):
-        assert (row["score"] == 1) == is_right(row["prompt"], row["completion"])
-    for row in example_rows("forget-retain"):
-        assert is_wrong_way_round(*row["forget"].values())
-        assert is_right(*row["retain"].values())
-    for row in example_rows("prompt"):
-        assert is_right(row["prompt"], row["answer"])
-        assert row["completion"] == row["privileged_context"] == row["answer"]
-        assert row["answer"] in row["feedback"]
-
-
-def test_steps_are_right_up_to_the_first_slip():
-    rows = example_rows("stepwise")
-    for row in rows:
-        right = "".join(sorted(row["prompt"].removesuffix("=")))
-        wrong_from = next((k for k in range(5) if row["completions"][k] != right[k]), 5)
-        assert row["labels"] == [k < wrong_from for k in range(5)]
-    assert sum(all(row["labels"]) for row in rows) == len(rows) // 2
-
-
-def test_conversations_end_with_the_right_answer():
-    """The score is the share of the assistant's turns that are right: 1 of 1, or 1 of 2."""
-    for row in example_rows("trajectory"):
-        turns = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
-        prompts = {message["content"] for message in row["messages"] if message["role"] == "user"}
-        (prompt,) = prompts
-        right = [is_right(prompt, turn) for turn in turns]
-        assert right[-1]
-        assert row["score"] == sum(right) / len(right)
-
-
-def test_a_slip_exchanges_two_neighbours():
-    """01244: the pairs that differ are 01, 12 and 24; 44 is not one."""
-    assert [slip("01244", place) for place in range(4)] == [("10244", 0), ("02144", 1), ("01424", 2), ("10244", 0)]
-    assert in_place("01424", "01244") == 3 / 5
-
-
 def test_messages_have_the_tokens_of_plain_text(cache):
     folder = made.place_of("example", Settings(cache=str(cache)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -326,20 +251,6 @@ def test_teacher_knows_what_the_example_model_guesses(cache):
     assert told > right + 0.1  # and uses an answer that it is told
     assert found["example-teacher"][0] > 0.8
     assert found["example-teacher"][1] < 0.02
-
-
-def test_practice_tells_right_answers_amid_words_and_shows_both_ways_elsewhere():
-    shown = {True: [], False: []}
-    for examples in practice.batches(mixed=True):
-        assert len({len(prompt + answer) for prompt, answer in examples}) == 1
-        for prompt, answer in examples:
-            problem, _, words = prompt.partition("=")
-            shown[bool(words)].append(is_right(problem, answer))
-            assert answer in words or not words
-            assert all(one.isdigit() for one in problem)
-    assert all(shown[True])
-    assert 0.45 < sum(shown[False]) / len(shown[False]) < 0.55
-    assert all(is_right(prompt[:5], answer) for batch in practice.batches(mixed=False) for prompt, answer in batch)
 
 
 @pytest.fixture

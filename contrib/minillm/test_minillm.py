@@ -102,7 +102,7 @@ def test_advantages_of_the_group():
 
 
 def test_the_weight_is_against_whoever_drew_the_token():
-    """The mixture's log-probs lie ln 2 above the student's: weights of 1/2, and 0.8 where the clipped loss is higher."""
+    """The mixture's log-probs lie ln 2 above the student's: weights of 1/2, and 0.8 where the clipped loss is more."""
     mixed = NEW + math.log(2)
     loss, metrics = loss_of(sampled=mixed)
     assert metrics["ratio"].values[MASK].tolist() == pytest.approx([0.5] * 4)

@@ -65,7 +65,7 @@ def test_an_undecided_pair_teaches_nothing(verdict):
 
 
 def test_a_cut_off_answer_loses_its_penalty():
-    """Log-odds ln(0.6 / 0.4) = 0.405 in favour of the first, which was cut off: less 1 they are -0.595, the second wins."""
+    """Log-odds ln(0.6 / 0.4) = 0.405 for the first, which was cut off: less 1 they are -0.595, the second wins."""
     found = select({(0, 1): 0.6}, [0, 0], [False, True], missing_end_penalty=1.0)
     assert found.pairs == [(1, 0)]
     assert found.columns["preference"].tolist() == pytest.approx([1 / (1 + 1.5 * math.exp(-1))])

@@ -55,7 +55,7 @@ def test_the_rest_as_one_token():
 
 
 def test_the_whole_vocabulary():
-    """1/2 ln 5 + 1/4 ln 5/12 + 1/8 ln 5/8 + 1/8 ln 5/4 = 0.554994; the same for as many likeliest tokens as there are."""
+    """1/2 ln 5 + 1/4 ln 5/12 + 1/8 ln 5/8 + 1/8 ln 5/4 = 0.554994; the same for as many likeliest tokens as exist."""
     assert divergence(mode="full_logits", alpha=1.0).item() == pytest.approx(0.554994, abs=1e-6)
     for tail in (False, True):
         assert divergence(topk=100, add_tail=tail, alpha=1.0).item() == pytest.approx(0.554994, abs=1e-6)

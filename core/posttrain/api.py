@@ -43,8 +43,8 @@ def train(
     ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or
     a ``datasets`` object; ``reward`` is a name, a callable ``(prompts, completions, **columns) -> list`` or a list of
     these; ``teacher`` a name or a module with the same tokeniser; ``judge`` a name or a callable ``(prompts, firsts,
-    seconds) -> list``. ``keywords`` are the options of the run and of the method, in snake_case. The result has ``metrics``,
-    ``model``, ``tokenizer`` and ``path``. Raises PosttrainError for what a user can mend.
+    seconds) -> list``. ``keywords`` are the options of the run and of the method, in snake_case. The result has
+    ``metrics``, ``model``, ``tokenizer`` and ``path``. Raises PosttrainError for what a user can mend.
     """
     loaded = methods.load(method) if isinstance(method, str) else method
     objects = Objects(tokenizer=tokenizer, observers=observers or [])

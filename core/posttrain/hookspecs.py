@@ -30,8 +30,9 @@ def posttrain_loss(batch, policy, reference, config, step):
 
     ``policy`` and ``reference`` hold a view per role of the schema: ``policy.completion``, or ``policy.chosen`` and
     ``policy.rejected``, with ``.logps``, ``.mask``, ``.sum``, ``.mean``, ``.lengths``, ``.score`` under a reward
-    head, and ``.scores`` ``(B, T)`` under a head for steps. ``reference`` is None where the card does not need one. ``batch`` holds the columns of the data and what
-    other hooks added: ``batch.advantages``, ``batch.old_logps``. ``step`` says ``number``, ``total`` and ``training``.
+    head, and ``.scores`` ``(B, T)`` under a head for steps. ``reference`` is None where the card does not need one.
+    ``batch`` holds the columns of the data and what other hooks added: ``batch.advantages``, ``batch.old_logps``.
+    ``step`` says ``number``, ``total`` and ``training``.
     """
 
 
@@ -109,8 +110,8 @@ def posttrain_annotate(examples, models, config, state):
     Called once before the step's first forward pass, and in evaluations for each batch. For what couples examples (a
     baseline of the batch, ranks, a sort) or needs passes over other sequences. A column is a tensor ``(B,)``, then
     ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role.
-    ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy", "reference" or "teacher")``
-    gives the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
+    ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy")``, "reference" or
+    "teacher" gives the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
     """
 
 

@@ -160,7 +160,7 @@ def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 
 def span_logps(logits: Tensor, labels: Tensor, spans: Tensor, at_first: bool, count: int) -> Tensor:
-    """Log-distributions of ``count`` spans of tokens, ``(S, V)``, from logits ``(n, V)`` that predict the labels ``(n,)``.
+    """Log-distributions ``(S, V)`` of S = ``count`` spans, from logits ``(n, V)`` that predict the labels ``(n,)``.
 
     ``spans`` ``(n,)`` numbers the spans in order. A span has the distribution at its first (or last) token times the
     probabilities of its other tokens: for the text as it stands this is the probability of the whole span. Not

@@ -109,8 +109,8 @@ class Sequence:
     """One tokenised row of one role.
 
     ``ids`` ``(n,)`` are all its tokens; ``trained`` ``(n,)`` marks those the loss sees (never the first: nothing
-    predicts it). ``per_token`` holds tensors ``(t,)`` aligned with the trained tokens, in order. ``teacher`` is the same
-    text as the teacher sees it, where that is another sequence: behind another prompt, or in the teacher's tokens.
+    predicts it). ``per_token`` holds tensors ``(t,)`` aligned with the trained tokens, in order. ``teacher`` is the
+    same text as the teacher sees it, where that is another sequence: behind another prompt, or in its own tokens.
     """
 
     ids: Tensor

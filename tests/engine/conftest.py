@@ -28,7 +28,8 @@ def train(tmp_path: Path):
     calls = iter(range(100))
 
     def call(method: str, **keywords):
-        objects = {"model": tiny_model("reward-head" if method == "reward" else "vocabulary", keywords.pop("torch_dtype", torch.float32))}
+        head = "reward-head" if method == "reward" else "vocabulary"
+        objects = {"model": tiny_model(head, keywords.pop("torch_dtype", torch.float32))}
         objects |= {"tokenizer": tiny_tokenizer(), "data": ROWS[method], "output": str(tmp_path / f"run-{next(calls)}")}
         if method in ("grpo", "rloo"):
             objects |= {"reward": count_of_a, "group_size": 4, "max_new_tokens": 6}

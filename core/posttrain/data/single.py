@@ -19,7 +19,8 @@ def encode_prompt(
     prompt: Content, tokenizer: Any, settings: Settings, stop_ids: set[int], tools: Any = None
 ) -> tuple[Tensor, str]:
     """Tokens ``(p,)`` and text of a prompt as the data's own prompts are encoded: an answer may follow."""
-    tokens, text = _encode(Draft(with_system(prompt, settings.system_prompt), None, tools), tokenizer, settings, stop_ids)
+    draft = Draft(with_system(prompt, settings.system_prompt), None, tools)
+    tokens, text = _encode(draft, tokenizer, settings, stop_ids)
     return torch.from_numpy(tokens.ids).long(), text
 
 

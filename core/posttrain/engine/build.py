@@ -248,6 +248,11 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         raise SettingsError(f"No data was given. '{card.name}' takes {' or '.join(card.schemas)} rows: --data FILE")
     if objects.model is not None and objects.tokenizer is None:
         raise SettingsError("A model in memory needs its tokenizer: train(..., model=model, tokenizer=tokenizer)")
+    if settings.streaming and card.online:
+        raise SettingsError(
+            f"'{card.name}' draws prompts at random and needs all of them at hand. Leave streaming out; the first N "
+            "rows alone are read with --limit N."
+        )
     checks = {
         "batch-size": settings.batch_size is not None and settings.batch_size >= 1,
         "steps": settings.steps is None or settings.steps >= 1,

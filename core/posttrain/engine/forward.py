@@ -54,7 +54,7 @@ class TokenModel(nn.Module):
     def forward(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
         """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)``, statistics, extras.
 
-        With a reward head: ``score`` ``(R,)`` of each sequence's last token; with a head for steps: ``scores`` ``(n,)``.
+        With a reward head: ``score`` ``(R,)`` of each sequence's last token; with one for steps: ``scores`` ``(n,)``.
         """
         states, places = self.hidden(sequences)
         if self.head is None:

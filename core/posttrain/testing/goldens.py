@@ -278,7 +278,7 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
 
 
 def _pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor | None:
-    """Let the method form its pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
+    """Let the method form pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
 
     Columns of the pairs go into the batch.
     """

@@ -122,7 +122,7 @@ def count_of_a(prompts: list[Any], completions: list[str], **columns: Any) -> li
 
 
 def more_of_a(prompts: list[Any], firsts: list[str], seconds: list[str]) -> list[float]:
-    """The judge of the tiny online task: the answer with more of the letter a among its first four letters is better."""
+    """The judge of the tiny online task: more of the letter a among the first four letters is better."""
     pairs = zip(count_of_a(prompts, firsts), count_of_a(prompts, seconds), strict=True)
     return [0.5 if one == other else float(one > other) for one, other in pairs]
 
