@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a fresh machine with Python 3.11 or newer is enough.
-.PHONY: setup demo test lint types sync sync-check check clean
+.PHONY: setup demo test bench lint types sync sync-check check clean
 
 PYTHON_FLOOR := (3, 11)
 TORCH := 2.13.0
@@ -35,6 +35,12 @@ demo: $(STAMP)
 # One thread a worker: more of them only wait for each other on tiny models.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
+
+# Beside TRL, in an environment of its own (PEER_PYTHON names one that is there); about two hours on two cores.
+# Less: make bench BENCH="--case sft --repeats 1". Data and model: python -m benchmarks.bench --help.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.bench $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) $(BENCH)
+	$(BIN)/python -m benchmarks.tables
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -100,6 +100,18 @@ def test_spread_shows_one_number_where_there_is_one():
     assert tables._spread(dict.fromkeys(("min", "median", "max"), 1024.0), "peak_mb") == f"{1024 * kibi:.2f}"
 
 
+def test_tables_show_both_sides_the_ratio_and_the_losses():
+    ours, theirs = found([1.0, 2.0], (1, 1), 300), found([1.0, 2.002], (4, 4), 1000)
+    case = figures.summary(small(), {"posttrain": [ours], "trl": [theirs]})
+    versions = {"posttrain": "0.1.0", "trl": "1.16.0", "torch": "2.13.0", "transformers": "5.19.0"}
+    facts = {"machine": {"processor": "P", "cores": 2}, "threads": 2}
+    facts["versions"] = {"posttrain": versions, "trl": versions}
+    text = tables.render({"facts": facts, "results": {"side_by_side": {"sft": case}}}, losses=True)
+    assert "| SFT; steps: 2, repeats: 1 | real tokens a second | 9.5 | 2.4 | 4.00 |" in text
+    assert "|  | peak memory, GB | 0.31 | 1.05 | 0.30 |" in text
+    assert "| 2 | 2.000000 | 2.002000 | 1.0e-03 |" in text
+
+
 @pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)
 def test_pages_are_in_step_with_the_figures(path):
     data = json.loads(tables.RESULT.read_text(encoding="utf-8"))

@@ -2,8 +2,9 @@
 
     python benchmarks/parity/material.py FOLDER
 
-writes FOLDER/model, FOLDER/reward-model (the same with a head for scores), FOLDER/sft.jsonl, preference.jsonl,
-prompts.jsonl and rollouts.json. The content depends on nothing but this file.
+writes FOLDER/model, FOLDER/other-model, FOLDER/reward-model and FOLDER/step-model (with heads for scores),
+FOLDER/strange-model (with a tokenizer of its own), the rows (sft.jsonl, preference.jsonl and others), prompts.jsonl and
+rollouts.json. The content depends on nothing but this file.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cases import GROUP
+
 ROWS = 32
-GROUP = 4
-"""Completions of a prompt."""
 LONGEST = 24
 """Tokens of the longest completion of an online method."""
 _NOUNS = ["river", "stone", "window", "garden", "letter", "engine", "market", "winter", "singer", "bridge", "orchard"]
@@ -29,11 +30,20 @@ def write(folder: Path) -> None:
     rows = _rows()
     _json_lines(folder / "sft.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
     _json_lines(folder / "preference.jsonl", rows)
+    _json_lines(folder / "even.jsonl", [_even(row) for row in rows])
+    _json_lines(folder / "unpaired.jsonl", [_unpaired(number, row) for number, row in enumerate(rows)])
     prompts = [row["prompt"] for row in rows[: ROWS // 2]]
     _json_lines(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
-    tokenizer = _tokenizer([text for row in rows for text in row.values()])
-    _write_models(folder, tokenizer)
-    (folder / "rollouts.json").write_text(json.dumps(_rollouts(prompts, tokenizer)), encoding="utf-8")
+    texts = [text for row in rows for text in row.values()]
+    tokenizer = _tokenizer(texts, 400)
+    strange = _tokenizer([text[::-1] for text in texts], 320)  # with other merges
+    _write_models(folder, tokenizer, strange)
+    _teach(folder / "strange-model", strange, [row["prompt"] + row["chosen"] for row in rows])
+    shown = [{"prompt": row["prompt"], "privileged_context": row["chosen"]} for row in rows[: ROWS // 2]]
+    _json_lines(folder / "demonstrations.jsonl", shown)
+    _json_lines(folder / "stepwise.jsonl", [_stepwise(number, row) for number, row in enumerate(rows)])
+    for name, even in (("rollouts.json", False), ("rollouts-even.json", True)):
+        (folder / name).write_text(json.dumps(_rollouts(prompts, tokenizer, even)), encoding="utf-8")
 
 
 def _rows() -> list[dict[str, str]]:
@@ -52,8 +62,29 @@ def _rows() -> list[dict[str, str]]:
     return rows
 
 
-def _tokenizer(texts: list[str]) -> Any:
-    """A byte-level BPE trained on ``texts``, with a start token that it adds itself, as Llama's does."""
+def _unpaired(number: int, row: dict[str, str]) -> dict[str, Any]:
+    """One answer of a preference row; two of three are good ones, and every step has both kinds."""
+    good = number % 3 != 0
+    return {"prompt": row["prompt"], "completion": row["chosen" if good else "rejected"], "label": good}
+
+
+def _stepwise(number: int, row: dict[str, str]) -> dict[str, Any]:
+    """The chosen answer in steps of four words; some are marked wrong."""
+    words = row["chosen"].split()
+    steps = [words[place : place + 4] for place in range(0, len(words), 4)]
+    labels = [(number + place) % 3 != 1 for place in range(len(steps))]
+    return {"prompt": row["prompt"], "completions": [f" {' '.join(step)}" for step in steps], "labels": labels}
+
+
+def _even(row: dict[str, str]) -> dict[str, str]:
+    """The same row with answers of equally many words, so that lengths do not decide which margin is the larger."""
+    words = {role: row[role].split() for role in ("chosen", "rejected")}
+    count = min(map(len, words.values()))
+    return row | {role: "".join(f" {word}" for word in given[:count]) for role, given in words.items()}
+
+
+def _tokenizer(texts: list[str], vocabulary: int) -> Any:
+    """A byte-level BPE of at most ``vocabulary`` tokens, with a start token that it adds itself, as Llama's does."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -62,7 +93,7 @@ def _tokenizer(texts: list[str]) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -71,9 +102,9 @@ def _tokenizer(texts: list[str]) -> Any:
     )
 
 
-def _write_models(folder: Path, tokenizer: Any) -> None:
+def _write_models(folder: Path, tokenizer: Any, strange: Any) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaForTokenClassification
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -90,22 +121,51 @@ def _write_models(folder: Path, tokenizer: Any) -> None:
         num_labels=1,
         initializer_range=0.1,
     )
+    models = {
+        "model": LlamaForCausalLM,
+        "reward-model": LlamaForSequenceClassification,
+        "other-model": LlamaForCausalLM,
+        "step-model": LlamaForTokenClassification,
+        "strange-model": LlamaForCausalLM,
+    }
     torch.manual_seed(3)
-    for name, kind in (("model", LlamaForCausalLM), ("reward-model", LlamaForSequenceClassification)):
+    for name, kind in models.items():
+        config.num_labels = 2 if name == "step-model" else 1
+        own = strange if name == "strange-model" else tokenizer
+        config.vocab_size = len(own)
         kind(config).float().save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        own.save_pretrained(folder / name)
 
 
-def _rollouts(prompts: list[str], tokenizer: Any) -> dict[str, list[list[int]]]:
-    """Prompt's token ids, as text -> ``GROUP`` completions; most end with the stop token, some are cut off."""
+def _teach(folder: Path, tokenizer: Any, texts: list[str]) -> None:
+    """Train a model on ``texts``, so that what it says of several tokens together is not next to nothing."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype="float32")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)  # (R, T), filled up with 0
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(batch, attention_mask=(batch != 0).long(), labels=batch.masked_fill(batch == 0, -100)).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+
+
+def _rollouts(prompts: list[str], tokenizer: Any, even: bool) -> dict[str, list[list[int]]]:
+    """Prompt's token ids, as text -> ``GROUP`` completions; most end with the stop token, some are cut off.
+
+    ``even``: all have the greatest length, and end with the stop token.
+    """
     source = random.Random(11)
     found = {}
     for prompt in prompts:
         completions = []
         for _ in range(GROUP):
-            length = source.randint(2, LONGEST)
+            length = LONGEST if even else source.randint(2, LONGEST)
             ids = [source.randrange(len(_SPECIAL), len(tokenizer)) for _ in range(length)]
-            if length < LONGEST:
+            if even or length < LONGEST:
                 ids[-1] = tokenizer.eos_token_id
             completions.append(ids)
         found[key(tokenizer(prompt)["input_ids"])] = completions
@@ -118,8 +178,11 @@ def key(ids: list[int]) -> str:
 
 
 def reward(text: str) -> float:
-    """The verifiable reward of the online cases: the share of lower-case vowels among the characters."""
-    return sum(letter in "aeiou" for letter in text) / max(1, len(text))
+    """The verifiable reward of the online cases: the share of lower-case vowels, less 1e-5 for each character.
+
+    The length makes no two completions of a prompt worth the same: equal ones are no pair, or TRL takes the first.
+    """
+    return sum(letter in "aeiou" for letter in text) / max(1, len(text)) - 1e-5 * len(text)
 
 
 def _json_lines(file: Path, rows: list[dict[str, Any]]) -> None:

@@ -14,10 +14,10 @@ import material
 
 
 class FromFile:
-    """A generator that answers with the completions of ``rollouts.json``."""
+    """A generator that answers with the completions of a file, from number ``first`` on."""
 
-    def __init__(self, rollouts: dict[str, list[list[int]]], tokenizer: Any):
-        self.rollouts, self.tokenizer = rollouts, tokenizer
+    def __init__(self, rollouts: dict[str, list[list[int]]], tokenizer: Any, first: int):
+        self.rollouts, self.tokenizer, self.first = rollouts, tokenizer, first
 
     def generate(self, prompts: list[Any], sampling: Any, seeds: list[list[int]]) -> list[list[Any]]:
         """The stored completions of each prompt."""
@@ -25,8 +25,8 @@ class FromFile:
         from posttrain.generation.protocol import Completion
 
         groups = []
-        for prompt in prompts:
-            stored = self.rollouts[material.key(prompt.tolist())]
+        for prompt, wanted in zip(prompts, seeds, strict=True):
+            stored = self.rollouts[material.key(prompt.tolist())][self.first : self.first + len(wanted)]
             texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in stored]
             finished = [ids[-1] == self.tokenizer.eos_token_id for ids in stored]
             groups.append(
@@ -43,13 +43,13 @@ def main(folder: Path, case: cases.Case, result: Path) -> None:
     from posttrain.api import train
 
     if case.online:
-        _answer_from_file(json.loads((folder / "rollouts.json").read_text(encoding="utf-8")))
+        _answer_from_file(json.loads((folder / case.rollouts).read_text(encoding="utf-8")))
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as output:
         run = train(
             case.method,
-            model=str(folder / ("reward-model" if case.method == "reward" else "model")),
-            data=str(folder / _file(case)),
+            model=str(folder / case.model),
+            data=str(folder / case.data),
             output=output + "/run",
             steps=cases.STEPS,
             learning_rate=cases.LEARNING_RATE,
@@ -63,28 +63,32 @@ def main(folder: Path, case: cases.Case, result: Path) -> None:
             shuffle=False,
             cache="off",
             progress="quiet",
-            **_options(case),
+            **_options(case, folder),
         )
     lines = [{name: line[name] for name in ("loss", "grad_norm", "seconds")} for line in run.metrics]
     result.write_text(json.dumps({"steps": lines, "ids": _ids(run, case), "whole": time.perf_counter() - begun}))
 
 
-def _file(case: cases.Case) -> str:
-    return "prompts.jsonl" if case.online else "sft.jsonl" if case.method == "sft" else "preference.jsonl"
-
-
-def _options(case: cases.Case) -> dict[str, Any]:
-    told = {"beta": cases.BETA, "gamma": cases.GAMMA, "sft_weight": cases.SFT_WEIGHT}
-    options: dict[str, Any] = {name: value[case.method] for name, value in told.items() if case.method in value}
-    if not case.online:
-        size = cases.OFFLINE_BATCH
-        return options | {"batch_size": size, "micro_batch_size": size // case.accumulation}
+def _options(case: cases.Case, folder: Path) -> dict[str, Any]:
+    options = dict(case.options)
+    if case.method == "aot":
+        options["reference_model"] = str(folder / "other-model")
+    if case.method in ("gkd", "minillm"):
+        options["teacher_model"] = str(folder / "other-model")
+    if case.method == "gold":
+        options["teacher_model"] = str(folder / "strange-model")
+    if case.method == "dr-grpo":
+        options["constant_length"] = material.LONGEST
     if case.aggregation:
         options["aggregation"] = case.aggregation
-    size = cases.ONLINE_PROMPTS
-    options |= {"batch_size": size, "micro_batch_size": size * material.GROUP // case.accumulation}
-    options |= {"group_size": material.GROUP, "max_new_tokens": material.LONGEST, "updates_per_rollout": case.updates}
-    return options | {"reward": [_vowels]}
+    if case.online:
+        longest = 64 if case.data == "sft.jsonl" else material.LONGEST  # answers of the data are cut off there too
+        options |= {"max_new_tokens": longest, "updates_per_rollout": case.updates}
+        options |= {"group_size": case.group_size, "temperature": 1.0}
+        if case.rewarded:
+            options["reward"] = [_vowels]
+    examples = case.prompts * case.group_size if case.online else cases.OFFLINE_BATCH
+    return options | {"batch_size": case.prompts, "micro_batch_size": examples // case.accumulation}
 
 
 def _vowels(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
@@ -92,23 +96,28 @@ def _vowels(prompts: list[Any], completions: list[str], **columns: Any) -> list[
 
 
 def _answer_from_file(rollouts: dict[str, list[list[int]]]) -> None:
-    """Put ``FromFile`` where a run would build its generator."""
+    """Put ``FromFile`` where a run would build its generators: the policy's, and those of whoever answers after it."""
     from posttrain.engine import build
+    from posttrain.rollouts import generate
 
-    build.HfGenerator = lambda model, tokenizer, stop_ids, batch_size: FromFile(rollouts, tokenizer)
+    build.HfGenerator = lambda model, tokenizer, *given: FromFile(rollouts, tokenizer, 0)
+    generate.HfGenerator = lambda model, tokenizer, *given: FromFile(rollouts, tokenizer, 1)
+    generate.MixtureGenerator = lambda policy, reference, share, tokenizer, *given: FromFile(rollouts, tokenizer, 1)
 
 
 def _ids(run: Any, case: cases.Case) -> list[Any]:
-    """Token ids of the rows in order, and where the trained ones begin; see ``theirs._ids``."""
+    """Token ids of the rows in order, and where the trained ones begin; see ``theirs_*.ids``."""
     if case.online:
-        return [
-            e.sequences["prompt"][0].ids.tolist()
-            for e in (run.source.prompts[i] for i in range(len(run.source.prompts)))
-        ]
+        prompts = run.source.collector.prompts
+        return [prompts[i].sequences["prompt"][0].ids.tolist() for i in range(len(prompts))]
     found = []
     for example in (run.source.data[i] for i in range(len(run.source.data))):
         for role in example.sequences:
             (sequence,) = example.sequences[role]
+            if case.method == "prm-step":
+                answer = sequence.trained.nonzero()[:, 0]
+                found.append([sequence.ids.tolist(), answer[sequence.per_token["step_end"].bool()].tolist()])
+                continue
             first = 0 if case.method == "reward" else int(sequence.trained.nonzero()[0])
             found.append([sequence.ids.tolist(), first])
     return found

@@ -4,6 +4,7 @@
 
 Prints step by step both losses and their relative difference, and the largest difference of the gradient norm. Exit
 status 1 if any difference is above ``--bound`` or the token ids differ. README.md says what is compared and how.
+Methods that are not installed are left out, and said so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import cases  # noqa: E402  (found beside this file)
+import table  # noqa: E402
 
-PEER = HERE.parent / ".peer"
-#: What is installed into the peer's environment, in this order: TRL alone would bring a newer torch.
-INSTALLS = (["torch==2.13.0"], ["trl==1.16.0", "transformers<5.20", "peft"])
+PEERS = {False: "1.16.0", True: "1.10.0"}
+"""Version of TRL, by whether a case wants the older one, the last that has the trainers which 1.16 has no more."""
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -41,46 +43,61 @@ def main() -> int:
     """Run the cases, print the tables, write the results. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=cases.METHODS, default=cases.METHODS)
-    parser.add_argument("--peer-python", help=f"interpreter that has TRL [one made in {PEER.name}/ when absent]")
-    parser.add_argument("--bound", type=float, default=1e-3, help="largest relative difference that passes")
+    parser.add_argument("--peer-python", help=f"interpreter that has TRL {PEERS[False]} [made when absent]")
+    parser.add_argument("--older-peer-python", help=f"interpreter that has TRL {PEERS[True]} [made when absent]")
+    parser.add_argument("--bound", type=float, default=1e-4, help="largest relative difference that passes")
     parser.add_argument("--output", default=str(HERE.parent / "results" / "parity.json"))
     arguments = parser.parse_args()
-    peer = arguments.peer_python or _peer_python()
+    missing = [name for name in arguments.methods if name not in entry_points(group="posttrain.methods").names]
+    if missing:
+        print(f"left out, not installed: {', '.join(missing)}")
+    chosen = [case for case in cases.CASES if case.method in arguments.methods and case.method not in missing]
+    named = {False: arguments.peer_python, True: arguments.older_peer_python}
+    peers = {older: named[older] or _peer_python(older) for older in sorted({case.older for case in chosen})}
+    ours = _versions(sys.executable, "posttrain")
+    theirs = {older: _versions(python, "trl") for older, python in peers.items()}
+    results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _call([sys.executable, str(HERE / "material.py"), name])
-        versions = {"posttrain": _versions(sys.executable, "posttrain"), "trl": _versions(peer, "trl")}
-        results = [_compare(case, folder, peer) for case in cases.CASES if case.method in arguments.methods]
+        for case in chosen:
+            versions = {"posttrain": ours, "trl": theirs[case.older]}
+            results.append(_compare(case, folder, peers[case.older]) | {"versions": versions})
     for result in results:
         _print(result)
     failed = [r["case"] for r in results if not r["same_ids"] or r["largest"] > arguments.bound]
     _summary(results, arguments.bound)
-    facts = {"bound": arguments.bound, "steps": cases.STEPS, "versions": versions}
-    _write(Path(arguments.output), facts, results)
-    print(f"written: {arguments.output}")
+    output = Path(arguments.output)
+    _write(output, {"bound": arguments.bound, "steps": cases.STEPS}, results, ours)
+    print(f"written: {output}")
+    if output.resolve() == table.RESULTS:
+        table.write()
     if failed:
         print(f"FAILED: {'; '.join(failed)}. Expected equal token ids and differences of at most {arguments.bound:g}.")
     return int(bool(failed))
 
 
-def _write(file: Path, facts: dict[str, Any], results: list[dict[str, Any]]) -> None:
+def _write(file: Path, facts: dict[str, Any], results: list[dict[str, Any]], ours: dict[str, str]) -> None:
     """Write the results; those of other cases stay if they were measured under the same conditions."""
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    found = {case["case"]: case for case in kept.pop("cases", []) if kept == facts}
+    before = kept.pop("cases", [])
+    found = {case["case"]: case for case in before if kept == facts and case["versions"]["posttrain"] == ours}
     found |= {result["case"]: result for result in results}
     order = [found[case.name] for case in cases.CASES if case.name in found]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(facts | {"cases": order}, indent=1) + "\n", encoding="utf-8")
 
 
-def _peer_python() -> str:
-    """The interpreter of the peer's own environment, which is made on the first call."""
-    python = PEER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    ready = PEER / "ready"
+def _peer_python(older: bool) -> str:
+    """The interpreter of a peer's own environment, which is made on the first call."""
+    folder = HERE.parent / (".peer-older" if older else ".peer")
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    ready = folder / "ready"
     if not ready.exists():
-        print(f"Making the peer's environment in {PEER} (about a minute)...", flush=True)
-        _call([sys.executable, "-m", "venv", "--clear", str(PEER)])
-        for packages in INSTALLS:
+        print(f"Making the peer's environment in {folder} (about a minute)...", flush=True)
+        _call([sys.executable, "-m", "venv", "--clear", str(folder)])
+        # In this order: TRL alone would bring a newer torch.
+        for packages in (["torch==2.13.0"], [f"trl=={PEERS[older]}", "transformers<5.20", "peft", "requests"]):
             _call([str(python), "-m", "pip", "install", "--quiet", *packages])
         ready.touch()
     return str(python)
@@ -159,11 +176,11 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _summary(results: list[dict[str, Any]], bound: float) -> None:
-    print(f"\n{'case':<22} {'ids':<10} {'loss':>8} {'gradient norm':>14} {'seconds a step':>20}   bound {bound:g}")
+    print(f"\n{'case':<32} {'ids':<10} {'loss':>8} {'gradient norm':>14} {'seconds a step':>20}   bound {bound:g}")
     for result in results:
         ours, theirs = result["seconds_per_step"].values()
         print(
-            f"{result['case']:<22} {'equal' if result['same_ids'] else 'DIFFERENT':<10} {result['largest_loss']:>8.1e} "
+            f"{result['case']:<32} {'equal' if result['same_ids'] else 'DIFFERENT':<10} {result['largest_loss']:>8.1e} "
             f"{result['largest_grad_norm']:>14.1e} {ours:>8.3f} / {theirs:.3f} TRL"
         )
 

@@ -1,0 +1,105 @@
+"""A prompt that several rows share, computed once or once a row: the same update both ways, in one process.
+
+    python -m benchmarks.bench.prefix WORK.json
+
+Rows of random tokens, because only their number matters; the loss and the gradients of both ways are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.figures import spread
+
+#: Name -> completions of a prompt, tokens of the prompt, tokens of a completion, least ratio that is claimed.
+SHAPES = {
+    "group of 8, prompt to completion 4:1": (8, 256, 64, 3.3),
+    "pair, prompt to completion 2:1": (2, 256, 128, 1.3),
+}
+
+
+def main(model: str, repeats: int, result: str) -> None:
+    """Measure all shapes and write them down."""
+    policy = load(model)
+    found = [_compare(policy, name, repeats) for name in SHAPES]
+    Path(result).write_text(json.dumps(found), encoding="utf-8")
+
+
+def load(model: str) -> Any:
+    """The model as a run would train it."""
+    from posttrain.models.load import load_policy, load_tokenizer
+    from posttrain.settings import Settings
+
+    settings = Settings(model=model, device="cpu", dtype="float32")
+    return load_policy(model, load_tokenizer(model, settings), settings).policy
+
+
+def _compare(policy: Any, name: str, repeats: int) -> dict[str, Any]:
+    import torch
+    from posttrain.engine.batches import token_budget
+
+    rows = _rows(policy, *SHAPES[name][:3])
+    budget = token_budget(None, policy.device, groups=True)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    gradients: dict[bool, Any] = {}
+    for turn in range(repeats + 1):  # the first round warms up
+        for share in (False, True):
+            policy.shared = share
+            taken = timed(lambda: update(policy, rows, budget, None))
+            if turn:
+                seconds[share].append(taken)
+            else:
+                gradients[share] = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    difference = (gradients[True] - gradients[False]).abs().max() / gradients[False].abs().max()
+    plain, shared = spread(seconds[False]), spread(seconds[True])
+    return {
+        "name": name,
+        "before": "each row alone",
+        "after": "shared prefix",
+        "seconds": [plain, shared],
+        "ratio": plain["median"] / shared["median"],
+        "claimed": SHAPES[name][3],
+        "gradient_difference": float(difference),
+    }
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that ``work`` takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def update(policy: Any, examples: list[Any], budget: int, size: int | None) -> None:
+    """Forward and backward of one optimiser step as a run does them: micro-batches, gradients added up."""
+    from posttrain.engine.batches import micro_batches
+    from posttrain.engine.forward import sequences_of
+    from posttrain.engine.gradients import clear_gradients, close_gradients
+    from posttrain.engine.head import Request
+
+    parameters = list(policy.parameters())
+    clear_gradients(parameters)
+    for micro in micro_batches(examples, budget, size, policy.packed, policy.shared):
+        (-policy(sequences_of(micro), Request())["logps"].sum()).backward()
+    close_gradients(parameters)
+
+
+def _rows(policy: Any, count: int, prompt: int, completion: int) -> list[Any]:
+    import torch
+    from posttrain.views import Example, Sequence
+
+    torch.manual_seed(0)
+    vocabulary = policy.inner.config.vocab_size
+    before = torch.randint(0, vocabulary, (prompt,))
+    trained = torch.arange(prompt + completion) >= prompt
+    rows = [torch.cat([before, torch.randint(0, vocabulary, (completion,))]) for _ in range(count)]
+    return [Example({"completion": [Sequence(ids, trained)]}) for ids in rows]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
