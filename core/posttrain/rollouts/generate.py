@@ -98,7 +98,9 @@ def _complete(
                 run.policy, partner, kind.mixture, run.tokenizer, run.stop_ids, size, kind.mean == "arithmetic"
             )
         elif other is not None:
-            generator = HfGenerator(other.model, run.tokenizer, run.stop_ids, size)
+            generator = HfGenerator(
+                other.model, run.tokenizer, run.stop_ids, size, run.settings.generation_cache_tokens
+            )
         found = generator.generate(prompts, chosen, seeds)
     return [[(prompt, one) for one in group] for prompt, group in zip(prompts, found, strict=True)]
 
