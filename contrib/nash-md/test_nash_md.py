@@ -28,11 +28,11 @@ def loss_of(worth, policy=POLICY, **options):
     return METHOD.loss(batch=batch, policy=views, reference=reference, config=config, step=Step(0, 1))
 
 
-def test_the_opponent_is_asked_once_and_not_learnt_from():
+def test_each_answer_has_an_opponent_that_is_not_learnt_from():
     config = METHOD.config({"mixture": 0.25})
     ((own, opponent),) = METHOD.plan_rollouts(prompts=[{}], group_size=3, config=config, state={}, random=None)
     assert (own.samples, own.mixture, own.compared_as) == (3, 0, "")
-    assert (opponent.samples, opponent.mixture, opponent.compared_as) == (1, 0.25, "preference")
+    assert (opponent.samples, opponent.mixture, opponent.compared_as) == (3, 0.25, "preference")
 
 
 def test_advantages_by_hand():

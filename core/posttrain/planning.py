@@ -29,8 +29,8 @@ class Ask:
     reward_as: str = ""
     """Not learnt from: its reward becomes the column of this name of the prompt's other rollouts."""
     compared_as: str = ""
-    """Not learnt from: the probability that the prompt's other rollouts are better than it becomes their column of
-    this name."""
+    """Not learnt from: the prompt's other rollouts are compared with these in turn, and the probability that one is
+    better becomes its column of this name."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ import torch
 from posttrain import Selection, api, hookimpl
 from posttrain.cards import Card, read_card
 from posttrain.errors import CardError, PluginError, SettingsError
+from posttrain.generation.protocol import Completion
 from posttrain.methods import from_module
+from posttrain.rollouts.generate import lend
+from posttrain.rollouts.rollouts import Rollout
 from posttrain.settings import Settings
 from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 
@@ -122,3 +125,22 @@ def test_an_option_follows_one_of_the_run(tmp_path):
         wrong.config({})
     with pytest.raises(CardError, match="'follows' is 3, expected a dict"):
         card(tmp_path, "follows = 3")
+
+
+def test_answers_meet_their_prompts_opponents_in_turn():
+    """Three answers of one prompt and two opponents: the third meets the first again; another prompt is left alone."""
+
+    def made(group, reward, compared_as=""):
+        completion = Completion(torch.tensor([3]), torch.tensor([-1.0]), True, "a")
+        return Rollout(group, torch.tensor([4]), completion, {}, reward, compared_as=compared_as)
+
+    items = [made(0, 1.0), made(0, 2.0), made(0, 3.0), made(0, 10.0, "chance"), made(0, 20.0, "chance"), made(1, 5.0)]
+    asked = []
+
+    def prefer(first, second):
+        asked.extend(zip(first, second, strict=True))
+        return torch.tensor([items[i].reward - items[j].reward for i, j in asked])
+
+    left = lend(items, prefer)
+    assert asked == [(0, 3), (1, 4), (2, 3)]
+    assert [item.columns.get("chance") for item in left] == [-9, -18, -7, None]

@@ -60,8 +60,9 @@ def posttrain_token_statistics(logits):
 
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
-    """The policy's answers, and an opponent to compare each with."""
-    return [[Ask(group_size), Ask(1, mixture=config.mixture, compared_as="preference")] for _ in prompts]
+    """The policy's answers, and an opponent for each."""
+    opponents = Ask(group_size, mixture=config.mixture, compared_as="preference")
+    return [[Ask(group_size), opponents] for _ in prompts]
 
 
 @hookimpl

@@ -151,6 +151,16 @@ def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
     return sum(item.reward != item.reward for item in items)
 
 
+def _opponents(items: list[Rollout], served: list[int], opponents: list[int]) -> list[tuple[int, int]]:
+    """Each served rollout with one of its prompt's opponents, in turn."""
+    pairs = []
+    for group in dict.fromkeys(items[i].group for i in served):
+        theirs = [i for i in opponents if items[i].group == group]
+        own = [i for i in served if items[i].group == group]
+        pairs += [(one, theirs[place % len(theirs)]) for place, one in enumerate(own) if theirs]
+    return pairs
+
+
 def lend(items: list[Rollout], prefer: Callable[[list[int], list[int]], Tensor]) -> list[Rollout]:
     """Take out the rollouts that only serve the others of their prompt, and give those the columns they make.
 
@@ -164,10 +174,9 @@ def lend(items: list[Rollout], prefer: Callable[[list[int], list[int]], Tensor])
             for i in own:
                 items[i].columns[name] = items[lender].reward
     for name in {items[lender].compared_as for lender in lenders} - {""}:
-        opponent = {items[i].group: i for i in lenders if items[i].compared_as == name}
-        own = [i for i in served if items[i].group in opponent]
-        chances = prefer(own, [opponent[items[i].group] for i in own])  # (P,)
-        for i, chance in zip(own, chances.tolist(), strict=True):
+        pairs = _opponents(items, served, [i for i in lenders if items[i].compared_as == name])
+        chances = prefer([i for i, _ in pairs], [opponent for _, opponent in pairs])  # (P,)
+        for (i, _), chance in zip(pairs, chances.tolist(), strict=True):
             items[i].columns[name] = chance
     return [items[i] for i in served]
 
