@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from posttrain.cards import Card
+from posttrain.methods import Method
 
 LETTERS = "abcdefgh "
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -54,6 +55,12 @@ _KINDS: dict[str, Any] = {
     "reward-head": LlamaForSequenceClassification,
     "step-head": LlamaForTokenClassification,
 }
+
+
+def head_of(method: Method) -> str:
+    """What the tiny model has to end in for a method with its default options, as ``tiny_model`` takes it."""
+    needs = [head for head in ("reward-head", "step-head") if method.card.needs_now(head, method.config({}))]
+    return needs[0] if needs else "vocabulary"
 
 
 def tiny_model(head: str = "vocabulary", dtype: torch.dtype = torch.float32, seed: int = 1234) -> Any:

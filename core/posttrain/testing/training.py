@@ -21,6 +21,7 @@ from posttrain.testing.subject import Subject
 from posttrain.testing.tiny import (
     answer_scores,
     count_of_a,
+    head_of,
     more_of_a,
     teacher_gap,
     tiny_model,
@@ -209,7 +210,7 @@ def _train(subject: Subject, **changes: Any) -> Outcome:
 def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
     dtype = torch.float64 if changes.get("dtype") == "float64" else torch.float32
     objects = _objects(subject, dtype)
-    head = _head(subject)
+    head = head_of(subject.method)
     before = answer_scores(objects["model"], head)
     keywords: dict[str, Any] = {
         "batch_size": 4,
@@ -235,7 +236,7 @@ def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
 def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Model, tokenizer, rows, reward and teacher, made anew: a run changes its model."""
     objects = {
-        "model": tiny_model(_head(subject), dtype),
+        "model": tiny_model(head_of(subject.method), dtype),
         "tokenizer": tiny_tokenizer(),
         "data": tiny_rows(subject.card),
     }
@@ -256,11 +257,6 @@ def _teacher_of(subject: Subject, dtype: torch.dtype = torch.float32) -> Any:
 def _teaches_itself(subject: Subject) -> bool:
     """Whether the teacher is the model under another prompt: of a tiny one, nobody can say that it knows better."""
     return subject.method.card.needs_now("teacher", subject.method.config({})) and _teacher_of(subject) is None
-
-
-def _head(subject: Subject) -> str:
-    card, config = subject.method.card, subject.method.config({})
-    return next((head for head in ("reward-head", "step-head") if card.needs_now(head, config)), "vocabulary")
 
 
 def _folder(subject: Subject) -> Path:

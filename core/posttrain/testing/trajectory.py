@@ -19,7 +19,7 @@ from transformers.utils import logging
 from posttrain import api
 from posttrain.errors import MethodError
 from posttrain.methods import load
-from posttrain.testing.tiny import count_of_a, tiny_model, tiny_rows, tiny_tokenizer
+from posttrain.testing.tiny import count_of_a, head_of, tiny_model, tiny_rows, tiny_tokenizer
 
 FILE = "trajectory.json"
 #: Largest difference, as a share of the largest number of the series. Far above what another processor changes in
@@ -49,14 +49,12 @@ def record(folder: Path) -> dict[str, Any]:
     among them.
     """
     method = load(str(folder.resolve()))
-    config = method.config({})
-    head = next((h for h in ("reward-head", "step-head") if method.card.needs_now(h, config)), "vocabulary")
     keywords = SETTINGS | (_ONLINE | {"reward": [count_of_a]} if method.card.online else {})
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="posttrain-trajectory-") as place:
         run = api.train(
             method,
-            model=tiny_model(head, torch.float64),
+            model=tiny_model(head_of(method), torch.float64),
             tokenizer=tiny_tokenizer(),
             data=tiny_rows(method.card),
             output=str(Path(place) / "run"),
