@@ -258,7 +258,7 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         "steps": settings.steps is None or settings.steps >= 1,
         "epochs": settings.epochs is None or settings.epochs > 0,
         "micro-batch-size": settings.micro_batch_size is None or settings.micro_batch_size >= 1,
-        "head-chunk-tokens": settings.head_chunk_tokens >= 1,
+        "head-chunk-tokens": settings.head_chunk_tokens is None or settings.head_chunk_tokens >= 1,
         "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
         "max-length": settings.max_length is None or settings.max_length >= 2,
         "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
@@ -269,6 +269,10 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
             raise SettingsError(f"{name} is {getattr(settings, name.replace('-', '_'))}, expected a larger number.")
     if not 0 <= settings.eval_fraction < 1:
         raise SettingsError(f"eval-fraction is {settings.eval_fraction}, expected a number from 0 to below 1.")
+    if settings.offload_activations and choose_device(settings).type != "cuda":
+        raise SettingsError(
+            "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."
+        )
     evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings, name) and not evaluated:
