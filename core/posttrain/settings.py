@@ -138,8 +138,13 @@ class Settings:
     """How far a moving average follows the policy in each step."""
     teacher_top_k: int = 20
     """Likeliest tokens that a teacher's server is asked for; what they leave of the probability is spread evenly."""
-    strategy: Literal["single", "ddp"] | None = None
+    strategy: Literal["single", "ddp", "fsdp"] | None = None
     """How the work is spread over devices. [single, or ddp under a launcher with several processes]"""
+    tensor_parallel: int = 1
+    """Processes over which the matrices of each layer are split (fsdp); they see the same rows."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and the optimiser's state in the computer's memory instead of the GPU's (fsdp,
+    deepspeed)."""
     nproc: int = 1
     """Processes to start on this machine."""
 

@@ -35,7 +35,7 @@ from posttrain.models.load import (
     stop_ids_of,
 )
 from posttrain.models.reference import Reference
-from posttrain.models.teacher import AverageTeacher, check_teacher, load_teacher
+from posttrain.models.teacher import AverageTeacher, ModelTeacher, check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
 from posttrain.rollouts.evaluation import GreedyAnswers
@@ -127,6 +127,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     """Strategy, model, reference, optimiser and source, put together."""
     card = method.card
     strategy, why = choose(settings)
+    _check_strategy(strategy.name, settings)
     loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, _head(card, config))
     _add_modules(method, config, loaded.policy)
     # before the weights are spread, since it may begin as a copy of them
@@ -136,8 +137,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         start = functools.partial(_start, loaded.policy, reference, settings, strategy)
         teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
     strategy.prepare(loaded.policy)
-    if isinstance(teacher, AverageTeacher):
-        teacher.begin()
+    _place_teacher(teacher, strategy)
     run = Run(
         settings=settings,
         method=method,
@@ -161,6 +161,15 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     return run
 
 
+def _check_strategy(name: str, settings: Settings) -> None:
+    """What a strategy cannot do is refused, never left out silently."""
+    for option, able in (("tensor_parallel", ("fsdp",)), ("cpu_offload", ("fsdp", "deepspeed"))):
+        if getattr(settings, option) not in (1, False) and name not in able:
+            raise SettingsError(
+                f"--{option.replace('_', '-')} needs --strategy {' or '.join(able)}, and this run's is {name}."
+            )
+
+
 def _reference(policy: TokenModel, settings: Settings, objects: Objects, strategy: Strategy) -> Reference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
     name = settings.reference_model
@@ -170,6 +179,19 @@ def _reference(policy: TokenModel, settings: Settings, objects: Objects, strateg
         return Reference(policy, strategy)
     later = functools.partial(load_module, name, settings, choose_device(settings), "vocabulary", None)
     return Reference(policy, strategy, later=later)
+
+
+def _place_teacher(teacher: Any, strategy: Strategy) -> None:
+    """A teacher with weights of its own is spread like the policy's reference."""
+    if isinstance(teacher, ModelTeacher):
+        strategy.prepare(teacher.model)
+    if isinstance(teacher, AverageTeacher):
+        if strategy.together:
+            raise SettingsError(
+                "--teacher-model average keeps a second set of weights that changes places with the first, which "
+                f"cannot be done while --strategy {strategy.name} spreads them. Use ddp, or another teacher."
+            )
+        teacher.begin()
 
 
 def _start(policy: TokenModel, reference: Reference | None, settings: Settings, strategy: Strategy) -> Reference:

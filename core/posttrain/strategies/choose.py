@@ -31,12 +31,17 @@ def choose(settings: Settings) -> tuple[Strategy, str]:
         return Single(), "single: one process" if settings.strategy is None else "single: asked for"
     if world == 1 and settings.nproc > 1:
         raise SettingsError(
-            "Strategy 'ddp' with several processes starts from the command line: posttrain train ... --nproc N."
+            f"Strategy '{name}' with several processes starts from the command line: posttrain train ... --nproc N."
         )
     if "MASTER_ADDR" not in os.environ:
         os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"})
-    strategy = DistributedData(settings)
-    return strategy, f"ddp: {strategy.world} processes"
+    if name == "fsdp":
+        from posttrain.strategies.fsdp import FullyShardedData
+
+        strategy: Strategy = FullyShardedData(settings)
+    else:
+        strategy = DistributedData(settings)
+    return strategy, f"{name}: {strategy.world} processes"
 
 
 def launch(arguments: list[str], processes: int) -> int:
