@@ -134,7 +134,9 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
         sampled_logps=role.logps.get("sampled", old).detach(),
         reference_logps=role.logps["reference"].detach() if "reference" in role.logps else None,
         teacher_logps=role.logps["teacher"].detach() if "teacher" in role.logps else None,
-        old=lambda name: old if name == "logps" else columns.get(f"old_{name}", columns.get(name)),
+        old=lambda name: (
+            old if name == "logps" else _spread_out(columns.get(f"old_{name}", columns.get(name)), role.mask)
+        ),
         prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
         lengths=role.mask.sum(-1),
         finished=torch.ones(len(group), dtype=torch.bool),
@@ -148,6 +150,11 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
             if re.fullmatch(r"rewards(_\d+)?", name) and len(value) == len(group)
         },
     )
+
+
+def _spread_out(column: Tensor, mask: Tensor) -> Tensor:
+    """One number a completion ``(B,)`` as that of each of its tokens ``(B, T)``."""
+    return torch.where(mask, column[:, None], 0.0) if column.dim() == 1 else column
 
 
 def sources_of(inputs: Inputs) -> list[str]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from posttrain.testing.golden_inputs import (
     two_tokens,
     views_of,
 )
-from posttrain.testing.rollouts import make_rollouts
+from posttrain.testing.golden_selection import kept_rows, pair_rollouts
 from posttrain.views import Batch, PerToken
 
 #: The one hyper-parameter that is a setting of every run.
@@ -223,7 +223,7 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
 
 def _temperature(method: Method, entry: dict[str, Any]) -> float:
     """What the entry's logits are divided by before the method sees them: 1 where that is the method's own affair."""
-    if TEMPERATURE in {one.name for one in fields(method.Config)}:
+    if TEMPERATURE in {one.name for one in fields(method.Config)} or TEMPERATURE in method.card.goldens:
         return 1.0
     return float(entry.get("hyperparameters", {}).get(TEMPERATURE, 1.0))
 
@@ -233,6 +233,12 @@ def _compare(
 ) -> None:
     if not method.has("posttrain_loss"):
         raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
+    chosen = kept_rows(method, config, inputs, entry)
+    if chosen is not None:
+        told = [key for key in ("selected", "kept") if key in entry and quantity is None]
+        result.comparisons += [_pair(key, entry[key], chosen[2]) for key in told]
+        inputs, entry, _ = chosen
+    done = {one.quantity for one in result.comparisons}
     batch = Batch(inputs.size, (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs))
     advantages = _advantages(method, config, inputs, batch, entry)
     batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
@@ -241,7 +247,7 @@ def _compare(
     advantages = named.values if isinstance(named, PerToken) else named
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)
-    done = {target}
+    done.add(target)
     if expected is not None:
         value = loss if advantages is None or not isinstance(expected, list) else advantages  # a list: the latter
         result.comparisons.append(_pair(target, expected, value))
@@ -298,9 +304,7 @@ def _pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tenso
     scores = inputs.others.get("scores")
     if scores is None:
         return None
-    rewards, rollouts = make_rollouts([2] * len(scores), 1, method=method)
-    rewards = torch.tensor(scores, dtype=rewards.dtype).reshape(-1)  # (2P,)
-    rollouts = replace(rollouts, rewards=rewards)
+    rewards, rollouts = pair_rollouts(method, inputs)
     selection = method.select(rollouts=rollouts, rewards=rewards, config=config, state={})
     batch.columns |= selection.columns
     return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
