@@ -98,6 +98,8 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
             _logps(inputs, name, value, parsed[1], parsed[2], raw)
     for name, role in ratios.items():
         _ratios(inputs, name, raw, role)
+    if "scores" in raw:
+        inputs.others |= _by_role(inputs.others, raw["scores"])
     if temperature != 1.0 and not any(role.logits for role in inputs.roles.values()):
         raise SettingsError(f"'temperature' is {temperature}, and there are no logits that it could divide")
     return inputs
@@ -121,9 +123,10 @@ def columns_of(inputs: Inputs) -> dict[str, Any]:
 def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
     """What ``posttrain_advantages`` sees, or None where the inputs have no groups of completions."""
     role = inputs.roles.get("completion")
-    if role is None or role.mask is None or "group" not in inputs.others:
+    if role is None or role.mask is None or not {"group", "rewards"} & set(inputs.others):
         return None
-    group = torch.tensor(inputs.others["group"])
+    groups = inputs.others.get("group", list(range(len(role.mask))))  # without groups each completion is alone
+    group = torch.tensor(groups)
     policy = role.logps["policy"].detach()
     old = role.logps.get("old", policy).detach()
     columns = columns_of(inputs)
@@ -140,7 +143,7 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
         prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
         lengths=role.mask.sum(-1),
         finished=torch.ones(len(group), dtype=torch.bool),
-        prompts=[f"prompt {one}" for one in inputs.others["group"]],
+        prompts=[f"prompt {one}" for one in groups],
         completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
         source=sources_of(inputs),
         columns=columns,
@@ -152,9 +155,9 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
     )
 
 
-def _spread_out(column: Tensor, mask: Tensor) -> Tensor:
+def _spread_out(column: Any, mask: Tensor | None) -> Tensor:
     """One number a completion ``(B,)`` as that of each of its tokens ``(B, T)``."""
-    return torch.where(mask, column[:, None], 0.0) if column.dim() == 1 else column
+    return torch.where(mask, column[:, None], 0.0) if mask is not None and column.dim() == 1 else column
 
 
 def sources_of(inputs: Inputs) -> list[str]:
@@ -249,12 +252,32 @@ def _logps(inputs: Inputs, name: str, value: Any, model: str, role: str, raw: di
     place.logps[model], place.mask = logps, mask
 
 
+def _by_role(others: dict[str, Any], scores: Any) -> dict[str, Any]:
+    """Numbers ``(P, 2)`` of two answers a prompt as columns of the chosen and the rejected one."""
+    found = {}
+    for name, value in others.items():
+        if name in ("scores", "lengths") or not (_depth(value) == _depth(scores) == 2 and _numeric(value)):
+            continue
+        if [len(row) for row in value] == [len(row) for row in scores] == [2] * len(scores):
+            order = _by_score(scores, len(scores)).tolist()
+            for place, role in enumerate(("chosen", "rejected")):
+                found[f"{role}_{name}"] = [row[at[place]] for row, at in zip(value, order, strict=True)]
+    return found
+
+
+def _by_score(scores: Any, pairs: int) -> Tensor:
+    """Which of two answers ``(P, 2)`` is chosen and which rejected: the better one first, without scores the first."""
+    if scores is None:
+        return torch.tensor([[0, 1]]).expand(pairs, 2)
+    return torch.tensor(scores).argsort(dim=-1, descending=True, stable=True)
+
+
 def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any]) -> None:
     """Whole-row log-probs ``(P, 2)`` of two answers a prompt: the one with the higher score is chosen."""
     leaf = torch.tensor(value, dtype=torch.float64).requires_grad_(model == "policy")
     inputs.leaves[name] = leaf
     lengths = torch.tensor(raw["lengths"])
-    order = torch.tensor(raw["scores"]).argsort(dim=-1, descending=True, stable=True)  # (P, 2)
+    order = _by_score(raw.get("scores"), len(leaf))  # (P, 2)
     for place, role in enumerate(("chosen", "rejected")):
         index = order[:, place : place + 1]
         logps, mask = _spread(leaf.gather(1, index)[:, 0], lengths.gather(1, index)[:, 0].tolist())

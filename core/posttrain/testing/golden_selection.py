@@ -13,6 +13,7 @@ from posttrain.methods import Method
 from posttrain.rollouts.rollouts import Rollout
 from posttrain.testing.golden_inputs import Inputs, rollouts_of
 from posttrain.testing.rollouts import Rollouts, make_rollouts
+from posttrain.views import Batch
 
 #: Column that says which row of the file a rollout is.
 _ROW = "row of the file"
@@ -50,7 +51,45 @@ def _picked(entry: dict[str, Any], rows: list[int], size: int) -> dict[str, Any]
     }
 
 
-def pair_rollouts(method: Method, inputs: Inputs) -> tuple[Tensor, Rollouts]:
+def paired(method: Method, inputs: Inputs) -> Inputs:
+    """For a method on pairs, completions that the file gives one by one: as its ``pairs`` of rows, or two by two.
+
+    Columns of the completions become those of both roles, such as ``chosen_rewards``.
+    """
+    role = inputs.roles.get("completion")
+    if not method.card.pairs or role is None or role.mask is None:
+        return inputs
+    size = inputs.size
+    pairs = inputs.others.get("pairs") or [[row, row + 1] for row in range(0, size, 2)]
+    roles: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for place, name in enumerate(("chosen", "rejected")):
+        rows = [pair[place] for pair in pairs]
+        one = _restricted(inputs, rows, {})
+        roles[name] = one.roles["completion"]
+        others |= {
+            f"{name}_{key}": one.others[key]
+            for key, value in inputs.others.items()
+            if isinstance(value, list) and len(value) == size
+        }
+    return Inputs(roles, inputs.leaves, others)
+
+
+def pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor | None:
+    """Let the method form pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
+
+    Columns of the pairs go into the batch.
+    """
+    scores = inputs.others.get("scores")
+    if scores is None:
+        return None
+    rewards, rollouts = _pair_rollouts(method, inputs)
+    selection = method.select(rollouts=rollouts, rewards=rewards, config=config, state={})
+    batch.columns = selection.columns | batch.columns  # what the file says counts
+    return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
+
+
+def _pair_rollouts(method: Method, inputs: Inputs) -> tuple[Tensor, Rollouts]:
     """Scores ``(2P,)`` and rollouts of two answers a prompt, with the file's log-probs spread over their tokens."""
     scores = inputs.others["scores"]
     _, rollouts = make_rollouts([2] * len(scores), 1, method=method)

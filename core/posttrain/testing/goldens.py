@@ -5,11 +5,12 @@ A file is a JSON object of entries by name. An entry has ``inputs`` (or ``input`
 by that input. The entry is evaluated by the method of its name, or by the one whose card claims it:
 
     [goldens]
-    lam = "anchor_weight"            # a hyper-parameter that is an option under another name
+    lam = "anchor_weight"            # a hyper-parameter that is an option under another name; "1/eta": its inverse
     rewards_override = "@rewards"    # one that is really an input, and takes its place
     std = "=sample"                  # one that is no option: the method has this value and no other ("=" is any value)
     loss = "loss_trl"                # the quantity of the file that the method's loss is
-    advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them
+    advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them;
+                                     # "=": what the file has there is something else
     [goldens.entries]
     rm-bt-margin = {}                # this entry too belongs to this method
     "sft:sequence_mean_reduction" = { aggregation = "sequence" }  # another quantity of an entry, under these options
@@ -43,7 +44,7 @@ from posttrain.testing.golden_inputs import (
     two_tokens,
     views_of,
 )
-from posttrain.testing.golden_selection import kept_rows, pair_rollouts
+from posttrain.testing.golden_selection import kept_rows, paired, pairing
 from posttrain.views import Batch, PerToken
 
 #: The one hyper-parameter that is a setting of every run.
@@ -214,6 +215,8 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
                 raise NotImplementedHere(f"'{key}' is {value!r}, '{method.name}' knows only {target[1:]!r}")
         elif target in names:
             options[target] = value
+        elif target.removeprefix("1/") in names:
+            options[target.removeprefix("1/")] = 1 / value
         else:
             raise NotImplementedHere(
                 f"hyper-parameter '{key}' is no option of '{method.name}'; map it in the card under [goldens]"
@@ -233,6 +236,7 @@ def _compare(
 ) -> None:
     if not method.has("posttrain_loss"):
         raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
+    inputs = paired(method, inputs)
     chosen = kept_rows(method, config, inputs, entry)
     if chosen is not None:
         told = [key for key in ("selected", "kept") if key in entry and quantity is None]
@@ -252,7 +256,11 @@ def _compare(
         value = loss if advantages is None or not isinstance(expected, list) else advantages  # a list: the latter
         result.comparisons.append(_pair(target, expected, value))
     if quantity is None:
-        if advantages is not None and entry.get("advantages") is not None:
+        if (
+            advantages is not None
+            and method.card.goldens.get("advantages") != "="
+            and entry.get("advantages") is not None
+        ):
             wanted = entry["advantages"]
             if advantages.dim() == 1 and isinstance(wanted[0], list):  # one for all tokens of a row
                 advantages = advantages[:, None].expand(-1, max(map(len, wanted)))
@@ -279,7 +287,7 @@ def _compare(
 def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry: dict[str, Any]) -> Tensor | None:
     """Call the hook and put what it returns, and the old log-probs, where the loss looks for them."""
     if method.card.pairs:
-        return _pairing(method, config, inputs, batch)
+        return pairing(method, config, inputs, batch)
     rollouts = rollouts_of(inputs)
     if rollouts is None:
         return None
@@ -294,20 +302,6 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
     advantages, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
     batch.columns |= {"advantages": advantages, **columns}
     return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
-
-
-def _pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor | None:
-    """Let the method form pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
-
-    Columns of the pairs go into the batch.
-    """
-    scores = inputs.others.get("scores")
-    if scores is None:
-        return None
-    rewards, rollouts = pair_rollouts(method, inputs)
-    selection = method.select(rollouts=rollouts, rewards=rewards, config=config, state={})
-    batch.columns |= selection.columns
-    return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
 
 
 def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
