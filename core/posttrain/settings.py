@@ -128,6 +128,10 @@ class Settings:
     """Load the base quantised through bitsandbytes; implies lora."""
     reference_model: str | None = None
     """Model the policy is compared with. [the model as it was at the start]"""
+    reference_every: int | None = None
+    """Steps after which the reference becomes the policy as it then is. [never: it stays as it was at the start]"""
+    reference_rate: float = 1.0
+    """How far the reference goes towards the policy each time: 1 makes it a copy, less a moving average."""
     reference_cache: bool = True
     """Run a frozen reference once for each row of a fixed dataset: its log-probs are kept for later epochs and, in the
     cache folder, for later runs."""

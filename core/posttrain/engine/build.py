@@ -34,7 +34,7 @@ from posttrain.models.load import (
     stop_ids,
     stop_ids_of,
 )
-from posttrain.models.reference import Reference
+from posttrain.models.reference import MovingReference, Reference
 from posttrain.models.teacher import check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
@@ -157,8 +157,10 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     return run
 
 
-def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Reference:
+def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Reference | MovingReference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
+    if settings.reference_every is not None:
+        return MovingReference(policy, settings.reference_rate, settings.reference_every)
     name = settings.reference_model
     if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
         name = settings.model
@@ -168,9 +170,10 @@ def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Refe
     return Reference(policy, later=later)
 
 
-def _start(policy: TokenModel, reference: Reference | None, settings: Settings) -> Reference:
+def _start(policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings) -> Reference:
     """The policy as it is at the start: the reference, where that is not another model."""
-    return reference if reference is not None and settings.reference_model is None else Reference(policy)
+    same = isinstance(reference, Reference) and settings.reference_model is None
+    return reference if same else Reference(policy)
 
 
 def _head(card: Card, config: Any) -> str:
@@ -261,6 +264,7 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         "head-chunk-tokens": settings.head_chunk_tokens is None or settings.head_chunk_tokens >= 1,
         "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
         "max-length": settings.max_length is None or settings.max_length >= 2,
+        "reference-every": settings.reference_every is None or settings.reference_every >= 1,
         "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
         "save-total": settings.save_total >= 1,
     }
@@ -273,6 +277,13 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         raise SettingsError(
             "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."
         )
+    if settings.reference_every is not None and settings.reference_model is not None:
+        raise SettingsError(
+            f"The reference is '{settings.reference_model}' and also follows the policy every "
+            f"{settings.reference_every} steps. Leave out --reference-model, or set reference-every to none."
+        )
+    if not 0 < settings.reference_rate <= 1:
+        raise SettingsError(f"reference-rate is {settings.reference_rate}, expected a number above 0 and up to 1.")
     evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings, name) and not evaluated:

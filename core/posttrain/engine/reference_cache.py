@@ -197,7 +197,7 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
     if reference is None:
         return []
     notes: list[str] = []
-    if settings.reference_cache and isinstance(run.source, Offline):
+    if settings.reference_cache and settings.reference_every is None and isinstance(run.source, Offline):
         weights = settings.reference_model or (None if in_memory else settings.model)
         name = None if folder is None or weights is None else _name(run, weights)
         reference.cache = ReferenceCache(None if folder is None or name is None else folder / name)

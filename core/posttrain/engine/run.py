@@ -20,7 +20,7 @@ from posttrain.engine.offload import offloaded
 from posttrain.engine.source import Source
 from posttrain.engine.teaching import give_teacher
 from posttrain.methods import Method
-from posttrain.models.reference import Reference
+from posttrain.models.reference import MovingReference, Reference
 from posttrain.settings import Settings
 from posttrain.strategies.protocol import Strategy
 from posttrain.views import Example, Sequence
@@ -38,7 +38,7 @@ class Run:
     policy: TokenModel
     tokenizer: Any
     stop_ids: set[int]
-    reference: Reference | None
+    reference: Reference | MovingReference | None
     teacher: Any
     """The model that the policy learns from (see posttrain.models.teacher), None where the method needs none."""
     strategy: Strategy

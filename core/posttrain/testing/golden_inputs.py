@@ -10,11 +10,14 @@ Names are read word by word, so files with other inputs work unchanged:
 - ``reward_ROLE`` is the score of a reward head.
 - ``..._logits`` of a head for steps are those of its two classes, at the end of each step: one row, or several.
 - ``NAME_new`` is the policy's ``NAME``, ``NAME_old`` the column ``old_NAME``.
+- ``data_logp`` holds demonstrations, one a prompt, that stand behind the policy's own completions.
+- ``rewards``, ``rewards_2``, ... are the parts of the reward; ``off_policy_seq`` marks completions of the data.
 - Everything else becomes a token statistic, a batch column and an entry of the state, under its own name.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import SettingsError
+from posttrain.testing.golden_demonstrations import join_data
 from posttrain.views import Step, View, Views
 
 KINDS = ("tok", "logp", "logits", "logratio", "logratios")
@@ -96,6 +100,9 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
             _logps(inputs, name, value, parsed[1], parsed[2], raw)
     for name, role in ratios.items():
         _ratios(inputs, name, raw, role)
+    if "scores" in raw:
+        inputs.others |= _by_role(inputs.others, raw["scores"])
+    join_data(inputs)
     if temperature != 1.0 and not any(role.logits for role in inputs.roles.values()):
         raise SettingsError(f"'temperature' is {temperature}, and there are no logits that it could divide")
     return inputs
@@ -119,9 +126,10 @@ def columns_of(inputs: Inputs) -> dict[str, Any]:
 def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
     """What ``posttrain_advantages`` sees, or None where the inputs have no groups of completions."""
     role = inputs.roles.get("completion")
-    if role is None or role.mask is None or "group" not in inputs.others:
+    if role is None or role.mask is None or not {"group", "rewards"} & set(inputs.others):
         return None
-    group = torch.tensor(inputs.others["group"])
+    groups = inputs.others.get("group", list(range(len(role.mask))))  # without groups each completion is alone
+    group = torch.tensor(groups)
     policy = role.logps["policy"].detach()
     old = role.logps.get("old", policy).detach()
     columns = columns_of(inputs)
@@ -132,19 +140,47 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
         sampled_logps=role.logps.get("sampled", old).detach(),
         reference_logps=role.logps["reference"].detach() if "reference" in role.logps else None,
         teacher_logps=role.logps["teacher"].detach() if "teacher" in role.logps else None,
-        old=lambda name: old if name == "logps" else columns[f"old_{name}"],
+        old=lambda name: (
+            old if name == "logps" else _spread_out(columns.get(f"old_{name}", columns.get(name)), role.mask)
+        ),
         prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
         lengths=role.mask.sum(-1),
         finished=torch.ones(len(group), dtype=torch.bool),
-        prompts=[f"prompt {one}" for one in inputs.others["group"]],
+        prompts=[f"prompt {one}" for one in groups],
         completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
-        source=["policy"] * len(group),
+        source=sources_of(inputs),
         columns=columns,
+        reward_parts={
+            name: _tensor(value)
+            for name, value in inputs.others.items()
+            if re.fullmatch(r"rewards(_\d+)?", name) and len(value) == len(group)
+        },
     )
+
+
+def _spread_out(column: Any, mask: Tensor | None) -> Tensor:
+    """One number a completion ``(B,)`` as that of each of its tokens ``(B, T)``."""
+    return torch.where(mask, column[:, None], 0.0) if mask is not None and column.dim() == 1 else column
+
+
+def sources_of(inputs: Inputs) -> list[str]:
+    """Who made each completion: the policy, or the data where ``off_policy_seq`` says so."""
+    return ["data" if foreign else "policy" for foreign in inputs.others.get("off_policy_seq", [0] * inputs.size)]
 
 
 def _scores(inputs: Inputs) -> Tensor:
     return torch.tensor(inputs.others["rewards"], dtype=torch.float64)
+
+
+def rollout_columns(inputs: Inputs) -> dict[str, Any]:
+    """What every rollout of a run has: who made it, and that there is something to learn from the teacher."""
+    return {"source": sources_of(inputs), "taught": torch.ones(inputs.size, dtype=torch.bool)}
+
+
+def two_tokens(logps: Tensor) -> Tensor:
+    """Logits ``(n, 2)``, without gradient, of a vocabulary of two in which the tokens have these log-probs ``(n,)``."""
+    logps = logps.detach().clamp(max=-1e-12)
+    return torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
 
 
 def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]]) -> Views | None:
@@ -219,12 +255,32 @@ def _logps(inputs: Inputs, name: str, value: Any, model: str, role: str, raw: di
     place.logps[model], place.mask = logps, mask
 
 
+def _by_role(others: dict[str, Any], scores: Any) -> dict[str, Any]:
+    """Numbers ``(P, 2)`` of two answers a prompt as columns of the chosen and the rejected one."""
+    found = {}
+    for name, value in others.items():
+        if name in ("scores", "lengths") or not (_depth(value) == _depth(scores) == 2 and _numeric(value)):
+            continue
+        if [len(row) for row in value] == [len(row) for row in scores] == [2] * len(scores):
+            order = _by_score(scores, len(scores)).tolist()
+            for place, role in enumerate(("chosen", "rejected")):
+                found[f"{role}_{name}"] = [row[at[place]] for row, at in zip(value, order, strict=True)]
+    return found
+
+
+def _by_score(scores: Any, pairs: int) -> Tensor:
+    """Which of two answers ``(P, 2)`` is chosen and which rejected: the better one first, without scores the first."""
+    if scores is None:
+        return torch.tensor([[0, 1]]).expand(pairs, 2)
+    return torch.tensor(scores).argsort(dim=-1, descending=True, stable=True)
+
+
 def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any]) -> None:
     """Whole-row log-probs ``(P, 2)`` of two answers a prompt: the one with the higher score is chosen."""
     leaf = torch.tensor(value, dtype=torch.float64).requires_grad_(model == "policy")
     inputs.leaves[name] = leaf
     lengths = torch.tensor(raw["lengths"])
-    order = torch.tensor(raw["scores"]).argsort(dim=-1, descending=True, stable=True)  # (P, 2)
+    order = _by_score(raw.get("scores"), len(leaf))  # (P, 2)
     for place, role in enumerate(("chosen", "rejected")):
         index = order[:, place : place + 1]
         logps, mask = _spread(leaf.gather(1, index)[:, 0], lengths.gather(1, index)[:, 0].tolist())

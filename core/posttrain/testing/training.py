@@ -145,7 +145,7 @@ def _enough(subject: Subject) -> dict[str, Any]:
 
 def _check_promise(subject: Subject, run: Outcome) -> None:
     schema = subject.card.schemas[0]
-    if _teacher_of(subject) is not None:
+    if _teacher_of(subject) is not None and "rewards" not in subject.card.needs:
         _check_rises("closeness to the teacher (minus the divergence)", -run.gaps[0], -run.gaps[1], 0.1 * run.gaps[0])
     elif subject.card.online and (_teaches_itself(subject) or not run.has("reward")):
         _check_rises("loss below 0", -run.mean("loss", slice(3)), -run.mean("loss", slice(-3, None)), 0.0)
