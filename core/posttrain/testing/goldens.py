@@ -7,6 +7,7 @@ by that input. The entry is evaluated by the method of its name, or by the one w
     [goldens]
     lam = "anchor_weight"            # a hyper-parameter that is an option under another name; "1/eta": its inverse
     rewards_override = "@rewards"    # one that is really an input, and takes its place
+    columns = { source = ["teacher"] } # columns of the batch that the file describes in words only
     std = "=sample"                  # one that is no option: the method has this value and no other ("=" is any value)
     loss = "loss_trl"                # the quantity of the file that the method's loss is
     advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them;
@@ -39,11 +40,10 @@ from posttrain.testing.golden_inputs import (
     columns_of,
     given_statistics,
     read_inputs,
-    rollout_columns,
-    rollouts_of,
     two_tokens,
     views_of,
 )
+from posttrain.testing.golden_rollouts import rollout_columns, rollouts_of
 from posttrain.testing.golden_selection import kept_rows, paired, pairing
 from posttrain.views import Batch, PerToken
 
@@ -187,7 +187,7 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         result.method = method.name
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
-        raw = {method.card.goldens.get(key, key): value for key, value in raw.items()}
+        raw = {str(method.card.goldens.get(key, key)).removeprefix("@"): value for key, value in raw.items()}
         given = [(str(method.card.goldens.get(key)), one) for key, one in entry.get("hyperparameters", {}).items()]
         raw |= {target[1:]: value for target, value in given if target.startswith("@")}
         heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
@@ -244,6 +244,7 @@ def _compare(
         inputs, entry, _ = chosen
     done = {one.quantity for one in result.comparisons}
     batch = Batch(inputs.size, (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs))
+    batch.columns |= method.card.goldens.get("columns", {})
     advantages = _advantages(method, config, inputs, batch, entry)
     batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
     loss, metrics = _loss(method, config, inputs, batch)
@@ -324,7 +325,7 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
     Where the file has log-probs alone, the hook sees a vocabulary of two in which the token has its log-prob, without
     gradient: enough for statistics that are logged.
     """
-    found = given_statistics(inputs)
+    found = given_statistics(inputs, method.extra_modules(config=config, hidden_size=1))
     if not method.has("posttrain_token_statistics"):
         return found
     for name, role in inputs.roles.items():
