@@ -236,19 +236,19 @@ def _compare(
 ) -> None:
     if not method.has("posttrain_loss"):
         raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
-    inputs = paired(method, inputs)
-    chosen = kept_rows(method, config, inputs, entry)
+    chosen = kept_rows(method, config, inputs := paired(method, inputs), entry)
     if chosen is not None:
         told = [key for key in ("selected", "kept") if key in entry and quantity is None]
         result.comparisons += [_pair(key, entry[key], chosen[2]) for key in told]
         inputs, entry, _ = chosen
     done = {one.quantity for one in result.comparisons}
-    batch = Batch(inputs.size, (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs))
-    batch.columns |= method.card.goldens.get("columns", {})
+    known = (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs)
+    batch = Batch(inputs.size, known | method.card.goldens.get("columns", {}))
     advantages = _advantages(method, config, inputs, batch, entry)
     batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
     loss, metrics = _loss(method, config, inputs, batch)
-    named = metrics.get(method.card.goldens.get("advantages", ""), advantages)  # some are worked out in the loss
+    where = method.card.goldens.get("advantages", "")
+    named = metrics.get(where, advantages)  # some are worked out in the loss
     advantages = named.values if isinstance(named, PerToken) else named
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)
@@ -257,11 +257,7 @@ def _compare(
         value = loss if advantages is None or not isinstance(expected, list) else advantages  # a list: the latter
         result.comparisons.append(_pair(target, expected, value))
     if quantity is None:
-        if (
-            advantages is not None
-            and method.card.goldens.get("advantages") != "="
-            and entry.get("advantages") is not None
-        ):
+        if advantages is not None and where != "=" and entry.get("advantages") is not None:
             wanted = entry["advantages"]
             if advantages.dim() == 1 and isinstance(wanted[0], list):  # one for all tokens of a row
                 advantages = advantages[:, None].expand(-1, max(map(len, wanted)))
@@ -339,7 +335,9 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
             logits = two_tokens(role.logps["policy"][at])  # (n, 2)
             labels = torch.zeros(len(logits), dtype=torch.long)
             given = {model: two_tokens(values[at]) for model, values in role.logps.items()}
-        others = {f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)}
+        others: dict[str, Any] = {
+            f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)
+        }
         if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
             continue  # a role of other methods, of which this model says nothing
         values = method.token_statistics(logits=logits, labels=labels, config=config, **others)
