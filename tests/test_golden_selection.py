@@ -201,3 +201,12 @@ def posttrain_loss(batch, policy):
 """
     entry = {"inputs": {"policy_logp": [-1.0, -2.0], "scores": [0.5, 0.25]}, "loss": (0.5 + 10.25) / 2}
     assert found(hooks, entry, 'scores = "rewards"').status == "equal"
+
+
+def test_an_entry_of_one_schema_may_have_other_options(found):
+    """eta 3 where the entry says that it is of scored rows, 1 elsewhere."""
+    hooks = "@hookimpl\ndef posttrain_loss(policy, config):\n    return config.eta * policy.completion.sum\n"
+    goldens = '[goldens.entries]\n"choosy@scored" = { eta = 3.0 }'
+    entry = {"inputs": {"policy_logp": [-1.0, -2.0]}, "loss": -4.5, "schema": "scored"}
+    assert found(hooks, entry, goldens).status == "equal"
+    assert found(hooks, entry | {"schema": "prompt", "loss": -1.5}, goldens).status == "equal"

@@ -31,7 +31,7 @@ def loss_of(new, columns, reference=None, **options):
 
 def worked_out(rewards, group, columns=None, **options):
     rollouts = SimpleNamespace(group=torch.tensor(group), columns=columns or {})
-    config = METHOD.config(options)
+    config = METHOD.config({"beta": 1.0} | options)
     return METHOD.advantages(rewards=torch.tensor(rewards, dtype=D), rollouts=rollouts, config=config, state={})
 
 

@@ -33,8 +33,8 @@ from posttrain import PerToken, hookimpl, tensors
 class Config:
     """Options."""
 
-    beta: float = 1.0
-    """Temperature of the weights: for rewards of about 1 (the paper: 0.05 for its control tasks)."""
+    beta: float = 0.05
+    """Temperature of the weights (the paper; 1 for rewards that are scaled to a deviation of 1)."""
     max_weight: float = 20.0
     """Largest weight (the paper, section 5)."""
     aggregation: Literal["token", "sequence"] = "token"

@@ -30,8 +30,9 @@ from posttrain import PerToken, hookimpl, tensors
 class Config:
     """Options."""
 
-    tau: float = 1.0
-    """Weight of the divergence from the reference (the paper)."""
+    tau: float = 0.1
+    """Weight of the divergence from the reference, for rewards between 0 and 1 (the paper: 1, for a reward model whose
+    scores lie farther apart)."""
 
     def __post_init__(self) -> None:
         if self.tau <= 0:

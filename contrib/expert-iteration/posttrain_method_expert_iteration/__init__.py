@@ -31,8 +31,8 @@ from posttrain import PerToken, Selection, hookimpl, tensors
 class Config:
     """Options."""
 
-    threshold: float = 1.0
-    """Answers with at least this reward are right."""
+    threshold: float = 0.5
+    """Answers with at least this reward are right; verifiers say 0 or 1."""
     max_per_prompt: int = 10
     """Largest number of answers to a prompt that are kept (ReST-EM)."""
     deduplicate: bool = True

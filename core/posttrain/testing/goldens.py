@@ -13,7 +13,7 @@ by that input. The entry is evaluated by the method of its name, or by the one w
     advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them;
                                      # "=": what the file has there is something else
     [goldens.entries]
-    rm-bt-margin = {}                # this entry too belongs to this method
+    rm-bt-margin = {}                # this entry too belongs to this method; "awr@scored": only one of that schema
     "sft:sequence_mean_reduction" = { aggregation = "sequence" }  # another quantity of an entry, under these options
 """
 
@@ -185,6 +185,7 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
     try:
         method = load(place)
         result.method = method.name
+        extra = extra | method.card.goldens.get("entries", {}).get(f"{name}@{entry.get('schema')}", {})
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
         raw = {str(method.card.goldens.get(key, key)).removeprefix("@"): value for key, value in raw.items()}
