@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from posttrain.errors import DataError, SettingsError
-from posttrain.testing.golden_inputs import columns_of, given_statistics, read_inputs, rollouts_of, views_of
+from posttrain.testing.golden_inputs import columns_of, given_statistics, read_inputs, views_of
+from posttrain.testing.golden_rollouts import rollouts_of
 from posttrain.testing.goldens import evaluate, run
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +102,7 @@ def test_the_inputs_of_every_entry_can_be_read(name, reward_head):
             policy = views_of(inputs, "policy", given_statistics(inputs))
             sizes = {len(view.mask) for view in vars(policy).values()} if policy else set()
             assert len(columns_of(inputs)) >= len(inputs.others), key
-            assert (rollouts_of(inputs) is None) == ("group" not in raw), key
+            assert (rollouts_of(inputs) is None) == (not {"group", "rewards"} & set(raw)), key
             assert all(size > 0 for size in sizes), key
 
 

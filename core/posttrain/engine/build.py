@@ -172,8 +172,9 @@ def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Refe
 
 def _start(policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings) -> Reference:
     """The policy as it is at the start: the reference, where that is not another model."""
-    same = isinstance(reference, Reference) and settings.reference_model is None
-    return reference if same else Reference(policy)
+    if isinstance(reference, Reference) and settings.reference_model is None:
+        return reference
+    return Reference(policy)
 
 
 def _head(card: Card, config: Any) -> str:

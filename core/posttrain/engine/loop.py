@@ -61,7 +61,9 @@ def _one_step(run: Run) -> dict[str, Any]:
         if isinstance(model, Average):
             model.step_done(run.step)
     seconds = time.monotonic() - begun
-    return _line(run, outcome, rate, seconds)
+    line = _line(run, outcome, rate, seconds)
+    run.method.after_step(step=Step(run.step - 1, run.total), metrics=line, config=run.config, state=run.state)
+    return line
 
 
 def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Run:
         hook = "posttrain_token_statistics"
         if not self.method.has(hook):
             return request
-        request.statistics = functools.partial(_statistics, self.method, self.config)
+        request.statistics = functools.partial(_statistics, self.method, self.config, self.state)
         if self.reference is not None and self.method.takes(hook, "reference_logits"):
             request.others["reference_logits"] = self.reference.logits(sequences, self.temperature)
         if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
@@ -121,5 +121,7 @@ class Run:
         return request
 
 
-def _statistics(method: Method, config: Any, logits: Tensor, labels: Tensor, **others: Any) -> dict[str, Tensor]:
-    return method.token_statistics(logits=logits, labels=labels, config=config, **others)
+def _statistics(
+    method: Method, config: Any, state: dict[str, Any], logits: Tensor, labels: Tensor, **others: Any
+) -> dict[str, Tensor]:
+    return method.token_statistics(logits=logits, labels=labels, config=config, state=state, **others)

@@ -17,9 +17,8 @@ Names are read word by word, so files with other inputs work unchanged:
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def columns_of(inputs: Inputs) -> dict[str, Any]:
     for name, value in columns.items():
         # One number a prompt belongs to each of its answers.
         if group is not None and _depth(value) == 1 and _numeric(value) and len(value) == max(group) + 1:
-            columns[name] = _tensor([value[place] for place in group])
+            columns[name] = as_tensor([value[place] for place in group])
     for name, role in inputs.roles.items():
         for model, logps in role.logps.items():
             if model not in ("policy", "reference"):
@@ -123,58 +122,9 @@ def columns_of(inputs: Inputs) -> dict[str, Any]:
     return columns
 
 
-def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
-    """What ``posttrain_advantages`` sees, or None where the inputs have no groups of completions."""
-    role = inputs.roles.get("completion")
-    if role is None or role.mask is None or not {"group", "rewards"} & set(inputs.others):
-        return None
-    groups = inputs.others.get("group", list(range(len(role.mask))))  # without groups each completion is alone
-    group = torch.tensor(groups)
-    policy = role.logps["policy"].detach()
-    old = role.logps.get("old", policy).detach()
-    columns = columns_of(inputs)
-    return SimpleNamespace(
-        group=group,
-        mask=role.mask,
-        old_logps=old,
-        sampled_logps=role.logps.get("sampled", old).detach(),
-        reference_logps=role.logps["reference"].detach() if "reference" in role.logps else None,
-        teacher_logps=role.logps["teacher"].detach() if "teacher" in role.logps else None,
-        old=lambda name: (
-            old if name == "logps" else _spread_out(columns.get(f"old_{name}", columns.get(name)), role.mask)
-        ),
-        prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
-        lengths=role.mask.sum(-1),
-        finished=torch.ones(len(group), dtype=torch.bool),
-        prompts=[f"prompt {one}" for one in groups],
-        completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
-        source=sources_of(inputs),
-        columns=columns,
-        reward_parts={
-            name: _tensor(value)
-            for name, value in inputs.others.items()
-            if re.fullmatch(r"rewards(_\d+)?", name) and len(value) == len(group)
-        },
-    )
-
-
-def _spread_out(column: Any, mask: Tensor | None) -> Tensor:
+def spread_out(column: Any, mask: Tensor | None) -> Tensor:
     """One number a completion ``(B,)`` as that of each of its tokens ``(B, T)``."""
     return torch.where(mask, column[:, None], 0.0) if mask is not None and column.dim() == 1 else column
-
-
-def sources_of(inputs: Inputs) -> list[str]:
-    """Who made each completion: the policy, or the data where ``off_policy_seq`` says so."""
-    return ["data" if foreign else "policy" for foreign in inputs.others.get("off_policy_seq", [0] * inputs.size)]
-
-
-def _scores(inputs: Inputs) -> Tensor:
-    return torch.tensor(inputs.others["rewards"], dtype=torch.float64)
-
-
-def rollout_columns(inputs: Inputs) -> dict[str, Any]:
-    """What every rollout of a run has: who made it, and that there is something to learn from the teacher."""
-    return {"source": sources_of(inputs), "taught": torch.ones(inputs.size, dtype=torch.bool)}
 
 
 def two_tokens(logps: Tensor) -> Tensor:
@@ -200,14 +150,19 @@ def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]
     return Views(**views) if views else None
 
 
-def given_statistics(inputs: Inputs) -> dict[str, dict[str, Tensor]]:
-    """Token statistics that the file states, by role and name: ``entropy``, or ``chosen_weight`` for "chosen"."""
+def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
+    """Token statistics that the file states, by role and name: ``entropy``, or ``chosen_weight`` for "chosen".
+
+    What it says of the ``modules`` of a method may be one number a completion, or a prompt.
+    """
     found: dict[str, dict[str, Tensor]] = {name: {} for name in inputs.roles}
     for name, value in inputs.others.items():
         role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
         column = _per_token(inputs, value, role)
         if column is not None:
             found[role][name.removeprefix(role + "_")] = column
+    for name in set(modules) & set(columns_of(inputs)):
+        found["completion"].setdefault(name, spread_out(columns_of(inputs)[name], inputs.roles["completion"].mask))
     return found
 
 
@@ -354,9 +309,9 @@ def _spread(logps: Tensor, lengths: Any) -> tuple[Tensor, Tensor]:
 def _column(inputs: Inputs, value: Any) -> Any:
     """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is."""
     if isinstance(value, bool | int | float):
-        return _tensor([value] * inputs.size)
+        return as_tensor([value] * inputs.size)
     if _numeric(value) and _depth(value) == 1 and len(value) == inputs.size:
-        return _tensor(value)
+        return as_tensor(value)
     per_token = _per_token(inputs, value, "completion") if inputs.roles else None
     return value if per_token is None else per_token
 
@@ -375,7 +330,8 @@ def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
     return column.bool() if all(isinstance(one, bool) for row in rows for one in row) else column
 
 
-def _tensor(values: list[Any]) -> Tensor:
+def as_tensor(values: list[Any]) -> Tensor:
+    """Numbers in float64; integers and truth values as they are."""
     kind = torch.tensor(values).dtype
     return torch.tensor(values, dtype=torch.float64 if kind.is_floating_point else kind)
 

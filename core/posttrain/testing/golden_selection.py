@@ -11,7 +11,8 @@ from torch import Tensor
 from posttrain.generation.protocol import Completion
 from posttrain.methods import Method
 from posttrain.rollouts.rollouts import Rollout
-from posttrain.testing.golden_inputs import Inputs, rollouts_of
+from posttrain.testing.golden_inputs import Inputs
+from posttrain.testing.golden_rollouts import rollouts_of
 from posttrain.testing.rollouts import Rollouts, make_rollouts
 from posttrain.views import Batch
 

@@ -7,12 +7,13 @@ by that input. The entry is evaluated by the method of its name, or by the one w
     [goldens]
     lam = "anchor_weight"            # a hyper-parameter that is an option under another name; "1/eta": its inverse
     rewards_override = "@rewards"    # one that is really an input, and takes its place
+    columns = { source = ["teacher"] } # columns of the batch that the file describes in words only
     std = "=sample"                  # one that is no option: the method has this value and no other ("=" is any value)
     loss = "loss_trl"                # the quantity of the file that the method's loss is
     advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them;
                                      # "=": what the file has there is something else
     [goldens.entries]
-    rm-bt-margin = {}                # this entry too belongs to this method
+    rm-bt-margin = {}                # this entry too belongs to this method; "awr@scored": only one of that schema
     "sft:sequence_mean_reduction" = { aggregation = "sequence" }  # another quantity of an entry, under these options
 """
 
@@ -39,11 +40,10 @@ from posttrain.testing.golden_inputs import (
     columns_of,
     given_statistics,
     read_inputs,
-    rollout_columns,
-    rollouts_of,
     two_tokens,
     views_of,
 )
+from posttrain.testing.golden_rollouts import rollout_columns, rollouts_of
 from posttrain.testing.golden_selection import kept_rows, paired, pairing
 from posttrain.views import Batch, PerToken
 
@@ -185,9 +185,10 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
     try:
         method = load(place)
         result.method = method.name
+        extra = extra | method.card.goldens.get("entries", {}).get(f"{name}@{entry.get('schema')}", {})
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
-        raw = {method.card.goldens.get(key, key): value for key, value in raw.items()}
+        raw = {str(method.card.goldens.get(key, key)).removeprefix("@"): value for key, value in raw.items()}
         given = [(str(method.card.goldens.get(key)), one) for key, one in entry.get("hyperparameters", {}).items()]
         raw |= {target[1:]: value for target, value in given if target.startswith("@")}
         heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
@@ -236,18 +237,19 @@ def _compare(
 ) -> None:
     if not method.has("posttrain_loss"):
         raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
-    inputs = paired(method, inputs)
-    chosen = kept_rows(method, config, inputs, entry)
+    chosen = kept_rows(method, config, inputs := paired(method, inputs), entry)
     if chosen is not None:
         told = [key for key in ("selected", "kept") if key in entry and quantity is None]
         result.comparisons += [_pair(key, entry[key], chosen[2]) for key in told]
         inputs, entry, _ = chosen
     done = {one.quantity for one in result.comparisons}
-    batch = Batch(inputs.size, (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs))
+    known = (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs)
+    batch = Batch(inputs.size, known | method.card.goldens.get("columns", {}))
     advantages = _advantages(method, config, inputs, batch, entry)
     batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
     loss, metrics = _loss(method, config, inputs, batch)
-    named = metrics.get(method.card.goldens.get("advantages", ""), advantages)  # some are worked out in the loss
+    where = method.card.goldens.get("advantages", "")
+    named = metrics.get(where, advantages)  # some are worked out in the loss
     advantages = named.values if isinstance(named, PerToken) else named
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)
@@ -256,11 +258,7 @@ def _compare(
         value = loss if advantages is None or not isinstance(expected, list) else advantages  # a list: the latter
         result.comparisons.append(_pair(target, expected, value))
     if quantity is None:
-        if (
-            advantages is not None
-            and method.card.goldens.get("advantages") != "="
-            and entry.get("advantages") is not None
-        ):
+        if advantages is not None and where != "=" and entry.get("advantages") is not None:
             wanted = entry["advantages"]
             if advantages.dim() == 1 and isinstance(wanted[0], list):  # one for all tokens of a row
                 advantages = advantages[:, None].expand(-1, max(map(len, wanted)))
@@ -324,7 +322,7 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
     Where the file has log-probs alone, the hook sees a vocabulary of two in which the token has its log-prob, without
     gradient: enough for statistics that are logged.
     """
-    found = given_statistics(inputs)
+    found = given_statistics(inputs, method.extra_modules(config=config, hidden_size=1))
     if not method.has("posttrain_token_statistics"):
         return found
     for name, role in inputs.roles.items():
@@ -338,7 +336,9 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
             logits = two_tokens(role.logps["policy"][at])  # (n, 2)
             labels = torch.zeros(len(logits), dtype=torch.long)
             given = {model: two_tokens(values[at]) for model, values in role.logps.items()}
-        others = {f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)}
+        others: dict[str, Any] = {
+            f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)
+        }
         if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
             continue  # a role of other methods, of which this model says nothing
         values = method.token_statistics(logits=logits, labels=labels, config=config, **others)
