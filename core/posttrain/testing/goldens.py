@@ -40,6 +40,7 @@ from posttrain.testing.golden_inputs import (
     rollouts_of,
     views_of,
 )
+from posttrain.testing.golden_layout import lay_out
 from posttrain.testing.rollouts import make_rollouts
 from posttrain.views import Batch, PerToken
 
@@ -183,7 +184,7 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         result.method = method.name
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
-        raw = {method.card.goldens.get(key, key): value for key, value in raw.items()}
+        raw = lay_out({method.card.goldens.get(key, key): value for key, value in raw.items()}, method.card)
         heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
         inputs = read_inputs(raw, heads[0], _temperature(method, entry), heads[1])
         _compare(result, method, config, entry, inputs, quantity)

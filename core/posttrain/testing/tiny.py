@@ -103,9 +103,20 @@ _ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
         "privileged_context": good,
         "feedback": bad,
     },
-    "preference": lambda right, ask, good, bad: {"prompt": ask, "chosen": good, "rejected": bad},
+    "preference": lambda right, ask, good, bad: {
+        "prompt": ask,
+        "chosen": good,
+        "rejected": bad,
+        "chosen_score": 1.0,
+        "rejected_score": 0.0,
+        "tie": False,
+    },
     "unpaired-preference": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"label": right},
-    "ranked": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, good + bad, bad]},
+    "ranked": lambda right, ask, good, bad: {
+        "prompt": ask,
+        "completions": [good, good + bad, bad],
+        "scores": [1.0, 0.5, 0.0],
+    },
     "scored": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"score": float(right)},
     "stepwise": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, bad], "labels": [True, False]},
     "forget-retain": lambda right, ask, good, bad: {
