@@ -8,8 +8,8 @@ normal distribution); the others do not count. Over those kept, beta of the step
 least 0.001, and the loss is DPO's under it.
 
 Differs from the paper: margins, draw and beta come from a pass over the whole optimiser step, over all devices,
-without gradient. M and s start from the first step's pairs instead of 0. The defaults of a and keep are the
-catalogue's reading of the paper.
+without gradient. M and s start from the first step's pairs instead of 0. The defaults of a and keep are not checked
+against the authors' scripts.
 
 Metrics:
 - beta_used: beta of the step. Stays near beta0.

@@ -9,7 +9,7 @@ The loss is h'(R) R - h(R) - h'(1/R) for a convex h, constants dropped. ``sba`` 
 sba: exp((1 + lam) z) / (s (1 + lam)) - exp(-lam z) / (s lam)
 
 Differs from the paper: z beyond 30 either way counts as 30, as in the authors' code, and has no gradient there. The
-default of lam is the catalogue's reading of the paper.
+default of lam is not checked against the authors' scripts.
 
 Metrics:
 - reward_chosen, reward_rejected: beta times the log-ratio of each answer, policy over reference. Start at 0.

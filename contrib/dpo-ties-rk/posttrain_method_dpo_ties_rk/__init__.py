@@ -9,8 +9,8 @@ probability of what the row says:
 clear  -log sigmoid(d - log nu)
 tie    -log(nu^2 - 1) - log sigmoid(d - log nu) - log sigmoid(-d - log nu)
 
-Differs from the paper: nothing; Davidson's model, the paper's other one, is left out. The default of nu is the
-catalogue's reading of the paper.
+Differs from the paper: nothing; Davidson's model, the paper's other one, is left out. The default of nu is not checked
+against the authors' scripts.
 
 Metrics:
 - tie_loss: loss of the pairs that are ties.

@@ -7,7 +7,7 @@ Loss: with p the sigmoid of DPO's margin, the loss is -p^gamma log p. Classic fo
 is wrong; DPO rarely repairs such pairs, so the stress lies on the others here.
 
 Differs from the paper: the gradient flows through the factor too, as the equation is written; a port holds it
-constant, which has the same value. The default of gamma is the catalogue's reading of the paper.
+constant, which has the same value. The default of gamma is not checked against the authors' scripts.
 
 Metrics:
 - factor: p^gamma of the pair. Rises towards 1.

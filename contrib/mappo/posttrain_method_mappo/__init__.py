@@ -6,7 +6,7 @@ Loss: DPO's logistic loss of the chosen answer's implied reward less D times the
 of the rows' scores, cut to 0 and 1. Of two answers that are nearly as good the rejected one is not pushed away.
 
 Differs from the paper: scores are taken as they are; the paper normalises a reward model's to 0 and 1. That D stands
-at the rejected answer's reward is the catalogue's reading of the paper.
+at the rejected answer's reward is not checked against the authors' code.
 
 Metrics:
 - gap: D of the pair. Depends on the data alone.

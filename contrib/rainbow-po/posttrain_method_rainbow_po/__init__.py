@@ -9,7 +9,7 @@ multiplied by beta and by the dispersion index phi of the pair, and its negative
 
 Differs from the paper: phi is that of the reference along the answers: -log of the mean share of entropy (below 1e-6
 counts as 1e-6), as in MallowsPO's code; a column ``phi`` of the data takes its place where there is one, and ``--no-
-dispersion`` makes it 1. Defaults of beta, gamma and alpha are the middle of the ranges that the catalogue gives.
+dispersion`` makes it 1. Defaults of beta, gamma and alpha are not checked against the authors' scripts.
 
 Metrics:
 - phi: dispersion index of the pair; 1 where it is off.

@@ -112,8 +112,8 @@ def check_resume_equals_uninterrupted(subject: Subject) -> None:
 def check_accumulation_does_not_matter(subject: Subject) -> None:
     """Micro-batches of one example give the losses and gradient norms of whole batches, in float64."""
     _compare(
-        _train(subject, steps=3, save_every=None, dtype="float64"),
-        _train(subject, steps=3, save_every=None, dtype="float64", micro_batch_size=1),
+        _train(subject, steps=2, save_every=None, dtype="float64"),
+        _train(subject, steps=2, save_every=None, dtype="float64", micro_batch_size=1),
         "with micro-batches of one example",
         "Usual cause: a mean, a sort or a baseline over the micro-batch. What couples examples belongs in a hook that "
         "sees the whole step.",
@@ -125,8 +125,8 @@ def check_accumulation_does_not_matter(subject: Subject) -> None:
 def check_layout_does_not_matter(subject: Subject) -> None:
     """Rows laid behind each other and rows padded to one length give the same losses, in float64."""
     _compare(
-        _train(subject, steps=3, save_every=None, dtype="float64"),
-        _train(subject, steps=3, save_every=None, dtype="float64", packing=False, head_chunk_tokens=3),
+        _train(subject, steps=2, save_every=None, dtype="float64"),
+        _train(subject, steps=2, save_every=None, dtype="float64", packing=False, head_chunk_tokens=3),
         "without packing",
         "Usual cause: a loss that reads its neighbours, or a token statistic that reads its chunk.",
         TOLERANCE,
@@ -138,8 +138,8 @@ def check_evaluation_does_not_matter(subject: Subject) -> None:
     """Evaluating between the steps changes no step."""
     rows = tiny_rows(subject.card)[:5]
     _compare(
-        _train(subject, steps=3, save_every=None, dtype="float64"),
-        _train(subject, steps=3, save_every=None, dtype="float64", eval_data=rows, eval_every=1),
+        _train(subject, steps=2, save_every=None, dtype="float64"),
+        _train(subject, steps=2, save_every=None, dtype="float64", eval_data=rows, eval_every=1),
         "with an evaluation after each step",
         "Usual cause: random numbers from a global generator, or counters that evaluation moves too.",
     )
