@@ -18,6 +18,7 @@ Metrics:
 
 from dataclasses import dataclass
 
+import torch
 from posttrain import hookimpl
 from torch.nn.functional import logsigmoid
 
@@ -51,7 +52,7 @@ def posttrain_loss(policy, reference, config, step):
     weight = start if config.final_weight is None else start + done * (config.final_weight - start)
     loss = -logsigmoid(reward_chosen - weight * reward_rejected)  # (B,)
     return loss, {
-        "rejected_weight": margin.detach() * 0 + weight,
+        "rejected_weight": torch.full_like(margin, weight),
         "reward_chosen": reward_chosen.detach(),
         "reward_rejected": reward_rejected.detach(),
         "margin": margin.detach(),

@@ -21,6 +21,7 @@ Metrics:
 import math
 from dataclasses import dataclass
 
+import torch
 from posttrain import hookimpl
 from torch.nn.functional import logsigmoid
 
@@ -58,7 +59,7 @@ def posttrain_loss(batch, policy, reference, config):
     ours = policy.chosen.mean - policy.rejected.mean  # (B,)
     theirs = reference.chosen.mean - reference.rejected.mean
     margin = config.beta * (ours - config.alpha * theirs - (1 - config.alpha) * config.gamma)
-    phi = _dispersion(batch, policy).to(margin) if config.dispersion else margin.detach() * 0 + 1
+    phi = _dispersion(batch, policy).to(margin) if config.dispersion else torch.ones_like(margin)
     loss = -logsigmoid(phi * margin)  # (B,)
     return loss, {
         "phi": phi.detach(),
@@ -71,9 +72,7 @@ def posttrain_loss(batch, policy, reference, config):
 
 def _dispersion(batch, policy):
     """The index of each pair ``(B,)``: the data's own, or by the reference's entropy."""
+    if "phi" in batch:
+        return batch.phi
     sides = (policy.chosen, policy.rejected)
-    return (
-        batch.phi
-        if "phi" in batch
-        else -(sum(view.average(view.reference_entropy) for view in sides) / 2).clamp(min=1e-6).log()
-    )
+    return -(sum(view.average(view.reference_entropy) for view in sides) / 2).clamp(min=1e-6).log()

@@ -59,17 +59,13 @@ def posttrain_annotate(examples, state):
 @hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Logistic loss of the margin on the kept tokens."""
-    kept = [batch.chosen_kept, batch.rejected_kept]  # (B, T) each
-    ratios = [view.logps - reference.logps for view, reference in _sides(policy, reference)]  # (B, T) each
-    reward_chosen, reward_rejected = (
-        config.beta * torch.where(keep, ratio, torch.zeros_like(ratio)).sum(-1)
-        for keep, ratio in zip(kept, ratios, strict=True)
-    )  # (B,) each
+    reward_chosen = config.beta * _kept(policy.chosen, reference.chosen, batch.chosen_kept)  # (B,)
+    reward_rejected = config.beta * _kept(policy.rejected, reference.rejected, batch.rejected_kept)
     margin = reward_chosen - reward_rejected
     loss = -logsigmoid(margin)  # (B,)
     tokens = (policy.chosen.lengths + policy.rejected.lengths).clamp(min=1)  # (B,)
     return loss, {
-        "kept": (kept[0].sum(-1) + kept[1].sum(-1)) / tokens,
+        "kept": (batch.chosen_kept.sum(-1) + batch.rejected_kept.sum(-1)) / tokens,
         "reward_chosen": reward_chosen.detach(),
         "reward_rejected": reward_rejected.detach(),
         "margin": margin.detach(),
@@ -79,5 +75,6 @@ def posttrain_loss(batch, policy, reference, config):
     }
 
 
-def _sides(policy, reference):
-    return ((policy.chosen, reference.chosen), (policy.rejected, reference.rejected))
+def _kept(policy, reference, kept):
+    """Log-ratio ``(B,)`` of an answer's kept tokens."""
+    return policy.total(kept * (policy.logps - reference.logps))
