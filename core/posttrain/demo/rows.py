@@ -69,7 +69,7 @@ def _unpaired(place: int, prompt: str, answer: str) -> Row:
 
 
 def _ranked(place: int, prompt: str, answer: str) -> Row:
-    texts = sorted([answer, slip(answer, place)[0], answer[::-1]], key=lambda text: -in_place(text, answer))
+    texts = [answer, slip(answer, place)[0], answer[::-1]]
     return {"prompt": prompt, "completions": texts, "scores": [in_place(text, answer) for text in texts]}
 
 
