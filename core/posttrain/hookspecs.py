@@ -111,7 +111,8 @@ def posttrain_annotate(examples, models, config, state):
 
     Called once before the step's first forward pass, and in evaluations for each batch. For what couples examples (a
     baseline of the batch, ranks, a sort) or needs passes over other sequences. A column is a tensor ``(B,)``, then
-    ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role.
+    ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role; one
+    called ``ROLE.NAME`` is aligned with those of that role and becomes ``batch.ROLE_NAME``.
     ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy")``, "reference" or
     "teacher" gives the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
     """

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from posttrain.errors import SettingsError
 from posttrain.testing.golden_demonstrations import join_data
+from posttrain.testing.golden_layout import RANKING
 from posttrain.views import Step, View, Views
 
 KINDS = ("tok", "logp", "logits", "logratio", "logratios")
@@ -66,6 +67,8 @@ class Inputs:
     @property
     def size(self) -> int:
         """B, the number of examples."""
+        if RANKING in self.others:
+            return 1
         for role in self.roles.values():
             if role.mask is not None:
                 return len(role.mask)
@@ -109,7 +112,7 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
 
 def columns_of(inputs: Inputs) -> dict[str, Any]:
     """Columns of the batch: one value an example ``(B,)``, a per-token column ``(B, T)``, or the plain value."""
-    columns = {name: _column(inputs, value) for name, value in inputs.others.items()}
+    columns = {name: _column(inputs, name, value) for name, value in inputs.others.items()}
     group = inputs.others.get("group")
     for name, value in columns.items():
         # One number a prompt belongs to each of its answers.
@@ -146,6 +149,8 @@ def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]
             extra = dict(statistics.get(name, {})) if model == "policy" else {}
             if role.scores is not None:
                 extra["scores"] = role.scores
+            if RANKING in inputs.others:
+                extra["counts"] = torch.tensor([len(role.mask)])
             views[name] = View(logps, role.mask, role.score if model == "policy" else None, **extra)
     return Views(**views) if views else None
 
@@ -306,13 +311,19 @@ def _spread(logps: Tensor, lengths: Any) -> tuple[Tensor, Tensor]:
     return torch.where(mask, (logps / count)[:, None], torch.zeros(1, dtype=logps.dtype)), mask
 
 
-def _column(inputs: Inputs, value: Any) -> Any:
-    """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is."""
+def _column(inputs: Inputs, name: str, value: Any) -> Any:
+    """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is.
+
+    Of a ranking ``(1, K)`` for numbers of its answers.
+    """
+    if RANKING in inputs.others and _numeric(value) and _depth(value) == 1:
+        return as_tensor([value])
     if isinstance(value, bool | int | float):
         return as_tensor([value] * inputs.size)
     if _numeric(value) and _depth(value) == 1 and len(value) == inputs.size:
         return as_tensor(value)
-    per_token = _per_token(inputs, value, "completion") if inputs.roles else None
+    role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
+    per_token = _per_token(inputs, value, role) if inputs.roles else None
     return value if per_token is None else per_token
 
 

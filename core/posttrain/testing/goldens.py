@@ -43,6 +43,7 @@ from posttrain.testing.golden_inputs import (
     two_tokens,
     views_of,
 )
+from posttrain.testing.golden_layout import lay_out
 from posttrain.testing.golden_rollouts import rollout_columns, rollouts_of
 from posttrain.testing.golden_selection import kept_rows, paired, pairing
 from posttrain.views import Batch, PerToken
@@ -191,6 +192,7 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         raw = {str(method.card.goldens.get(key, key)).removeprefix("@"): value for key, value in raw.items()}
         given = [(str(method.card.goldens.get(key)), one) for key, one in entry.get("hyperparameters", {}).items()]
         raw |= {target[1:]: value for target, value in given if target.startswith("@")}
+        raw = lay_out(raw, method.card)
         heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
         inputs = read_inputs(raw, heads[0], _temperature(method, entry), heads[1])
         _compare(result, method, config, entry, inputs, quantity)
