@@ -106,10 +106,13 @@ _ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
     "preference": lambda right, ask, good, bad: {"prompt": ask, "chosen": good, "rejected": bad},
     "unpaired-preference": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"label": right},
     "ranked": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, good + bad, bad]},
-    "scored": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"score": float(right)},
+    "scored": lambda right, ask, good, bad: (
+        _judged(right, ask, good, bad) | {"score": float(right), "group_scores": [1.0, 0.0]}
+    ),
     "stepwise": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, bad], "labels": [True, False]},
     "forget-retain": lambda right, ask, good, bad: {
         "forget": {"prompt": ask, "completion": bad},
+        "alternative": {"prompt": ask, "completion": good},
         "retain": {"prompt": ask, "completion": good},
     },
     "trajectory": lambda right, ask, good, bad: {
