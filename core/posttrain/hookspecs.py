@@ -20,6 +20,17 @@ def posttrain_config():
 
 
 @hookspec(firstresult=True)
+def posttrain_rows(rows, config):
+    """Offline: return the rows that the run learns from, for a method that rewrites, chooses or extends them.
+
+    Called once for the training data and once for the held-out rows, before anything is tokenised. ``rows`` is a list
+    of dicts, all of them, already checked against the card's schema; each has ``row``, its number, which a row that
+    is made of it keeps. The result has rows of the same schema: fewer, more, with other prompts, or with further
+    columns. It must not draw random numbers but from a generator of its own with a fixed seed.
+    """
+
+
+@hookspec(firstresult=True)
 def posttrain_loss(batch, policy, reference, config, step):
     """Return the unreduced loss of a micro-batch, or ``(loss, metrics)``.
 

@@ -110,6 +110,10 @@ class Method:
             state={} if state is None else state,
         )
 
+    def rows(self, *, rows: list[dict[str, Any]], config: Any) -> list[dict[str, Any]]:
+        """``posttrain_rows``: the rows that the run learns from."""
+        return self._relay.hook.posttrain_rows(rows=rows, config=config)
+
     def plan_rollouts(
         self, *, prompts: list[dict[str, Any]], group_size: int, config: Any, state: dict[str, Any], random: Any
     ) -> list[list[Ask]]:

@@ -74,8 +74,14 @@ def _ranked(place: int, prompt: str, answer: str) -> Row:
 
 
 def _scored(place: int, prompt: str, answer: str) -> Row:
-    text = (answer, slip(answer, place)[0], answer[::-1])[place % 3]
-    return {"prompt": prompt, "completion": text, "score": in_place(text, answer)}
+    texts = (answer, slip(answer, place)[0], answer[::-1])
+    scores = [in_place(text, answer) for text in texts]
+    return {
+        "prompt": prompt,
+        "completion": texts[place % 3],
+        "score": scores[place % 3],
+        "group_scores": scores,
+    }
 
 
 def _stepwise(place: int, prompt: str, answer: str) -> Row:
@@ -85,9 +91,10 @@ def _stepwise(place: int, prompt: str, answer: str) -> Row:
 
 
 def _forget_retain(place: int, prompt: str, answer: str) -> Row:
-    """Sorting the wrong way round is forgotten, sorting the right way is kept."""
+    """Sorting the wrong way round is forgotten, sorting the right way is kept; an alternative is sorted by halves."""
     return {
         "forget": {"prompt": prompt, "completion": answer[::-1]},
+        "alternative": {"prompt": prompt, "completion": slip(answer, place)[0]},
         "retain": {"prompt": prompt, "completion": answer},
     }
 

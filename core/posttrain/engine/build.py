@@ -16,6 +16,7 @@ from torch import nn
 
 from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
+from posttrain.data.reshape import reshape
 from posttrain.demo.example import REWARD, is_data
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
@@ -101,6 +102,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
         if objects.model is None
         else stop_ids(objects.model, tokenizer)
     )
+    if not card.online:
+        rows = reshape(rows, method, config)
+        held_out = None if held_out is None else reshape(held_out, method, config)
     for some in (rows, held_out):
         if some is not None:
             _check_columns(card, config, some)

@@ -7,11 +7,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.data.reshape import NUMBER
 from posttrain.engine.annotate import add_columns
 from posttrain.engine.batches import build_batch
 from posttrain.methods import Method
 from posttrain.testing.golden_inputs import Inputs
 from posttrain.views import Example, Sequence
+
+
+def chosen_rows(method: Method, config: Any, raw: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of those of an entry's rows that ``posttrain_rows`` keeps; all of them without the hook.
+
+    The rows have the entry's columns, those whose lists have one value a row, and prompts that ``prompt_id`` tells
+    apart.
+    """
+    tokens = next((value for name, value in raw.items() if "tok" in name.split("_")), None)
+    if not method.has("posttrain_rows") or not isinstance(tokens, list) or not isinstance(tokens[0], list):
+        return raw
+    count = len(tokens)
+    listed = {name: value for name, value in raw.items() if isinstance(value, list) and len(value) == count}
+    prompts = raw.get("prompt_id", range(count))
+    rows = [
+        {name: value[place] for name, value in listed.items()}
+        | {"prompt": f"prompt {prompts[place]}", "completion": f"answer {place}", NUMBER: place}
+        for place in range(count)
+    ]
+    kept = [row[NUMBER] for row in method.rows(rows=rows, config=config)]
+    return raw | {name: [value[place] for place in kept] for name, value in listed.items()}
 
 
 class NotInTheFile(LookupError):

@@ -6,9 +6,11 @@ Names are read word by word, so files with other inputs work unchanged:
   it is; a model word (``policy``, ``new``, ``ref``, ``old``, ``rollout``, ...) whose; the rest is the role, or
   "completion". ``policy_chosen_logp`` is the policy's view of role "chosen", ``forget_ref_tok`` the reference's of
   "forget", ``logp_old`` the column ``old_logps``.
+- ``nll`` is the negative of a token's log-prob, ``prob`` a token's probability: ``retain_nll_token_mean`` is one token.
 - ``ROLE_len`` and ``lengths`` are the tokens of a row given as one log-prob, which is spread evenly over them.
 - ``reward_ROLE`` is the score of a reward head.
-- ``..._logits`` of a head for steps are those of its two classes, at the end of each step: one row, or several.
+- ``..._logits`` of a head for steps are those of its two classes, at the end of each step: one row, or several;
+  ``scores`` are their differences. Other logits may be of a role; ``ROLE_labels`` or ``labels`` are their tokens.
 - ``NAME_new`` is the policy's ``NAME``, ``NAME_old`` the column ``old_NAME``.
 - ``data_logp`` holds demonstrations, one a prompt, that stand behind the policy's own completions.
 - ``rewards``, ``rewards_2``, ... are the parts of the reward; ``off_policy_seq`` marks completions of the data.
@@ -17,7 +19,7 @@ Names are read word by word, so files with other inputs work unchanged:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +31,11 @@ from posttrain.testing.golden_demonstrations import join_data
 from posttrain.testing.golden_layout import RANKING
 from posttrain.views import Step, View, Views
 
-KINDS = ("tok", "logp", "logits", "logratio", "logratios")
+KINDS = ("tok", "logp", "logits", "logratio", "logratios", "nll", "prob")
+#: Kinds of one token's quantity -> its log-prob.
+_LOGPS: dict[str, Callable[[Tensor], Tensor]] = {"nll": torch.neg, "prob": torch.log}
+#: Roles that logits may belong to; of another word before "logits" they are something else, such as a gate's.
+_LOGIT_ROLES = ("completion", "chosen", "rejected", "forget", "retain", "alternative")
 MODELS = {
     "policy": "policy",
     "new": "policy",
@@ -90,12 +96,17 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
     inputs, ratios = Inputs(), {}
     for name, value in raw.items():
         parsed = _parse(name)
-        if step_head and _numeric(value) and "logits" in name.split("_"):
+        if step_head and _numeric(value) and (name == "scores" or "logits" in name.split("_")):
             _step_scores(inputs, name, value)
         elif parsed is None or not _numeric(value):
             _other(inputs, name, value, reward_head)
         elif parsed[0] == "logits":
-            _logits(inputs, name, value, parsed[1], raw, temperature)
+            _logits(inputs, name, value, parsed[1], parsed[2], raw, temperature)
+        elif parsed[0] in _LOGPS:
+            if parsed[2] in (other[2] for one in raw if one != name and (other := _parse(one))):
+                _other(inputs, name, value, reward_head)  # a figure beside the role's own log-probs
+            else:
+                _tokens(inputs, name, value, parsed)
         elif parsed[0].startswith("logratio"):
             ratios[name] = parsed[2]
         else:
@@ -163,7 +174,13 @@ def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, d
     found: dict[str, dict[str, Tensor]] = {name: {} for name in inputs.roles}
     for name, value in inputs.others.items():
         role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
-        column = _per_token(inputs, value, role)
+        mask = inputs.roles[role].mask if role in inputs.roles else None
+        if name.startswith(role + "_") and isinstance(value, int | float) and mask is not None:
+            column: Tensor | None = torch.full(
+                mask.shape, float(value), dtype=torch.float64
+            )  # the same for every token
+        else:
+            column = _per_token(inputs, value, role)
         if column is not None:
             found[role][name.removeprefix(role + "_")] = column
     for name in set(modules) & set(columns_of(inputs)):
@@ -192,8 +209,10 @@ def _parse(name: str) -> tuple[str, str, str] | None:
         return None
     rest = [word for word in words if word not in KINDS]
     models = [word for word in rest if word in MODELS]
+    if kinds[0] in _LOGPS:
+        rest = [word for word in rest if word not in ("token", "mean")]
     role = "_".join(word for word in rest if word not in MODELS) or "completion"
-    if kinds[0] == "logits" and role != "completion":
+    if kinds[0] == "logits" and role not in _LOGIT_ROLES:
         return None
     return kinds[0], MODELS[models[-1]] if models else "policy", role
 
@@ -248,6 +267,15 @@ def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str,
         one.logps[model], one.mask = logps, mask
 
 
+def _tokens(inputs: Inputs, name: str, value: Any, parsed: tuple[str, str, str]) -> None:
+    """One quantity, or one a row, from which the log-prob of a single token follows."""
+    kind, model, role = parsed
+    leaf = torch.tensor(value, dtype=torch.float64).reshape(-1, 1).requires_grad_(model == "policy")  # (B, 1)
+    inputs.leaves[name] = leaf
+    place = inputs.roles.setdefault(role, Role())
+    place.logps[model], place.mask = _LOGPS[kind](leaf), torch.ones_like(leaf, dtype=torch.bool)
+
+
 def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
     """Log-ratios ``(B,)`` of policy to reference: the one that the file leaves out follows from the other."""
     leaf = torch.tensor(raw[name], dtype=torch.float64).reshape(-1).requires_grad_()
@@ -261,14 +289,18 @@ def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
         place.mask = mask
 
 
-def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any], temperature: float) -> None:
-    labels = raw.get("labels", raw.get("tokens"))
-    if labels is None:
+def _logits(
+    inputs: Inputs, name: str, value: Any, model: str, role: str, raw: dict[str, Any], temperature: float
+) -> None:
+    labels = raw.get(f"{role}_labels", raw.get("labels", raw.get("tokens")))
+    if labels is None and role == "completion":
         inputs.others[name] = value
         return
+    if labels is None:  # a loss of the distribution alone, whatever the tokens are
+        labels = [[0] * len(row) for row in value] if _depth(value) == 3 else [0] * len(value)
     leaf, mask = padded(value if _depth(value) == 3 else [value])  # (B, T, V)
     inputs.leaves[name] = leaf.requires_grad_(model == "policy")
-    place = inputs.roles.setdefault("completion", Role())
+    place = inputs.roles.setdefault(role, Role())
     place.labels = padded(labels if _depth(labels) == 2 else [labels])[0].long()
     logits = leaf / temperature
     place.logits[model], place.mask = logits, mask
@@ -278,11 +310,12 @@ def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, An
 
 def _step_scores(inputs: Inputs, name: str, value: Any) -> None:
     """What a head for steps says at the end of each step: the second class's logit less the first one's."""
-    leaf, mask = padded(value if _depth(value) == 3 else [value])  # (B, T, 2)
+    several = _depth(value) == (2 if name == "scores" else 3)
+    leaf, mask = padded(value if several else [value])  # (B, T) or (B, T, 2)
     inputs.leaves[name] = leaf.requires_grad_()
     inputs.others.setdefault("step_end", [[True] * count for count in mask.sum(1).tolist()])
     place = inputs.roles.setdefault("completion", Role())
-    place.scores, place.mask = leaf[..., 1] - leaf[..., 0], mask
+    place.scores, place.mask = leaf if leaf.dim() == 2 else leaf[..., 1] - leaf[..., 0], mask
 
 
 def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:

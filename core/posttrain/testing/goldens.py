@@ -31,21 +31,13 @@ from torch import Tensor
 
 from posttrain.cards import Card
 from posttrain.discovery import find_folder, installed
-from posttrain.engine.reduction import Totals, reduce_loss, split_loss
-from posttrain.errors import DataError, MethodError, PosttrainError, SettingsError
+from posttrain.errors import DataError, MethodError, SettingsError
 from posttrain.methods import Method, load
 from posttrain.testing.golden_annotations import annotated_columns
-from posttrain.testing.golden_inputs import (
-    Inputs,
-    columns_of,
-    given_statistics,
-    read_inputs,
-    two_tokens,
-    views_of,
-)
-from posttrain.testing.golden_layout import lay_out
+from posttrain.testing.golden_inputs import Inputs, columns_of
 from posttrain.testing.golden_rollouts import rollout_columns, rollouts_of
 from posttrain.testing.golden_selection import kept_rows, paired, pairing
+from posttrain.testing.numbers import NotImplementedHere, inputs_of, loss_on
 from posttrain.views import Batch, PerToken
 
 #: The one hyper-parameter that is a setting of every run.
@@ -90,10 +82,6 @@ class Result:
         if self.not_compared:
             parts.append(f"(not compared: {', '.join(self.not_compared)})")
         return f"{self.entry:32} {self.status:15} {'; '.join(parts)}".rstrip()
-
-
-class NotImplementedHere(PosttrainError):
-    """The entry asks for something that no installed method offers; the text says what."""
 
 
 def run(file: str, only: str | None = None, json_output: bool = False, folders: Iterable[str] = ()) -> int:
@@ -189,12 +177,9 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         extra = extra | method.card.goldens.get("entries", {}).get(f"{name}@{entry.get('schema')}", {})
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
-        raw = {str(method.card.goldens.get(key, key)).removeprefix("@"): value for key, value in raw.items()}
         given = [(str(method.card.goldens.get(key)), one) for key, one in entry.get("hyperparameters", {}).items()]
-        raw |= {target[1:]: value for target, value in given if target.startswith("@")}
-        raw = lay_out(raw, method.card)
-        heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
-        inputs = read_inputs(raw, heads[0], _temperature(method, entry), heads[1])
+        raw |= {target: value for target, value in given if target.startswith("@")}
+        inputs = inputs_of(method, config, raw, _temperature(method, entry))
         _compare(result, method, config, entry, inputs, quantity)
     except (NotImplementedHere, SettingsError) as error:
         result.status, result.reason = MISSING, str(error)
@@ -249,7 +234,7 @@ def _compare(
     batch = Batch(inputs.size, known | method.card.goldens.get("columns", {}))
     advantages = _advantages(method, config, inputs, batch, entry)
     batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
-    loss, metrics = _loss(method, config, inputs, batch)
+    loss, metrics = loss_on(method, config, inputs, batch)
     where = method.card.goldens.get("advantages", "")
     named = metrics.get(where, advantages)  # some are worked out in the loss
     advantages = named.values if isinstance(named, PerToken) else named
@@ -302,53 +287,6 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
     advantages, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
     batch.columns |= {"advantages": advantages, **columns}
     return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
-
-
-def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-    """The loss, reduced by the core's own rule, and the metrics as the method gives them."""
-    policy = views_of(inputs, "policy", _statistics(method, config, inputs))
-    if policy is None:
-        raise NotImplementedHere("the inputs have no log-probs, logits or scores to build a view from")
-    reference = views_of(inputs, "reference", {}) if method.card.needs_now("reference", config) else None
-    returned = method.loss(batch=batch, policy=policy, reference=reference, config=config, step=inputs.step)
-    terms, metrics = split_loss(returned, method.name)
-    masks = {name: view.mask for name, view in vars(policy).items()}
-    masks |= {name: one for name, one in batch.columns.items() if isinstance(one, Tensor) and one.dtype == torch.bool}
-    totals = Totals(float(batch.size), {name: float(mask.sum()) for name, mask in masks.items()})
-    return reduce_loss(terms, masks, totals, batch.size, method.name)[0], metrics
-
-
-def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[str, Tensor]]:
-    """Token statistics by role: the method's hook on the logits, then whatever the file states itself.
-
-    Where the file has log-probs alone, the hook sees a vocabulary of two in which the token has its log-prob, without
-    gradient: enough for statistics that are logged.
-    """
-    found = given_statistics(inputs, method.extra_modules(config=config, hidden_size=1))
-    if not method.has("posttrain_token_statistics"):
-        return found
-    for name, role in inputs.roles.items():
-        if role.mask is None or "policy" not in role.logps:
-            continue
-        at = role.mask
-        if "policy" in role.logits:
-            logits, labels = role.logits["policy"][at], role.labels[at]  # type: ignore[index]  # logits bring labels
-            given = {model: values[at] for model, values in role.logits.items()}
-        else:
-            logits = two_tokens(role.logps["policy"][at])  # (n, 2)
-            labels = torch.zeros(len(logits), dtype=torch.long)
-            given = {model: two_tokens(values[at]) for model, values in role.logps.items()}
-        others: dict[str, Any] = {
-            f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)
-        }
-        if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
-            continue  # a role of other methods, of which this model says nothing
-        values = method.token_statistics(logits=logits, labels=labels, config=config, **others)
-        spread = {
-            key: torch.zeros(at.shape, dtype=one.dtype).masked_scatter(at, one) for key, one in values.items()
-        }  # (B, T)
-        found[name] = spread | found[name]
-    return found
 
 
 def _quantity(entry: dict[str, Any], name: str) -> Any:

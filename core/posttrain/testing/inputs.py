@@ -165,7 +165,7 @@ def _named(kind: Any) -> list[Any]:
 def _example(card: Card, shape: Shape, place: int, length: int, random: torch.Generator) -> Example:
     schema = card.schemas[0]
     sequences: dict[str, list[Sequence]] = {}
-    for turn, role in enumerate(_ROLES.get("preference" if card.pairs else schema, ("completion",))):
+    for turn, role in enumerate(card.roles or _ROLES.get("preference" if card.pairs else schema, ("completion",))):
         # The second role of an example has another length than the first, unless both shall be the same.
         own = length if shape.equal or length == 0 else 1 + (length - 1 + 2 * turn) % max(length + 1, 3)
         count = (_RANKED if shape.equal else _RANKED - place % 2) if schema == "ranked" else 1
@@ -190,7 +190,8 @@ def _columns(card: Card, shape: Shape, place: int, random: torch.Generator) -> d
     if schema == "unpaired-preference":
         return {"label": shape.labels == "good" or (shape.labels == "mixed" and place % 2 == 0)}
     if schema == "scored":
-        return {"score": 0.0 if shape.equal else number}
+        score = 0.0 if shape.equal else number
+        return {"score": score, "group_scores": [score, 0.0 if shape.equal else score - 1.0]}
     if schema == "preference":
         gap = 0.0 if shape.equal else abs(number)
         known = {"chosen_score": 0.4 + gap, "rejected_score": 0.4, "tie": place % 2 == 1}

@@ -117,10 +117,13 @@ _ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
         "completions": [good, good + bad, bad],
         "scores": [1.0, 0.5, 0.0],
     },
-    "scored": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"score": float(right)},
+    "scored": lambda right, ask, good, bad: (
+        _judged(right, ask, good, bad) | {"score": float(right), "group_scores": [1.0, 0.0]}
+    ),
     "stepwise": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, bad], "labels": [True, False]},
     "forget-retain": lambda right, ask, good, bad: {
         "forget": {"prompt": ask, "completion": bad},
+        "alternative": {"prompt": ask, "completion": good},
         "retain": {"prompt": ask, "completion": good},
     },
     "trajectory": lambda right, ask, good, bad: {
