@@ -14,7 +14,6 @@ Metrics:
 
 from dataclasses import dataclass
 
-import torch
 from posttrain import PerToken, hookimpl
 
 
