@@ -29,12 +29,14 @@ class Config:
 
     alpha: float = 1.0
     """Power of the normalised entropy; 0 is plain fine-tuning."""
-    top_k: int = 20
+    likeliest_tokens: int = 20
     """Tokens whose entropy is taken."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 2:
-            raise ValueError(f"top_k is {self.top_k}, expected at least 2 tokens: one alone has no entropy.")
+        if self.likeliest_tokens < 2:
+            raise ValueError(
+                f"likeliest_tokens is {self.likeliest_tokens}, expected at least 2 tokens: one alone has no entropy."
+            )
 
 
 @hookimpl
@@ -46,7 +48,7 @@ def posttrain_config():
 @hookimpl
 def posttrain_token_statistics(logits, config):
     """Entropy of the likeliest tokens, over 3, to the power alpha."""
-    likeliest = logits.detach().topk(min(config.top_k, logits.shape[-1]), dim=-1).values  # (n, K)
+    likeliest = logits.detach().topk(min(config.likeliest_tokens, logits.shape[-1]), dim=-1).values  # (n, K)
     entropy = torch.special.entr(likeliest.softmax(-1)).sum(-1)  # (n,)
     return {"weight": (entropy / 3.0) ** config.alpha}
 

@@ -64,4 +64,5 @@ def posttrain_loss(batch, policy):
     """One value a row; 0 for those that are left out."""
     nll = -policy.completion.mean  # (B,)
     weight = batch.row_weight.to(nll.dtype)
-    return weight * nll, {"dropped": (weight == 0).to(nll.dtype), "threshold": batch.threshold, "row_nll": nll.detach()}
+    threshold = torch.where(batch.threshold.isinf(), torch.nan, batch.threshold)  # none while every row counts
+    return weight * nll, {"dropped": (weight == 0).to(nll.dtype), "threshold": threshold, "row_nll": nll.detach()}

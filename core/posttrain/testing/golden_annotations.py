@@ -60,7 +60,7 @@ def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict
     if not method.has("posttrain_annotate"):
         return {}
     models = _Models()
-    examples = [Example({}, {}) for _ in range(inputs.size)]
+    examples = [Example({}, _columns(inputs, place)) for place in range(inputs.size)]
     for name, role in inputs.roles.items():
         assert role.mask is not None  # read_inputs gives every role of log-probs one
         if len(role.mask) != inputs.size:
@@ -83,3 +83,11 @@ def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict
         return {}
     add_columns(examples, found, method.name)
     return build_batch(examples, torch.device("cpu"))[0].columns
+
+
+def _columns(inputs: Inputs, place: int) -> dict[str, Any]:
+    """The columns of one row: its entry of a list with one a row, everything else whole."""
+    return {
+        name: value[place] if isinstance(value, list) and len(value) == inputs.size else value
+        for name, value in inputs.others.items()
+    }
