@@ -24,7 +24,7 @@ from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import DataError, SettingsError
-from posttrain.generation.hf import HfGenerator
+from posttrain.generation.choose import make_generator
 from posttrain.methods import Method
 from posttrain.models.load import (
     choose_device,
@@ -198,8 +198,7 @@ def _sources(run: Run, data: Prepared) -> None:
     settings = run.settings
     assert settings.batch_size is not None
     if run.card.online:
-        limits = settings.generation_batch_size, settings.generation_cache_tokens
-        generator = HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, *limits)
+        generator = make_generator(run)
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
         if data.held_out is not None and (data.rewards or run.teacher is not None):
             limit = settings.eval_batches and settings.eval_batches * settings.batch_size

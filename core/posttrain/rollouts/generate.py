@@ -91,17 +91,18 @@ def _complete(
     chosen = replace(sampling, greedy=True) if kind.greedy else sampling
     size = run.settings.generation_batch_size
     frozen: Any = nullcontext() if kind.source == "policy" or kind.mixture else _frozen(run, kind.source).active()
+    chosen_by: Any = generator
     with run.autocast(), frozen as other:  # the sampler computes as the trainer does, or their log-probs would differ
         if kind.mixture:
             partner = _frozen(run, "teacher" if kind.source == "teacher" else "reference")
-            generator = MixtureGenerator(
+            chosen_by = MixtureGenerator(
                 run.policy, partner, kind.mixture, run.tokenizer, run.stop_ids, size, kind.mean == "arithmetic"
             )
         elif other is not None:
-            generator = HfGenerator(
+            chosen_by = HfGenerator(
                 other.model, run.tokenizer, run.stop_ids, size, run.settings.generation_cache_tokens
             )
-        found = generator.generate(prompts, chosen, seeds)
+        found = chosen_by.generate(prompts, chosen, seeds)
     return [[(prompt, one) for one in group] for prompt, group in zip(prompts, found, strict=True)]
 
 
