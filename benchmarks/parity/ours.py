@@ -25,6 +25,15 @@ class FromFile:
     def accept(self, weights: Any) -> None:
         """Files do not change."""
 
+    def drain(self) -> None:
+        """Nothing is in the making."""
+
+    def health(self) -> Any:
+        """Always well."""
+        from posttrain.generation.protocol import Health
+
+        return Health(-1)
+
     def close(self) -> None:
         """Nothing to end."""
 

@@ -17,6 +17,7 @@ from torch import nn
 from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
 from posttrain.demo.example import REWARD, is_data
+from posttrain.engine.correction import choose_correction
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.optim import build_optimizer, build_schedule
@@ -145,6 +146,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         teacher=teacher,
         strategy=strategy,
         directory=RunDirectory(path, writes=strategy.rank == 0),
+        model_in_memory=objects.model is not None,
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
@@ -199,6 +201,7 @@ def _sources(run: Run, data: Prepared) -> None:
     assert settings.batch_size is not None
     if run.card.online:
         generator = make_generator(run)
+        run.correction = choose_correction(settings, generator.abilities)
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
         if data.held_out is not None and (data.rewards or run.teacher is not None):
             limit = settings.eval_batches and settings.eval_batches * settings.batch_size
@@ -262,6 +265,7 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         "max-length": settings.max_length is None or settings.max_length >= 2,
         "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
         "save-total": settings.save_total >= 1,
+        "max-staleness": settings.max_staleness >= 0,
     }
     for name, fine in checks.items():
         if not fine:
