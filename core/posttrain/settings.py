@@ -153,8 +153,8 @@ class Settings:
     stop: list[str] | None = None
     """Strings that end a completion."""
     reward: list[str] | None = None
-    """Rewards: an installed name, file.py:function, or the folder of a reward model. May be repeated; a weight
-    follows after '='."""
+    """Rewards: an installed name, file.py:function, the folder of a reward model, or the address of a reward worker
+    (http://HOST:PORT). May be repeated; a weight follows after '='."""
     reward_options: dict[str, str] | None = None
     """Options of the rewards, as NAME.OPTION=VALUE."""
     judge: str | None = None

@@ -1,4 +1,4 @@
-"""Importance weights: numbers worked out by hand, and their effect on whole runs of methods that know nothing of them."""
+"""Importance weights: numbers worked out by hand, and their effect on runs of methods that know nothing of them."""
 
 import math
 
