@@ -1,5 +1,6 @@
 """The account of prompts: one state each, on paper and in whole runs."""
 
+import copy
 import json
 
 import pytest
@@ -22,14 +23,10 @@ def test_a_prompt_ends_in_one_state():
     assert found["prompts_trained"] == found["prompts_dropped"] == found["prompts_pending"] == 1
     assert found["prompts_dropped_stale"] == 1
     again = Ledger()
-    again.restore(json.loads(json.dumps(ledger.saved()), object_hook=lambda d: {_number(k): v for k, v in d.items()}))
+    again.restore(copy.deepcopy(ledger.saved()))
     assert again.summary() == ledger.summary()
     with pytest.raises(RunFailed, match="0 pending prompts in batch 0, and 2 were settled"):
         ledger.settle(0, ["", ""])
-
-
-def _number(key):
-    return int(key) if key.isdigit() and len(key) < 2 else key
 
 
 def test_lengths_are_counted_by_powers_of_two():

@@ -64,7 +64,8 @@ class ProcessGenerator:
         self._connection = ours
         self._open: dict[int, Future[Any]] = {0: Future()}
         ready = self._open[0]
-        threading.Thread(target=self._read, args=(ours, self._open, self._process), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(ours, self._open, self._process), daemon=True)
+        self._reader.start()
         ours.send_bytes(pickle.dumps(start))
         ready.result()
 
@@ -148,6 +149,8 @@ class ProcessGenerator:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join(PATIENCE)
+        self._connection.close()
         self._folder.cleanup()
 
 

@@ -109,6 +109,7 @@ class Worker:
         version, kind, adapter = weights
         tensors = load_file(file)
         self.generator.accept(Weights(version, kind, lambda: iter(tensors.items()), adapter=adapter))  # type: ignore[arg-type]  # kinds come from Weights
+        torch.clear_autocast_cache()  # it holds casts of the old weights
         if self.decoder is not None:
             self.decoder.version = version
 

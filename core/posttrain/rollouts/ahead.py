@@ -136,7 +136,9 @@ class Producer:
                 self._in_vain = 0
                 return found
             except GeneratorLost as lost:
-                if not self.generator.health().alive:  # else the answer of an earlier one was waited for
+                if self.generator.health().alive:  # what was waited for had been asked of an earlier one
+                    self._count(lost)
+                else:
                     self._revive(lost)
                 self.publish()
                 for other in self.queue.values():
@@ -144,15 +146,18 @@ class Producer:
 
     def _revive(self, lost: GeneratorLost) -> None:
         """Start the generator anew. Raises GeneratorLost where that was in vain before."""
-        if self._in_vain >= REVIVALS:
-            raise lost
-        self._in_vain += 1
+        self._count(lost)
         self.restarts += 1
         pending = sum(len(issued.orders) for issued in self.queue.values())
         evidence = {"restarts": self.restarts, "pending": pending}
         self.run.directory.event("generator-lost", "warning", str(lost), evidence, "its prompts are asked for again")
         self.run.say(f"{lost} It is started anew, and {pending} prompts are asked for again.")
         self.generator.revive()
+
+    def _count(self, lost: GeneratorLost) -> None:
+        if self._in_vain >= REVIVALS + self.depth:  # each call of the queue may hear of one loss by itself
+            raise lost
+        self._in_vain += 1
 
     def sieve(self, items: list[Rollout]) -> tuple[list[Rollout], dict[int, str], dict[str, float]]:
         """What may be learnt from of a batch; why prompts have nothing left, by group; what the log says.
