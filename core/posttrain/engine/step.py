@@ -82,10 +82,10 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     if run.reference is not None and run.reference.cache is not None:
         run.reference.cache.exchange(run.strategy)
     tokens = sum(e.tokens for e in examples)
-    metrics = averages.result()
+    found = averages.result()
     if run.card.online:
-        metrics = summary(metrics, run.strategy.gather([extremes]))
-    return Outcome(sum(terms.values()), terms, metrics, int(run.strategy.sum_number(tokens)))
+        found = summary(found, run.strategy.gather([extremes]))
+    return Outcome(sum(terms.values()), terms, found, int(run.strategy.sum_number(tokens)))
 
 
 def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, Tensor]]:

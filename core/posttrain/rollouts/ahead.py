@@ -164,7 +164,9 @@ class Producer:
 
         No token may be older than the bound allows, and every log-prob has to be known (G16, G23).
         """
-        kept, why, ages = [], {}, []
+        kept: list[Rollout] = []
+        why: dict[int, str] = {}
+        ages: list[float] = []
         for item in items:
             lends = bool(item.reward_as or item.compared_as)
             completion = item.completion

@@ -65,7 +65,8 @@ class Pool:
         ``paired`` are the groups of the step's pairs, where it has pairs. Groups are numbered by ``size`` a batch.
         """
         made, kept = {id(item) for item in self.made}, {id(item) for item in self.items}
-        learnt, cut_off = set(), set()
+        learnt: set[int] = set()
+        cut_off: set[int] = set()
         for item in self.items:
             if id(item) in made and (paired is None or item.group in paired):
                 whole = paired is not None or item.completion.finished or not mask_truncated
