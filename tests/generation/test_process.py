@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from itertools import chain
 
 import pytest
 import torch
@@ -80,9 +81,9 @@ def test_it_answers_as_the_trainer_s_own_would_and_calls_share_its_batch(generat
     prompts, seeds = [PROMPT, torch.tensor([8, 9])], [[1, 2], [3]]
     here = HfGenerator(tiny_model().eval(), tiny_tokenizer(), set(), 64).generate(prompts, Sampling(9), seeds)
     there = generator.generate(prompts, Sampling(9), seeds)
-    for one, other in zip(sum(here, []), sum(there, []), strict=True):
+    for one, other in zip(chain(*here), chain(*there), strict=True):
         assert one.ids.tolist() == other.ids.tolist()
-        assert torch.equal(one.logps, other.logps)
+        torch.testing.assert_close(other.logps, one.logps, rtol=0, atol=1e-6)
         assert one.text == other.text
         assert other.versions.tolist() == [2] * 9
         assert (other.finished, other.reason) == (False, "length")
