@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
 		$(BIN)/python -m pip install torch==$(TORCH); fi
 	$(BIN)/python -m pip install --quiet --group dev editables "transformers<5.20"  # vLLM 0.32 takes no newer one
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora]" $(addprefix -e ./,$(PLUGINS))
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,ray]" $(addprefix -e ./,$(PLUGINS))
 	touch $@
 
 demo: $(STAMP)

@@ -122,6 +122,7 @@ def _announce(run: Run, data: Prepared) -> None:
 def _drive(run: Run, what: str) -> Run:
     """Run the loop, and leave a trace of however it ends."""
     run.directory.event("started", "info", what, evidence={"step": run.step})
+    run.say = _progress(run).say
     try:
         train_loop(run, _progress(run))
         _finish(run)
@@ -131,6 +132,8 @@ def _drive(run: Run, what: str) -> Run:
         run.directory.event(code, "error", f"{type(error).__name__}: {first}", evidence={"step": run.step})
         run.observers.tell("run_failed", run=run, error=error)
         raise
+    finally:
+        run.close()
     return run
 
 

@@ -52,6 +52,10 @@ class RunFailed(PosttrainError):
     exit_code = 1
 
 
+class GeneratorLost(RunFailed):
+    """The process or server that samples is gone, or does not answer."""
+
+
 class RunStopped(PosttrainError):
     """An alert ended the run."""
 

@@ -161,8 +161,8 @@ class Settings:
     stop: list[str] | None = None
     """Strings that end a completion."""
     reward: list[str] | None = None
-    """Rewards: an installed name, file.py:function, or the folder of a reward model. May be repeated; a weight
-    follows after '='."""
+    """Rewards: an installed name, file.py:function, the folder of a reward model, or the address of a reward worker
+    (http://HOST:PORT). May be repeated; a weight follows after '='."""
     reward_options: dict[str, str] | None = None
     """Options of the rewards, as NAME.OPTION=VALUE."""
     judge: str | None = None
@@ -178,11 +178,26 @@ class Settings:
     """Optimiser steps into which one pass over the rollouts is cut."""
     generation: Literal["hf"] = "hf"
     """Engine that samples."""
+    generation_process: bool | None = None
+    """Sample with hf in a process of its own, which has a copy of the weights. [where rollouts run ahead]"""
+    generation_device: str | None = None
+    """Device of that process. [the same as the trainer's]"""
     generation_batch_size: int = 64
     """Completions sampled at the same time."""
     generation_cache_tokens: int | None = None
     """Tokens of prompts and completions, padding included, whose keys and values are kept while sampling. [as many as a
     quarter of the memory holds]"""
+    max_staleness: int = 0
+    """How many batches of rollouts the sampler may run ahead of the trainer: no token is learnt from that was made by
+    weights more than so many batches old. 0 samples and trains in turn."""
+    correction: Literal["off", "truncated-token", "truncated-sequence", "masked-token", "masked-sequence"] | None = None
+    """Importance weights where the sampler was not the trainer's policy: ratios of tokens or of whole answers, cut off
+    at correction-high, or counted as 0 outside of both bounds. [truncated-token where rollouts run ahead or another
+    engine samples, else off]"""
+    correction_low: float = 0.5
+    """Ratios below are masked."""
+    correction_high: float = 2.0
+    """Ratios above are cut off, or masked."""
     mask_truncated: bool = False
     """Do not learn from completions that reached max-new-tokens."""
     system_prompt: str | None = None

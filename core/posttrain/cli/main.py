@@ -15,6 +15,8 @@ COMMANDS = {
     "train": ("posttrain.cli.train", "train a model with a method"),
     "resume": ("posttrain.cli.resume", "continue a run that was interrupted"),
     "generate": ("posttrain.cli.generate", "let a model answer prompts"),
+    "serve-rewards": ("posttrain.cli.serve_rewards", "score completions for runs, over HTTP"),
+    "place": ("posttrain.cli.place", "run servers on a Ray cluster and train with them"),
     "list-methods": ("posttrain.cli.list_methods", "methods that are installed, or available"),
     "show": ("posttrain.cli.show", "what a method is, and its options"),
     "check-data": ("posttrain.cli.check_data", "read data as a run would, without a model"),

@@ -18,6 +18,7 @@ from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
 from posttrain.data.reshape import reshape
 from posttrain.demo.example import REWARD, is_data
+from posttrain.engine.correction import choose_correction
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.optim import build_optimizer, build_schedule
@@ -25,7 +26,7 @@ from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import DataError, SettingsError
-from posttrain.generation.hf import HfGenerator
+from posttrain.generation.choose import make_generator
 from posttrain.methods import Method
 from posttrain.models.load import (
     choose_device,
@@ -149,6 +150,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         teacher=teacher,
         strategy=strategy,
         directory=RunDirectory(path, writes=strategy.rank == 0),
+        model_in_memory=objects.model is not None,
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
@@ -206,8 +208,8 @@ def _sources(run: Run, data: Prepared) -> None:
     settings = run.settings
     assert settings.batch_size is not None
     if run.card.online:
-        limits = settings.generation_batch_size, settings.generation_cache_tokens
-        generator = HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, *limits)
+        generator = make_generator(run)
+        run.correction = choose_correction(settings, generator.abilities)
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
         if data.held_out is not None and (data.rewards or run.teacher is not None):
             limit = settings.eval_batches and settings.eval_batches * settings.batch_size
@@ -272,6 +274,7 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         "reference-every": settings.reference_every is None or settings.reference_every >= 1,
         "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
         "save-total": settings.save_total >= 1,
+        "max-staleness": settings.max_staleness >= 0,
     }
     for name, fine in checks.items():
         if not fine:

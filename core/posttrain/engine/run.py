@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from posttrain.cards import Card
 from posttrain.engine.batches import micro_batches, token_budget
+from posttrain.engine.correction import Correction
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.head import Request, chunk_tokens
 from posttrain.engine.offload import offloaded
@@ -46,6 +47,12 @@ class Run:
     observers: Observers
     source: Source = None  # type: ignore[assignment]  # set right after: an online source needs the run itself
     evaluation: Any = None
+    model_in_memory: bool = False
+    """Whether a program handed its model over, so that no other process can load it by name."""
+    correction: Correction | None = None
+    """How what the sampler's policy differs from the trainer's is made up for; None where it is not."""
+    say: Callable[[str], None] = print
+    """Shows a person one line."""
     optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
     schedule: torch.optim.lr_scheduler.LambdaLR = None  # type: ignore[assignment]
     parameters: list[nn.Parameter] = field(default_factory=list)
@@ -106,6 +113,12 @@ class Run:
     def saving(self) -> AbstractContextManager[Any]:
         """Where a forward pass leaves what its backward pass needs."""
         return offloaded() if self.settings.offload_activations else nullcontext()
+
+    def close(self) -> None:
+        """End what belongs to the run alone: processes that sample for it."""
+        close = getattr(self.source, "close", None)
+        if close is not None:
+            close()
 
     def request(self, sequences: list[Sequence]) -> Request:
         """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""

@@ -13,11 +13,12 @@ from typing import Any
 from posttrain.errors import CheckpointError, SettingsError
 
 #: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
-STEPPED = ("metrics.jsonl", "samples.jsonl")
+STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl")
 
 
 class RunDirectory:
-    """``RUN/run.json``, ``metrics.jsonl``, ``events.jsonl``, ``samples.jsonl``, ``checkpoints/``, ``model/``."""
+    """``run.json``, ``metrics.jsonl``, ``events.jsonl``, ``samples.jsonl``, ``ledger.jsonl``, ``checkpoints/``,
+    ``model/``."""
 
     def __init__(self, path: str | Path, writes: bool = True):
         self.path = Path(path)
@@ -68,6 +69,10 @@ class RunDirectory:
     def sample(self, line: dict[str, Any]) -> None:
         """One sampled completion."""
         self._append("samples.jsonl", line)
+
+    def ledger(self, line: dict[str, Any]) -> None:
+        """What became of some prompts."""
+        self._append("ledger.jsonl", line)
 
     def event(
         self, code: str, severity: str, message: str, evidence: Any = None, suggestion: str = ""
