@@ -1,0 +1,142 @@
+"""One vLLM server as the trainer sees it: what it can do, what it has, completions, and new weights."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.endpoint import Refused
+from posttrain.errors import SettingsError
+from posttrain.generation.vllm_http import CONNECT_TIMEOUT, Gone, Wire
+from posttrain.generation.vllm_requests import LogprobsMode
+from posttrain.generation.vllm_versions import check_server
+from posttrain.generation.weight_host import Store, WeightHost
+
+#: Names of the adapters of runs: this word, the run's own, the version.
+ADAPTER = "posttrain"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a server says of itself."""
+
+    model: str
+    dtype: str
+    positions: int
+    mode: LogprobsMode
+    adapter_rank: int
+    """Largest rank of an adapter; 0 where it takes none."""
+    seats: int
+    """Completions that it makes at one time."""
+
+
+class RolloutServer:
+    """A server at ``url``; ``alive`` and ``busy`` are kept by those who ask it."""
+
+    def __init__(self, url: str):
+        self.wire = Wire(url)
+        self.url = url
+        self.alive = True
+        self.reason = ""
+        """Why it is not alive."""
+        self.busy = 0
+        """Completions it has been asked for and not yet given."""
+        self.facts: Facts | None = None
+        self._update = threading.Lock()
+
+    def probe(self) -> Facts:
+        """Ask what it is. Raises Gone; SettingsError or DependencyError for one that cannot serve a run."""
+        try:
+            version = self.wire.get("/version")["version"]
+            check_server(version, self.url)
+            found = self.wire.get("/server_info?config_format=json", timeout=6 * CONNECT_TIMEOUT)["vllm_config"]
+        except (Refused, KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{self.url} is no rollout server: it answers {error}. Start one with: posttrain serve-rollouts MODEL"
+            ) from None
+        model, transfer, lora = found["model_config"], found.get("weight_transfer_config"), found.get("lora_config")
+        if (transfer or {}).get("backend") != "posttrain":
+            raise SettingsError(
+                f"The vLLM server at {self.url} takes no weights from a trainer. Start it with: posttrain "
+                f"serve-rollouts {model['model']}"
+            )
+        self.facts = Facts(
+            model=str(model["model"]),
+            dtype=str(model["dtype"]).removeprefix("torch."),
+            positions=int(model["max_model_len"]),
+            mode=model["logprobs_mode"],
+            adapter_rank=int((lora or {}).get("max_lora_rank", 0)),
+            seats=int(found["scheduler_config"]["max_num_seqs"]),
+        )
+        return self.facts
+
+    def version(self) -> str:
+        """Label of the weights that it has. Raises Gone."""
+        return str(self.wire.get("/weight_info")["weight_version"])
+
+    def adapters(self) -> list[str]:
+        """Names of the adapters of runs that it has."""
+        return [row["id"] for row in self.wire.get("/v1/models")["data"] if row["id"].startswith(ADAPTER + "-")]
+
+    def complete(self, ids: list[int], parameters: dict[str, Any], adapter: str | None) -> dict[str, Any]:
+        """One completion of token ids: vLLM's choice, with ids, log-probs, the reason and spans of versions.
+
+        Raises Gone also where vLLM gave the completion up.
+        """
+        asked: dict[str, Any] = {"token_ids": ids, "sampling_params": parameters}
+        if adapter is not None:
+            asked["model"] = adapter
+        choice = self.wire.post("/inference/v1/generate", asked)["choices"][0]
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise Gone(f"it ended a completion with '{choice['finish_reason']}'")
+        return choice
+
+    def update(self, host: WeightHost, store: Store, known: int, label: str, adapter: str | None) -> None:
+        """Give it all of ``store`` that is newer than ``known``, and call the result ``label``.
+
+        Completions in the making stand still meanwhile and go on with the new weights, their stored keys and values
+        computed anew; with adapters they go on with the old one. Raises Gone and Refused.
+        """
+        with self._update:
+            wire = self.wire
+            parts = store.newer(known)
+            first = next(parts, None)
+            if first is not None:
+                wire.post("/pause?mode=keep")
+                wire.post("/init_weight_transfer_engine", {"init_info": {}})
+                wire.post("/start_weight_update")
+                number = 0
+                while first is not None:
+                    self._send(host, f"{label}-{number}", first)
+                    first, number = next(parts, None), number + 1
+                wire.post("/finish_weight_update", {})
+                wire.post("/reset_prefix_cache?reset_running_requests=true")
+                wire.post("/resume")
+            if adapter is not None and store.adapter is not None:
+                self._send_adapter(host, store, adapter)
+            wire.post("/update_weight_version", {"new_version": label})
+
+    def forget_adapters(self, keep: str) -> None:
+        """Unload the adapters of other runs and older versions."""
+        for name in self.adapters():
+            if name != keep:
+                self.wire.post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _send(self, host: WeightHost, name: str, part: dict[str, Any]) -> None:
+        url = host.offer(name, part)
+        try:
+            self.wire.post("/update_weights", {"update_info": {"url": url}})
+        finally:
+            host.withdraw(name)
+
+    def _send_adapter(self, host: WeightHost, store: Store, name: str) -> None:
+        assert store.adapter is not None
+        tensors, config = store.adapter
+        url = host.offer(name, tensors, config)
+        try:
+            found = self.wire.post("/collective_rpc", {"method": "receive_adapter", "args": [url, name]})
+        finally:
+            host.withdraw(name)
+        path = found["results"][0]
+        self.wire.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
