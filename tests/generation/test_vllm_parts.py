@@ -125,8 +125,10 @@ def test_log_probs_of_another_distribution_are_refused():
         check_sampling(Sampling(8, 0.7, top_p=0.5), logprobs_mode(0.7))
     with pytest.raises(SettingsError, match="Start it with: --logprobs-mode processed_logprobs"):
         check_sampling(Sampling(8, 0.7), "raw_logprobs")
-    with pytest.raises(SettingsError, match=r"temperature is 0\.001\. vLLM samples at 0\.01 or more"):
+    with pytest.raises(SettingsError, match=r"temperature is 0\.001\. vLLM samples from 0\.01 to 2"):
         check_sampling(Sampling(8, 0.001), "processed_logprobs")
+    with pytest.raises(SettingsError, match=r"temperature is 2\.5"):
+        check_sampling(Sampling(8, 2.5), "processed_logprobs")
 
 
 def test_broken_log_probs_end_the_run_and_greedy_ones_at_another_temperature_are_unknown(tokenizer):

@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,10 @@ class VllmEngine:
     def generate(
         self, prompts: list[Tensor], sampling: Sampling, seeds: list[list[int]], images: list[list[Any]] | None = None
     ) -> list[list[Completion]]:
-        """Complete each prompt ``(n,)`` once per seed; a group's prompt is read once where it fills whole blocks."""
+        """Complete each prompt ``(n,)`` once per seed; a group's prompt is read once where it fills whole blocks.
+
+        A GPU's memory is given back at the end, until the next call.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         if images is not None:
@@ -87,6 +91,7 @@ class VllmEngine:
             self.resume()
             found = self._llm.generate(asked, parameters, use_tqdm=False, lora_request=self._adapter)
             version = self._version
+            self.pause()
         answers: list[list[Completion]] = [[] for _ in prompts]
         for (index, _), output in zip(places, found, strict=True):
             (one,) = output.outputs
@@ -210,7 +215,8 @@ def _undisturbed() -> Iterator[None]:
     """vLLM seeds every random state of the process, and on a CPU forbids to set the number of threads."""
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     state = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():  # the GPUs' states
+    with torch.random.fork_rng(), warnings.catch_warnings():  # the GPUs' states
+        warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own code
         try:
             yield
         finally:

@@ -12,8 +12,8 @@ from torch import Tensor
 from posttrain.errors import DataError, RunFailed, SettingsError
 from posttrain.generation.protocol import Completion, Sampling
 
-#: vLLM raises positive temperatures below this one to it.
-LEAST_TEMPERATURE = 0.01
+#: vLLM raises positive temperatures below the first to it, and refuses those above the second.
+TEMPERATURES = (0.01, 2.0)
 #: A server sends this in place of log-probs that are not numbers.
 BROKEN = -9999.0
 
@@ -30,9 +30,10 @@ def check_sampling(sampling: Sampling, mode: LogprobsMode) -> None:
     """Raise SettingsError where the engine's log-probs would not be those of the full distribution (G4, G5)."""
     if sampling.greedy:
         return
-    if sampling.temperature < LEAST_TEMPERATURE:
+    lowest, highest = TEMPERATURES
+    if not lowest <= sampling.temperature <= highest:
         raise SettingsError(
-            f"temperature is {sampling.temperature}. vLLM samples at {LEAST_TEMPERATURE} or more, or greedily at 0."
+            f"temperature is {sampling.temperature}. vLLM samples from {lowest} to {highest}, or greedily at 0."
         )
     restricted = sampling.top_p < 1 or sampling.top_k > 0
     if mode == "processed_logprobs" and restricted:
