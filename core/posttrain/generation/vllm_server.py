@@ -15,6 +15,8 @@ from posttrain.generation.weight_host import Store, WeightHost
 
 #: Names of the adapters of runs: this word, the run's own, the version.
 ADAPTER = "posttrain"
+#: Seconds that a step of an update may take.
+UPDATE_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class RolloutServer:
         self.alive = True
         self.reason = ""
         """Why it is not alive."""
+        self.has: tuple[int, str] = (-1, "")
+        """Version of this run's weights that it has, and the name of the adapter; empty for whole weights."""
         self.busy = 0
         """Completions it has been asked for and not yet given."""
         self.facts: Facts | None = None
@@ -75,58 +79,58 @@ class RolloutServer:
         """Label of the weights that it has. Raises Gone."""
         return str(self.wire.get("/weight_info")["weight_version"])
 
-    def adapters(self) -> list[str]:
-        """Names of the adapters of runs that it has."""
-        return [row["id"] for row in self.wire.get("/v1/models")["data"] if row["id"].startswith(ADAPTER + "-")]
-
-    def complete(self, ids: list[int], parameters: dict[str, Any], adapter: str | None) -> dict[str, Any]:
+    def complete(self, ids: list[int], parameters: dict[str, Any], adapter: str) -> dict[str, Any]:
         """One completion of token ids: vLLM's choice, with ids, log-probs, the reason and spans of versions.
 
         Raises Gone also where vLLM gave the completion up.
         """
         asked: dict[str, Any] = {"token_ids": ids, "sampling_params": parameters}
-        if adapter is not None:
+        if adapter:
             asked["model"] = adapter
         choice = self.wire.post("/inference/v1/generate", asked)["choices"][0]
         if choice["finish_reason"] not in ("stop", "length"):
             raise Gone(f"it ended a completion with '{choice['finish_reason']}'")
         return choice
 
-    def update(self, host: WeightHost, store: Store, known: int, label: str, adapter: str | None) -> None:
+    def update(self, host: WeightHost, store: Store, known: int, label: str, adapter: str) -> None:
         """Give it all of ``store`` that is newer than ``known``, and call the result ``label``.
 
         Completions in the making stand still meanwhile and go on with the new weights, their stored keys and values
         computed anew; with adapters they go on with the old one. Raises Gone and Refused.
         """
         with self._update:
-            wire = self.wire
             parts = store.newer(known)
             first = next(parts, None)
             if first is not None:
-                wire.post("/pause?mode=keep")
-                wire.post("/init_weight_transfer_engine", {"init_info": {}})
-                wire.post("/start_weight_update")
+                self._tell("/pause?mode=keep")
+                self._tell("/init_weight_transfer_engine", {"init_info": {}})
+                self._tell("/start_weight_update")
                 number = 0
                 while first is not None:
                     self._send(host, f"{label}-{number}", first)
                     first, number = next(parts, None), number + 1
-                wire.post("/finish_weight_update", {})
-                wire.post("/reset_prefix_cache?reset_running_requests=true")
-                wire.post("/resume")
-            if adapter is not None and store.adapter is not None:
+                self._tell("/finish_weight_update", {})
+                self._tell("/reset_prefix_cache?reset_running_requests=true")
+                self._tell("/resume")
+            if adapter:
                 self._send_adapter(host, store, adapter)
-            wire.post("/update_weight_version", {"new_version": label})
+                self._forget_adapters(adapter)
+            self._tell("/update_weight_version", {"new_version": label})
 
-    def forget_adapters(self, keep: str) -> None:
-        """Unload the adapters of other runs and older versions."""
-        for name in self.adapters():
-            if name != keep:
-                self.wire.post("/v1/unload_lora_adapter", {"lora_name": name})
+    def _forget_adapters(self, keep: str) -> None:
+        """Take back the names of older versions' adapters, and of other runs'; completions in the making keep theirs."""
+        names = [row["id"] for row in self.wire.get("/v1/models")["data"]]
+        for name in names:
+            if name.startswith(ADAPTER + "-") and name != keep:
+                self._tell("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _tell(self, path: str, payload: dict[str, Any] | None = None) -> Any:
+        return self.wire.post(path, payload, UPDATE_TIMEOUT)
 
     def _send(self, host: WeightHost, name: str, part: dict[str, Any]) -> None:
         url = host.offer(name, part)
         try:
-            self.wire.post("/update_weights", {"update_info": {"url": url}})
+            self._tell("/update_weights", {"update_info": {"url": url}})
         finally:
             host.withdraw(name)
 
@@ -135,8 +139,8 @@ class RolloutServer:
         tensors, config = store.adapter
         url = host.offer(name, tensors, config)
         try:
-            found = self.wire.post("/collective_rpc", {"method": "receive_adapter", "args": [url, name]})
+            found = self._tell("/collective_rpc", {"method": "receive_adapter", "args": [url, name]})
         finally:
             host.withdraw(name)
         path = found["results"][0]
-        self.wire.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        self._tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})

@@ -73,7 +73,10 @@ class VllmServers:
         self._session = first_rank(secrets.token_hex(4))
         self._version, self._adapter = -1, ""
         self._state = threading.Condition()
-        self._closed, self._failure = False, None
+        self._closed = False
+        self._failure: RunFailed | None = None
+        self._silent_since = time.monotonic()
+        """When the last server was lost."""
         self._sending = threading.Lock()
         rank = adapter_rank(policy)
         self.abilities = Abilities(
@@ -172,16 +175,24 @@ class VllmServers:
 
     def _probe(self, server: RolloutServer) -> None:
         """Ask a server what it can do, until it answers."""
-        begun = time.monotonic()
+        self._silent_since = time.monotonic()
         while True:
             try:
                 server.probe()
                 return
             except Gone as reason:
                 server.reason = str(reason)
-                if time.monotonic() - begun > self.patience():
-                    raise GeneratorLost(self._obituary(time.monotonic() - begun)) from None
+            self._check_patience()
             time.sleep(LOOK)
+
+    def _check_patience(self) -> None:
+        seconds = time.monotonic() - self._silent_since
+        if seconds > self.patience():
+            names = ", ".join(f"{server.url} ({server.reason or 'other weights'})" for server in self._servers)
+            raise GeneratorLost(
+                f"No rollout server has answered for {seconds:.0f} seconds: {names}. Start one again with: posttrain "
+                "serve-rollouts MODEL; then go on with: posttrain resume RUN"
+            )
 
     def _all(self, path: str) -> None:
         for server in self._servers:
@@ -250,6 +261,7 @@ class VllmServers:
         with self._state:
             if server.alive:
                 server.alive = False
+                self._silent_since = time.monotonic()
                 self._tell("rollout-server-lost", "warning", f"the rollout server at {server.url} is gone: {reason}")
             server.reason = str(reason)
             self._state.notify_all()
@@ -257,15 +269,13 @@ class VllmServers:
     def _found(self, server: RolloutServer) -> None:
         with self._state:
             if not server.alive and server.reason:
-                self._tell(
-                    "rollout-server-back", "info", f"the rollout server at {server.url} has version {self._version}"
-                )
-            server.alive, server.reason = True, ""
+                message = f"the rollout server at {server.url} is back, with version {self._version}"
+                self._tell("rollout-server-back", "info", message)
+            server.alive, server.reason, server.has = True, "", (self._version, self._adapter)
             self._state.notify_all()
 
     def _choose(self, group: Group | None) -> RolloutServer:
         """The server of a group, or the idlest; waits while there is none. Raises GeneratorLost."""
-        begun = time.monotonic()
         with self._state:
             while True:
                 if self._closed or self._failure is not None:
@@ -277,31 +287,23 @@ class VllmServers:
                         group.server = chosen
                         chosen.busy += 1
                     return chosen
-                if time.monotonic() - begun > self.patience():
-                    raise GeneratorLost(self._obituary(time.monotonic() - begun))
+                self._check_patience()
                 self._state.wait(LOOK)
-
-    def _obituary(self, seconds: float) -> str:
-        names = ", ".join(f"{server.url} ({server.reason or 'other weights'})" for server in self._servers)
-        return (
-            f"No rollout server has answered for {seconds:.0f} seconds: {names}. Start one again with: posttrain "
-            "serve-rollouts MODEL; then go on with: posttrain resume RUN"
-        )
 
     def _complete(self, group: Group, seed: int) -> Completion:
         parameters = self.limits.parameters(group.index, group.prompt, group.sampling, seed)
         ids = group.prompt.tolist()
         while True:
             server = self._choose(group)
-            version, adapter = self._version, self._adapter
+            version, adapter = server.has
             try:
-                return self._answer(group, server.complete(ids, parameters, adapter or None), version, adapter)
+                return self._answer(group, server.complete(ids, parameters, adapter), version, adapter)
             except Gone as reason:
                 self._lost(server, reason)
             except Refused as error:
                 if not (adapter and error.status == 404):
                     raise RunFailed(f"The rollout server at {server.url} refuses a prompt: {error}") from None
-                if adapter == self._adapter:
+                if adapter == server.has[1]:
                     self._lost(server, f"it has no adapter of version {version}")
             finally:
                 with self._state:

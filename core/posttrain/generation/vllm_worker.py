@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import urllib.request
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 BACKEND = "posttrain"
 #: Seconds that a worker waits for the trainer's next bytes.
 TIMEOUT = 120.0
+#: Adapters of a run that stay on disk: completions in the making may need an older one again.
+KEPT_ADAPTERS = 4
 
 
 @dataclass
@@ -95,10 +98,13 @@ class WeightReceiver:
         if not (folder / "adapter_config.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             content = read(url)
-            (length,) = (int.from_bytes(content[:8], "little"),)
+            length = int.from_bytes(content[:8], "little")
             config = json.loads(content[8 : 8 + length])["__metadata__"]["config"]
             (folder / "adapter_model.safetensors").write_bytes(content)
             (folder / "adapter_config.json").write_text(config, encoding="utf-8")
+            older = sorted(folder.parent.glob(f"{name.rpartition('-')[0]}-*"), key=lambda path: path.stat().st_mtime)
+            for path in older[:-KEPT_ADAPTERS]:
+                shutil.rmtree(path, ignore_errors=True)
         return str(folder)
 
 
