@@ -109,7 +109,7 @@ class RolloutServer:
                 while first is not None:
                     self._send(host, f"{label}-{number}", first)
                     first, number = next(parts, None), number + 1
-                self._tell("/finish_weight_update", {})
+                self._tell("/finish_weight_update", {"weight_version": label})  # before any token is made with them
                 self._tell("/reset_prefix_cache?reset_running_requests=true")
                 self._tell("/resume")
             if adapter:
@@ -118,7 +118,7 @@ class RolloutServer:
             self._tell("/update_weight_version", {"new_version": label})
 
     def _forget_adapters(self, keep: str) -> None:
-        """Take back the names of older versions' adapters, and of other runs'; completions in the making keep theirs."""
+        """Take back the names of older adapters, and of other runs'; completions in the making keep theirs."""
         names = [row["id"] for row in self.wire.get("/v1/models")["data"]]
         for name in names:
             if name.startswith(ADAPTER + "-") and name != keep:
