@@ -197,7 +197,7 @@ def test_a_prompt_or_weights_that_are_refused_end_the_run(start):
         (
             lambda *_: (404, {}),
             SettingsError,
-            "is no rollout server: it answers 404: {}. Start one with: posttrain",
+            "is no rollout server: it answers 404: Not Found. Start one with: posttrain",
         ),
     ],
 )

@@ -84,5 +84,7 @@ def _message(text: str) -> str:
             found = inner
     except ValueError:
         found = text
+    if not found:
+        return ""
     line = " ".join((found if isinstance(found, str) else json.dumps(found)).split())
     return line if len(line) <= 300 else line[:297] + "..."
