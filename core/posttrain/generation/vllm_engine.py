@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from posttrain.errors import SettingsError
+from posttrain.generation.hf import refuse_images
 from posttrain.generation.protocol import Abilities, Completion, Health, Sampling, Weights
 from posttrain.generation.vllm_folder import write_folder
 from posttrain.generation.vllm_requests import Limits, check_sampling, completion, logprobs_mode
@@ -79,8 +79,7 @@ class VllmEngine:
         """
         from vllm import SamplingParams, TokensPrompt
 
-        if images is not None:
-            raise SettingsError("Generation 'vllm' takes no images yet. Use --generation hf.")
+        refuse_images(images)
         check_sampling(sampling, self._mode)
         places = [(index, seed) for index, own in enumerate(seeds) for seed in own]
         asked = [TokensPrompt(prompt_token_ids=prompts[index].tolist()) for index, _ in places]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from posttrain.endpoint import Refused
 from posttrain.errors import GeneratorLost, RunFailed, SettingsError
+from posttrain.generation.hf import refuse_images
 from posttrain.generation.protocol import Abilities, Completion, Health, Sampling, Weights
 from posttrain.generation.vllm_http import Gone
 from posttrain.generation.vllm_requests import Limits, check_sampling, completion
@@ -103,8 +104,7 @@ class VllmServers:
         self, prompts: list[Tensor], sampling: Sampling, seeds: list[list[int]], images: list[list[Any]] | None = None
     ) -> list[list[Completion]]:
         """Complete each prompt once per seed; those of one prompt go to one server, which reads it once."""
-        if images is not None:
-            raise SettingsError("Rollout servers take no images yet. Use --generation hf.")
+        refuse_images(images)
         for server in self._servers:
             check_sampling(sampling, server.facts.mode)  # type: ignore[union-attr]  # probed at the start
         asked: list[list[Future[Completion]]] = []
