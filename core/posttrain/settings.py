@@ -176,12 +176,19 @@ class Settings:
     """Passes over each batch of rollouts (mu in the GRPO paper)."""
     minibatches_per_rollout: int = 1
     """Optimiser steps into which one pass over the rollouts is cut."""
-    generation: Literal["hf"] = "hf"
-    """Engine that samples."""
+    generation: str = "hf"
+    """Engine that samples: hf; vllm, in this process; vllm-server, started on this machine for the run; or addresses
+    of servers that posttrain serve-rollouts has started: http://HOST:PORT,http://HOST:PORT"""
     generation_process: bool | None = None
     """Sample with hf in a process of its own, which has a copy of the weights. [where rollouts run ahead]"""
     generation_device: str | None = None
     """Device of that process. [the same as the trainer's]"""
+    generation_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type in which vLLM computes. [the one in which the policy computes]"""
+    generation_gpu_memory: float = 0.4
+    """Share of the GPU's memory for a vLLM that this run starts: its weights, keys and values."""
+    generation_patience: float = 45.0
+    """Seconds without any rollout server after which the run ends."""
     generation_batch_size: int = 64
     """Completions sampled at the same time."""
     generation_cache_tokens: int | None = None

@@ -26,7 +26,7 @@ from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import DataError, SettingsError
-from posttrain.generation.choose import make_generator
+from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
 from posttrain.models.load import (
     choose_device,
@@ -263,6 +263,8 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
             f"'{card.name}' draws prompts at random and needs all of them at hand. Leave streaming out; the first N "
             "rows alone are read with --limit N."
         )
+    if card.online:
+        check_generation(settings)
     checks = {
         "batch-size": settings.batch_size is not None and settings.batch_size >= 1,
         "steps": settings.steps is None or settings.steps >= 1,
