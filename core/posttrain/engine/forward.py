@@ -17,6 +17,9 @@ from posttrain.engine.head import Head, Request, token_statistics
 from posttrain.engine.layout import lay_out
 from posttrain.views import Example, Sequence, View, Views
 
+#: A row for passes that are made only because other ranks make one.
+IDLE = Sequence(torch.zeros(2, dtype=torch.int64), torch.tensor([False, True]))
+
 
 class TokenModel(nn.Module):
     """A transformers model as the core sees it: hidden states of laid-out sequences, then the chunked head.

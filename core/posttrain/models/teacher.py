@@ -112,6 +112,10 @@ class AverageTeacher(LiveTeacher):
     def __init__(self, policy: TokenModel, rate: float):
         super().__init__(policy)
         self.rate = rate
+        self.average: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        """Start from the policy as it is now, placed where it will be trained."""
         self.average = {name: p.detach().clone() for name, p in self._trained()}
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:

@@ -22,6 +22,7 @@ from posttrain.rewards import Reward, score
 from posttrain.rollouts.rollouts import Rollout, Rollouts
 
 if TYPE_CHECKING:
+    from posttrain.engine.forward import TokenModel
     from posttrain.engine.run import Run
 
 #: Columns that describe a prompt to the core and are nothing to a reward.
@@ -49,15 +50,29 @@ def answer(run: Run, generator: Generator, orders: list[Order], sampling: Sampli
     mine = run.strategy.share(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
     kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
-    for kind, place in kinds:
-        chosen = [
-            index for index, order in enumerate(mine) if place < len(order.asks) and _kind(order.asks[place]) == kind
-        ]
-        found = _complete(run, generator, [mine[index] for index in chosen], place, kind, sampling)
-        for index, completions in zip(chosen, found, strict=True):
-            groups[index][place] = [_rollout(mine[index], place, prompt, one) for prompt, one in completions]
+    with run.strategy.whole(*_answering(run, orders)):
+        for kind, place in kinds:
+            chosen = [
+                index
+                for index, order in enumerate(mine)
+                if place < len(order.asks) and _kind(order.asks[place]) == kind
+            ]
+            found = _complete(run, generator, [mine[index] for index in chosen], place, kind, sampling)
+            for index, completions in zip(chosen, found, strict=True):
+                groups[index][place] = [_rollout(mine[index], place, prompt, one) for prompt, one in completions]
     flat = [[item for ask in asks for item in ask] for asks in groups]
     return [item for group in run.strategy.gather(flat) for item in group]
+
+
+def _answering(run: Run, orders: list[Order]) -> list[TokenModel]:
+    """The models that any rank will let answer."""
+    asks = [ask for order in orders for ask in order.asks]
+    sources = {("teacher" if ask.source == "teacher" else "reference") if ask.mixture else ask.source for ask in asks}
+    models = [run.policy]
+    for source in sorted(sources - {"policy", "data"}):
+        with _frozen(run, source).active() as model:
+            models.append(model)
+    return models
 
 
 def _kind(ask: Ask) -> Ask:

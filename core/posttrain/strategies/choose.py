@@ -35,7 +35,7 @@ def choose(settings: Settings) -> tuple[Strategy, str]:
         )
     if "MASTER_ADDR" not in os.environ:
         os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"})
-    strategy = DistributedData()
+    strategy = DistributedData(settings)
     return strategy, f"ddp: {strategy.world} processes"
 
 
