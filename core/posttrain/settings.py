@@ -139,6 +139,9 @@ class Settings:
     strategy: Literal["single", "qlora", "ddp", "fsdp", "deepspeed"] | None = None
     """How the work is spread over devices; posttrain doctor says what each needs. [single, or ddp for several
     processes]"""
+    cpu_offload: bool = False
+    """Keep weights, gradients and the optimiser's state in the computer's memory instead of the GPU's (fsdp,
+    deepspeed)."""
     nproc: int = 1
     """Processes to start on this machine."""
     nnodes: str = "1"
@@ -153,9 +156,9 @@ class Settings:
     command given again."""
     deepspeed_config: str | None = None
     """DeepSpeed's own JSON file; what it leaves out, and what the run decides, is filled in."""
-    zero_stage: int = 2
+    zero_stage: int | None = None
     """What the strategy deepspeed divides among the processes: 1 the optimiser, 2 the gradients too, 3 the weights
-    too."""
+    too. [that of deepspeed-config; else 2]"""
 
     # Online methods
     group_size: int | None = None

@@ -19,6 +19,7 @@ COMMANDS = {
     "list-methods": ("posttrain.cli.list_methods", "methods that are installed, or available"),
     "show": ("posttrain.cli.show", "what a method is, and its options"),
     "check-data": ("posttrain.cli.check_data", "read data as a run would, without a model"),
+    "doctor": ("posttrain.cli.doctor", "what is on this machine, which strategies would work, what memory they take"),
     "check": ("posttrain.cli.check", "run the conformance kit on a method"),
     "plugins": ("posttrain.cli.plugins", "installed plugins; 'plugins audit' adds file hashes"),
     "new": ("posttrain.cli.new", "write a new plugin"),

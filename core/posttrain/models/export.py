@@ -35,7 +35,7 @@ def export(
     quantize = trained.quantize if onto == "trained" else None
     settings = dataclasses.replace(
         Settings(trust_remote_code=trained.trust_remote_code, double_quantization=trained.double_quantization),
-        dtype=dtype or trained.dtype or "float32",
+        dtype=dtype or trained.dtype or "float32",  # type: ignore[arg-type]  # checked when the model is loaded
         quantize=quantize,
         packing=False,
         device="cpu",

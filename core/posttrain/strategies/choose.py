@@ -35,6 +35,19 @@ def choose(settings: Settings) -> tuple[Strategy, str]:
     return getattr(importlib.import_module(module), kind)(settings), f"{name}: {why}"
 
 
+def planned(settings: Settings) -> tuple[str, int]:
+    """Strategy and processes of a run with these settings, before any of them is started; ZeRO with its stage."""
+    world = find_world()
+    nodes = int(settings.nnodes.partition(":")[0]) if settings.nnodes[:1].isdigit() else 1
+    count = world.size if world is not None else settings.nproc * nodes
+    name = settings.strategy or ("ddp" if count > 1 else "single")
+    if name == "deepspeed":
+        from posttrain.strategies.zero_config import stage_of
+
+        name = f"zero-{stage_of(settings)}"
+    return name, count
+
+
 def _name(settings: Settings, world: World) -> tuple[str, str]:
     count = "one process" if world.size == 1 else f"{world.size} processes"
     if world.size > 1 and LAUNCHED not in os.environ:

@@ -169,7 +169,7 @@ def leave_word(error: BaseException, exit_code: int) -> bool:
     text = str(error) if known else f"{type(error).__name__}: {error}"
     stack = "" if known else "".join(traceback.format_exception(error))
     extra = {"py_callstack": stack, "timestamp": str(int(time.time()))}
-    word = {"message": {"message": text, "extraInfo": extra}}
+    word: dict[str, dict[str, Any]] = {"message": {"message": text, "extraInfo": extra}}
     word["posttrain"] = {"message": text, "exit_code": exit_code, "traceback": stack, "time": time.time()}
     word["posttrain"]["lost"] = isinstance(error, RankLost)
     with contextlib.suppress(OSError):  # without it the exit code has to do
