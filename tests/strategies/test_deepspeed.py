@@ -132,5 +132,5 @@ def test_files_that_cannot_be_read(tmp_path):
         stage_of(Settings(deepspeed_config=str(tmp_path / "bad.json")))
     settings = written(tmp_path, zero_optimization={"stage": 3})
     settings.zero_stage = 2
-    with pytest.raises(SettingsError, match="^zero-stage is 2, but '.*' says stage 3. Leave one out."):
+    with pytest.raises(SettingsError, match=r"^zero-stage is 2, but '.*' says stage 3. Leave one out."):
         stage_of(settings)
