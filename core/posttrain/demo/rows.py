@@ -53,7 +53,14 @@ def _prompt_completion(place: int, prompt: str, answer: str) -> Row:
 
 
 def _preference(place: int, prompt: str, answer: str) -> Row:
-    return {"prompt": prompt, "chosen": answer, "rejected": answer[::-1]}
+    return {
+        "prompt": prompt,
+        "chosen": answer,
+        "rejected": answer[::-1],
+        "chosen_score": 1.0,
+        "rejected_score": in_place(answer[::-1], answer),
+        "tie": False,
+    }
 
 
 def _unpaired(place: int, prompt: str, answer: str) -> Row:
@@ -62,7 +69,8 @@ def _unpaired(place: int, prompt: str, answer: str) -> Row:
 
 
 def _ranked(place: int, prompt: str, answer: str) -> Row:
-    return {"prompt": prompt, "completions": [answer, slip(answer, place)[0], answer[::-1]]}
+    texts = [answer, slip(answer, place)[0], answer[::-1]]
+    return {"prompt": prompt, "completions": texts, "scores": [in_place(text, answer) for text in texts]}
 
 
 def _scored(place: int, prompt: str, answer: str) -> Row:
