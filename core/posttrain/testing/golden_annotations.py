@@ -30,22 +30,32 @@ class _Models:
             raise NotInTheFile from None
 
 
-def annotated_columns(method: Method, config: Any, inputs: Inputs) -> dict[str, Any]:
-    """What ``posttrain_annotate`` returns for the entry's rows, as columns of its batch; empty without the hook."""
+def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict[str, Any]) -> dict[str, Any]:
+    """What ``posttrain_annotate`` returns for the entry's rows, as columns of its batch; empty without the hook.
+
+    ``columns`` are those that the batch has already, such as advantages.
+    """
     if not method.has("posttrain_annotate"):
         return {}
     models = _Models()
     examples = [Example({}, {}) for _ in range(inputs.size)]
     for name, role in inputs.roles.items():
         assert role.mask is not None  # read_inputs gives every role of log-probs one
+        if len(role.mask) != inputs.size:
+            continue  # rows of their own, such as demonstrations
         for row, mask in enumerate(role.mask):
             count = int(mask.sum())
             sequence = Sequence(torch.arange(count + 1), torch.arange(count + 1) > 0)
             models.known[id(sequence)] = {model: logps[row][mask] for model, logps in role.logps.items()}
             examples[row].sequences[name] = [sequence]
+            for key, values in columns.items():
+                if isinstance(values, Tensor) and values.shape == role.mask.shape:
+                    sequence.per_token[key] = values[row][mask]
+                elif isinstance(values, Tensor) and len(values) == inputs.size and values.dim() == 1:
+                    examples[row].columns[key] = float(values[row])
     try:
-        columns = method.annotate(examples=examples, models=models, config=config, state=dict(inputs.others))
+        found = method.annotate(examples=examples, models=models, config=config, state=dict(inputs.others))
     except NotInTheFile:
         return {}
-    add_columns(examples, columns, method.name)
+    add_columns(examples, found, method.name)
     return build_batch(examples, torch.device("cpu"))[0].columns

@@ -10,11 +10,13 @@ Names are read word by word, so files with other inputs work unchanged:
 - ``reward_ROLE`` is the score of a reward head.
 - ``..._logits`` of a head for steps are those of its two classes, at the end of each step: one row, or several.
 - ``NAME_new`` is the policy's ``NAME``, ``NAME_old`` the column ``old_NAME``.
+- ``rewards``, ``rewards_2``, ... are the parts of the reward; ``off_policy_seq`` marks completions of the data.
 - Everything else becomes a token statistic, a batch column and an entry of the state, under its own name.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -132,19 +134,40 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
         sampled_logps=role.logps.get("sampled", old).detach(),
         reference_logps=role.logps["reference"].detach() if "reference" in role.logps else None,
         teacher_logps=role.logps["teacher"].detach() if "teacher" in role.logps else None,
-        old=lambda name: old if name == "logps" else columns[f"old_{name}"],
+        old=lambda name: old if name == "logps" else columns.get(f"old_{name}", columns.get(name)),
         prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
         lengths=role.mask.sum(-1),
         finished=torch.ones(len(group), dtype=torch.bool),
         prompts=[f"prompt {one}" for one in inputs.others["group"]],
         completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
-        source=["policy"] * len(group),
+        source=sources_of(inputs),
         columns=columns,
+        reward_parts={
+            name: _tensor(value)
+            for name, value in inputs.others.items()
+            if re.fullmatch(r"rewards(_\d+)?", name) and len(value) == len(group)
+        },
     )
+
+
+def sources_of(inputs: Inputs) -> list[str]:
+    """Who made each completion: the policy, or the data where ``off_policy_seq`` says so."""
+    return ["data" if foreign else "policy" for foreign in inputs.others.get("off_policy_seq", [0] * inputs.size)]
 
 
 def _scores(inputs: Inputs) -> Tensor:
     return torch.tensor(inputs.others["rewards"], dtype=torch.float64)
+
+
+def rollout_columns(inputs: Inputs) -> dict[str, Any]:
+    """What every rollout of a run has: who made it, and that there is something to learn from the teacher."""
+    return {"source": sources_of(inputs), "taught": torch.ones(inputs.size, dtype=torch.bool)}
+
+
+def two_tokens(logps: Tensor) -> Tensor:
+    """Logits ``(n, 2)``, without gradient, of a vocabulary of two in which the tokens have these log-probs ``(n,)``."""
+    logps = logps.detach().clamp(max=-1e-12)
+    return torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
 
 
 def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]]) -> Views | None:

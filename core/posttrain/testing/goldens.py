@@ -6,6 +6,7 @@ by that input. The entry is evaluated by the method of its name, or by the one w
 
     [goldens]
     lam = "anchor_weight"            # a hyper-parameter that is an option under another name
+    rewards_override = "@rewards"    # one that is really an input, and takes its place
     std = "=sample"                  # one that is no option: the method has this value and no other ("=" is any value)
     loss = "loss_trl"                # the quantity of the file that the method's loss is
     advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them
@@ -37,7 +38,9 @@ from posttrain.testing.golden_inputs import (
     columns_of,
     given_statistics,
     read_inputs,
+    rollout_columns,
     rollouts_of,
+    two_tokens,
     views_of,
 )
 from posttrain.testing.rollouts import make_rollouts
@@ -184,6 +187,8 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
         raw = {method.card.goldens.get(key, key): value for key, value in raw.items()}
+        given = [(str(method.card.goldens.get(key)), one) for key, one in entry.get("hyperparameters", {}).items()]
+        raw |= {target[1:]: value for target, value in given if target.startswith("@")}
         heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
         inputs = read_inputs(raw, heads[0], _temperature(method, entry), heads[1])
         _compare(result, method, config, entry, inputs, quantity)
@@ -202,6 +207,8 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
         target = mapping.get(key, key)
         if target == TEMPERATURE and TEMPERATURE not in names:
             continue  # a setting of every run: it divides all logits
+        if target.startswith("@"):
+            continue  # an input
         if target.startswith("="):
             if target[1:] not in ("", str(value), json.dumps(value)):
                 raise NotImplementedHere(f"'{key}' is {value!r}, '{method.name}' knows only {target[1:]!r}")
@@ -226,9 +233,9 @@ def _compare(
 ) -> None:
     if not method.has("posttrain_loss"):
         raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
-    batch = Batch(inputs.size, _usual_columns(method, inputs) | columns_of(inputs))
+    batch = Batch(inputs.size, (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs))
     advantages = _advantages(method, config, inputs, batch, entry)
-    batch.columns = annotated_columns(method, config, inputs) | batch.columns
+    batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
     loss, metrics = _loss(method, config, inputs, batch)
     named = metrics.get(method.card.goldens.get("advantages", ""), advantages)  # some are worked out in the loss
     advantages = named.values if isinstance(named, PerToken) else named
@@ -240,7 +247,10 @@ def _compare(
         result.comparisons.append(_pair(target, expected, value))
     if quantity is None:
         if advantages is not None and entry.get("advantages") is not None:
-            result.comparisons.append(_pair("advantages", entry["advantages"], advantages))
+            wanted = entry["advantages"]
+            if advantages.dim() == 1 and isinstance(wanted[0], list):  # one for all tokens of a row
+                advantages = advantages[:, None].expand(-1, max(map(len, wanted)))
+            result.comparisons.append(_pair("advantages", wanted, advantages))
             done.add("advantages")
         for key in [key for key in entry if key in batch.columns and key not in (*inputs.others, *done, "advantages")]:
             result.comparisons.append(_pair(key, entry[key], batch.columns[key]))
@@ -271,7 +281,10 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
     if not method.has("posttrain_advantages"):
         return None
     rewards = torch.tensor(inputs.others["rewards"], dtype=torch.float64)  # (B,)
-    state = dict(inputs.others)
+    state = {
+        name: dict.fromkeys(rollouts.prompts, value) if isinstance(value, dict) else value
+        for name, value in inputs.others.items()
+    }  # an object is what is known of each prompt
     advantages, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
     batch.columns |= {"advantages": advantages, **columns}
     return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
@@ -291,13 +304,6 @@ def _pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tenso
     selection = method.select(rollouts=rollouts, rewards=rewards, config=config, state={})
     batch.columns |= selection.columns
     return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
-
-
-def _usual_columns(method: Method, inputs: Inputs) -> dict[str, Any]:
-    """What every rollout of a run has: the policy made it, and there is something to learn from the teacher."""
-    if not method.card.online:
-        return {}
-    return {"source": ["policy"] * inputs.size, "taught": torch.ones(inputs.size, dtype=torch.bool)}
 
 
 def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -331,9 +337,9 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
             logits, labels = role.logits["policy"][at], role.labels[at]  # type: ignore[index]  # logits bring labels
             given = {model: values[at] for model, values in role.logits.items()}
         else:
-            logits = _two_tokens(role.logps["policy"][at])  # (n, 2)
+            logits = two_tokens(role.logps["policy"][at])  # (n, 2)
             labels = torch.zeros(len(logits), dtype=torch.long)
-            given = {model: _two_tokens(values[at]) for model, values in role.logps.items()}
+            given = {model: two_tokens(values[at]) for model, values in role.logps.items()}
         others = {f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)}
         if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
             continue  # a role of other methods, of which this model says nothing
@@ -343,11 +349,6 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
         }  # (B, T)
         found[name] = spread | found[name]
     return found
-
-
-def _two_tokens(logps: Tensor) -> Tensor:
-    logps = logps.detach().clamp(max=-1e-12)
-    return torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
 
 
 def _quantity(entry: dict[str, Any], name: str) -> Any:

@@ -50,6 +50,11 @@ class Rollouts:
         return torch.sigmoid(self.rewards[first] - self.rewards[second])
 
     @property
+    def reward_parts(self) -> dict[str, Tensor]:
+        """The rewards one by one ``(B,)``: here there is a single one."""
+        return {"reward": self.rewards}
+
+    @property
     def lengths(self) -> Tensor:
         """Tokens of each completion ``(B,)``."""
         return self.mask.sum(-1)
