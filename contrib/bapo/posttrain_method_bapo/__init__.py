@@ -16,7 +16,7 @@ The bounds are worked out from the whole optimiser step before its first forward
 more without.
 
 Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The order
-in which the bounds move is that of the authors' code.
+in which the bounds move is that of the authors' code; the default numbers are quoted at second hand.
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
@@ -38,19 +38,19 @@ class Config:
     """Options."""
 
     lower_start: float = 0.6
-    """Lower bound of the ratio to begin with (the paper)."""
+    """Lower bound of the ratio to begin with."""
     lower_max: float = 0.9
-    """Largest lower bound (the paper)."""
+    """Largest lower bound."""
     lower_step: float = 0.05
     """Step by which it is raised."""
     upper_start: float = 1.2
-    """Upper bound of the ratio to begin with (the paper)."""
+    """Upper bound of the ratio to begin with."""
     upper_max: float = 3.0
-    """Largest upper bound (the paper)."""
+    """Largest upper bound."""
     upper_step: float = 0.02
     """Step by which it is raised."""
     target_pos_neg_ratio: float = 0.4
-    """Weight of good tokens relative to bad ones that is wanted (the paper)."""
+    """Weight of good tokens relative to bad ones that is wanted."""
     dual_clip_c: float = 3.0
     """Bound of the loss of a bad token, in advantages (verl)."""
     advantage_epsilon: float = 1e-6

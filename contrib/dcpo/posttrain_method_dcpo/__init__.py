@@ -14,7 +14,8 @@ sampled, and a bad token costs at most dual_clip_c times its advantage:
     loss = sum over the step's completions of  the mean over tokens of  -min(ratio A, clip(ratio, low, high) A)
 
 Differs from the paper: The standard deviation is the sample's with nothing added; where it is 0 the advantage is 0. The
-sum over completions, not their mean, is the authors': the loss grows with the batch, and max-grad-norm bites sooner.
+widths are quoted at second hand. The sum over completions, not their mean, is the authors': the loss grows with the
+batch, and max-grad-norm bites sooner.
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
@@ -36,11 +37,11 @@ class Config:
     """Options."""
 
     eps_low: float = 0.16
-    """Width of the range below (the paper)."""
+    """Width of the range below."""
     eps_high: float = 0.2
-    """Width of the range above (the paper)."""
+    """Width of the range above."""
     r_max: float = 10.0
-    """Largest upper bound (the paper)."""
+    """Largest upper bound."""
     dual_clip_c: float = 3.0
     """Bound of the loss of a bad token, in advantages (the authors' code)."""
 

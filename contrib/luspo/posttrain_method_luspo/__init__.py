@@ -1,6 +1,7 @@
 """Length-unbiased sequence policy optimisation: GSPO with each completion weighted by its length.
 
-Paper: 2026, "Length-Unbiased Sequence Policy Optimization", arXiv:2602.05261.
+Paper: 2026, "Length-Unbiased Sequence Policy Optimization: Revealing and Controlling Response Length Variation in
+RLVR", arXiv:2602.05261.
 
 Loss in words: What a completion is worth is its reward minus the mean of its group, divided by the group's standard
 deviation. The completion's ratio, a geometric mean over its L tokens, is multiplied by this and clipped as a whole, as
@@ -31,9 +32,9 @@ class Config:
     """Options."""
 
     epsilon_low: float = 2e-3
-    """How far the completion's ratio may fall below 1 before it is clipped (the paper)."""
+    """How far the completion's ratio may fall below 1 before it is clipped (TRL)."""
     epsilon_high: float = 2.5e-3
-    """How far it may rise above 1 (the paper)."""
+    """How far it may rise above 1 (TRL)."""
     advantage_epsilon: float = 1e-6
     """Added to the standard deviation (verl)."""
 

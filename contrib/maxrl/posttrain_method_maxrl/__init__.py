@@ -1,7 +1,7 @@
 """Maximum likelihood reinforcement learning: advantages are divided by the group's success rate, so rare successes
 count.
 
-Paper: 2026, "Maximum Likelihood Reinforcement Learning", arXiv:2602.02710.
+Paper: Tajwar et al. 2026, "Maximum Likelihood Reinforcement Learning", arXiv:2602.02710.
 
 Loss in words: to maximise the log-likelihood of success rather than its probability, the gradient of a prompt is
 divided by its success rate. What a completion is worth is its reward less its group's mean, divided by that mean; a

@@ -32,7 +32,7 @@ class Config:
     """Options."""
 
     tau: float = 0.5
-    """Temperature of the scores (the paper)."""
+    """Temperature of the scores (ms-swift)."""
 
 
 @hookimpl

@@ -61,9 +61,10 @@ def posttrain_advantages(rewards, rollouts, config):
     above = rewards - tensors.group_mean(rewards, rollouts.group)  # (B,)
     spread = tensors.group_std(rewards, rollouts.group)  # (B,)
     usual = (above / (spread + config.advantage_epsilon)).nan_to_num(0.0)[:, None]  # (B, 1)
-    entropy = torch.where(rollouts.mask, rollouts.old("entropy"), 0.0).to(rewards.dtype)  # (B, T)
+    entropy = rollouts.old("entropy").to(rewards.dtype)  # (B, T)
+    most = entropy.masked_fill(~rollouts.mask, -torch.inf).amax(1, keepdim=True)  # (B, 1)
     right = (rewards > config.correct_above)[:, None]
-    shaped = config.alpha * torch.where(right, entropy, entropy - entropy.amax(1, keepdim=True))  # (B, T)
+    shaped = config.alpha * torch.where(right, entropy, entropy - most)  # (B, T)
     equal = (spread == 0) & ~rewards.isnan()  # (B,)
     advantages = torch.where(equal[:, None], shaped, usual.expand_as(shaped))
     return {"advantages": torch.where(rollouts.mask, advantages, 0.0), "zero_variance": equal.to(rewards.dtype)}
