@@ -360,3 +360,18 @@ def test_what_hooks_of_a_whole_step_are_given(plugin, file):
     del entry["hyperparameters"]["history"]
     (result,) = evaluate(file({"squares": entry}), folders=[folder])
     assert result.status == "differs"
+
+
+def test_demonstrations_stand_behind_the_policys_own_completions():
+    """One a prompt, made by the data, scored by nobody, with a probability that has a gradient."""
+    inputs = read_inputs({**ROLLOUTS, "data_logp": [[-0.4, -1.0], [-0.3]], "lengths": [2, 1, 1]}, reward_head=False)
+    rollouts, statistics = rollouts_of(inputs), given_statistics(inputs)["completion"]
+    view = views_of(inputs, "policy", {"completion": statistics}).completion
+    assert view.logps.tolist() == [[-1, -2], [-3, 0], [-1, 0], [-0.4, -1], [-0.3, 0]]
+    assert rollouts.source == ["policy", "policy", "policy", "data", "data"]
+    assert rollouts.group.tolist() == [0, 0, 1, 0, 1]
+    assert [math.isnan(one) for one in inputs.others["rewards"]] == [False, False, False, True, True]
+    assert rollouts.old_logps[3:].tolist() == [[-0.4, -1], [-0.3, 0]]
+    assert statistics["entropy"].tolist() == [[0.5, 0.6], [0.7, 0], [0.8, 0], [0, 0], [0, 0]]
+    view.logps.sum().backward()
+    assert inputs.leaves["data_logp"].grad.tolist() == [[1, 1], [1, 1]]

@@ -50,7 +50,7 @@ WORTH = torch.tensor([2.0, -1.0], dtype=D)
 
 
 def test_advantages_by_hand():
-    found, _ = advantages([1, 0, 0.4, math.nan], [0, 0, 1, 1])
+    found, _ = advantages([1, 0, -1, math.nan], [0, 0, 1, 1])
     assert found.tolist() == pytest.approx([0.1, -1, -1, 0])
     positive, _ = advantages([1, 0], [0, 0], options={"positive_weight": 1.0, "negative_weight": 0.0})
     negative, _ = advantages([1, 0], [0, 0], options={"positive_weight": 0.0})

@@ -33,8 +33,8 @@ class Config:
 
     alpha: float = 0.1
     """Weight of the entropy (the paper: 0.1 to 0.2)."""
-    correct_above: float = 0.5
-    """A completion with a larger reward counts as correct."""
+    correct_above: float = 0.0
+    """A completion with a larger reward counts as correct: 0 fits rewards of 0 and 1, and of -1 and 1."""
     epsilon_low: float = 0.2
     """How far the probability ratio may fall below 1 before it is clipped (DAPO, arXiv:2503.14476)."""
     epsilon_high: float = 0.28

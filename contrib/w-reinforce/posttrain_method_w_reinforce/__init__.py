@@ -31,8 +31,8 @@ class Config:
     """What a correct completion is worth (the paper: 0.1; PSR 1, NSR 0)."""
     negative_weight: float = 1.0
     """What a wrong one is worth, with the sign turned (the paper: 1; PSR 0, NSR 1)."""
-    correct_above: float = 0.5
-    """A completion with a larger reward counts as correct."""
+    correct_above: float = 0.0
+    """A completion with a larger reward counts as correct: 0 fits rewards of 0 and 1, and of -1 and 1."""
     epsilon: float = 0.2
     """How far the probability ratio may leave 1 before it is clipped (PPO, arXiv:1707.06347)."""
 

@@ -53,6 +53,8 @@ def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict
                     sequence.per_token[key] = values[row][mask]
                 elif isinstance(values, Tensor) and len(values) == inputs.size and values.dim() == 1:
                     examples[row].columns[key] = float(values[row])
+                elif isinstance(values, list) and len(values) == inputs.size:
+                    examples[row].columns[key] = values[row]
     try:
         found = method.annotate(examples=examples, models=models, config=config, state=dict(inputs.others))
     except NotInTheFile:
