@@ -65,7 +65,8 @@ def posttrain_advantages(rewards, rollouts, config):
     sampled = torch.tensor([who != "data" for who in rollouts.source])
     compared = rewards.where(sampled, torch.nan)
     right = (compared > config.correct_above).to(rewards.dtype).where(~compared.isnan(), torch.nan)
-    gated = ~(tensors.group_mean(right, rollouts.group) > config.gate)  # (B,)
+    shown = tensors.group_mean((~sampled).to(rewards.dtype), rollouts.group) > 0  # without one there is no choice
+    gated = shown & ~(tensors.group_mean(right, rollouts.group) > config.gate)  # (B,)
     advantages = (compared - tensors.group_mean(compared, rollouts.group)).nan_to_num(0.0)
     return {"advantages": advantages.where(~gated, 0.0), "gated": gated.to(rewards.dtype)}
 

@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from math import nan
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.errors import SettingsError
+from posttrain.testing.golden_demonstrations import join_data
 from posttrain.views import Step, View, Views
 
 KINDS = ("tok", "logp", "logits", "logratio", "logratios")
@@ -101,7 +100,7 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
             _logps(inputs, name, value, parsed[1], parsed[2], raw)
     for name, role in ratios.items():
         _ratios(inputs, name, raw, role)
-    _join_data(inputs)
+    join_data(inputs)
     if temperature != 1.0 and not any(role.logits for role in inputs.roles.values()):
         raise SettingsError(f"'temperature' is {temperature}, and there are no logits that it could divide")
     return inputs
@@ -285,27 +284,6 @@ def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, An
     place.logits[model], place.mask = logits, mask
     logps = logits.log_softmax(-1).gather(-1, place.labels[..., None])[..., 0]
     place.logps[model] = torch.where(mask, logps, torch.zeros_like(logps))
-
-
-def _join_data(inputs: Inputs) -> None:
-    """Put completions of the data, one a prompt, behind those of the policy. Nobody sampled or scored them."""
-    shown, own = inputs.roles.pop("data", None), inputs.roles.get("completion")
-    if shown is None or own is None or shown.mask is None or own.mask is None:
-        return
-    size, count, lengths = len(own.mask), len(shown.mask), shown.mask.sum(1).tolist()
-    now, width = shown.logps["policy"], max(own.mask.shape[1], shown.mask.shape[1])
-    for model, logps in own.logps.items():
-        theirs = now if model == "policy" else now.detach()
-        own.logps[model] = torch.cat([F.pad(one, (0, width - one.shape[1])) for one in (logps, theirs)])  # (B, T)
-    own.mask = torch.cat([F.pad(one, (0, width - one.shape[1])) for one in (own.mask, shown.mask)])
-    for name, value in inputs.others.items():
-        if not (isinstance(value, list) and len(value) == size):
-            continue
-        if _depth(value) == 2:
-            inputs.others[name] = value + [[0.0] * length for length in lengths]
-        elif _numeric(value):
-            inputs.others[name] = value + {"group": list(range(count)), "lengths": lengths}.get(name, [nan] * count)
-    inputs.others["off_policy_seq"] = [0] * size + [1] * count
 
 
 def _step_scores(inputs: Inputs, name: str, value: Any) -> None:
