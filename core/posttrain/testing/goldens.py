@@ -205,10 +205,8 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
     options = {mapping[key]: value for key, value in meta.items() if mapping.get(key) in names}
     for key, value in entry.get("hyperparameters", {}).items():
         target = mapping.get(key, key)
-        if target == TEMPERATURE and TEMPERATURE not in names:
-            continue  # a setting of every run: it divides all logits
-        if target.startswith("@"):
-            continue  # an input
+        if target.startswith("@") or (target == TEMPERATURE and TEMPERATURE not in names):
+            continue  # an input, or a setting of every run: it divides all logits
         if target.startswith("="):
             if target[1:] not in ("", str(value), json.dumps(value)):
                 raise NotImplementedHere(f"'{key}' is {value!r}, '{method.name}' knows only {target[1:]!r}")
