@@ -52,6 +52,10 @@ class RunFailed(PosttrainError):
     exit_code = 1
 
 
+class RankLost(RunFailed):
+    """Another process of the run is gone, or cannot be reached any more."""
+
+
 class RunStopped(PosttrainError):
     """An alert ended the run."""
 
