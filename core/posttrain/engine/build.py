@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
+    run.sizes = {"trained": _count(run.parameters), "all": _count(loaded.policy.parameters())}
     _sources(run, data)
     run.total = run.source.steps()
     run.optimizer = strategy.optimizer(loaded.policy, settings)
@@ -239,7 +240,6 @@ def _sources(run: Run, data: Prepared) -> None:
 def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> dict[str, Any]:
     """The content of run.json."""
     card = run.card
-    trained = sum(p.numel() for p in run.parameters)
     return {
         "format": 1,
         "method": method_name,
@@ -247,7 +247,7 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "settings": dataclasses.asdict(run.settings),
         "options": dataclasses.asdict(run.config),
         "total_steps": run.total,
-        "parameters": {"trained": trained, "all": sum(p.numel() for p in run.policy.parameters())},
+        "parameters": run.sizes,
         "data": data.report,
         "notes": data.notes,
         "in_memory": [
@@ -259,6 +259,10 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "code": facts.code(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _is_object(value: Any) -> bool:
