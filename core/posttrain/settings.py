@@ -104,8 +104,12 @@ class Settings:
     """Attention implementation of transformers: sdpa, eager, flash_attention_2. [the model's default]"""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    head_chunk_tokens: int = 256
-    """Tokens whose logits exist at one time."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in the main memory until then: less GPU memory, more time."""
+    liger: bool = False
+    """Use the kernels of the package liger-kernel for norms and gated layers (NVIDIA GPUs)."""
+    head_chunk_tokens: int | None = None
+    """Tokens whose logits exist at one time. [256 on a CPU; on a GPU as many as make 256 MiB]"""
     trust_remote_code: str | None = None
     """Name of the one model whose own Python code may run."""
     lora: bool = False
@@ -124,6 +128,10 @@ class Settings:
     """Load the base quantised through bitsandbytes; implies lora."""
     reference_model: str | None = None
     """Model the policy is compared with. [the model as it was at the start]"""
+    reference_every: int | None = None
+    """Steps after which the reference becomes the policy as it then is. [never: it stays as it was at the start]"""
+    reference_rate: float = 1.0
+    """How far the reference goes towards the policy each time: 1 makes it a copy, less a moving average."""
     reference_cache: bool = True
     """Run a frozen reference once for each row of a fixed dataset: its log-probs are kept for later epochs and, in the
     cache folder, for later runs."""
@@ -168,12 +176,19 @@ class Settings:
     """Passes over each batch of rollouts (mu in the GRPO paper)."""
     minibatches_per_rollout: int = 1
     """Optimiser steps into which one pass over the rollouts is cut."""
-    generation: Literal["hf"] = "hf"
-    """Engine that samples."""
+    generation: str = "hf"
+    """Engine that samples: hf; vllm, in this process; vllm-server, started on this machine for the run; or addresses
+    of servers that posttrain serve-rollouts has started: http://HOST:PORT,http://HOST:PORT"""
     generation_process: bool | None = None
     """Sample with hf in a process of its own, which has a copy of the weights. [where rollouts run ahead]"""
     generation_device: str | None = None
     """Device of that process. [the same as the trainer's]"""
+    generation_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type in which vLLM computes. [the one in which the policy computes]"""
+    generation_gpu_memory: float = 0.4
+    """Share of the GPU's memory for a vLLM that this run starts: its weights, keys and values."""
+    generation_patience: float = 45.0
+    """Seconds without any rollout server after which the run ends."""
     generation_batch_size: int = 64
     """Completions sampled at the same time."""
     generation_cache_tokens: int | None = None

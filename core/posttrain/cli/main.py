@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": ("posttrain.cli.generate", "let a model answer prompts"),
     "serve-rewards": ("posttrain.cli.serve_rewards", "score completions for runs, over HTTP"),
     "place": ("posttrain.cli.place", "run servers on a Ray cluster and train with them"),
+    "serve-rollouts": ("posttrain.cli.serve_rollouts", "serve a model to online runs, through vLLM"),
     "list-methods": ("posttrain.cli.list_methods", "methods that are installed, or available"),
     "show": ("posttrain.cli.show", "what a method is, and its options"),
     "check-data": ("posttrain.cli.check_data", "read data as a run would, without a model"),
@@ -66,7 +67,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<14}{summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<16}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: posttrain COMMAND ...",

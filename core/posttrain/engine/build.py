@@ -16,6 +16,7 @@ from torch import nn
 
 from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
+from posttrain.data.reshape import reshape
 from posttrain.demo.example import REWARD, is_data
 from posttrain.engine.correction import choose_correction
 from posttrain.engine.evaluate import HeldOutLoss
@@ -25,7 +26,7 @@ from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import DataError, SettingsError
-from posttrain.generation.choose import make_generator
+from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
 from posttrain.models.load import (
     choose_device,
@@ -35,7 +36,7 @@ from posttrain.models.load import (
     stop_ids,
     stop_ids_of,
 )
-from posttrain.models.reference import Reference
+from posttrain.models.reference import MovingReference, Reference
 from posttrain.models.teacher import check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
@@ -102,6 +103,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
         if objects.model is None
         else stop_ids(objects.model, tokenizer)
     )
+    if not card.online:
+        rows = reshape(rows, method, config)
+        held_out = None if held_out is None else reshape(held_out, method, config)
     for some in (rows, held_out):
         if some is not None:
             _check_columns(card, config, some)
@@ -159,8 +163,10 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     return run
 
 
-def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Reference:
+def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Reference | MovingReference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
+    if settings.reference_every is not None:
+        return MovingReference(policy, settings.reference_rate, settings.reference_every)
     name = settings.reference_model
     if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
         name = settings.model
@@ -170,9 +176,11 @@ def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Refe
     return Reference(policy, later=later)
 
 
-def _start(policy: TokenModel, reference: Reference | None, settings: Settings) -> Reference:
+def _start(policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings) -> Reference:
     """The policy as it is at the start: the reference, where that is not another model."""
-    return reference if reference is not None and settings.reference_model is None else Reference(policy)
+    if isinstance(reference, Reference) and settings.reference_model is None:
+        return reference
+    return Reference(policy)
 
 
 def _head(card: Card, config: Any) -> str:
@@ -255,14 +263,17 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
             f"'{card.name}' draws prompts at random and needs all of them at hand. Leave streaming out; the first N "
             "rows alone are read with --limit N."
         )
+    if card.online:
+        check_generation(settings)
     checks = {
         "batch-size": settings.batch_size is not None and settings.batch_size >= 1,
         "steps": settings.steps is None or settings.steps >= 1,
         "epochs": settings.epochs is None or settings.epochs > 0,
         "micro-batch-size": settings.micro_batch_size is None or settings.micro_batch_size >= 1,
-        "head-chunk-tokens": settings.head_chunk_tokens >= 1,
+        "head-chunk-tokens": settings.head_chunk_tokens is None or settings.head_chunk_tokens >= 1,
         "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
         "max-length": settings.max_length is None or settings.max_length >= 2,
+        "reference-every": settings.reference_every is None or settings.reference_every >= 1,
         "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
         "save-total": settings.save_total >= 1,
         "max-staleness": settings.max_staleness >= 0,
@@ -272,6 +283,17 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
             raise SettingsError(f"{name} is {getattr(settings, name.replace('-', '_'))}, expected a larger number.")
     if not 0 <= settings.eval_fraction < 1:
         raise SettingsError(f"eval-fraction is {settings.eval_fraction}, expected a number from 0 to below 1.")
+    if settings.offload_activations and choose_device(settings).type != "cuda":
+        raise SettingsError(
+            "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."
+        )
+    if settings.reference_every is not None and settings.reference_model is not None:
+        raise SettingsError(
+            f"The reference is '{settings.reference_model}' and also follows the policy every "
+            f"{settings.reference_every} steps. Leave out --reference-model, or set reference-every to none."
+        )
+    if not 0 < settings.reference_rate <= 1:
+        raise SettingsError(f"reference-rate is {settings.reference_rate}, expected a number above 0 and up to 1.")
     evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings, name) and not evaluated:

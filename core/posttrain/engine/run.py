@@ -16,11 +16,12 @@ from posttrain.cards import Card
 from posttrain.engine.batches import micro_batches, token_budget
 from posttrain.engine.correction import Correction
 from posttrain.engine.forward import TokenModel
-from posttrain.engine.head import Request
+from posttrain.engine.head import Request, chunk_tokens
+from posttrain.engine.offload import offloaded
 from posttrain.engine.source import Source
 from posttrain.engine.teaching import give_teacher
 from posttrain.methods import Method
-from posttrain.models.reference import Reference
+from posttrain.models.reference import MovingReference, Reference
 from posttrain.settings import Settings
 from posttrain.strategies.protocol import Strategy
 from posttrain.views import Example, Sequence
@@ -38,7 +39,7 @@ class Run:
     policy: TokenModel
     tokenizer: Any
     stop_ids: set[int]
-    reference: Reference | None
+    reference: Reference | MovingReference | None
     teacher: Any
     """The model that the policy learns from (see posttrain.models.teacher), None where the method needs none."""
     strategy: Strategy
@@ -90,6 +91,12 @@ class Run:
         """At which log-probs are taken: the sampler's for online methods (G4), else 1."""
         return (self.settings.temperature or 1.0) if self.card.online else 1.0
 
+    @property
+    def head_chunk(self) -> int:
+        """Tokens whose logits exist at one time."""
+        vocabulary = self.policy.inner.config.get_text_config().vocab_size
+        return chunk_tokens(self.settings.head_chunk_tokens, vocabulary, self.policy.device)
+
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Cut into forward passes by the settings."""
         tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online)
@@ -103,6 +110,10 @@ class Run:
             wanted = self.policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
+    def saving(self) -> AbstractContextManager[Any]:
+        """Where a forward pass leaves what its backward pass needs."""
+        return offloaded() if self.settings.offload_activations else nullcontext()
+
     def close(self) -> None:
         """End what belongs to the run alone: processes that sample for it."""
         close = getattr(self.source, "close", None)
@@ -111,11 +122,11 @@ class Run:
 
     def request(self, sequences: list[Sequence]) -> Request:
         """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
-        request = Request(self.settings.head_chunk_tokens, self.temperature, extras=True)
+        request = Request(self.head_chunk, self.temperature, extras=True)
         hook = "posttrain_token_statistics"
         if not self.method.has(hook):
             return request
-        request.statistics = functools.partial(_statistics, self.method, self.config)
+        request.statistics = functools.partial(_statistics, self.method, self.config, self.state)
         if self.reference is not None and self.method.takes(hook, "reference_logits"):
             request.others["reference_logits"] = self.reference.logits(sequences, self.temperature)
         if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
@@ -123,5 +134,7 @@ class Run:
         return request
 
 
-def _statistics(method: Method, config: Any, logits: Tensor, labels: Tensor, **others: Any) -> dict[str, Tensor]:
-    return method.token_statistics(logits=logits, labels=labels, config=config, **others)
+def _statistics(
+    method: Method, config: Any, state: dict[str, Any], logits: Tensor, labels: Tensor, **others: Any
+) -> dict[str, Tensor]:
+    return method.token_statistics(logits=logits, labels=labels, config=config, state=state, **others)

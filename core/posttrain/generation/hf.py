@@ -134,6 +134,6 @@ class HfGenerator:
 
 
 def refuse_images(images: list[list[Any]] | None) -> None:
-    """Raise SettingsError where a prompt has images: text models have no eyes."""
+    """Raise SettingsError where a prompt has images."""
     if images is not None and any(images):
-        raise SettingsError("Prompts have images, which --generation hf cannot show to a model. Use --generation vllm.")
+        raise SettingsError("Prompts have images, and no backend shows these to a model yet. Leave them out.")
