@@ -376,3 +376,43 @@ def test_demonstrations_stand_behind_the_policys_own_completions():
     assert statistics["entropy"].tolist() == [[0.5, 0.6], [0.7, 0], [0.8, 0], [0, 0], [0, 0]]
     view.logps.sum().backward()
     assert inputs.leaves["data_logp"].grad.tolist() == [[1, 1], [1, 1]]
+
+
+def test_logits_of_a_role_single_tokens_and_numbers_of_a_role():
+    """Logits (ln 3, 0) of "forget"; a mean loss and a probability as one token each; a statistic for every token."""
+    raw = {
+        "policy_forget_logits": [[math.log(3), 0.0], [0.0, 0.0]],
+        "labels": [0, 1],
+        "retain_nll_token_mean": 1.5,
+        "alternative_prob": [0.5, 0.25],
+        "forget_kl": 0.25,
+    }
+    inputs = read_inputs(raw, reward_head=False)
+    policy = views_of(inputs, "policy", {})
+    assert policy.forget.logps[0].tolist() == pytest.approx([math.log(0.75), math.log(0.5)])
+    assert policy.retain.logps.tolist() == [[-1.5]]
+    assert policy.alternative.sum.tolist() == pytest.approx([math.log(0.5), math.log(0.25)])
+    assert given_statistics(inputs)["forget"]["kl"].tolist() == [[0.25, 0.25]]
+
+
+def test_a_figure_beside_a_roles_own_log_probs_stays_a_column():
+    inputs = read_inputs({"policy_chosen_logp": [-3.0], "chosen_len": 2, "chosen_nll_token_mean": 1.5}, False)
+    assert views_of(inputs, "policy", {}).chosen.sum.item() == -3
+    assert columns_of(inputs)["chosen_nll_token_mean"].tolist() == [1.5]
+
+
+def test_rows_that_a_method_leaves_out_are_left_out_of_its_entry(plugin, tmp_path):
+    """Of scores 1 and 3 the method keeps those above 2: the second row, whose mean is 5."""
+    hooks = """
+@hookimpl
+def posttrain_rows(rows):
+    return [row for row in rows if row["score"] > 2]
+
+@hookimpl
+def posttrain_loss(policy):
+    return -policy.completion.mean
+"""
+    entry = {"inputs": {"policy_tok": [[-1.0], [-4.0, -6.0]], "scores": [1.0, 3.0]}, "hyperparameters": {}, "loss": 5.0}
+    (tmp_path / "file.json").write_text(json.dumps({"squares": entry}))
+    (result,) = evaluate(tmp_path / "file.json", None, [plugin(hooks, 'scores = "score"', "[]", "scored")])
+    assert result.status == "equal", result.line()

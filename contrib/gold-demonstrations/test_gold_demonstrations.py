@@ -25,7 +25,7 @@ def test_by_hand():
 def test_log_probabilities_as_reward():
     """log-probs -1 and -9 against the baseline -5: 4, and -4 that counts as 0."""
     inputs = {"policy_tok": [[0.0, -1.0]], "ref_tok": [[-1.0, -9.0]]}
-    found = loss_of(HERE, inputs, horizon=0, reward="logp")
+    found = loss_of(HERE, inputs, horizon=0, measure="logp")
     assert found.gradients["policy_tok"][0] == pytest.approx([-2, 0])
 
 

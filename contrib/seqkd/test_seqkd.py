@@ -22,8 +22,8 @@ def plan(**options):
 
 
 def test_the_teacher_answers():
-    assert plan() == [[Ask(1, source="teacher", greedy=True)]] * 2
-    assert plan(greedy=False) == [[Ask(3, source="teacher")]] * 2
+    assert plan(greedy=True) == [[Ask(1, source="teacher", greedy=True)]] * 2
+    assert plan() == [[Ask(3, source="teacher")]] * 2
 
 
 def test_loss_is_the_negative_log_probability():
@@ -42,7 +42,8 @@ def test_a_run_learns_what_the_teacher_says(tmp_path):
     """A prompt's greedy answer is the same in every step, and becomes likelier."""
     run = api.train(
         str(HERE), model=tiny_model(), tokenizer=tiny_tokenizer(), teacher=tiny_model(seed=77), data=[{"prompt": "ab"}],
-        batch_size=1, steps=4, max_new_tokens=4, learning_rate=1e-2, progress="quiet", cache="off", device="cpu",
+        batch_size=1, steps=4, greedy=True,
+        max_new_tokens=4, learning_rate=1e-2, progress="quiet", cache="off", device="cpu",
         output=str(tmp_path / "run"),
     )  # fmt: skip
     lines = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]

@@ -60,13 +60,14 @@ def test_terms_by_hand():
     right = torch.tensor([[True, False]])
     columns = {
         "advantages": torch.tensor([[1.0, -2.0]], dtype=D), "old_logps": new, "right": right,
-        "returns": torch.tensor([[1.0, 0.0]], dtype=D), "pretraining": torch.zeros(1),
+        "returns": torch.tensor([[1.0, 0.0]], dtype=D),
+        "old_values": torch.tensor([[0.5, 0.9]], dtype=D), "pretraining": torch.zeros(1),
         "explained_variance": torch.ones(1), "decay": torch.ones(1),
     }  # fmt: skip
     values = {"values": torch.tensor([[0.5, 0.5]], dtype=D)}
     terms, _ = loss_of(new, columns, values, value_weight=1.0, imitation_weight=0.5)
     assert terms["policy_loss"].values[0].tolist() == [-1, 2]
-    assert terms["value_loss"].values[0].tolist() == pytest.approx([0.125, 0.125])
+    assert terms["value_loss"].values[0].tolist() == pytest.approx([0.125, 0.245])  # 0.9 - 0.2 is held
     assert terms["imitation"].mask is right
     assert terms["imitation"].values[right].tolist() == [0.5]
     terms, _ = loss_of(new, columns | {"pretraining": torch.ones(1)}, values)

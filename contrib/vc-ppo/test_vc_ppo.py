@@ -67,12 +67,13 @@ def test_while_they_do_the_policy_waits():
     for waiting, expected in ((1.0, [0, 0]), (0.0, [-1, 2])):
         columns = {
             "advantages": torch.tensor([[1.0, -2.0]], dtype=D), "old_logps": new,
-            "returns": torch.tensor([[1.0, 0.0]], dtype=D), "pretraining": torch.tensor([waiting]),
+            "returns": torch.tensor([[1.0, 0.0]], dtype=D),
+            "old_values": torch.tensor([[0.5, 0.9]], dtype=D), "pretraining": torch.tensor([waiting]),
             "explained_variance": torch.ones(1),
         }  # fmt: skip
         terms, _ = loss_of(new, columns, {"values": torch.tensor([[0.5, 0.5]], dtype=D)}, value_weight=1.0)
         assert terms["policy_loss"].values[0].tolist() == expected
-        assert terms["value_loss"].values[0].tolist() == pytest.approx([0.125, 0.125])
+        assert terms["value_loss"].values[0].tolist() == pytest.approx([0.125, 0.245])  # 0.9 - 0.2 is held
 
 
 @pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")

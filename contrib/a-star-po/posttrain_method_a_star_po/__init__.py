@@ -109,4 +109,4 @@ def _values(rewards: torch.Tensor, rollouts, config: Config) -> torch.Tensor:
     same = rollouts.group[:, None] == rollouts.group  # (B, B)
     chosen = torch.where((same & others).any(1, keepdim=True), same & others, same) & ~rewards.isnan()
     exponents = torch.where(chosen, rewards / config.beta1, -torch.inf)
-    return config.beta1 * (exponents.logsumexp(1) - chosen.sum(1).log())
+    return config.beta1 * (exponents.logsumexp(1) - chosen.sum(1).to(rewards.dtype).log())

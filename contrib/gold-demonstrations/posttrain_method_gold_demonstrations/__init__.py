@@ -31,7 +31,7 @@ from posttrain import PerToken, hookimpl
 class Config:
     """Options of GOLD."""
 
-    reward: Literal["sump", "logp"] = "sump"
+    measure: Literal["sump", "logp"] = "sump"
     """Probability (GOLD-s) or log-probability (GOLD-p) under the reference."""
     horizon: int = 5
     """Later tokens whose rewards count (the authors' code: 5)."""
@@ -55,7 +55,7 @@ def posttrain_config():
 def posttrain_loss(policy, reference, config):
     """Policy gradient over the demonstrations."""
     view, base = policy.completion, reference.completion.logps  # (B, T)
-    reward = base.exp() if config.reward == "sump" else base - config.baseline
+    reward = base.exp() if config.measure == "sump" else base - config.baseline
     reward = torch.where(view.mask, reward.clamp(min=config.r_min), torch.ones_like(reward))
     padded = torch.nn.functional.pad(reward, (0, config.horizon), value=1.0)  # (B, T + horizon)
     width = reward.shape[1]

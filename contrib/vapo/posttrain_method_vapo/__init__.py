@@ -9,10 +9,11 @@ long ones:
 
     lambda = 1 - 1 / max(length_factor * L, 1)
     policy_loss = mean over tokens of -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A)
-    value_loss  = value_weight * mean over tokens of (V - return)^2 / 2
+    value_loss  = value_weight * mean over tokens of max((V - return)^2, (V near V_old - return)^2) / 2
     imitation   = imitation_weight * mean over the tokens of right answers of -log p(token)
 
-Advantages are not whitened. A completion counts as right where its reward is above 0.
+V near V_old is held within value_epsilon of it. Advantages are not whitened. A completion counts as right where its
+reward is above 0.
 
 Differs from the paper: the value function is a head on the policy, not a model of its own, and starts at 0.
 
@@ -47,6 +48,8 @@ class Config:
     """Weight of the likelihood of right answers (the paper)."""
     value_weight: float = 0.1
     """Weight of the value loss (arXiv:1909.08593)."""
+    value_epsilon: float = 0.2
+    """How far a value may leave the one before the update (arXiv:2203.02155)."""
     epsilon: float = 0.2
     """How far the probability ratio may fall below 1 before it is clipped (the paper)."""
     epsilon_high: float = 0.28
@@ -99,7 +102,9 @@ def posttrain_loss(batch, policy, config):
     advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, T)
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     surrogate = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon_high)
-    error = (view.values - batch.returns).square()  # (B, T)
+    moved = (view.values - batch.old_values).clamp(-config.value_epsilon, config.value_epsilon)
+    held = (batch.old_values + moved - batch.returns).square()  # (B, T)
+    error = torch.maximum((view.values - batch.returns).square(), held)
     begun = 1 - batch.pretraining.to(ratio.dtype)[:, None]  # (B, 1)
     terms = {
         "policy_loss": PerToken(begun * surrogate, view.mask),

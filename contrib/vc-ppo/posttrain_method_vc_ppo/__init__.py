@@ -9,9 +9,9 @@ decayed advantages (lambda_actor), whitened over the step. And values that start
 first steps; so for ``value_pretraining`` steps only the values learn:
 
     policy_loss = mean over tokens of -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A)
-    value_loss  = value_weight * mean over tokens of (V - return)^2 / 2
+    value_loss  = value_weight * mean over tokens of max((V - return)^2, (V near V_old - return)^2) / 2
 
-There is no divergence from a reference.
+V near V_old is held within value_epsilon of it. There is no divergence from a reference.
 
 Differs from the paper: the value function is a head on the policy, not a model of its own: it starts at 0 and its loss
 also moves the shared weights, a little during the pretraining too. The paper pretrains until the loss has converged.
@@ -47,6 +47,8 @@ class Config:
     """How far the probability ratio may leave 1 before it is clipped (PPO)."""
     value_weight: float = 0.1
     """Weight of the value loss (arXiv:1909.08593)."""
+    value_epsilon: float = 0.2
+    """How far a value may leave the one before the update (arXiv:2203.02155)."""
 
     def __post_init__(self) -> None:
         for name in ("lambda_actor", "lambda_critic"):
@@ -101,7 +103,9 @@ def posttrain_loss(batch, policy, config):
     advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, T)
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     surrogate = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)
-    error = (view.values - batch.returns).square()  # (B, T)
+    moved = (view.values - batch.old_values).clamp(-config.value_epsilon, config.value_epsilon)
+    held = (batch.old_values + moved - batch.returns).square()  # (B, T)
+    error = torch.maximum((view.values - batch.returns).square(), held)
     waiting = batch.pretraining.to(ratio.dtype)[:, None]  # (B, 1)
     terms = {"policy_loss": surrogate * (1 - waiting), "value_loss": config.value_weight * 0.5 * error}
     metrics = {

@@ -145,17 +145,6 @@ def _emphasised(metrics: str) -> str:
     return "\n".join(lines)
 
 
-def table(cards: list[Card]) -> str:
-    """``docs/methods/README.md``: all methods of the repository."""
-    rows = [
-        f"| [{card.name}]({card.name}.md) | {card.tier} | {', '.join(card.schemas)} | {', '.join(card.needs) or '-'} "
-        f"| {_cell(card.summary)} |"
-        for card in cards
-    ]
-    heading = "| method | tier | data | needs | summary |\n|---|---|---|---|---|\n"
-    return f"<!-- {MARK} -->\n\n# Methods\n\n{heading}" + "\n".join(rows) + "\n"
-
-
 def catalogue(cards: list[Card]) -> str:
     """``catalogue.json``: what posttrain knows about methods that may not be installed."""
     rows = [

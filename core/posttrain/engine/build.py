@@ -21,13 +21,14 @@ from posttrain.demo.example import REWARD, is_data
 from posttrain.engine.correction import choose_correction
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
-from posttrain.engine.optim import build_optimizer, build_schedule
+from posttrain.engine.optim import build_schedule
 from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import DataError, SettingsError
 from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
+from posttrain.models.average import Average
 from posttrain.models.load import (
     choose_device,
     load_module,
@@ -44,6 +45,7 @@ from posttrain.rollouts.evaluation import GreedyAnswers
 from posttrain.rollouts.source import Online
 from posttrain.settings import Settings
 from posttrain.strategies.choose import choose
+from posttrain.strategies.protocol import Strategy
 from posttrain.watch import facts
 from posttrain.watch.observers import Observers
 from posttrain.watch.run_directory import RunDirectory
@@ -133,12 +135,21 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     strategy, why = choose(settings)
     loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, _head(card, config))
     _add_modules(method, config, loaded.policy)
-    strategy.prepare(loaded.policy)
-    reference = _reference(loaded.policy, settings, objects) if card.needs_now("reference", config) else None
+    # before the weights are spread, since it may begin as a copy of them
+    reference = _reference(loaded.policy, settings, objects, strategy) if card.needs_now("reference", config) else None
     teacher = None
     if card.needs_now("teacher", config):
-        start = functools.partial(_start, loaded.policy, reference, settings)
+        start = functools.partial(_start, loaded.policy, reference, settings, strategy)
         teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
+    strategy.prepare(loaded.policy)
+    for model in (teacher, reference):
+        if isinstance(model, Average) and strategy.together:
+            raise SettingsError(
+                f"A model that follows the policy changes places with its weights, and '{strategy.name}' spreads them "
+                "over processes. Use --strategy ddp."
+            )
+    if isinstance(teacher, Average):
+        teacher.start()
     run = Run(
         settings=settings,
         method=method,
@@ -156,14 +167,16 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
     _sources(run, data)
     run.total = run.source.steps()
-    run.optimizer = build_optimizer(loaded.policy, settings)
+    run.optimizer = strategy.optimizer(loaded.policy, settings)
     run.schedule = build_schedule(run.optimizer, settings, run.total)
     found = begin_reference(run, objects.model is not None, cache_folder(settings, "reference"))
     data.notes += [*loaded.notes, f"strategy {why}", *found]
     return run
 
 
-def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Reference | MovingReference:
+def _reference(
+    policy: TokenModel, settings: Settings, objects: Objects, strategy: Strategy
+) -> Reference | MovingReference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
     if settings.reference_every is not None:
         return MovingReference(policy, settings.reference_rate, settings.reference_every)
@@ -171,16 +184,18 @@ def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Refe
     if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
         name = settings.model
     if name is None:
-        return Reference(policy)
+        return Reference(policy, strategy)
     later = functools.partial(load_module, name, settings, choose_device(settings), "vocabulary", None)
-    return Reference(policy, later=later)
+    return Reference(policy, strategy, later=later)
 
 
-def _start(policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings) -> Reference:
+def _start(
+    policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings, strategy: Strategy
+) -> Reference:
     """The policy as it is at the start: the reference, where that is not another model."""
     if isinstance(reference, Reference) and settings.reference_model is None:
         return reference
-    return Reference(policy)
+    return Reference(policy, strategy)
 
 
 def _head(card: Card, config: Any) -> str:

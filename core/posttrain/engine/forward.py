@@ -18,6 +18,9 @@ from posttrain.engine.layout import lay_out
 from posttrain.engine.segments import Segments
 from posttrain.views import Example, Sequence, View, Views
 
+#: A row for passes that are made only because other ranks make one.
+IDLE = Sequence(torch.zeros(2, dtype=torch.int64), torch.tensor([False, True]))
+
 
 class TokenModel(nn.Module):
     """A transformers model as the core sees it: hidden states of laid-out sequences, then the chunked head.

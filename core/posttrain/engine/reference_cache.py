@@ -249,9 +249,9 @@ def _run_over(run: Run, examples: list[Example]) -> None:
     assert run.reference is not None
     assert run.reference.cache is not None
     request = Request(run.head_chunk, run.temperature)
-    for micro in run.micro_batches(examples):
+    for micro, _ in run.passes(examples):
         with run.autocast():
-            run.reference.results(sequences_of(micro), request)
+            run.reference.results(sequences_of(micro) if micro else [], request)
     run.reference.cache.exchange(run.strategy)
 
 

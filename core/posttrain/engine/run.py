@@ -102,12 +102,16 @@ class Run:
         tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online)
         return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
 
+    def passes(self, examples: list[Example]) -> Iterator[tuple[list[Example], bool]]:
+        """Micro-batches, each with whether it is the last; empty ones where other ranks make more passes together."""
+        micros = list(self.micro_batches(examples))
+        rounds = self.strategy.rounds(len(micros))
+        for place in range(rounds):
+            yield micros[place] if place < len(micros) else [], place == rounds - 1
+
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where asked for, or where the GPU has it."""
-        wanted = self.settings.autocast
-        if wanted is None:
-            single = next(self.policy.parameters()).dtype == torch.float32
-            wanted = self.policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
+        wanted = casts_to_bfloat16(self.settings, self.policy) and not self.strategy.casts
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
     def saving(self) -> AbstractContextManager[Any]:
@@ -132,6 +136,14 @@ class Run:
         if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
             give_teacher(request, self.teacher, sequences)
         return request
+
+
+def casts_to_bfloat16(settings: Settings, policy: TokenModel) -> bool:
+    """Whether matrices are multiplied in bfloat16 though the weights are wider."""
+    if settings.autocast is not None:
+        return settings.autocast
+    single = next(policy.parameters()).dtype == torch.float32
+    return policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
 
 
 def _statistics(

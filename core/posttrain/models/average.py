@@ -23,8 +23,12 @@ class Average(Frozen):
     tokenizer = None
 
     def __init__(self, policy: TokenModel, rate: float, every: int = 1):
-        """Start at the policy as it is; a ``rate`` of 1 copies it whenever it is due."""
+        """A ``rate`` of 1 copies the policy whenever it is due."""
         self.policy, self.rate, self.every = policy, rate, every
+        self.average: dict[str, Tensor] = {}
+
+    def start(self) -> None:
+        """Be the policy as it is now, placed where it will be trained."""
         self.average = {name: p.detach().clone() for name, p in self._trained()}
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:

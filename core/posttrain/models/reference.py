@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posttrain.engine.forward import TokenModel
+from posttrain.engine.forward import IDLE, TokenModel
 from posttrain.engine.head import Request
 from posttrain.models.adapters import REFERENCE_ADAPTER
 from posttrain.models.average import Average
@@ -20,6 +20,7 @@ from posttrain.views import Sequence
 
 if TYPE_CHECKING:
     from posttrain.engine.reference_cache import ReferenceCache
+    from posttrain.strategies.protocol import Strategy
 
 
 class Reference(Frozen):
@@ -31,8 +32,11 @@ class Reference(Frozen):
     ``is_policy`` holds, before the first update, the policy itself is what is run.
     """
 
-    def __init__(self, policy: TokenModel, other: Any = None, later: Callable[[], Any] | None = None):
+    def __init__(
+        self, policy: TokenModel, strategy: Strategy, other: Any = None, later: Callable[[], Any] | None = None
+    ):
         self.policy = policy
+        self.strategy = strategy
         self.later = later
         self.model: TokenModel | None = None
         self.cache: ReferenceCache | None = None
@@ -43,24 +47,36 @@ class Reference(Frozen):
             self._use(other)
 
     def _use(self, module: Any) -> None:
-        self.model = _frozen(TokenModel(module, find_head(module), self.policy.packed, self.policy.shared))
+        self.model = TokenModel(module, find_head(module), self.policy.packed, self.policy.shared)
+        self.model.requires_grad_(False)
+        self.model.eval()
+        self.strategy.prepare(self.model)
 
     def begin(self, same: bool) -> None:
         """Have a model that ``later`` would load in memory now; ``same``: the policy still is it and is copied."""
         if self.model is None and self.later is not None:
-            self._use(copy.deepcopy(self.policy.model) if same else self.later())
+            # weights that are spread cannot be copied
+            self._use(copy.deepcopy(self.policy.model) if same and not self.strategy.together else self.later())
 
     def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
-        """What the reference's forward pass gives, without gradient; log-probs ``(n,)`` that are cached cost none."""
-        if self.cache is None or request.statistics is not None:
-            with torch.no_grad(), self.active() as model:
-                return model(sequences, request)
+        """What the reference's forward pass gives, without gradient; log-probs ``(n,)`` that are cached cost none.
 
-        def compute(unknown: list[Sequence]) -> Tensor:
-            with torch.no_grad(), self.active() as model:
-                return model(unknown, request)["logps"]
+        No ``sequences``: only the pass that other ranks may need this one for.
+        """
+        cache = self.cache if request.statistics is None else None
+        wanted = bool(sequences) if cache is None else any(sequence not in cache for sequence in sequences)
 
-        return {"logps": self.cache.logps(sequences, compute).to(self.policy.device)}
+        def compute(unknown: list[Sequence]) -> dict[str, Tensor]:
+            with torch.no_grad(), self.active() as model:
+                return model(unknown, request)
+
+        if self.strategy.rounds(int(wanted)) and not wanted:
+            compute([IDLE])
+        if not sequences:
+            return {}
+        if cache is None:
+            return compute(sequences)
+        return {"logps": cache.logps(sequences, lambda unknown: compute(unknown)["logps"]).to(self.policy.device)}
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
@@ -101,14 +117,10 @@ class MovingReference(Average):
     cache: ReferenceCache | None = None
 
     def begin(self, same: bool) -> None:
-        """Nothing is left to load."""
+        """Be the policy as it is now."""
+        self.start()
 
     def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
         """What the reference's forward pass gives, without gradient."""
         with torch.no_grad(), self.active() as model:
             return model(sequences, request)
-
-
-def _frozen(model: TokenModel) -> TokenModel:
-    model.requires_grad_(False)
-    return model.eval()

@@ -175,7 +175,12 @@ def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, d
     for name, value in inputs.others.items():
         role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
         mask = inputs.roles[role].mask if role in inputs.roles else None
-        if name.startswith(role + "_") and isinstance(value, int | float) and mask is not None:
+        if (
+            name.startswith(role + "_")
+            and name != f"{role}_score"
+            and isinstance(value, int | float)
+            and mask is not None
+        ):
             column: Tensor | None = torch.full(
                 mask.shape, float(value), dtype=torch.float64
             )  # the same for every token
