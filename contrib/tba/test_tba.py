@@ -52,7 +52,7 @@ def test_the_partition_function_is_the_groups_mean():
         SimpleNamespace(sequences={"completion": [None]}, columns={"advantages": reward, "group": group})
         for reward, group in ((2.0, 0.0), (0.0, 0.0), (5.0, 1.0))
     ]
-    found = METHOD.annotate(examples=examples, models=Models(), config=METHOD.config({}), state={})
+    found = METHOD.annotate(examples=examples, models=Models(), config=METHOD.config({"beta": 1.0}), state={})
     assert found["log_z"].tolist() == pytest.approx([0.25, 0.25, 5])
 
 

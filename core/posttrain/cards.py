@@ -64,7 +64,8 @@ class Card:
     columns: tuple[str, ...] = ()
     """Columns that the rows must have besides the schema's; "X when OPTION" as in ``needs``."""
     roles: tuple[str, ...] = ()
-    """Of forget-retain rows: the columns whose samples the loss sees, by role; forget and retain where it is empty."""
+    """Of forget-retain and preference rows: the columns whose samples the loss sees, by role; where it is empty the two
+    that the schema is named after."""
     paper: str = ""
     family: str = ""
     pairs: bool = False
@@ -147,8 +148,10 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
             raise CardError(
                 f"{path}: need {need!r} is unknown. Needs: {', '.join(NEEDS)}, each with an optional 'when OPTION'."
             )
-    if facts.get("roles") and "forget-retain" not in schemas:
-        raise CardError(f"{path}: roles is {facts['roles']!r}, which only methods on forget-retain rows choose.")
+    if facts.get("roles") and not {"forget-retain", "preference"} & set(schemas):
+        raise CardError(
+            f"{path}: roles is {facts['roles']!r}, which only methods on forget-retain or preference rows choose."
+        )
     if facts["tier"] == "stable" and facts.get("waivers"):
         raise CardError(f"{path}: a stable method has no waivers, this one has {', '.join(facts['waivers'])}.")
     return Card(

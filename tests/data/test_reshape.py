@@ -91,6 +91,19 @@ def test_roles_choose_the_samples_that_become_tokens(tokenizer):
     assert rows.fingerprint != read(PAIRS, "forget-retain").fingerprint
 
 
+def test_a_third_answer_of_a_pair(tokenizer):
+    """gold beside chosen and rejected; without the role it is no sequence, and no column that a loss would see."""
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "gold": "d"}]
+    wanted = method(schema="preference", roles=("chosen", "rejected", "gold"))
+    for asked, expected in (
+        (wanted, ["chosen", "rejected", "gold"]),
+        (method(schema="preference"), ["chosen", "rejected"]),
+    ):
+        (example,) = prepare(reshape(read(rows, "preference"), asked, None), tokenizer, Settings(), set(), None)
+        assert list(example.sequences) == expected
+        assert "gold" not in example.columns
+
+
 def test_a_missing_role_names_row_and_column():
     wanted = method(schema="forget-retain", roles=("retain_alternative",))
     with pytest.raises(DataError, match=r"row 1: column 'retain_alternative' is missing\. 'made-up' learns from"):

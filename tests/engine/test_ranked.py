@@ -41,7 +41,7 @@ def test_gradient_flows_through_a_list():
 
 def test_rows_of_one_answer_have_no_list():
     view = build_views([ranked(1), ranked(2)], {"logps": torch.zeros(3)}).completion
-    with pytest.raises(AttributeError, match="this view has no 'counts'"):
+    with pytest.raises(AttributeError, match="this view has no 'present'"):
         view.listed(view.sum)
 
 

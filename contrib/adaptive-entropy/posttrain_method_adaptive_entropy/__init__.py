@@ -10,7 +10,7 @@ step where the entropy was at most the target, and falls by it otherwise:
 
     loss = mean of  -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A)  -  weight [H <= target] H
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
 weight starts at 0.01, as in TRL; the paper starts it at 0. It moves once a batch of rollouts.
 
 Metrics:

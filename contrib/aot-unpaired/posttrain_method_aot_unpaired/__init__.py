@@ -50,7 +50,7 @@ def posttrain_annotate(examples, models):
     """For each answer the log-ratio of the same rank among the answers of the other kind."""
     rows = [example.sequences["completion"][0] for example in examples]
     pairs = zip(models.logps(rows, "policy"), models.logps(rows, "reference"), strict=True)
-    ratios = torch.stack([(p - r).sum() for p, r in pairs])  # (B,)
+    ratios = torch.stack([(p - r).double().sum() for p, r in pairs])  # (B,)
     good = torch.tensor([bool(example.columns["label"]) for example in examples])
     other = torch.full_like(ratios, torch.nan)
     if good.any() and not good.all():

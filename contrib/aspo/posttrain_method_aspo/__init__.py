@@ -13,7 +13,7 @@ dual clip):
 
 averaged over all tokens of the step.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
 bounds do not depend on a token's entropy (an option of the authors' code).
 
 Metrics:

@@ -8,7 +8,8 @@ others wrote, a baseline at or above their mean score lets negative updates win 
 below it (delta < 0) good answers weigh more than bad ones.
 
 Differs from the paper: the mean is that of ``group_scores``, the scores of all answers to the prompt; of rows without
-this column, that of the step. Log-probabilities are sums over an answer's tokens.
+this column, that of the step. Log-probabilities are sums over an answer's tokens. On answers
+of the policy itself: ``asymre``.
 
 Metrics:
 - advantage: mean score - V. About -delta.

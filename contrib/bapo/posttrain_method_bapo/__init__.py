@@ -15,7 +15,7 @@ its advantage. The mean is over all tokens of the step:
 The bounds are worked out from the whole optimiser step before its first forward pass with gradient, at the cost of one
 more without.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The order
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The order
 in which the bounds move is that of the authors' code; the default numbers are quoted at second hand.
 
 Metrics:

@@ -14,7 +14,7 @@ the bound, with the gradient that it has there, times a weight:
 
 each times -A, averaged over all tokens of the step; in the last two the gradient is that value's times the log-prob's.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.

@@ -10,7 +10,7 @@ the token's log-probability, averaged over all tokens of the step:
 
     loss = -(sum over all tokens of  constant(clip(ratio, ratio_floor, ratio_cap)) A log p) / number of tokens
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The paper
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The paper
 tunes its cap and names no number; ``ratio_cap`` is ScaleRL's, an absolute bound as in TRL (verl and slime state it as a
 distance from 1). There is no lower bound, as in the paper.
 

@@ -11,7 +11,7 @@ tokens (at least one) is drawn at random and left out. The clipped policy gradie
 the number of all tokens. The covariances are worked out from the whole optimiser step before its first forward pass
 with gradient, at the cost of one more without.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The draw
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The draw
 is the run's own and repeats in a resumed run.
 
 Metrics:

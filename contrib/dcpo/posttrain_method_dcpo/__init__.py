@@ -13,7 +13,7 @@ sampled, and a bad token costs at most dual_clip_c times its advantage:
     low = (1 + sqrt(max(1 - 4 eps_low / p, 0))) / 2,   high = min((1 + sqrt(1 + 4 eps_high / p)) / 2, r_max)
     loss = sum over the step's completions of  the mean over tokens of  -min(ratio A, clip(ratio, low, high) A)
 
-Differs from the paper: The standard deviation is the sample's with nothing added; where it is 0 the advantage is 0. The
+Differs from the paper: the standard deviation is the sample's with nothing added; where it is 0 the advantage is 0. The
 widths are quoted at second hand. The sum over completions, not their mean, is the authors': the loss grows with the
 batch, and max-grad-norm bites sooner.
 

@@ -4,8 +4,9 @@ Paper: Lu et al. 2024, "Discovering Preference Optimization Algorithms with and 
 arXiv:2406.08414, equation 5 (log-ratio modulated loss).
 
 Loss: with d DPO's margin (beta times the difference of log-ratios) and s = sigmoid(d / tau), the loss is (1 - s) times
-the logistic loss of d plus s times exp(-d). The blend is not convex: near d = 0 there is a flat stretch in which a
-pair may rest.
+the logistic loss of d plus s times exp(-d). The blend is not convex. At the defaults its slope at d = 0, where every
+pair starts, is positive: a pair alone would settle at a margin of about -0.12; those that other pairs carry beyond
+0.07 rise from there on.
 
 Differs from the paper: nothing. The gradient flows through the blend s too, as in the authors' code.
 

@@ -10,7 +10,7 @@ variation of the choice between this token and any other), or by the Kullback-Le
 
     loss = -(sum over all tokens of  r A [kept]) / number of tokens,   r = p / p_sampled
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Do not
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Do not
 set --correction as well: the difference to the generator would count twice.
 
 Metrics:

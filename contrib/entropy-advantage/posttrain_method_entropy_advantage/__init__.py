@@ -11,7 +11,7 @@ token never becomes a good one:
 
 The clipped policy gradient with it is averaged over all tokens of the step, clipped further up than down, as in DAPO.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Where A
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Where A
 is 0 the bonus is 0, since it is a part of it.
 
 Metrics:

@@ -13,7 +13,7 @@ and held constant, weighs the token's advantage in the clipped policy gradient, 
 Where A < 0 and the ratio exceeds the safety threshold, f is held between 0.8 and 1. In the first update of a batch f is
 1: updates-per-rollout or minibatches-per-rollout have to be above 1 for it to matter.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. As in ms-
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. As in ms-
 swift, f has no lower side with clip_high_only.
 
 Metrics:

@@ -12,7 +12,7 @@ completions:
     A_n = (r_n - mean of the group) / (deviation of the group + epsilon),   s = sum over n of weight_n A_n
     A = (s - mean of the step) / (deviation of the step + epsilon)
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
 ``weights`` stands for the weights of --reward, which scale the logged reward alone. A reward that said nothing of a
 completion adds nothing to its sum.
 

@@ -11,7 +11,7 @@ also those that are not kept:
 
     loss = -(sum over all tokens of  min(ratio A, clip(ratio, 1 - epsilon_low, 1 + epsilon_high) A)) / number of tokens
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Equal
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Equal
 measures are kept in the order of sampling; equal lengths by reward. The number kept does not adapt to how hard a prompt
 is (the paper's third variant).
 

@@ -10,7 +10,7 @@ by single outliers, so the band can be wide:
     loss = mean over completions of  -A exp(1/L sum over tokens of d),
     d = min(log ratio, epsilon_log) where A > 0, max(log ratio, -epsilon_log) otherwise
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. There is
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. There is
 no divergence from a reference.
 
 Metrics:

@@ -11,7 +11,7 @@ the gradient of its own log-probability, so that tokens may have advantages of t
 The mean is over a completion's tokens, then over completions. Where all tokens of a completion have one advantage, as
 here, value and gradient are those of gspo.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
 advantages are the same for all tokens of a completion; a method that gives them apart returns ``(B, T)``.
 
 Metrics:

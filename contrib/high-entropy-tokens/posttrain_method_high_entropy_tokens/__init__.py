@@ -8,7 +8,7 @@ deviation. Each token's ratio is multiplied by this and clipped, further up than
 under the policy before the update is at least the (1 - share)-quantile of all tokens of the batch count; most others
 merely complete what was decided before. The sum is divided by the number of all tokens, learnt from or not.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
 quantile is that of the whole batch of rollouts, taken once, and linearly interpolated. Overlong answers are treated as
 all others (--mask-truncated leaves them out).
 

@@ -11,7 +11,7 @@ covariances (at least one) also pay ppo_kl_coef times the size of their log-rati
 is over all tokens of the step. The covariances are worked out from the whole optimiser step before its first forward
 pass with gradient, at the cost of one more without.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.

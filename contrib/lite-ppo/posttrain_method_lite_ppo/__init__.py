@@ -10,7 +10,7 @@ gradient with it is averaged over all tokens of the step:
 
 There is no divergence from a reference.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.

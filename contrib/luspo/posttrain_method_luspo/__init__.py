@@ -11,7 +11,7 @@ here the loss is multiplied by the length:
     s = exp(1/L sum of log-ratios)
     loss = mean over completions of  -L min(s A, clip(s, 1 - epsilon_low, 1 + epsilon_high) A)
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The loss
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The loss
 grows with the length of answers, and max-grad-norm bites sooner.
 
 Metrics:

@@ -12,7 +12,7 @@ log-ratios are left out until the mean of the rest lies below it. The sum is div
 Which tokens are kept is worked out from the whole optimiser step before its first forward pass with gradient, at the
 cost of one more without.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Do not
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Do not
 set --correction as well: the difference to the generator would count twice.
 
 Metrics:

@@ -14,7 +14,7 @@ step, also those left out:
 With level "sequence" rho is that of the whole completion, a product; with "geometric" only the bounds are checked
 against the completion's geometric mean, and the weights stay the tokens' own.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
 bounds are TRL's, the paper has 0.5 and 5. Do not set --correction as well: the weights would count twice.
 
 Metrics:

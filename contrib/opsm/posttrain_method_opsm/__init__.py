@@ -12,7 +12,7 @@ policy. The mean is over a completion's tokens, then over completions:
     loss = mean of  M -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A) + beta ratio k3
     M = 0 where A < 0 and the mean over tokens of (log p_sampled - log p) > delta, otherwise 1
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The paper
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The paper
 gives no delta; 0.5 is TRL's suggestion.
 
 Metrics:

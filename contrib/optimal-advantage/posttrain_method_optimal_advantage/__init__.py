@@ -10,7 +10,8 @@ onto its optimal advantage:
     V* = beta1 (log sum_n exp(score_n / beta1) - log N),    loss = (beta2 rho - (score - V*))^2
 
 Differs from the paper: it learns from the data's answers; the paper samples one answer of the policy a prompt. Rows
-without ``group_scores`` take the scores of the step.
+without ``group_scores`` take the scores of the step. On answers
+of the policy itself: ``a-star-po``.
 
 Metrics:
 - optimal_value: mean V*. Set by the data alone.

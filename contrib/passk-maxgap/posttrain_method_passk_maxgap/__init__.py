@@ -7,7 +7,7 @@ Loss in words: where one takes the best of several answers, an answer helps by h
 others, so only the best one counts. Its advantage is that lead, divided by the standard deviation of the group; all
 others have 0. The clipped policy gradient with it is averaged over a completion's tokens, then over completions.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Without
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Without
 ``normalize`` the lead is taken as it is. With rewards of 0 and 1 only groups with exactly one right answer teach.
 
 Metrics:

@@ -8,7 +8,7 @@ the rare successes teach; otherwise it is 1 and only the remaining failures do. 
 deviation of the group. The clipped policy gradient with it is averaged over all tokens of the step, clipped further up
 than down, as in DAPO.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Prompts
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Prompts
 whose rewards are all equal stay in the step and teach nothing.
 
 Metrics:

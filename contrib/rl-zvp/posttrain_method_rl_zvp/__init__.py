@@ -10,7 +10,7 @@ uncertain decisions that led to success are strengthened; if all are wrong, -alp
 that uncertain tokens, where something else may still be found, are spared. The clipped policy gradient with it is
 averaged over all tokens of the step, clipped further up than down, as in DAPO.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. A group
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. A group
 counts as right where its reward exceeds correct_above.
 
 Metrics:

@@ -9,7 +9,7 @@ completion's tokens, then over completions:
 
     loss = mean of  -A (4 / tau) sigmoid(tau (ratio - 1)),   tau = tau_pos where A > 0, tau_neg otherwise
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.

@@ -8,9 +8,9 @@ all tokens of the step:
 
     loss = -log s(teacher's token)
 
-Differs from the paper: its single answer is the best of a beam search; here it is a sample, or the teacher's
-likeliest token at each place (``greedy``). Answers are written while the student trains, each time a prompt comes up, and
-not once before; the teacher has to be a local model.
+Differs from the paper: its single answer is the best of a beam search; here it is a sample, or the teacher's likeliest
+token at each place (``greedy``). Answers are written while the student trains, each time a prompt comes up, and not
+once before; the teacher has to be a local model.
 
 Metrics:
 - nll: negative log-probability of the teacher's tokens under the student, in nats. Falls to the teacher's entropy.

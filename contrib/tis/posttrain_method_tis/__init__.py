@@ -14,7 +14,7 @@ but by no more than ``cap``. The mean is over all tokens of the step:
 With level "sequence" the weight is that of the whole completion, a product over its tokens. A divergence from the
 reference is not weighted.
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Do not
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Do not
 set --correction as well: the weights would count twice.
 
 Metrics:
@@ -39,7 +39,7 @@ class Config:
     """Options."""
 
     cap: float = 2.0
-    """Largest weight (TRL's vllm_importance_sampling_cap)."""
+    """Largest weight (TRL's vllm_importance_sampling_clip_max)."""
     level: Literal["token", "sequence"] = "token"
     """Weight of each token, or of the whole completion."""
     epsilon: float = 0.2

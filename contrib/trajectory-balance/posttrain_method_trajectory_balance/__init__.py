@@ -11,7 +11,8 @@ each of a prompt's K answers, with log-probabilities S of whole answers,
 where the mean of u estimates log Z. At the optimum every u is log Z. Any answers will do, whoever wrote them, and a
 constant added to all scores of a prompt changes nothing.
 
-Differs from the paper: it draws answers from a buffer that the policy fills; these are the data's.
+Differs from the paper: it draws answers from a buffer that the policy fills; these are the data's. On answers
+of the policy itself: ``tba``.
 
 Metrics:
 - log_z: mean u, the estimate of log Z.

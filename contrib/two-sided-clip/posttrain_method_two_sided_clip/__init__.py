@@ -10,7 +10,7 @@ The mean is over a completion's tokens, then over completions:
 
     loss = -min(min(ratio, delta) A, clip(ratio, 1 - epsilon, 1 + epsilon) A) + beta k3
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl.
 
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.

@@ -10,7 +10,7 @@ and one for bad completions; it is held constant and multiplies the advantage an
 
     weight = constant(W^k exp(lambda (1 - W))),   loss = -(sum over all tokens of  weight A log p) / number of tokens
 
-Differs from the paper: The standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. log W is
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. log W is
 kept between log 1e-8 and 20, as in TRL. W is the ratio to the policy before the update; where the generator is another
 program, --correction looks after the difference to it.
 

@@ -28,6 +28,7 @@ COLUMNS: dict[str, Any] = {
     "chosen_score": 0.9,
     "rejected_score": 0.2,
     "tie": False,
+    "gold": " blue, on a clear day.",
     "scores": [0.9, 0.4, 0.1],
     "privileged_context": "Two and three more are five: 5.",
 }

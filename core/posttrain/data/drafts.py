@@ -19,7 +19,7 @@ SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
 _TOKENISED = {
     "language-modeling": ("text", "messages", "tools"),
     "trajectory": ("messages", "tools"),
-    "preference": ("prompt", "chosen", "rejected", "tools"),
+    "preference": ("prompt", "chosen", "rejected", "gold", "tools"),
     "forget-retain": (*SAMPLES, "tools"),
     "stepwise": ("prompt", "completions", "labels", "tools"),
     "prompt": (),
@@ -53,7 +53,7 @@ def extra_columns(row: Row, schema: str) -> Row:
 def drafts(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[str, ...] = ()) -> Roles:
     """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images.
 
-    ``roles`` are those wanted of a forget-retain row, where they are not its usual two.
+    ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
     """
     _refuse_media(row, origin)
     learn = settings.train_on
@@ -67,7 +67,7 @@ def drafts(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[
     if schema == "forget-retain":
         return {name: [_sample(row[name], tools, origin, settings)] for name in roles or SAMPLES[:2]}
     if schema == "preference":
-        return {name: [Draft(prompt, row[name], tools)] for name in ("chosen", "rejected")}
+        return {name: [Draft(prompt, row[name], tools)] for name in roles or ("chosen", "rejected")}
     if schema == "prompt":
         return {"prompt": [Draft(with_system(row["prompt"], settings.system_prompt), None, tools)]}
     if schema == "stepwise":

@@ -38,7 +38,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "preference": (
         Shape(
             {"chosen": values.completion, "rejected": values.completion},
-            {"prompt": values.prompt, "margin": values.number},
+            {"prompt": values.prompt, "margin": values.number, "gold": values.completion},
             pairs=(("chosen", "rejected"), ("prompt", "chosen")),
         ),
     ),

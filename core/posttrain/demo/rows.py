@@ -60,6 +60,7 @@ def _preference(place: int, prompt: str, answer: str) -> Row:
         "chosen_score": 1.0,
         "rejected_score": in_place(answer[::-1], answer),
         "tie": False,
+        "gold": answer,
     }
 
 

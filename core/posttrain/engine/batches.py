@@ -72,16 +72,16 @@ class PaddedCost:
 def build_batch(examples: list[Example], device: torch.device) -> tuple[Batch, dict[str, Tensor]]:
     """Columns of a micro-batch, and those of its per-token columns that are masks, by name.
 
-    A column is there only when every example has it: numbers and booleans as tensors ``(B,)``, tensors of a rollout
-    stacked, the rest as lists. Per-token columns are padded to ``(B, T)``.
+    A column is there only when every example has it: numbers and booleans as tensors ``(B,)``, numbers of a row's
+    several answers as ``(B, K)``, tensors of a rollout stacked, the rest as lists. Per-token columns are padded to
+    ``(B, T)``.
     """
     columns: dict[str, Any] = {}
     for name in examples[0].columns:
         if all(name in e.columns for e in examples):
             values = [e.columns[name] for e in examples]
-            columns[name] = (
-                _answers(values, examples, device) if _of_answers(values, examples) else _column(values, device)
-            )
+            several = _of_answers(values, examples)
+            columns[name] = _answers(values, device) if several else _column(values, device)
     masks: dict[str, Tensor] = {}
     for role in roles_of(examples):
         sequences = [s for e in examples for s in e.sequences[role]]

@@ -29,6 +29,7 @@ from torch import Tensor
 from posttrain.errors import SettingsError
 from posttrain.testing.golden_demonstrations import join_data
 from posttrain.testing.golden_layout import RANKING
+from posttrain.testing.golden_tensors import as_tensor, depth, numeric, padded, spread_evenly, spread_out
 from posttrain.views import Step, View, Views
 
 KINDS = ("tok", "logp", "logits", "logratio", "logratios", "nll", "prob")
@@ -96,9 +97,9 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
     inputs, ratios = Inputs(), {}
     for name, value in raw.items():
         parsed = _parse(name)
-        if step_head and _numeric(value) and (name == "scores" or "logits" in name.split("_")):
+        if step_head and numeric(value) and (name == "scores" or "logits" in name.split("_")):
             _step_scores(inputs, name, value)
-        elif parsed is None or not _numeric(value):
+        elif parsed is None or not numeric(value):
             _other(inputs, name, value, reward_head)
         elif parsed[0] == "logits":
             _logits(inputs, name, value, parsed[1], parsed[2], raw, temperature)
@@ -127,24 +128,13 @@ def columns_of(inputs: Inputs) -> dict[str, Any]:
     group = inputs.others.get("group")
     for name, value in columns.items():
         # One number a prompt belongs to each of its answers.
-        if group is not None and _depth(value) == 1 and _numeric(value) and len(value) == max(group) + 1:
+        if group is not None and depth(value) == 1 and numeric(value) and len(value) == max(group) + 1:
             columns[name] = as_tensor([value[place] for place in group])
     for name, role in inputs.roles.items():
         for model, logps in role.logps.items():
             if model not in ("policy", "reference"):
                 columns[f"{model}_logps" if name == "completion" else f"{model}_{name}_logps"] = logps.detach()
     return columns
-
-
-def spread_out(column: Any, mask: Tensor | None) -> Tensor:
-    """One number a completion ``(B,)`` as that of each of its tokens ``(B, T)``."""
-    return torch.where(mask, column[:, None], 0.0) if mask is not None and column.dim() == 1 else column
-
-
-def two_tokens(logps: Tensor) -> Tensor:
-    """Logits ``(n, 2)``, without gradient, of a vocabulary of two in which the tokens have these log-probs ``(n,)``."""
-    logps = logps.detach().clamp(max=-1e-12)
-    return torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
 
 
 def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]]) -> Views | None:
@@ -175,15 +165,10 @@ def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, d
     for name, value in inputs.others.items():
         role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
         mask = inputs.roles[role].mask if role in inputs.roles else None
-        if (
-            name.startswith(role + "_")
-            and name != f"{role}_score"
-            and isinstance(value, int | float)
-            and mask is not None
-        ):
-            column: Tensor | None = torch.full(
-                mask.shape, float(value), dtype=torch.float64
-            )  # the same for every token
+        own = name.removeprefix(role + "_")
+        column: Tensor | None
+        if own not in (name, "score") and isinstance(value, int | float) and mask is not None:
+            column = torch.full(mask.shape, float(value), dtype=torch.float64)  # every token the same
         else:
             column = _per_token(inputs, value, role)
         if column is not None:
@@ -191,19 +176,6 @@ def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, d
     for name in set(modules) & set(columns_of(inputs)):
         found["completion"].setdefault(name, spread_out(columns_of(inputs)[name], inputs.roles["completion"].mask))
     return found
-
-
-def padded(rows: list[list[Any]]) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length as ``(B, T, ...)`` with zeros, and their mask ``(B, T)``."""
-    width = max(len(row) for row in rows)
-    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
-    inner = next(tensor.shape[1:] for tensor in tensors if len(tensor))
-    values = torch.zeros(len(rows), width, *inner, dtype=torch.float64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, tensor in enumerate(tensors):
-        values[index, : len(tensor)] = tensor.reshape(-1, *inner)
-        mask[index, : len(tensor)] = True
-    return values, mask
 
 
 def _parse(name: str) -> tuple[str, str, str] | None:
@@ -224,17 +196,17 @@ def _parse(name: str) -> tuple[str, str, str] | None:
 
 def _logps(inputs: Inputs, name: str, value: Any, model: str, role: str, raw: dict[str, Any]) -> None:
     lengths = raw.get(f"{role}_len", raw.get("lengths"))
-    if _depth(value) == 2 and _depth(lengths) == 2:
+    if depth(value) == 2 and depth(lengths) == 2:
         _responses(inputs, name, value, model, raw)
         return
-    if _depth(value) == 2 or "tok" in name.split("_"):
-        leaf, mask = padded(value if _depth(value) == 2 else [value])
+    if depth(value) == 2 or "tok" in name.split("_"):
+        leaf, mask = padded(value if depth(value) == 2 else [value])
         inputs.leaves[name] = leaf.requires_grad_(model == "policy")
         logps = leaf
     else:
         leaf = torch.tensor(value, dtype=torch.float64).reshape(-1).requires_grad_(model == "policy")  # (B,)
         inputs.leaves[name] = leaf
-        logps, mask = _spread(leaf, lengths)
+        logps, mask = spread_evenly(leaf, lengths)
     place = inputs.roles.setdefault(role, Role())
     place.logps[model], place.mask = logps, mask
 
@@ -243,7 +215,7 @@ def _by_role(others: dict[str, Any], scores: Any) -> dict[str, Any]:
     """Numbers ``(P, 2)`` of two answers a prompt as columns of the chosen and the rejected one."""
     found = {}
     for name, value in others.items():
-        if name in ("scores", "lengths") or not (_depth(value) == _depth(scores) == 2 and _numeric(value)):
+        if name in ("scores", "lengths") or not (depth(value) == depth(scores) == 2 and numeric(value)):
             continue
         if [len(row) for row in value] == [len(row) for row in scores] == [2] * len(scores):
             order = _by_score(scores, len(scores)).tolist()
@@ -267,7 +239,7 @@ def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str,
     order = _by_score(raw.get("scores"), len(leaf))  # (P, 2)
     for place, role in enumerate(("chosen", "rejected")):
         index = order[:, place : place + 1]
-        logps, mask = _spread(leaf.gather(1, index)[:, 0], lengths.gather(1, index)[:, 0].tolist())
+        logps, mask = spread_evenly(leaf.gather(1, index)[:, 0], lengths.gather(1, index)[:, 0].tolist())
         one = inputs.roles.setdefault(role, Role())
         one.logps[model], one.mask = logps, mask
 
@@ -286,7 +258,7 @@ def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
     leaf = torch.tensor(raw[name], dtype=torch.float64).reshape(-1).requires_grad_()
     inputs.leaves[name] = leaf
     place = inputs.roles.setdefault(role, Role())
-    spread, mask = _spread(leaf, raw.get(f"{role}_len", raw.get("lengths")))
+    spread, mask = spread_evenly(leaf, raw.get(f"{role}_len", raw.get("lengths")))
     if "policy" in place.logps and place.logps["policy"].shape == spread.shape:
         place.logps["reference"] = (place.logps["policy"] - spread).detach()
     else:
@@ -302,11 +274,11 @@ def _logits(
         inputs.others[name] = value
         return
     if labels is None:  # a loss of the distribution alone, whatever the tokens are
-        labels = [[0] * len(row) for row in value] if _depth(value) == 3 else [0] * len(value)
-    leaf, mask = padded(value if _depth(value) == 3 else [value])  # (B, T, V)
+        labels = [[0] * len(row) for row in value] if depth(value) == 3 else [0] * len(value)
+    leaf, mask = padded(value if depth(value) == 3 else [value])  # (B, T, V)
     inputs.leaves[name] = leaf.requires_grad_(model == "policy")
     place = inputs.roles.setdefault(role, Role())
-    place.labels = padded(labels if _depth(labels) == 2 else [labels])[0].long()
+    place.labels = padded(labels if depth(labels) == 2 else [labels])[0].long()
     logits = leaf / temperature
     place.logits[model], place.mask = logits, mask
     logps = logits.log_softmax(-1).gather(-1, place.labels[..., None])[..., 0]
@@ -315,7 +287,7 @@ def _logits(
 
 def _step_scores(inputs: Inputs, name: str, value: Any) -> None:
     """What a head for steps says at the end of each step: the second class's logit less the first one's."""
-    several = _depth(value) == (2 if name == "scores" else 3)
+    several = depth(value) == (2 if name == "scores" else 3)
     leaf, mask = padded(value if several else [value])  # (B, T) or (B, T, 2)
     inputs.leaves[name] = leaf.requires_grad_()
     inputs.others.setdefault("step_end", [[True] * count for count in mask.sum(1).tolist()])
@@ -331,7 +303,7 @@ def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
     role = name.removeprefix("reward_")
     if reward_head and role == name and name in ("rewards", "pred"):
         role = "completion"
-    if reward_head and role != name and _numeric(value):
+    if reward_head and role != name and numeric(value):
         leaf = torch.tensor(value, dtype=torch.float64)
         leaf = (leaf.reshape(1) if leaf.dim() == 0 else leaf).requires_grad_()  # (B,)
         inputs.leaves[name] = leaf
@@ -340,25 +312,16 @@ def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
         place.mask = torch.ones(len(leaf), 1, dtype=torch.bool) if place.mask is None else place.mask
 
 
-def _spread(logps: Tensor, lengths: Any) -> tuple[Tensor, Tensor]:
-    """Whole-row log-probs ``(B,)`` as rows of equal tokens ``(B, T)`` with that sum, and the mask."""
-    if lengths is None:
-        lengths = 1
-    count = torch.tensor(lengths).reshape(-1).expand(len(logps))  # (B,)
-    mask = torch.arange(int(count.max()))[None] < count[:, None]
-    return torch.where(mask, (logps / count)[:, None], torch.zeros(1, dtype=logps.dtype)), mask
-
-
 def _column(inputs: Inputs, name: str, value: Any) -> Any:
     """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is.
 
     Of a ranking ``(1, K)`` for numbers of its answers.
     """
-    if RANKING in inputs.others and _numeric(value) and _depth(value) == 1:
+    if RANKING in inputs.others and numeric(value) and depth(value) == 1:
         return as_tensor([value])
     if isinstance(value, bool | int | float):
         return as_tensor([value] * inputs.size)
-    if _numeric(value) and _depth(value) == 1 and len(value) == inputs.size:
+    if numeric(value) and depth(value) == 1 and len(value) == inputs.size:
         return as_tensor(value)
     role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
     per_token = _per_token(inputs, value, role) if inputs.roles else None
@@ -367,11 +330,11 @@ def _column(inputs: Inputs, name: str, value: Any) -> Any:
 
 def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
     mask = inputs.roles[role].mask if role in inputs.roles else None
-    if mask is None or not _numeric(value) or _depth(value) not in (1, 2):
+    if mask is None or not numeric(value) or depth(value) not in (1, 2):
         return None
-    rows = value if _depth(value) == 2 else [value]
+    rows = value if depth(value) == 2 else [value]
     lengths = mask.sum(-1).tolist()
-    if _depth(value) == 1 and lengths == [1]:
+    if depth(value) == 1 and lengths == [1]:
         return None  # one example of one token: a plain column
     if [len(row) for row in rows] != lengths:
         return None
@@ -379,27 +342,8 @@ def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
     return column.bool() if all(isinstance(one, bool) for row in rows for one in row) else column
 
 
-def as_tensor(values: list[Any]) -> Tensor:
-    """Numbers in float64; integers and truth values as they are."""
-    kind = torch.tensor(values).dtype
-    return torch.tensor(values, dtype=torch.float64 if kind.is_floating_point else kind)
-
-
 def _joined(pairs: Any) -> dict[str, list[Any]]:
     """A list of dicts as a dict of lists."""
     if not pairs or not isinstance(pairs[0], dict):
         return {}
     return {name: [pair[name] for pair in pairs] for name in pairs[0]}
-
-
-def _depth(value: Any) -> int:
-    depth = 0
-    while isinstance(value, list):
-        depth, value = depth + 1, value[0] if value else None
-    return depth
-
-
-def _numeric(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(_numeric(one) for one in value)
-    return isinstance(value, bool | int | float)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.testing.golden_inputs import Inputs, as_tensor, columns_of, spread_out
+from posttrain.testing.golden_inputs import Inputs, columns_of
+from posttrain.testing.golden_tensors import as_tensor, spread_out
 
 
 def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:

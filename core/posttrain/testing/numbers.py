@@ -13,9 +13,10 @@ from posttrain.engine.reduction import Totals, reduce_loss, split_loss
 from posttrain.errors import PosttrainError
 from posttrain.methods import Method, load
 from posttrain.testing.golden_annotations import annotated_columns, chosen_rows
-from posttrain.testing.golden_inputs import Inputs, columns_of, given_statistics, read_inputs, two_tokens, views_of
+from posttrain.testing.golden_inputs import Inputs, columns_of, given_statistics, read_inputs, views_of
 from posttrain.testing.golden_layout import lay_out
 from posttrain.testing.golden_rollouts import rollout_columns
+from posttrain.testing.golden_tensors import two_tokens
 from posttrain.views import Batch
 
 

@@ -110,6 +110,7 @@ _ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
         "chosen_score": 1.0,
         "rejected_score": 0.0,
         "tie": False,
+        "gold": good,
     },
     "unpaired-preference": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"label": right},
     "ranked": lambda right, ask, good, bad: {
