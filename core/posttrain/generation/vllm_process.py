@@ -50,7 +50,13 @@ class ServerOptions:
         words += ["--host", self.host, "--port", str(self.port), "--dtype", self.dtype]
         words += ["--max-num-seqs", str(self.batch_size), "--logprobs-mode", self.logprobs_mode]
         words += ["--worker-extension-cls", "posttrain.generation.vllm_worker.WeightReceiver"]
-        words += ["--weight-transfer-config", '{"backend": "posttrain"}', "--generation-config", "vllm"]
+        words += [
+            "--weight-transfer-config",
+            '{"backend": "posttrain"}',
+            "--generation-config",
+            "vllm",
+            "--enable-scale-out",
+        ]
         words += ["--disable-uvicorn-access-log"]
         if self.max_length is not None:
             words += ["--max-model-len", str(self.max_length)]
