@@ -27,8 +27,9 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 	else echo "No NVIDIA GPU: torch's CPU build"; \
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
 		$(BIN)/python -m pip install torch==$(TORCH); fi
-	$(BIN)/python -m pip install --quiet --group dev editables "transformers<5.20"  # vLLM 0.32 takes no newer one
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,ray]" $(addprefix -e ./,$(PLUGINS))
+	$(BIN)/python -m pip install --quiet --group dev editables setuptools "transformers<5.20"  # vLLM 0.32 takes no newer one
+	@# DeepSpeed is built here, against that torch, without its kernels: those it compiles when a run wants them.
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,deepspeed,ray]" $(addprefix -e ./,$(PLUGINS))
 	touch $@
 
 # vLLM beside everything else: --generation vllm runs it in the trainer's process. Its CPU build needs some care.

@@ -104,8 +104,12 @@ class Settings:
     """Attention implementation of transformers: sdpa, eager, flash_attention_2. [the model's default]"""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    head_chunk_tokens: int = 256
-    """Tokens whose logits exist at one time."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in the main memory until then: less GPU memory, more time."""
+    liger: bool = False
+    """Use the kernels of the package liger-kernel for norms and gated layers (NVIDIA GPUs)."""
+    head_chunk_tokens: int | None = None
+    """Tokens whose logits exist at one time. [256 on a CPU; on a GPU as many as make 256 MiB]"""
     trust_remote_code: str | None = None
     """Name of the one model whose own Python code may run."""
     lora: bool = False
@@ -122,8 +126,14 @@ class Settings:
     """Weight-decomposed adapters (DoRA); implies lora."""
     quantize: Literal["nf4", "fp4", "int8"] | None = None
     """Load the base quantised through bitsandbytes; implies lora."""
+    double_quantization: bool = True
+    """Quantise the 4-bit base's scales too: 0.37 bits a weight less."""
     reference_model: str | None = None
     """Model the policy is compared with. [the model as it was at the start]"""
+    reference_every: int | None = None
+    """Steps after which the reference becomes the policy as it then is. [never: it stays as it was at the start]"""
+    reference_rate: float = 1.0
+    """How far the reference goes towards the policy each time: 1 makes it a copy, less a moving average."""
     reference_cache: bool = True
     """Run a frozen reference once for each row of a fixed dataset: its log-probs are kept for later epochs and, in the
     cache folder, for later runs."""
@@ -134,10 +144,29 @@ class Settings:
     """How far a moving average follows the policy in each step."""
     teacher_top_k: int = 20
     """Likeliest tokens that a teacher's server is asked for; what they leave of the probability is spread evenly."""
-    strategy: Literal["single", "ddp"] | None = None
-    """How the work is spread over devices. [single, or ddp under a launcher with several processes]"""
+    strategy: Literal["single", "qlora", "ddp", "fsdp", "deepspeed"] | None = None
+    """How the work is spread over devices; posttrain doctor says what each needs. [single, or ddp for several
+    processes]"""
+    cpu_offload: bool = False
+    """Keep weights, gradients and the optimiser's state in the computer's memory instead of the GPU's (fsdp,
+    deepspeed)."""
     nproc: int = 1
     """Processes to start on this machine."""
+    nnodes: str = "1"
+    """Machines that train together: the same command is started on each. A number, or a range such as 1:4 of which
+    any number will do."""
+    node_rank: int | None = None
+    """Place of this machine among them; the one with 0 writes the run directory. [found by the machines themselves]"""
+    rdzv_endpoint: str | None = None
+    """HOST:PORT at which the machines meet; HOST is one of them."""
+    max_restarts: int = 0
+    """How often all processes are started again when one fails; they go on from the last checkpoint, as does the same
+    command given again."""
+    deepspeed_config: str | None = None
+    """DeepSpeed's own JSON file; what it leaves out, and what the run decides, is filled in."""
+    zero_stage: int | None = None
+    """What the strategy deepspeed divides among the processes: 1 the optimiser, 2 the gradients too, 3 the weights
+    too. [that of deepspeed-config; else 2]"""
 
     # Online methods
     group_size: int | None = None

@@ -177,6 +177,11 @@ def test_versions_are_steps_and_the_trainer_s_weights_need_no_copy(train):
         made.append(HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, 64))
         return made[0]
 
-    train("grpo", generator, steps=3)
-    assert made[0].version == 2
+    run = train("grpo", generator, steps=6)
+    assert made[0].version == 5
     assert not made[0].abilities.own_weights
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    (pace,) = [event for event in events if event["code"] == "pace"]  # once, from the run's own measurements
+    measured = [line["generation_seconds"] for line in run.metrics[1:4]]
+    assert pace["evidence"]["generation_seconds"] == sorted(measured)[1]
+    assert "running ahead" in pace["message"]

@@ -16,17 +16,19 @@ from torch import nn
 
 from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
+from posttrain.data.reshape import reshape
 from posttrain.demo.example import REWARD, is_data
 from posttrain.engine.correction import choose_correction
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
-from posttrain.engine.optim import build_optimizer, build_schedule
+from posttrain.engine.optim import build_schedule
 from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import DataError, SettingsError
 from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
+from posttrain.models.average import Average
 from posttrain.models.load import (
     choose_device,
     load_module,
@@ -35,7 +37,7 @@ from posttrain.models.load import (
     stop_ids,
     stop_ids_of,
 )
-from posttrain.models.reference import Reference
+from posttrain.models.reference import MovingReference, Reference
 from posttrain.models.teacher import check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
@@ -43,6 +45,7 @@ from posttrain.rollouts.evaluation import GreedyAnswers
 from posttrain.rollouts.source import Online
 from posttrain.settings import Settings
 from posttrain.strategies.choose import choose
+from posttrain.strategies.protocol import Strategy
 from posttrain.watch import facts
 from posttrain.watch.observers import Observers
 from posttrain.watch.run_directory import RunDirectory
@@ -102,6 +105,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
         if objects.model is None
         else stop_ids(objects.model, tokenizer)
     )
+    if not card.online:
+        rows = reshape(rows, method, config)
+        held_out = None if held_out is None else reshape(held_out, method, config)
     for some in (rows, held_out):
         if some is not None:
             _check_columns(card, config, some)
@@ -129,12 +135,21 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     strategy, why = choose(settings)
     loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, _head(card, config))
     _add_modules(method, config, loaded.policy)
-    strategy.prepare(loaded.policy)
-    reference = _reference(loaded.policy, settings, objects) if card.needs_now("reference", config) else None
+    # before the weights are spread, since it may begin as a copy of them
+    reference = _reference(loaded.policy, settings, objects, strategy) if card.needs_now("reference", config) else None
     teacher = None
     if card.needs_now("teacher", config):
-        start = functools.partial(_start, loaded.policy, reference, settings)
+        start = functools.partial(_start, loaded.policy, reference, settings, strategy)
         teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
+    strategy.prepare(loaded.policy)
+    for model in (teacher, reference):
+        if isinstance(model, Average) and strategy.together:
+            raise SettingsError(
+                f"A model that follows the policy changes places with its weights, and '{strategy.name}' spreads them "
+                "over processes. Use --strategy ddp."
+            )
+    if isinstance(teacher, Average):
+        teacher.start()
     run = Run(
         settings=settings,
         method=method,
@@ -152,27 +167,35 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
     _sources(run, data)
     run.total = run.source.steps()
-    run.optimizer = build_optimizer(loaded.policy, settings)
+    run.optimizer = strategy.optimizer(loaded.policy, settings)
     run.schedule = build_schedule(run.optimizer, settings, run.total)
     found = begin_reference(run, objects.model is not None, cache_folder(settings, "reference"))
     data.notes += [*loaded.notes, f"strategy {why}", *found]
     return run
 
 
-def _reference(policy: TokenModel, settings: Settings, objects: Objects) -> Reference:
+def _reference(
+    policy: TokenModel, settings: Settings, objects: Objects, strategy: Strategy
+) -> Reference | MovingReference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
+    if settings.reference_every is not None:
+        return MovingReference(policy, settings.reference_rate, settings.reference_every)
     name = settings.reference_model
     if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
         name = settings.model
     if name is None:
-        return Reference(policy)
+        return Reference(policy, strategy)
     later = functools.partial(load_module, name, settings, choose_device(settings), "vocabulary", None)
-    return Reference(policy, later=later)
+    return Reference(policy, strategy, later=later)
 
 
-def _start(policy: TokenModel, reference: Reference | None, settings: Settings) -> Reference:
+def _start(
+    policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings, strategy: Strategy
+) -> Reference:
     """The policy as it is at the start: the reference, where that is not another model."""
-    return reference if reference is not None and settings.reference_model is None else Reference(policy)
+    if isinstance(reference, Reference) and settings.reference_model is None:
+        return reference
+    return Reference(policy, strategy)
 
 
 def _head(card: Card, config: Any) -> str:
@@ -262,9 +285,10 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         "steps": settings.steps is None or settings.steps >= 1,
         "epochs": settings.epochs is None or settings.epochs > 0,
         "micro-batch-size": settings.micro_batch_size is None or settings.micro_batch_size >= 1,
-        "head-chunk-tokens": settings.head_chunk_tokens >= 1,
+        "head-chunk-tokens": settings.head_chunk_tokens is None or settings.head_chunk_tokens >= 1,
         "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
         "max-length": settings.max_length is None or settings.max_length >= 2,
+        "reference-every": settings.reference_every is None or settings.reference_every >= 1,
         "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
         "save-total": settings.save_total >= 1,
         "max-staleness": settings.max_staleness >= 0,
@@ -274,6 +298,17 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
             raise SettingsError(f"{name} is {getattr(settings, name.replace('-', '_'))}, expected a larger number.")
     if not 0 <= settings.eval_fraction < 1:
         raise SettingsError(f"eval-fraction is {settings.eval_fraction}, expected a number from 0 to below 1.")
+    if settings.offload_activations and choose_device(settings).type != "cuda":
+        raise SettingsError(
+            "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."
+        )
+    if settings.reference_every is not None and settings.reference_model is not None:
+        raise SettingsError(
+            f"The reference is '{settings.reference_model}' and also follows the policy every "
+            f"{settings.reference_every} steps. Leave out --reference-model, or set reference-every to none."
+        )
+    if not 0 < settings.reference_rate <= 1:
+        raise SettingsError(f"reference-rate is {settings.reference_rate}, expected a number above 0 and up to 1.")
     evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings, name) and not evaluated:

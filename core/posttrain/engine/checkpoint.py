@@ -14,7 +14,7 @@ import torch
 
 from posttrain.engine.reference_cache import kept_in_checkpoint, restore_kept
 from posttrain.errors import CheckpointError
-from posttrain.models.save import restore_weights, save_model
+from posttrain.models.reference import MovingReference
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
@@ -25,17 +25,19 @@ def save_checkpoint(run: Run) -> Path:
     final = run.directory.checkpoints / f"step-{run.step}"
     generators = run.strategy.gather([_random_state()])
     reference = kept_in_checkpoint(run)
+    aside = run.directory.checkpoints / f".step-{run.step}.tmp"
     if run.strategy.rank == 0:
-        aside = run.directory.checkpoints / f".step-{run.step}.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_model(run.policy, run.tokenizer, aside / "model")
+    run.strategy.barrier()
+    run.strategy.save(run, aside)
+    run.strategy.barrier()
+    if run.strategy.rank == 0:
         training = {
-            "optimizer": run.optimizer.state_dict(),
             "schedule": {"last_epoch": run.schedule.last_epoch},
             "state": run.state,
-            "extra": run.policy.extra.state_dict(),
             "teacher": getattr(run.teacher, "saved", lambda: {})(),
+            "moving_reference": getattr(run.reference, "saved", lambda: {})(),
             "source": getattr(run.source, "saved", lambda: {})(),
             "reference": reference,
             "random": generators,
@@ -55,21 +57,21 @@ def save_checkpoint(run: Run) -> Path:
 def restore_checkpoint(run: Run, folder: Path) -> None:
     """Bring weights, optimiser, schedule, method state, data position and random state back."""
     facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    restore_weights(run.policy, folder / "model")
+    run.strategy.load(run, folder)
     training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-    run.optimizer.load_state_dict(training["optimizer"])
     run.schedule.last_epoch = training["schedule"]["last_epoch"]
     run.schedule._last_lr = [group["lr"] for group in run.optimizer.param_groups]
     run.state.clear()
     run.state.update(training["state"])
-    run.policy.extra.load_state_dict(training["extra"])
     if training["teacher"]:
         run.teacher.restore(training["teacher"])
+    if isinstance(run.reference, MovingReference):
+        run.reference.restore(training["moving_reference"])
     restore_kept(run, training["reference"])
     if training["source"]:
         run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
-    if len(training["random"]) == run.strategy.world:
-        _set_random_state(training["random"][run.strategy.rank])
+    if len(training["random"]) == run.strategy.parts:
+        _set_random_state(training["random"][run.strategy.part])
     run.step, run.best = facts["step"], facts["best"]
 
 

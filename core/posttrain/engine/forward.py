@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from posttrain.engine import attention
 from posttrain.engine.head import Head, Request, token_statistics
 from posttrain.engine.layout import lay_out
+from posttrain.engine.segments import Segments
 from posttrain.views import Example, Sequence, View, Views
+
+#: A row for passes that are made only because other ranks make one.
+IDLE = Sequence(torch.zeros(2, dtype=torch.int64), torch.tensor([False, True]))
 
 
 class TokenModel(nn.Module):
@@ -116,7 +120,10 @@ def _packed(decoder: Any, sequences: list[Sequence], device: torch.device, share
     extra: dict[str, Any] = {}
     if decoder.config._attn_implementation == attention.NAME:
         # A mask that is already 4-D is passed through untouched; the function reads the segments instead.
-        extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "segments": (row.lengths, row.parents)}
+        extra = {
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
+            "segments": Segments(row.lengths, row.parents, device),
+        }
     ids, positions = row.ids[None].to(device), row.positions[None].to(device)  # (1, N)
     states = decoder(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state[0]  # (N, H)
     return states, row.places
@@ -155,6 +162,8 @@ def build_views(examples: list[Example], results: dict[str, Tensor]) -> Views:
             fields["score"] = results["score"][row : row + len(sequences)]  # (R,)
         # A reward model has no log-probabilities: whoever reads them shall see it in the numbers.
         fields.setdefault("logps", torch.full(mask.shape, torch.nan, device=device))
+        if len(sequences) > len(examples):
+            fields["counts"] = torch.tensor([len(e.sequences[role]) for e in examples], device=device)  # (B,)
         views[role] = View(mask=mask, **fields)
         token, row = span.stop, row + len(sequences)
     return Views(**views)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from posttrain.engine.annotate import annotate
 from posttrain.engine.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.engine.evaluate import best_metric, is_better
+from posttrain.engine.reference_cache import fill_reference
 from posttrain.engine.step import Outcome, optimiser_step
 from posttrain.errors import RunStopped, SettingsError
+from posttrain.models.average import Average
 from posttrain.views import Step
 from posttrain.watch.facts import peak_memory_mb
 from posttrain.watch.progress import Progress
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
 def train_loop(run: Run, progress: Progress) -> None:
     """Take the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy."""
     run.policy.train()
+    run.observers.tell("run_started", run=run)
+    fill_reference(run)
     if run.evaluation is not None and run.step == 0:
         evaluate(run, progress)
         if _best_now(run):
             save_checkpoint(run)
-    run.observers.tell("run_started", run=run)
     saved = run.step
     while run.step < run.total and not _patience_is_over(run):
         line = _one_step(run)
@@ -54,10 +57,13 @@ def _one_step(run: Run) -> dict[str, Any]:
     rate = float(run.schedule.get_last_lr()[0])
     outcome = optimiser_step(run, examples, Step(run.step, run.total))
     run.step += 1
-    if hasattr(run.teacher, "step_done"):
-        run.teacher.step_done()
+    for model in (run.teacher, run.reference):
+        if isinstance(model, Average):
+            model.step_done(run.step)
     seconds = time.monotonic() - begun
-    return _line(run, outcome, rate, seconds)
+    line = _line(run, outcome, rate, seconds)
+    run.method.after_step(step=Step(run.step - 1, run.total), metrics=line, config=run.config, state=run.state)
+    return line
 
 
 def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from posttrain.cards import Card
 from posttrain.engine.batches import micro_batches, token_budget
 from posttrain.engine.correction import Correction
 from posttrain.engine.forward import TokenModel
-from posttrain.engine.head import Request
+from posttrain.engine.head import Request, chunk_tokens
+from posttrain.engine.offload import offloaded
 from posttrain.engine.source import Source
 from posttrain.engine.teaching import give_teacher
 from posttrain.methods import Method
-from posttrain.models.reference import Reference
+from posttrain.models.reference import MovingReference, Reference
 from posttrain.settings import Settings
 from posttrain.strategies.protocol import Strategy
 from posttrain.views import Example, Sequence
@@ -38,7 +39,7 @@ class Run:
     policy: TokenModel
     tokenizer: Any
     stop_ids: set[int]
-    reference: Reference | None
+    reference: Reference | MovingReference | None
     teacher: Any
     """The model that the policy learns from (see posttrain.models.teacher), None where the method needs none."""
     strategy: Strategy
@@ -90,18 +91,32 @@ class Run:
         """At which log-probs are taken: the sampler's for online methods (G4), else 1."""
         return (self.settings.temperature or 1.0) if self.card.online else 1.0
 
+    @property
+    def head_chunk(self) -> int:
+        """Tokens whose logits exist at one time."""
+        vocabulary = self.policy.inner.config.get_text_config().vocab_size
+        return chunk_tokens(self.settings.head_chunk_tokens, vocabulary, self.policy.device)
+
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Cut into forward passes by the settings."""
         tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online)
         return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
 
+    def passes(self, examples: list[Example]) -> Iterator[tuple[list[Example], bool]]:
+        """Micro-batches, each with whether it is the last; empty ones where other ranks make more passes together."""
+        micros = list(self.micro_batches(examples))
+        rounds = self.strategy.rounds(len(micros))
+        for place in range(rounds):
+            yield micros[place] if place < len(micros) else [], place == rounds - 1
+
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where asked for, or where the GPU has it."""
-        wanted = self.settings.autocast
-        if wanted is None:
-            single = next(self.policy.parameters()).dtype == torch.float32
-            wanted = self.policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
+        wanted = casts_to_bfloat16(self.settings, self.policy) and not self.strategy.casts
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """Where a forward pass leaves what its backward pass needs."""
+        return offloaded() if self.settings.offload_activations else nullcontext()
 
     def close(self) -> None:
         """End what belongs to the run alone: processes that sample for it."""
@@ -111,11 +126,11 @@ class Run:
 
     def request(self, sequences: list[Sequence]) -> Request:
         """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
-        request = Request(self.settings.head_chunk_tokens, self.temperature, extras=True)
+        request = Request(self.head_chunk, self.temperature, extras=True)
         hook = "posttrain_token_statistics"
         if not self.method.has(hook):
             return request
-        request.statistics = functools.partial(_statistics, self.method, self.config)
+        request.statistics = functools.partial(_statistics, self.method, self.config, self.state)
         if self.reference is not None and self.method.takes(hook, "reference_logits"):
             request.others["reference_logits"] = self.reference.logits(sequences, self.temperature)
         if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
@@ -123,5 +138,15 @@ class Run:
         return request
 
 
-def _statistics(method: Method, config: Any, logits: Tensor, labels: Tensor, **others: Any) -> dict[str, Tensor]:
-    return method.token_statistics(logits=logits, labels=labels, config=config, **others)
+def casts_to_bfloat16(settings: Settings, policy: TokenModel) -> bool:
+    """Whether matrices are multiplied in bfloat16 though the weights are wider."""
+    if settings.autocast is not None:
+        return settings.autocast
+    single = next(policy.parameters()).dtype == torch.float32
+    return policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
+
+
+def _statistics(
+    method: Method, config: Any, state: dict[str, Any], logits: Tensor, labels: Tensor, **others: Any
+) -> dict[str, Tensor]:
+    return method.token_statistics(logits=logits, labels=labels, config=config, state=state, **others)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,8 @@ from torch import Tensor
 
 from posttrain.engine.batches import build_batch
 from posttrain.engine.correction import correct, summary
-from posttrain.engine.forward import build_views, sequences_of
-from posttrain.engine.gradients import clear_gradients, close_gradients
+from posttrain.engine.forward import IDLE, build_views, sequences_of
 from posttrain.engine.head import Request
-from posttrain.engine.optim import reserve_moments
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
 from posttrain.engine.teaching import taught
 from posttrain.errors import PluginError
@@ -39,14 +36,10 @@ class Outcome:
 
 def optimiser_step(run: Run, examples: list[Example], step: Step) -> Outcome:
     """Take one step over this rank's ``examples``; the gradient is that of the whole global step."""
-    reserve_moments(run.optimizer)
-    clear_gradients(run.parameters)
+    run.strategy.clear(run.optimizer, run.parameters)
     outcome = _accumulate(run, examples, step)
-    close_gradients(run.parameters)
-    run.strategy.sum_gradients(run.parameters)
-    outcome.grad_norm = _clip(run)
-    if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
-        run.optimizer.step()
+    limit, finite = run.settings.max_grad_norm, math.isfinite(outcome.loss)
+    outcome.grad_norm = run.strategy.update(run.optimizer, run.parameters, limit, finite)
     run.schedule.step()
     return outcome
 
@@ -66,18 +59,16 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     terms: dict[str, float] = {}
     averages = Averages()
     extremes: list[float] = []
-    for micro in run.micro_batches(examples):
-        with run.autocast():
-            batch, policy, reference, masks = forward(run, micro)
-            correct(run, micro, policy, averages, extremes)
-            returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
-        parts, metrics = split_loss(returned, run.card.name)
-        loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
+    for micro, last in run.passes(examples):
+        if micro:
+            loss, shares, metrics = _micro_batch(run, micro, totals, step, averages, extremes)
+            averages.add(metrics)
+        else:
+            loss, shares = _idle(run), {}
         if step.training:
-            loss.backward()
+            run.strategy.backward(loss, last)
         for name, share in shares.items():
             terms[name] = terms.get(name, 0.0) + float(share)
-        averages.add(metrics)
     terms, averages = run.strategy.sum_results(terms, averages)
     if run.reference is not None and run.reference.cache is not None:
         run.reference.cache.exchange(run.strategy)
@@ -86,6 +77,28 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     if run.card.online:
         found = summary(found, run.strategy.gather([extremes]))
     return Outcome(sum(terms.values()), terms, found, int(run.strategy.sum_number(tokens)))
+
+
+def _micro_batch(
+    run: Run, micro: list[Example], totals: Totals, step: Step, averages: Averages, extremes: list[float]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+    """One forward pass: the loss to call backward on, each term's share of the step's loss, and metrics."""
+    with run.autocast(), run.saving():
+        batch, policy, reference, masks = forward(run, micro)
+        correct(run, micro, policy, averages, extremes)
+        returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
+    parts, metrics = split_loss(returned, run.card.name)
+    loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
+    return loss, shares, metrics
+
+
+def _idle(run: Run) -> Tensor:
+    """The passes of a micro-batch without examples, for ranks that still have some; its gradient is zero."""
+    with run.autocast():
+        if run.reference is not None:
+            _reference_logps(run, [])
+        results = run.policy([IDLE], run.request([IDLE]))
+    return torch.stack([values.float().sum() * 0.0 for values in results.values()]).sum()
 
 
 def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, Tensor]]:
@@ -111,11 +124,15 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
     """Views of the frozen reference, from columns computed before, its cache, or a forward pass without gradient."""
     stored = "reference_logps"
     if all(stored in s.per_token for s in sequences_of(examples)):
+        _reference_logps(run, [])
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
         return build_views(examples, {"logps": flat.to(run.policy.device)})
+    return build_views(examples, _reference_logps(run, sequences_of(examples)))
+
+
+def _reference_logps(run: Run, sequences: list[Sequence]) -> dict[str, Tensor]:
     assert run.reference is not None
-    request = Request(run.settings.head_chunk_tokens, run.temperature)
-    return build_views(examples, run.reference.results(sequences_of(examples), request))
+    return run.reference.results(sequences, Request(run.head_chunk, run.temperature))
 
 
 def no_grad_results(
@@ -125,21 +142,21 @@ def no_grad_results(
 
     Of the policy also the outputs of extra modules, and with ``full`` the method's token statistics.
     """
-    contexts: dict[str, Callable[[], AbstractContextManager[Any]]] = {"policy": lambda: nullcontext(run.policy)}
-    if model == "reference" and run.reference is not None and run.reference.cache is not None:
-        results_of = run.reference.results  # which runs the reference only for what is not known
-        contexts[model] = lambda: nullcontext(results_of)
-    elif model != "policy":
-        contexts[model] = getattr(run, model).active
     training = run.policy.training
     run.policy.eval()
-    with torch.no_grad(), contexts[model]() as active:
-        for micro in run.micro_batches(examples):
-            sequences = sequences_of(micro)
+    with torch.no_grad():
+        for micro, _ in run.passes(examples):
+            sequences = sequences_of(micro) if micro else [IDLE]
             with run.autocast():
-                request = run.request(sequences) if full else Request(run.settings.head_chunk_tokens, run.temperature)
+                request = run.request(sequences) if full else Request(run.head_chunk, run.temperature)
                 request.extras = model == "policy"
-                results = active(sequences, request)
+                if model == "policy":
+                    results = run.policy(sequences, request)
+                else:
+                    assert run.reference is not None  # shared_results has looked
+                    results = run.reference.results(sequences if micro else [], request)
+            if not micro:
+                continue
             pieces = {name: values.cpu().split([s.count for s in sequences]) for name, values in results.items()}
             for row, example in enumerate(micro):
                 yield example, {name: values[row] for name, values in pieces.items()}
@@ -148,9 +165,9 @@ def no_grad_results(
 
 def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
     """The teacher's log-probs ``(t,)``, of the logits that it gives in the policy's vocabulary, wherever it lives."""
-    chunk = run.settings.head_chunk_tokens
-    for micro in run.micro_batches(examples):
-        sequences = sequences_of(micro)
+    chunk = run.head_chunk
+    for micro, _ in run.passes(examples):
+        sequences = sequences_of(micro) if micro else [IDLE]
         labels = torch.cat([s.ids[s.trained] for s in sequences]).to(run.policy.device)  # (n,)
         logps = [torch.zeros(0)]
         with torch.no_grad(), run.autocast():
@@ -158,7 +175,8 @@ def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Exampl
             for at in (slice(start, start + chunk) for start in range(0, len(labels), chunk)):
                 rows = give(at).log_softmax(-1)  # (c, V)
                 logps.append(rows.gather(1, labels[at][:, None])[:, 0].cpu())
-        for example, found in zip(micro, torch.cat(logps).split([s.count for s in sequences]), strict=True):
+        parts = torch.cat(logps).split([s.count for s in sequences])
+        for example, found in zip(micro, parts if micro else (), strict=True):
             yield example, {"logps": found}
 
 
@@ -181,15 +199,3 @@ def shared_results(run: Run, sequences: list[Sequence], model: str, full: bool =
 def shared_logps(run: Run, sequences: list[Sequence], model: str) -> list[Tensor]:
     """Log-probs ``(t,)`` of every sequence's trained tokens under "policy", "reference" or "teacher"."""
     return [found["logps"] for found in shared_results(run, sequences, model)]
-
-
-def _clip(run: Run) -> float:
-    """Gradient norm before clipping; gradients above ``max_grad_norm`` are scaled down to it."""
-    norm = run.strategy.gradient_norm(run.parameters)
-    limit = run.settings.max_grad_norm
-    if limit and math.isfinite(norm) and norm > limit:
-        scale = limit / (norm + 1e-6)
-        for parameter in run.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-    return norm

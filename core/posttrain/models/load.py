@@ -20,12 +20,17 @@ from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter
 from posttrain.models.head import find_head
+from posttrain.models.kernels import use_liger
 from posttrain.models.lean import make_lean
 from posttrain.models.probe import check_logits, choose_layout
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings
 
+if not torch.accelerator.is_available():
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # DeepSpeed, where installed, else warns that it found nothing better
 # A bar per file of weights would break the one line that the run itself shows, and bitsandbytes, which transformers
 # imports where it is installed, warns of kernels that only its own users could want.
 transformers.utils.logging.disable_progress_bar()
@@ -123,6 +128,8 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
     if settings.gradient_checkpointing:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
+    if settings.liger:
+        notes.append(use_liger(inner, inner.get_input_embeddings().weight.device))
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
         module = add_adapter(module, settings, head)
     make_lean(inner)
@@ -130,6 +137,9 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
     policy.eval()
     if settings.packing:
         choose_layout(policy)
+    if policy.packed and not policy.shared:
+        how = inner.config._attn_implementation
+        notes.append(f"{type(inner).__name__} cannot share prompts under {how}; each row reads its own.")
     if settings.packing and not policy.packed:
         notes.append(f"{type(inner).__name__} cannot keep packed rows apart here; rows are padded instead.")
     if head == "vocabulary":
@@ -273,7 +283,7 @@ def _quantization(settings: Settings) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type=settings.quantize,
         bnb_4bit_compute_dtype=compute,
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=settings.double_quantization,
     )
 
 

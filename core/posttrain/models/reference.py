@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posttrain.engine.forward import TokenModel
+from posttrain.engine.forward import IDLE, TokenModel
 from posttrain.engine.head import Request
 from posttrain.models.adapters import REFERENCE_ADAPTER
+from posttrain.models.average import Average
 from posttrain.models.frozen import Frozen
 from posttrain.models.head import find_head
 from posttrain.views import Sequence
 
 if TYPE_CHECKING:
     from posttrain.engine.reference_cache import ReferenceCache
+    from posttrain.strategies.protocol import Strategy
 
 
 class Reference(Frozen):
@@ -26,46 +28,71 @@ class Reference(Frozen):
 
     With a new adapter it is the policy's own base, adapters off; with an adapter loaded from disk a frozen copy of
     that adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own, which ``later``
-    loads when it is first run. With a ``cache`` a model that never changes is run once for each row.
+    loads when it is first run. With a ``cache`` a model that never changes is run once for each row; while
+    ``is_policy`` holds, before the first update, the policy itself is what is run.
     """
 
-    def __init__(self, policy: TokenModel, other: Any = None, later: Callable[[], Any] | None = None):
+    def __init__(
+        self, policy: TokenModel, strategy: Strategy, other: Any = None, later: Callable[[], Any] | None = None
+    ):
         self.policy = policy
+        self.strategy = strategy
         self.later = later
         self.model: TokenModel | None = None
         self.cache: ReferenceCache | None = None
+        self.is_policy = False
         if other is None and later is None and not hasattr(policy.model, "peft_config"):
             other = copy.deepcopy(policy.model)
         if other is not None:
             self._use(other)
 
     def _use(self, module: Any) -> None:
-        self.model = _frozen(TokenModel(module, find_head(module), self.policy.packed, self.policy.shared))
+        self.model = TokenModel(module, find_head(module), self.policy.packed, self.policy.shared)
+        self.model.requires_grad_(False)
+        self.model.eval()
+        self.strategy.prepare(self.model)
 
     def begin(self, same: bool) -> None:
         """Have a model that ``later`` would load in memory now; ``same``: the policy still is it and is copied."""
         if self.model is None and self.later is not None:
-            self._use(copy.deepcopy(self.policy.model) if same else self.later())
+            # weights that are spread cannot be copied
+            self._use(copy.deepcopy(self.policy.model) if same and not self.strategy.together else self.later())
 
     def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
-        """What the reference's forward pass gives, without gradient; log-probs ``(n,)`` that are cached cost none."""
-        if self.cache is None or request.statistics is not None:
-            with torch.no_grad(), self.active() as model:
-                return model(sequences, request)
+        """What the reference's forward pass gives, without gradient; log-probs ``(n,)`` that are cached cost none.
 
-        def compute(unknown: list[Sequence]) -> Tensor:
-            with torch.no_grad(), self.active() as model:
-                return model(unknown, request)["logps"]
+        No ``sequences``: only the pass that other ranks may need this one for.
+        """
+        cache = self.cache if request.statistics is None else None
+        wanted = bool(sequences) if cache is None else any(sequence not in cache for sequence in sequences)
 
-        return {"logps": self.cache.logps(sequences, compute).to(self.policy.device)}
+        def compute(unknown: list[Sequence]) -> dict[str, Tensor]:
+            with torch.no_grad(), self.active() as model:
+                return model(unknown, request)
+
+        if self.strategy.rounds(int(wanted)) and not wanted:
+            compute([IDLE])
+        if not sequences:
+            return {}
+        if cache is None:
+            return compute(sequences)
+        return {"logps": cache.logps(sequences, lambda unknown: compute(unknown)["logps"]).to(self.policy.device)}
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
         """The reference for the length of a ``with`` block."""
-        if self.model is None and self.later is not None:
+        if self.model is None and self.later is not None and not self.is_policy:
             self._use(self.later())
         if self.model is not None:
             yield self.model
+            return
+        if self.is_policy:
+            training = self.policy.training
+            self.policy.eval()
+            try:
+                yield self.policy
+            finally:
+                self.policy.train(training)
             return
         adapters: Any = self.policy.model
         training = self.policy.training
@@ -84,6 +111,16 @@ class Reference(Frozen):
             self.policy.train(training)
 
 
-def _frozen(model: TokenModel) -> TokenModel:
-    model.requires_grad_(False)
-    return model.eval()
+class MovingReference(Average):
+    """A reference that follows the policy (``reference_every``); what it says of a row changes, so it has no cache."""
+
+    cache: ReferenceCache | None = None
+
+    def begin(self, same: bool) -> None:
+        """Be the policy as it is now."""
+        self.start()
+
+    def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+        """What the reference's forward pass gives, without gradient."""
+        with torch.no_grad(), self.active() as model:
+            return model(sequences, request)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,9 @@ class Producer:
             return
         if not generator.abilities.mid_sequence:
             generator.drain()
-        generator.accept(weights_for(self.run.policy.model, generator.abilities, step, health.version))
+        strategy = self.run.strategy
+        with strategy.whole(self.run.policy) if generator.abilities.own_weights else nullcontext():
+            generator.accept(weights_for(self.run.policy.model, generator.abilities, step, health.version))
 
     def take(self, number: int) -> tuple[list[Rollout], dict[str, float]]:
         """The rollouts of batch ``number``, and seconds that it took; more are asked for, up to the bound."""
@@ -84,7 +87,8 @@ class Producer:
             if later not in self.queue:
                 self._issue(later)
         issued = self.queue[number]
-        items = answer(self.run, issued.orders, issued.calls, lambda call: self._result(call, issued))
+        own = self.generator.abilities.own_weights
+        items = answer(self.run, issued.orders, issued.calls, lambda call: self._result(call, issued), own)
         del self.queue[number]
         found = {"weights_seconds": published - begun, "generation_seconds": time.monotonic() - begun}
         if self.depth:
@@ -94,7 +98,8 @@ class Producer:
     def answers(self, orders: list[Order], sampling: Sampling) -> list[Rollout]:
         """Rollouts of the policy as it is now, while the trainer waits; the ledger knows nothing of them."""
         self.publish()
-        return answer(self.run, orders, calls_of(self.run.strategy.share(orders), sampling), self._result)
+        calls = calls_of(self.run.strategy.share(orders), sampling)
+        return answer(self.run, orders, calls, self._result, self.generator.abilities.own_weights)
 
     def _issue(self, number: int) -> None:
         orders, settings = self.orders_of(number), self.run.settings

@@ -22,6 +22,7 @@ from posttrain.rewards import Reward, score
 from posttrain.rollouts.rollouts import Rollout, Rollouts
 
 if TYPE_CHECKING:
+    from posttrain.engine.forward import TokenModel
     from posttrain.engine.run import Run
 
 #: Columns that describe a prompt to the core and are nothing to a reward.
@@ -85,24 +86,38 @@ def calls_of(mine: list[Order], sampling: Sampling) -> list[Call]:
 
 
 def answer(
-    run: Run, orders: list[Order], calls: list[Call], ask: Callable[[Call], list[list[Completion]]]
+    run: Run, orders: list[Order], calls: list[Call], ask: Callable[[Call], list[list[Completion]]], own_weights: bool
 ) -> list[Rollout]:
     """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank.
 
-    ``calls`` are those of this rank's orders; ``ask`` gives what the policy's generator answers to one of them.
+    ``calls`` are those of this rank's orders; ``ask`` gives what the policy's generator answers to one of them, which
+    has weights of its own or runs the policy itself.
     """
     mine = run.strategy.share(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
-    for call in calls:
-        found = _paired(call, ask(call)) if call.by_policy else _complete(run, call)
-        for index, completions in zip(call.chosen, found, strict=True):
-            groups[index][call.place] = [_rollout(mine[index], call.place, prompt, one) for prompt, one in completions]
+    with run.strategy.whole(*_answering(run, orders, own_weights)):
+        for call in calls:
+            found = _paired(call, ask(call)) if call.by_policy else _complete(run, call)
+            for index, completions in zip(call.chosen, found, strict=True):
+                answers = [_rollout(mine[index], call.place, prompt, one) for prompt, one in completions]
+                groups[index][call.place] = answers
     flat = [[item for ask_ in asks for item in ask_] for asks in groups]
     return [item for group in run.strategy.gather(flat) for item in group]
 
 
 def _paired(call: Call, found: list[list[Completion]]) -> list[list[tuple[Tensor, Completion]]]:
     return [[(prompt, one) for one in group] for prompt, group in zip(call.prompts, found, strict=True)]
+
+
+def _answering(run: Run, orders: list[Order], own_weights: bool) -> list[TokenModel]:
+    """The models in this process that any rank will let answer."""
+    asks = [ask for order in orders for ask in order.asks]
+    sources = {("teacher" if ask.source == "teacher" else "reference") if ask.mixture else ask.source for ask in asks}
+    models = [] if own_weights and not any(ask.mixture for ask in asks) else [run.policy]
+    for source in sorted(sources - {"policy", "data"}):
+        with _frozen(run, source).active() as model:
+            models.append(model)
+    return models
 
 
 def _kind(ask: Ask) -> Ask:

@@ -85,6 +85,8 @@ class Online:
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {"prompt": item.columns.get("prompt"), "completion": item.completion.text, "reward": item.reward}
             line |= {"rewards": item.parts, "finished": item.completion.finished}
+            if item.completion.versions is not None and len(item.completion.versions):
+                line["version"] = int(item.completion.versions.min())
             if item.source != "policy":
                 line["source"] = item.source
             known = advantages is not None and advantages.ndim == 1

@@ -5,102 +5,92 @@ No wrapper is needed: the loss shares already carry global denominators, so the 
 
 from __future__ import annotations
 
-import datetime
-import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from posttrain.engine.reduction import Averages, Totals
-from posttrain.strategies.protocol import norm_of
+from posttrain.engine.gradients import clear_gradients, close_gradients
+from posttrain.engine.optim import build_optimizer, reserve_moments
+from posttrain.strategies.ranks import Ranks
+from posttrain.strategies.whole import clip_and_step, load_whole, norm_of, save_whole
+
+if TYPE_CHECKING:
+    from posttrain.engine.forward import TokenModel
+    from posttrain.engine.run import Run
+    from posttrain.settings import Settings
 
 #: Gradients travel in pieces of this many numbers.
 BUCKET = 25_000_000
 
 
-class DistributedData:
-    """Joins the process group of its launcher: gloo on CPUs, NCCL on GPUs."""
+class DistributedData(Ranks):
+    """The same weights everywhere: they start as rank 0's and move by the same gradient."""
 
     name = "ddp"
+    together = casts = False
 
-    def __init__(self) -> None:
-        if not dist.is_initialized():
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
-            if backend == "nccl":
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-        self.rank = dist.get_rank()
-        self.world = dist.get_world_size()
-
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: TokenModel) -> None:
         """Rank 0's weights and buffers, on every rank."""
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
 
-    def share(self, items: list[Any]) -> list[Any]:
-        """Every ``world``-th item from ``rank`` on."""
-        return items[self.rank :: self.world]
+    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+        """The plain one, on every rank."""
+        return build_optimizer(model, settings)
 
-    def gather(self, items: list[Any]) -> list[Any]:
-        """All items in their first order; objects travel through pickle between our own processes."""
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, items)
-        merged = []
-        for index in range(max(len(part) for part in parts)):
-            merged += [part[index] for part in parts if index < len(part)]
-        return merged
+    def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        """Gradients that keep their memory (see ``engine.gradients``)."""
+        reserve_moments(optimizer)
+        clear_gradients(parameters)
 
-    def sum_totals(self, totals: Totals) -> Totals:
-        """Counts by name over all ranks; a rank may lack names that another has."""
-        everyone = _everyone((totals.examples, totals.tokens), self.world)
-        summed = Totals(sum(examples for examples, _ in everyone))
-        for _, tokens in everyone:
-            for name, count in tokens.items():
-                summed.tokens[name] = summed.tokens.get(name, 0.0) + count
-        return summed
+    def rounds(self, count: int) -> int:
+        """Each rank its own: gradients meet after the last."""
+        return count
 
-    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Flat buckets, so that a small model costs one message; a rank without examples adds zeros (D1)."""
-        for bucket in _buckets(parameters):
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket])
-            dist.all_reduce(flat)
-            start = 0
-            for p in bucket:
-                p.grad = flat[start : start + p.numel()].view_as(p).clone()
-                start += p.numel()
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Autograd's."""
+        loss.backward()
 
-    def gradient_norm(self, parameters: list[nn.Parameter]) -> float:
-        """The same on every rank, since the summed gradient is."""
-        return norm_of([p.grad for p in parameters if p.grad is not None])
+    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
+        """Sum, clip and step, alike on every rank."""
+        close_gradients(parameters)
+        _sum_gradients(parameters)
+        norm = norm_of([p.grad for p in parameters if p.grad is not None])
+        return clip_and_step(optimizer, parameters, norm, limit, finite)
 
-    def sum_results(self, terms: dict[str, float], averages: Averages) -> tuple[dict[str, float], Averages]:
-        """By name, whatever order a rank met the names in (G17)."""
-        everyone = _everyone((terms, averages.sums), self.world)
-        summed_terms: dict[str, float] = {}
-        summed = Averages()
-        for their_terms, their_sums in everyone:
-            for name, value in their_terms.items():
-                summed_terms[name] = summed_terms.get(name, 0.0) + value
-            for name, (total, count) in their_sums.items():
-                old_total, old_count = summed.sums.get(name, (0.0, 0.0))
-                summed.sums[name] = (old_total + total, old_count + count)
-        return summed_terms, summed
+    def whole(self, *models: TokenModel) -> AbstractContextManager[None]:
+        """They always are."""
+        return nullcontext()
 
-    def sum_number(self, value: float) -> float:
-        """One number over all ranks."""
-        return sum(_everyone(value, self.world))
+    def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """As they are."""
+        for name, parameter in module.named_parameters():
+            yield name, parameter.detach()
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        dist.barrier()
+    def save(self, run: Run, folder: Path) -> None:
+        """Whole files."""
+        save_whole(run, folder)
+
+    def load(self, run: Run, folder: Path) -> None:
+        """Undo ``save``."""
+        load_whole(run, folder)
 
 
-def _everyone(item: Any, world: int) -> list[Any]:
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, item)
-    return parts
+def _sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Flat buckets, so that a small model costs one message; a rank without examples adds zeros (D1)."""
+    for bucket in _buckets(parameters):
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket])
+        dist.all_reduce(flat)
+        start = 0
+        for p in bucket:
+            p.grad = flat[start : start + p.numel()].view_as(p).clone()
+            start += p.numel()
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
