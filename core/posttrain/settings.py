@@ -104,8 +104,12 @@ class Settings:
     """Attention implementation of transformers: sdpa, eager, flash_attention_2. [the model's default]"""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    head_chunk_tokens: int = 256
-    """Tokens whose logits exist at one time."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in the main memory until then: less GPU memory, more time."""
+    liger: bool = False
+    """Use the kernels of the package liger-kernel for norms and gated layers (NVIDIA GPUs)."""
+    head_chunk_tokens: int | None = None
+    """Tokens whose logits exist at one time. [256 on a CPU; on a GPU as many as make 256 MiB]"""
     trust_remote_code: str | None = None
     """Name of the one model whose own Python code may run."""
     lora: bool = False

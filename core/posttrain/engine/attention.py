@@ -7,7 +7,6 @@ pairs of tokens that must not meet. Without that argument (generation, padded ba
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,6 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from posttrain.engine import varlen
+from posttrain.engine.segments import Segments
 
 NAME = "posttrain_documents"
 
@@ -28,35 +30,28 @@ def document_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    segments: tuple[list[int], list[int]] | None = None,
+    segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment of a packed row and to its parent; plain sdpa where none are given.
-
-    ``segments`` are the lengths and the parents of ``layout.Layout``.
-    """
+    """Causal attention within each segment of a packed row and to its parent; plain sdpa where none are given."""
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     refused = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    lengths, parents = segments
     window = kwargs.get("sliding_window")
-    if refused or (window is not None and _longest(lengths, parents) > window):
+    if refused or (window is not None and max(segments.seen) > window):
         raise NotSupported(refused or ["sliding_window"])
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    return _by_segment(query[0], key[0], value[0], lengths, parents, dropout, scaling), None  # (1, L, heads, d)
-
-
-def _longest(lengths: list[int], parents: list[int]) -> int:
-    return max(n + (lengths[p] if p >= 0 else 0) for n, p in zip(lengths, parents, strict=True))
+    if varlen.fits(query, dropout):
+        return varlen.by_kernel(query[0], key[0], value[0], segments, scaling), None  # (1, L, heads, d)
+    return _by_segment(query[0], key[0], value[0], segments, dropout, scaling), None  # (1, L, heads, d)
 
 
 def _by_segment(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    lengths: list[int],
-    parents: list[int],
+    segments: Segments,
     dropout: float,
     scaling: float | None,
 ) -> Tensor:
@@ -64,8 +59,8 @@ def _by_segment(
 
     Segments of the same shape go through the kernel together: hundreds of short rows cost a handful of calls.
     """
-    pieces, places = [], []
-    for (length, before), (starts, prompts) in _shapes(lengths, parents).items():
+    pieces = []
+    for (length, before), (starts, prompts) in segments.shapes.items():
         q, k, v = (_cut(t, starts, length) for t in (query, key, value))  # (k, heads, length, d)
         mask = None
         if before:
@@ -74,11 +69,8 @@ def _by_segment(
             mask = torch.ones(length, before + length, dtype=torch.bool, device=q.device).tril(before)
         mixed = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
         pieces.append(mixed.transpose(1, 2).flatten(0, 1))  # (k * length, heads, d)
-        places += [place for start in starts for place in range(start, start + length)]
     together = torch.cat(pieces)  # (L, heads, d), segments of one shape next to each other
-    if places != sorted(places):
-        together = together.index_select(0, torch.tensor(places, device=query.device).argsort())
-    return together[None]
+    return (together if segments.order is None else together.index_select(0, segments.order))[None]
 
 
 def _cut(states: Tensor, starts: list[int], length: int) -> Tensor:
@@ -90,17 +82,6 @@ def _cut(states: Tensor, starts: list[int], length: int) -> Tensor:
         places = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()  # (k * length,)
         found = states.index_select(1, places.to(states.device))
     return found.unflatten(1, (len(starts), length)).transpose(0, 1)
-
-
-def _shapes(lengths: list[int], parents: list[int]) -> dict[tuple[int, int], tuple[list[int], list[int]]]:
-    """(Length, length of the parent) -> where such segments begin and where their parents do, in the row's order."""
-    begins = [0, *accumulate(lengths)][:-1]
-    found: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
-    for length, begin, parent in zip(lengths, begins, parents, strict=True):
-        starts, prompts = found.setdefault((length, lengths[parent] if parent >= 0 else 0), ([], []))
-        starts.append(begin)
-        prompts.append(begins[parent] if parent >= 0 else 0)
-    return found
 
 
 class NotSupported(Exception):

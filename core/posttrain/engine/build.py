@@ -262,7 +262,7 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         "steps": settings.steps is None or settings.steps >= 1,
         "epochs": settings.epochs is None or settings.epochs > 0,
         "micro-batch-size": settings.micro_batch_size is None or settings.micro_batch_size >= 1,
-        "head-chunk-tokens": settings.head_chunk_tokens >= 1,
+        "head-chunk-tokens": settings.head_chunk_tokens is None or settings.head_chunk_tokens >= 1,
         "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
         "max-length": settings.max_length is None or settings.max_length >= 2,
         "reference-every": settings.reference_every is None or settings.reference_every >= 1,
@@ -281,6 +281,10 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         )
     if not 0 < settings.reference_rate <= 1:
         raise SettingsError(f"reference-rate is {settings.reference_rate}, expected a number above 0 and up to 1.")
+    if settings.offload_activations and choose_device(settings).type != "cuda":
+        raise SettingsError(
+            "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."
+        )
     evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings, name) and not evaluated:

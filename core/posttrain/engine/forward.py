@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from posttrain.engine import attention
 from posttrain.engine.head import Head, Request, token_statistics
 from posttrain.engine.layout import lay_out
+from posttrain.engine.segments import Segments
 from posttrain.views import Example, Sequence, View, Views
 
 
@@ -116,7 +117,10 @@ def _packed(decoder: Any, sequences: list[Sequence], device: torch.device, share
     extra: dict[str, Any] = {}
     if decoder.config._attn_implementation == attention.NAME:
         # A mask that is already 4-D is passed through untouched; the function reads the segments instead.
-        extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "segments": (row.lengths, row.parents)}
+        extra = {
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
+            "segments": Segments(row.lengths, row.parents, device),
+        }
     ids, positions = row.ids[None].to(device), row.positions[None].to(device)  # (1, N)
     states = decoder(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state[0]  # (N, H)
     return states, row.places

@@ -50,6 +50,17 @@ class Head:
         return type(self.projection) is nn.Linear and self.projection.bias is None and self.softcap is None
 
 
+#: Logits of a chunk on a GPU, in bytes: enough to keep it busy, little beside the activations.
+GPU_CHUNK_BYTES = 2**28
+
+
+def chunk_tokens(asked: int | None, vocabulary: int, device: torch.device) -> int:
+    """Tokens of a chunk: as asked for, else what suits the device."""
+    if asked is not None:
+        return asked
+    return 256 if device.type == "cpu" else max(128, GPU_CHUNK_BYTES // (4 * vocabulary))
+
+
 @dataclass
 class Request:
     """What is wanted of each token besides its log-probability."""
@@ -204,10 +215,29 @@ def _plain_backward(
         normaliser = _picked(logits, labels[at]) - logps[at]  # (c,)
         logits.sub_(normaliser[:, None]).exp_().mul_(-factor[:, None])
         logits[torch.arange(len(factor), device=labels.device), labels[at]] += factor
+        kind = _product_type(weight)
+        logits = logits.to(kind)
         if into.hidden is not None:
-            into.hidden[at] = logits.to(weight.dtype) @ weight
+            into.hidden[at] = logits @ weight
         for total in into.sums:  # the weight, when it is trained
-            total.addmm_(logits.to(total.dtype).T, hidden[at].to(total.dtype))
+            _add_product(total, logits.T, hidden[at].to(kind))
+
+
+def _product_type(weight: Tensor) -> torch.dtype:
+    """In which type matrices are multiplied: the weight's, or autocast's on a GPU."""
+    if weight.device.type == "cuda" and torch.is_autocast_enabled("cuda") and weight.dtype == torch.float32:
+        return torch.get_autocast_dtype("cuda")
+    return weight.dtype
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, added up in the type of ``total`` however the factors are stored."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif left.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # torch 2.8
+        total += torch.mm(left, right, out_dtype=total.dtype)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
 def _chunks(length: int, request: Request) -> list[slice]:

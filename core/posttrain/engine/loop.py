@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.engine.annotate import annotate
 from posttrain.engine.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.engine.evaluate import best_metric, is_better
+from posttrain.engine.reference_cache import fill_reference
 from posttrain.engine.step import Outcome, optimiser_step
 from posttrain.errors import RunStopped, SettingsError
 from posttrain.models.average import Average
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 def train_loop(run: Run, progress: Progress) -> None:
     """Take the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy."""
     run.policy.train()
+    run.observers.tell("run_started", run=run)
+    fill_reference(run)
     if run.evaluation is not None and run.step == 0:
         evaluate(run, progress)
         if _best_now(run):
             save_checkpoint(run)
-    run.observers.tell("run_started", run=run)
     saved = run.step
     while run.step < run.total and not _patience_is_over(run):
         line = _one_step(run)

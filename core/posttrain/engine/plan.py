@@ -10,6 +10,7 @@ import transformers
 
 from posttrain.engine.batches import token_budget
 from posttrain.engine.build import Objects, Prepared, prepare_data
+from posttrain.engine.head import chunk_tokens
 from posttrain.engine.source import Order, count_steps
 from posttrain.errors import SettingsError
 from posttrain.methods import Method
@@ -106,13 +107,14 @@ def _memory(
     base = {None: float(size), "nf4": 0.56, "fp4": 0.56, "int8": 1.05}[settings.quantize]
     trained = _trained(model, settings)
     tokens = token_budget(settings.micro_batch_tokens, device, method.card.online)
+    chunk = chunk_tokens(settings.head_chunk_tokens, max(1, model["vocabulary"]), device)
     kept = 2 * model["hidden"] if settings.gradient_checkpointing else 11 * model["hidden"] + 4 * model["intermediate"]
     found = {
         "weights": model["parameters"] * base + (trained * 4 if settings.lora else 0),
         "gradients": trained * 4,
         "optimizer": trained * 4 * _STATES.get(settings.optimizer, 2),
         "activations": tokens * model["layers"] * kept * size,
-        "logits_of_a_chunk": 2 * settings.head_chunk_tokens * model["vocabulary"] * 4,
+        "logits_of_a_chunk": 2 * chunk * model["vocabulary"] * 4,
     }
     if method.card.needs_now("reference", config) and (not settings.lora or settings.reference_model):
         found["reference"] = model["parameters"] * base

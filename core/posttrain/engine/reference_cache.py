@@ -31,9 +31,11 @@ import posttrain
 from posttrain.demo.made import place_of
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import sequences_of
+from posttrain.engine.head import Request
 from posttrain.engine.source import Offline
 from posttrain.models.identity import weights_identity
 from posttrain.models.load import choose_dtype
+from posttrain.models.reference import Reference
 from posttrain.views import Example, Sequence
 
 if TYPE_CHECKING:
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
 #: Log-probs that wait for the next checkpoint before they are written anyway, so that a crash loses little.
 WRITE_AT = 2**20
 #: Files of the engine that decide a log-prob.
-_CODE = ("attention.py", "forward.py", "head.py", "layout.py", "reference_cache.py", "../models/head.py")
+_CODE = (
+    *("attention.py", "forward.py", "head.py", "layout.py", "segments.py", "varlen.py", "reference_cache.py"),
+    "../models/head.py",
+)
 _KEY_BYTES = 16
 
 
@@ -190,10 +195,10 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
     all models, None for no files. Only a fixed dataset has a cache: rows of a stream or a sampler do not come back.
     """
     reference, settings = run.reference, run.settings
-    if reference is None:
-        return []
+    if not isinstance(reference, Reference):
+        return []  # there is none, or one that follows the policy
     notes: list[str] = []
-    if settings.reference_cache and settings.reference_every is None and isinstance(run.source, Offline):
+    if settings.reference_cache and isinstance(run.source, Offline):
         weights = settings.reference_model or (None if in_memory else settings.model)
         name = None if folder is None or weights is None else _name(run, weights)
         reference.cache = ReferenceCache(None if folder is None or name is None else folder / name)
@@ -203,8 +208,52 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
             reference.cache.notes.clear()
             if known == wanted:
                 return notes  # should a method ask for more, the model is loaded then
+        if reference.later is not None and settings.reference_model is None and _reads_views_alone(run):
+            return [
+                *notes,
+                "reference log-probs: from the model itself, run over the rows before its first update",
+            ]
     reference.begin(same=settings.reference_model is None)
     return notes
+
+
+def _reads_views_alone(run: Run) -> bool:
+    """Whether the method asks nothing of the reference but log-probs of the rows themselves."""
+    method = run.method
+    more = (("posttrain_token_statistics", "reference_logits"), ("posttrain_annotate", "models"))
+    return not any(method.has(hook) and method.takes(hook, argument) for hook, argument in more)
+
+
+def fill_reference(run: Run) -> None:
+    """Before the first update, run the policy over all rows for the reference that it still is.
+
+    So no second model is ever in memory. Rows go through in the order and the company that training gives them.
+    """
+    reference, source = run.reference, run.source
+    if not isinstance(reference, Reference) or reference.cache is None or reference.later is None or reference.model is not None:
+        return
+    if run.step or not isinstance(source, Offline) or run.settings.reference_model or not _reads_views_alone(run):
+        return
+    reference.is_policy = True
+    try:
+        for number in range(min(run.total, source.order.per_epoch)):
+            _run_over(run, run.strategy.share(source.examples(number)))
+        if isinstance(run.evaluation, HeldOutLoss):
+            held_out = [run.evaluation.data[index] for index in range(run.evaluation.count)]
+            with reference.cache.asked_by_evaluation():
+                _run_over(run, run.strategy.share(held_out))
+    finally:
+        reference.is_policy = False
+
+
+def _run_over(run: Run, examples: list[Example]) -> None:
+    assert run.reference is not None
+    assert run.reference.cache is not None
+    request = Request(run.head_chunk, run.temperature)
+    for micro in run.micro_batches(examples):
+        with run.autocast():
+            run.reference.results(sequences_of(micro), request)
+    run.reference.cache.exchange(run.strategy)
 
 
 def _name(run: Run, weights: str) -> str | None:
@@ -222,6 +271,7 @@ def _name(run: Run, weights: str) -> str | None:
         "autocast": autocast,
         "device": device.type,
         "attention": [settings.attention, run.policy.inner.config._attn_implementation],
+        "liger": settings.liger,
         "layout": [run.policy.packed, run.policy.shared],
         "temperature": run.temperature,
         "versions": [posttrain.__version__, transformers.__version__, torch.__version__],

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from posttrain.cards import Card
 from posttrain.engine.batches import micro_batches, token_budget
 from posttrain.engine.forward import TokenModel
-from posttrain.engine.head import Request
+from posttrain.engine.head import Request, chunk_tokens
+from posttrain.engine.offload import offloaded
 from posttrain.engine.source import Source
 from posttrain.engine.teaching import give_teacher
 from posttrain.methods import Method
@@ -83,6 +84,12 @@ class Run:
         """At which log-probs are taken: the sampler's for online methods (G4), else 1."""
         return (self.settings.temperature or 1.0) if self.card.online else 1.0
 
+    @property
+    def head_chunk(self) -> int:
+        """Tokens whose logits exist at one time."""
+        vocabulary = self.policy.inner.config.get_text_config().vocab_size
+        return chunk_tokens(self.settings.head_chunk_tokens, vocabulary, self.policy.device)
+
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Cut into forward passes by the settings."""
         tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online)
@@ -96,9 +103,13 @@ class Run:
             wanted = self.policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
+    def saving(self) -> AbstractContextManager[Any]:
+        """Where a forward pass leaves what its backward pass needs."""
+        return offloaded() if self.settings.offload_activations else nullcontext()
+
     def request(self, sequences: list[Sequence]) -> Request:
         """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
-        request = Request(self.settings.head_chunk_tokens, self.temperature, extras=True)
+        request = Request(self.head_chunk, self.temperature, extras=True)
         hook = "posttrain_token_statistics"
         if not self.method.has(hook):
             return request

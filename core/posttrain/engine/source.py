@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol
 
@@ -68,7 +69,10 @@ class Offline:
 
 
 class Stream:
-    """Rows read while training; to resume, those already used are read again and skipped."""
+    """Rows read while training; to resume, those already used are read again and skipped.
+
+    While a step computes, a thread reads and tokenises the rows of the next one.
+    """
 
     def __init__(self, open_stream: Any, settings: Settings):
         if settings.steps is None:
@@ -76,6 +80,8 @@ class Stream:
         self.open_stream, self.settings = open_stream, settings
         self.next = 0
         self.iterator: Iterator[Example] | None = None
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="posttrain-stream")
+        self.ahead: Future[list[Example]] | None = None
 
     def examples(self, number: int) -> list[Example]:
         """The next batch; steps must be asked for in order."""
@@ -85,10 +91,14 @@ class Stream:
         if number != self.next:
             raise CheckpointError(f"The stream stands at step {self.next}, but step {number} was asked for.")
         self.next += 1
-        batch = list(islice(self.iterator, self.settings.batch_size))
+        batch = self._read() if self.ahead is None else self.ahead.result()
+        self.ahead = self.reader.submit(self._read) if self.next < self.steps() else None
         if not batch:
             raise DataError(f"The data ended before step {number + 1}. Lower --steps, or train without --streaming.")
         return batch
+
+    def _read(self) -> list[Example]:
+        return list(islice(self.iterator or (), self.settings.batch_size))
 
     def steps(self) -> int:
         """Given by the user."""

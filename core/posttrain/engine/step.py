@@ -65,7 +65,7 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     terms: dict[str, float] = {}
     averages = Averages()
     for micro in run.micro_batches(examples):
-        with run.autocast():
+        with run.autocast(), run.saving():
             batch, policy, reference, masks = forward(run, micro)
             returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
         parts, metrics = split_loss(returned, run.card.name)
@@ -113,7 +113,7 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
         return build_views(examples, {"logps": flat.to(run.policy.device)})
     assert run.reference is not None
-    request = Request(run.settings.head_chunk_tokens, run.temperature)
+    request = Request(run.head_chunk, run.temperature)
     return build_views(examples, run.reference.results(sequences_of(examples), request))
 
 
@@ -136,7 +136,7 @@ def no_grad_results(
         for micro in run.micro_batches(examples):
             sequences = sequences_of(micro)
             with run.autocast():
-                request = run.request(sequences) if full else Request(run.settings.head_chunk_tokens, run.temperature)
+                request = run.request(sequences) if full else Request(run.head_chunk, run.temperature)
                 request.extras = model == "policy"
                 results = active(sequences, request)
             pieces = {name: values.cpu().split([s.count for s in sequences]) for name, values in results.items()}
@@ -147,7 +147,7 @@ def no_grad_results(
 
 def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
     """The teacher's log-probs ``(t,)``, of the logits that it gives in the policy's vocabulary, wherever it lives."""
-    chunk = run.settings.head_chunk_tokens
+    chunk = run.head_chunk
     for micro in run.micro_batches(examples):
         sequences = sequences_of(micro)
         labels = torch.cat([s.ids[s.trained] for s in sequences]).to(run.policy.device)  # (n,)

@@ -20,6 +20,7 @@ from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter
 from posttrain.models.head import find_head
+from posttrain.models.kernels import use_liger
 from posttrain.models.lean import make_lean
 from posttrain.models.probe import check_logits, choose_layout
 
@@ -123,6 +124,8 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
     if settings.gradient_checkpointing:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
+    if settings.liger:
+        notes.append(use_liger(inner, inner.get_input_embeddings().weight.device))
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
         module = add_adapter(module, settings, head)
     make_lean(inner)
@@ -130,6 +133,9 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
     policy.eval()
     if settings.packing:
         choose_layout(policy)
+    if policy.packed and not policy.shared:
+        how = inner.config._attn_implementation
+        notes.append(f"{type(inner).__name__} cannot share prompts under {how}; each row reads its own.")
     if settings.packing and not policy.packed:
         notes.append(f"{type(inner).__name__} cannot keep packed rows apart here; rows are padded instead.")
     if head == "vocabulary":

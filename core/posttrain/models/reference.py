@@ -27,7 +27,8 @@ class Reference(Frozen):
 
     With a new adapter it is the policy's own base, adapters off; with an adapter loaded from disk a frozen copy of
     that adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own, which ``later``
-    loads when it is first run. With a ``cache`` a model that never changes is run once for each row.
+    loads when it is first run. With a ``cache`` a model that never changes is run once for each row; while
+    ``is_policy`` holds, before the first update, the policy itself is what is run.
     """
 
     def __init__(self, policy: TokenModel, other: Any = None, later: Callable[[], Any] | None = None):
@@ -35,6 +36,7 @@ class Reference(Frozen):
         self.later = later
         self.model: TokenModel | None = None
         self.cache: ReferenceCache | None = None
+        self.is_policy = False
         if other is None and later is None and not hasattr(policy.model, "peft_config"):
             other = copy.deepcopy(policy.model)
         if other is not None:
@@ -63,10 +65,18 @@ class Reference(Frozen):
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
         """The reference for the length of a ``with`` block."""
-        if self.model is None and self.later is not None:
+        if self.model is None and self.later is not None and not self.is_policy:
             self._use(self.later())
         if self.model is not None:
             yield self.model
+            return
+        if self.is_policy:
+            training = self.policy.training
+            self.policy.eval()
+            try:
+                yield self.policy
+            finally:
+                self.policy.train(training)
             return
         adapters: Any = self.policy.model
         training = self.policy.training
@@ -89,9 +99,6 @@ class MovingReference(Average):
     """A reference that follows the policy (``reference_every``); what it says of a row changes, so it has no cache."""
 
     cache: ReferenceCache | None = None
-
-    def begin(self, same: bool) -> None:
-        """Nothing is left to load."""
 
     def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
         """What the reference's forward pass gives, without gradient."""
