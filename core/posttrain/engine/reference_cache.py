@@ -196,7 +196,7 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
     """
     reference, settings = run.reference, run.settings
     if not isinstance(reference, Reference):
-        return []  # there is none, or one that follows the policy
+        return []
     notes: list[str] = []
     if settings.reference_cache and isinstance(run.source, Offline):
         weights = settings.reference_model or (None if in_memory else settings.model)
@@ -230,7 +230,9 @@ def fill_reference(run: Run) -> None:
     So no second model is ever in memory. Rows go through in the order and the company that training gives them.
     """
     reference, source = run.reference, run.source
-    if not isinstance(reference, Reference) or reference.cache is None or reference.later is None or reference.model is not None:
+    if not isinstance(reference, Reference) or reference.cache is None:
+        return
+    if reference.later is None or reference.model is not None:
         return
     if run.step or not isinstance(source, Offline) or run.settings.reference_model or not _reads_views_alone(run):
         return
