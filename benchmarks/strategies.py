@@ -17,6 +17,9 @@ CASES = {
     "ddp, 2 processes": ["--strategy", "ddp", "--nproc", "2"],
     "fsdp, 2 processes": ["--strategy", "fsdp", "--nproc", "2"],
     "fsdp, 2 processes, activations recomputed": ["--strategy", "fsdp", "--nproc", "2", "--gradient-checkpointing"],
+    "deepspeed, ZeRO 2, 2 processes": ["--strategy", "deepspeed", "--zero-stage", "2", "--nproc", "2"],
+    "deepspeed, ZeRO 3, 2 processes": ["--strategy", "deepspeed", "--zero-stage", "3", "--nproc", "2"],
+    "qlora": ["--strategy", "qlora"],
     "fsdp, 3 processes, tensor parallel 3": ["--strategy", "fsdp", "--nproc", "3", "--tensor-parallel", "3"],
 }
 

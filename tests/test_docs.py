@@ -1,6 +1,7 @@
 """The guides: hooks are documented with their exact signatures, the tutorial's code runs as printed."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -58,3 +59,14 @@ def test_links_between_pages_lead_somewhere():
     for path in DOCS.rglob("*.md"):
         for target in re.findall(r"\]\(([^)#]+\.md)\)", path.read_text()):
             assert (path.parent / target).is_file(), f"{path}: {target}"
+
+
+def test_which_method_names_methods_that_exist():
+    """Every method in a table or a sentence of the page; the page leaves no family without a word."""
+    text = (DOCS / "which-method.md").read_text()
+    methods = {row["name"]: row for row in json.loads((ROOT / "core/posttrain/catalogue.json").read_text())["methods"]}
+    words = set(re.findall(r"`([a-z][a-z0-9-]+)`", text))
+    columns = {"accuracy", "margin", "completion"}
+    assert words - columns <= set(methods), words - columns - set(methods)
+    families = {methods[word]["family"] for word in words - columns}
+    assert families == {row["family"] for row in methods.values()}

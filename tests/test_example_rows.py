@@ -44,6 +44,8 @@ def test_rows_say_what_is_true():
     for row in example_rows("preference"):
         assert is_right(row["prompt"], row["chosen"])
         assert is_wrong_way_round(row["prompt"], row["rejected"])
+        assert row["chosen_score"] == 1 > row["rejected_score"]
+        assert row["tie"] is False
     labels = [row["label"] for row in example_rows("unpaired-preference")]
     assert labels.count(True) == labels.count(False)
     for row in example_rows("unpaired-preference"):
@@ -54,6 +56,8 @@ def test_rows_say_what_is_true():
         assert is_wrong_way_round(row["prompt"], worst)
         assert sorted(middle) == sorted(best)
         assert middle not in (best, worst)
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+        assert row["scores"][0] == 1
     for row in example_rows("scored"):
         assert (row["score"] == 1) == is_right(row["prompt"], row["completion"])
     for row in example_rows("forget-retain"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from posttrain.errors import DataError, SettingsError
-from posttrain.testing.golden_inputs import columns_of, given_statistics, read_inputs, rollouts_of, views_of
+from posttrain.testing.golden_inputs import columns_of, given_statistics, read_inputs, views_of
+from posttrain.testing.golden_rollouts import rollouts_of
 from posttrain.testing.goldens import evaluate, run
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +102,7 @@ def test_the_inputs_of_every_entry_can_be_read(name, reward_head):
             policy = views_of(inputs, "policy", given_statistics(inputs))
             sizes = {len(view.mask) for view in vars(policy).values()} if policy else set()
             assert len(columns_of(inputs)) >= len(inputs.others), key
-            assert (rollouts_of(inputs) is None) == ("group" not in raw), key
+            assert (rollouts_of(inputs) is None) == (not {"group", "rewards"} & set(raw)), key
             assert all(size > 0 for size in sizes), key
 
 
@@ -303,3 +304,115 @@ def test_quantities_now_and_before_the_update():
     assert given_statistics(inputs)["completion"]["values"].tolist() == [[0.5, 0.6], [0.4, 0.0]]
     assert rollouts_of(inputs).old("values").tolist() == [[0.1, 0.2], [0.3, 0.0]]
     assert columns_of(inputs)["old_values"].tolist() == [[0.1, 0.2], [0.3, 0.0]]
+
+
+ROLLOUTS = {
+    "group": [0, 0, 1],
+    "rewards": [1.0, 0.0, 1.0],
+    "rewards_2": [0.5, 0.5, 0.0],
+    "logp_new": [[-1.0, -2.0], [-3.0], [-1.0]],
+    "logp_old": [[-1.5, -2.0], [-2.0], [-1.0]],
+    "entropy": [[0.5, 0.6], [0.7], [0.8]],
+}
+WHOLE_STEP = """
+@hookimpl
+def posttrain_advantages(rewards, rollouts, state):
+    known = torch.tensor([state.get("history", {}).get(prompt, {"mean": 0.0})["mean"] for prompt in rollouts.prompts])
+    shown = torch.tensor([float(who == "data") for who in rollouts.source])
+    others = sum(rollouts.reward_parts.values()) - rewards
+    return rewards - known + 10 * shown + 100 * others + 1000 * rollouts.old("entropy").sum(1)
+
+@hookimpl
+def posttrain_annotate(examples, models):
+    sequences = [example.sequences["completion"][0] for example in examples]
+    moved = [
+        (now - sequence.per_token["old_logps"]).sum() for now, sequence in zip(models.logps(sequences), sequences)
+    ]
+    worth = torch.tensor([example.columns["advantages"] for example in examples])
+    return {"pulled": torch.stack(moved) * worth}
+
+@hookimpl
+def posttrain_loss(batch, policy):
+    return batch.pulled + 0 * policy.completion.sum
+"""
+
+
+def test_what_hooks_of_a_whole_step_are_given(plugin, file):
+    """A hyper-parameter that is an input, one that is known of each prompt, parts of the reward, who answered, the
+    entropy before the update; and advantages and old log-probs where the step is annotated. Worked out by hand."""
+    entry = {
+        "inputs": ROLLOUTS,
+        "hyperparameters": {
+            "rewards_override": [0.0, 1.0, 1.0],
+            "history": {"mean": 0.25},
+            "off_policy_seq": [0, 1, 0],
+        },
+        "advantages": [-0.25 + 50 + 1100, 0.75 + 10 + 50 + 700, 0.75 + 800],
+        "loss": (0.5 * 1149.75 - 760.75) / 3,
+    }
+    mapping = 'rewards_override = "@rewards"\nhistory = "@history"\noff_policy_seq = "@off_policy_seq"'
+    folder = plugin(WHOLE_STEP, mapping, '["generation", "rewards"]', "prompt")
+    (result,) = evaluate(file({"squares": entry}), folders=[folder])
+    assert result.status == "equal", result.line()
+    assert [one.quantity for one in result.comparisons] == ["loss", "advantages"]
+    entry["advantages"] = [[1149.75, 1149.75], [760.75], [800.75]]  # one for all tokens of a row
+    (result,) = evaluate(file({"squares": entry}), folders=[folder])
+    assert result.status == "equal", result.line()
+    del entry["hyperparameters"]["history"]
+    (result,) = evaluate(file({"squares": entry}), folders=[folder])
+    assert result.status == "differs"
+
+
+def test_demonstrations_stand_behind_the_policys_own_completions():
+    """One a prompt, made by the data, scored by nobody, with a probability that has a gradient."""
+    inputs = read_inputs({**ROLLOUTS, "data_logp": [[-0.4, -1.0], [-0.3]], "lengths": [2, 1, 1]}, reward_head=False)
+    rollouts, statistics = rollouts_of(inputs), given_statistics(inputs)["completion"]
+    view = views_of(inputs, "policy", {"completion": statistics}).completion
+    assert view.logps.tolist() == [[-1, -2], [-3, 0], [-1, 0], [-0.4, -1], [-0.3, 0]]
+    assert rollouts.source == ["policy", "policy", "policy", "data", "data"]
+    assert rollouts.group.tolist() == [0, 0, 1, 0, 1]
+    assert [math.isnan(one) for one in inputs.others["rewards"]] == [False, False, False, True, True]
+    assert rollouts.old_logps[3:].tolist() == [[-0.4, -1], [-0.3, 0]]
+    assert statistics["entropy"].tolist() == [[0.5, 0.6], [0.7, 0], [0.8, 0], [0, 0], [0, 0]]
+    view.logps.sum().backward()
+    assert inputs.leaves["data_logp"].grad.tolist() == [[1, 1], [1, 1]]
+
+
+def test_logits_of_a_role_single_tokens_and_numbers_of_a_role():
+    """Logits (ln 3, 0) of "forget"; a mean loss and a probability as one token each; a statistic for every token."""
+    raw = {
+        "policy_forget_logits": [[math.log(3), 0.0], [0.0, 0.0]],
+        "labels": [0, 1],
+        "retain_nll_token_mean": 1.5,
+        "alternative_prob": [0.5, 0.25],
+        "forget_kl": 0.25,
+    }
+    inputs = read_inputs(raw, reward_head=False)
+    policy = views_of(inputs, "policy", {})
+    assert policy.forget.logps[0].tolist() == pytest.approx([math.log(0.75), math.log(0.5)])
+    assert policy.retain.logps.tolist() == [[-1.5]]
+    assert policy.alternative.sum.tolist() == pytest.approx([math.log(0.5), math.log(0.25)])
+    assert given_statistics(inputs)["forget"]["kl"].tolist() == [[0.25, 0.25]]
+
+
+def test_a_figure_beside_a_roles_own_log_probs_stays_a_column():
+    inputs = read_inputs({"policy_chosen_logp": [-3.0], "chosen_len": 2, "chosen_nll_token_mean": 1.5}, False)
+    assert views_of(inputs, "policy", {}).chosen.sum.item() == -3
+    assert columns_of(inputs)["chosen_nll_token_mean"].tolist() == [1.5]
+
+
+def test_rows_that_a_method_leaves_out_are_left_out_of_its_entry(plugin, tmp_path):
+    """Of scores 1 and 3 the method keeps those above 2: the second row, whose mean is 5."""
+    hooks = """
+@hookimpl
+def posttrain_rows(rows):
+    return [row for row in rows if row["score"] > 2]
+
+@hookimpl
+def posttrain_loss(policy):
+    return -policy.completion.mean
+"""
+    entry = {"inputs": {"policy_tok": [[-1.0], [-4.0, -6.0]], "scores": [1.0, 3.0]}, "hyperparameters": {}, "loss": 5.0}
+    (tmp_path / "file.json").write_text(json.dumps({"squares": entry}))
+    (result,) = evaluate(tmp_path / "file.json", None, [plugin(hooks, 'scores = "score"', "[]", "scored")])
+    assert result.status == "equal", result.line()

@@ -1,12 +1,13 @@
 """What is generated from cards: complete, readable again, stale exactly when a source changed."""
 
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
-from posttrain.authoring import sync, toml
+from posttrain.authoring import listing, sync, toml
 from posttrain.authoring.samples import SAMPLES
 from posttrain.cards import SCHEMAS
 from posttrain.cli.main import main
@@ -62,7 +63,7 @@ def test_page_of_a_removed_method_goes_and_pages_by_hand_stay(copy):
     (copy / "docs/methods/notes.md").write_text("# By hand\n")
     shutil.rmtree(copy / "plugins/dpo")
     assert main(["sync", str(copy)]) == 0
-    assert sorted(path.name for path in (copy / "docs/methods").iterdir()) == ["README.md", "notes.md"]
+    assert sorted(path.name for path in (copy / "docs/methods").iterdir()) == ["README.md", "notes.md", "search.html"]
 
 
 def test_what_a_third_party_wrote_stays(tmp_path, monkeypatch):
@@ -106,3 +107,23 @@ def test_sample_of_each_schema_is_valid_data(schema):
 def test_committed_files_are_fresh():
     stale = sync.differences(sync.expected(ROOT))
     assert not stale, f"Mend with: posttrain sync\n{list(stale)}"
+
+
+def test_lists_of_methods_hold_each_one():
+    """By family every method once; by data, need and tier every name; the page to search them is complete data."""
+    cards = sync.cards_of(ROOT)
+    text = listing.index(cards)
+    families = text[text.index("## By family") : text.index("## By data")]
+    assert sorted(re.findall(r"(?m)^\| \[([a-z0-9-]+)\]", families)) == sorted(card.name for card in cards)
+    for heading, of in (("data", lambda card: card.schemas), ("tier", lambda card: [card.tier])):
+        part = text[text.index(f"## By {heading}") :].partition("\n## ")[0]
+        named = {
+            line.split("**")[1]: set(re.findall(r"\[([a-z0-9-]+)\]", line))
+            for line in part.splitlines()
+            if "**" in line
+        }
+        assert named == {value: {c.name for c in cards if value in of(c)} for card in cards for value in of(card)}
+    page = listing.search_page(cards)
+    rows = json.loads(re.search(r'id="methods">(.*?)</script>', page, re.DOTALL)[1])
+    assert [row["name"] for row in rows] == [card.name for card in cards]
+    assert not re.search(r"\bsrc=|<link|@import|fetch\(", page)  # nothing from the network

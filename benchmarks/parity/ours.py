@@ -17,7 +17,25 @@ class FromFile:
     """A generator that answers with the completions of a file, from number ``first`` on."""
 
     def __init__(self, rollouts: dict[str, list[list[int]]], tokenizer: Any, first: int):
+        from posttrain.generation.protocol import Abilities
+
         self.rollouts, self.tokenizer, self.first = rollouts, tokenizer, first
+        self.abilities = Abilities(own_weights=False, exact=True)
+
+    def accept(self, weights: Any) -> None:
+        """Files do not change."""
+
+    def drain(self) -> None:
+        """Nothing is in the making."""
+
+    def health(self) -> Any:
+        """Always well."""
+        from posttrain.generation.protocol import Health
+
+        return Health(-1)
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def generate(self, prompts: list[Any], sampling: Any, seeds: list[list[int]]) -> list[list[Any]]:
         """The stored completions of each prompt."""
@@ -100,7 +118,7 @@ def _answer_from_file(rollouts: dict[str, list[list[int]]]) -> None:
     from posttrain.engine import build
     from posttrain.rollouts import generate
 
-    build.HfGenerator = lambda model, tokenizer, *given: FromFile(rollouts, tokenizer, 0)
+    build.make_generator = lambda run: FromFile(rollouts, run.tokenizer, 0)
     generate.HfGenerator = lambda model, tokenizer, *given: FromFile(rollouts, tokenizer, 1)
     generate.MixtureGenerator = lambda policy, reference, share, tokenizer, *given: FromFile(rollouts, tokenizer, 1)
 

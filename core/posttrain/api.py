@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ from posttrain.engine.checkpoint import latest_checkpoint, restore_checkpoint
 from posttrain.engine.loop import train_loop
 from posttrain.engine.plan import make_plan
 from posttrain.engine.run import Run
-from posttrain.errors import CheckpointError, RunStopped, SettingsError
+from posttrain.errors import CheckpointError, RunStopped
 from posttrain.generation.text import generate_text
 from posttrain.models.save import save_model, write_model_card
 from posttrain.options import read_options
 from posttrain.settings import Settings
+from posttrain.strategies.restart import resumed_settings
+from posttrain.strategies.world import lost_contact
 from posttrain.watch.progress import Progress
-from posttrain.watch.run_directory import RunDirectory
+from posttrain.watch.run_directory import RunDirectory, new_run_directory
 
 
 def train(
@@ -99,7 +100,7 @@ def _name_or_object(objects: Objects, name: str, value: Any, kind: type, list_of
 def _start(method: methods.Method, name: str, settings: Settings, options: dict[str, Any], objects: Objects) -> Run:
     config = method.config(options, settings)
     data = prepare_data(method, config, settings, objects)
-    path = Path(settings.output or f"runs/{method.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    path = Path(settings.output or new_run_directory(method.name))
     run = build_run(method, config, settings, objects, data, path)
     run.directory.create(run_facts(run, data, objects, name), settings.overwrite)
     _announce(run, data)
@@ -122,15 +123,22 @@ def _announce(run: Run, data: Prepared) -> None:
 def _drive(run: Run, what: str) -> Run:
     """Run the loop, and leave a trace of however it ends."""
     run.directory.event("started", "info", what, evidence={"step": run.step})
+    run.say = _progress(run).say
     try:
         train_loop(run, _progress(run))
         _finish(run)
-    except BaseException as error:
+    except BaseException as raised:
+        lost = lost_contact(raised)
+        error = raised if lost is None else lost
         first = str(error).splitlines()[0] if str(error) else ""
         code = "stopped" if isinstance(error, RunStopped) else "failed"
         run.directory.event(code, "error", f"{type(error).__name__}: {first}", evidence={"step": run.step})
         run.observers.tell("run_failed", run=run, error=error)
+        if lost is not None:
+            raise lost from raised
         raise
+    finally:
+        run.close()
     return run
 
 
@@ -184,13 +192,7 @@ def resume(
     directory = RunDirectory(path)
     facts = directory.facts()
     folder = latest_checkpoint(directory.path)
-    allowed = {"steps", "progress", "save_every", "log_every", "eval_every", "save_total", "device", "nproc"}
-    allowed |= {"strategy", "tensor_parallel", "cpu_offload"}
-    for key in changes:
-        if key not in allowed:
-            raise SettingsError(f"'{key}' cannot change in a resumed run. What can: {', '.join(sorted(allowed))}.")
-    known = {field.name for field in dataclasses.fields(Settings)}
-    settings = Settings(**{k: v for k, v in facts["settings"].items() if k in known} | changes)
+    settings = resumed_settings(path, changes)
     method = methods.load(facts["method"])
     if method.card.version != facts["card"]["version"]:
         directory.event(

@@ -39,6 +39,7 @@ _REQUIRED: dict[str, Any] = {
 _OPTIONAL = {
     "needs": list,
     "columns": list,
+    "roles": list,
     "paper": str,
     "family": str,
     "waivers": dict,
@@ -62,6 +63,9 @@ class Card:
     needs: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     """Columns that the rows must have besides the schema's; "X when OPTION" as in ``needs``."""
+    roles: tuple[str, ...] = ()
+    """Of forget-retain and preference rows: the columns whose samples the loss sees, by role; where it is empty the two
+    that the schema is named after."""
     paper: str = ""
     family: str = ""
     pairs: bool = False
@@ -144,6 +148,10 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
             raise CardError(
                 f"{path}: need {need!r} is unknown. Needs: {', '.join(NEEDS)}, each with an optional 'when OPTION'."
             )
+    if facts.get("roles") and not {"forget-retain", "preference"} & set(schemas):
+        raise CardError(
+            f"{path}: roles is {facts['roles']!r}, which only methods on forget-retain or preference rows choose."
+        )
     if facts["tier"] == "stable" and facts.get("waivers"):
         raise CardError(f"{path}: a stable method has no waivers, this one has {', '.join(facts['waivers'])}.")
     return Card(
@@ -154,6 +162,7 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         schemas=schemas,
         needs=tuple(facts.get("needs", ())),
         columns=tuple(facts.get("columns", ())),
+        roles=tuple(facts.get("roles", ())),
         paper=facts.get("paper", ""),
         family=facts.get("family", ""),
         pairs=facts.get("pairs", False),

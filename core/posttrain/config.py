@@ -128,6 +128,8 @@ def _card_defaults(card: Card, kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_adapters(settings: Settings, given: dict[str, Any]) -> Settings:
+    if settings.strategy == "qlora" and settings.quantize is None:
+        settings = dataclasses.replace(settings, quantize="nf4")
     implied = "quantize" if settings.quantize else "dora" if settings.dora else None
     if implied and given.get("lora") is False:
         raise SettingsError(f"Option '{implied}' trains an adapter, but lora is false. Leave one of them out.")

@@ -52,6 +52,14 @@ class RunFailed(PosttrainError):
     exit_code = 1
 
 
+class GeneratorLost(RunFailed):
+    """The process or server that samples is gone, or does not answer."""
+
+
+class RankLost(RunFailed):
+    """Another process of the run is gone, or cannot be reached any more."""
+
+
 class RunStopped(PosttrainError):
     """An alert ended the run."""
 

@@ -20,6 +20,17 @@ def posttrain_config():
 
 
 @hookspec(firstresult=True)
+def posttrain_rows(rows, config):
+    """Offline: return the rows that the run learns from, for a method that rewrites, chooses or extends them.
+
+    Called once for the training data and once for the held-out rows, before anything is tokenised. ``rows`` is a list
+    of dicts, all of them, already checked against the card's schema; each has ``row``, its number, which a row that
+    is made of it keeps. The result has rows of the same schema: fewer, more, with other prompts, or with further
+    columns. It must not draw random numbers but from a generator of its own with a fixed seed.
+    """
+
+
+@hookspec(firstresult=True)
 def posttrain_loss(batch, policy, reference, config, step):
     """Return the unreduced loss of a micro-batch, or ``(loss, metrics)``.
 
@@ -37,7 +48,7 @@ def posttrain_loss(batch, policy, reference, config, step):
 
 
 @hookspec(firstresult=True)
-def posttrain_token_statistics(logits, labels, reference_logits, teacher_logits, alignment, config):
+def posttrain_token_statistics(logits, labels, reference_logits, teacher_logits, alignment, config, state):
     """Return named per-token tensors ``(n,)`` that need more than a log-prob: entropy, a divergence, smoothing.
 
     Called on chunks: ``logits`` ``(n, V)`` in float32 after temperature, ``labels`` ``(n,)``, ``reference_logits`` and
@@ -48,6 +59,8 @@ def posttrain_token_statistics(logits, labels, reference_logits, teacher_logits,
     Who takes ``alignment`` also learns from teachers with another tokeniser. It is None for a teacher with the same
     one. Otherwise ``teacher_logits`` is ``(m, W)``, ``alignment`` (``posttrain.data.align.Alignment``) says which spans
     of text the n and the m tokens belong to, and chunks are cut between spans.
+
+    ``state`` is the method's own dict, to be read here and not changed.
     """
 
 
@@ -109,9 +122,19 @@ def posttrain_annotate(examples, models, config, state):
 
     Called once before the step's first forward pass, and in evaluations for each batch. For what couples examples (a
     baseline of the batch, ranks, a sort) or needs passes over other sequences. A column is a tensor ``(B,)``, then
-    ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role.
+    ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role; one
+    called ``ROLE.NAME`` is aligned with those of that role and becomes ``batch.ROLE_NAME``.
     ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy")``, "reference" or
     "teacher" gives the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
+    """
+
+
+@hookspec(firstresult=True)
+def posttrain_after_step(step, metrics, config, state):
+    """Follow an optimiser step: change ``state``, which the other hooks see in the next one.
+
+    ``step`` is the step that is over (``number`` from 0, ``total``); ``metrics`` is its line in ``metrics.jsonl``,
+    the loss of the whole step over all devices, so that every rank does the same. Nothing is returned.
     """
 
 

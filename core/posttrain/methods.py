@@ -97,6 +97,7 @@ class Method:
         reference_logits: Tensor | None = None,
         teacher_logits: Tensor | None = None,
         alignment: Any = None,
+        state: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """``posttrain_token_statistics``: per-token tensors ``(n,)`` by name, from logits ``(n, V)``."""
         return self._relay.hook.posttrain_token_statistics(
@@ -106,7 +107,12 @@ class Method:
             teacher_logits=teacher_logits,
             alignment=alignment,
             config=config,
+            state={} if state is None else state,
         )
+
+    def rows(self, *, rows: list[dict[str, Any]], config: Any) -> list[dict[str, Any]]:
+        """``posttrain_rows``: the rows that the run learns from."""
+        return self._relay.hook.posttrain_rows(rows=rows, config=config)
 
     def plan_rollouts(
         self, *, prompts: list[dict[str, Any]], group_size: int, config: Any, state: dict[str, Any], random: Any
@@ -158,6 +164,11 @@ class Method:
     def annotate(self, *, examples: list[Any], models: Any, config: Any, state: dict[str, Any]) -> dict[str, Any]:
         """``posttrain_annotate``: columns by name for all examples of a step."""
         return self._relay.hook.posttrain_annotate(examples=examples, models=models, config=config, state=state)
+
+    def after_step(self, *, step: Step, metrics: dict[str, Any], config: Any, state: dict[str, Any]) -> None:
+        """``posttrain_after_step``: the method follows a step with its state, where it has the hook."""
+        if self.has("posttrain_after_step"):
+            self._relay.hook.posttrain_after_step(step=step, metrics=metrics, config=config, state=state)
 
     def _kinds(self) -> dict[str, Any]:
         try:

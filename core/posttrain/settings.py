@@ -126,8 +126,14 @@ class Settings:
     """Weight-decomposed adapters (DoRA); implies lora."""
     quantize: Literal["nf4", "fp4", "int8"] | None = None
     """Load the base quantised through bitsandbytes; implies lora."""
+    double_quantization: bool = True
+    """Quantise the 4-bit base's scales too: 0.37 bits a weight less."""
     reference_model: str | None = None
     """Model the policy is compared with. [the model as it was at the start]"""
+    reference_every: int | None = None
+    """Steps after which the reference becomes the policy as it then is. [never: it stays as it was at the start]"""
+    reference_rate: float = 1.0
+    """How far the reference goes towards the policy each time: 1 makes it a copy, less a moving average."""
     reference_cache: bool = True
     """Run a frozen reference once for each row of a fixed dataset: its log-probs are kept for later epochs and, in the
     cache folder, for later runs."""
@@ -138,8 +144,9 @@ class Settings:
     """How far a moving average follows the policy in each step."""
     teacher_top_k: int = 20
     """Likeliest tokens that a teacher's server is asked for; what they leave of the probability is spread evenly."""
-    strategy: Literal["single", "ddp", "fsdp"] | None = None
-    """How the work is spread over devices. [single, or ddp under a launcher with several processes]"""
+    strategy: Literal["single", "qlora", "ddp", "fsdp", "deepspeed"] | None = None
+    """How the work is spread over devices; posttrain doctor says what each needs. [single, or ddp for several
+    processes]"""
     tensor_parallel: int = 1
     """Processes over which the matrices of each layer are split (fsdp); they see the same rows."""
     cpu_offload: bool = False
@@ -147,6 +154,21 @@ class Settings:
     deepspeed)."""
     nproc: int = 1
     """Processes to start on this machine."""
+    nnodes: str = "1"
+    """Machines that train together: the same command is started on each. A number, or a range such as 1:4 of which
+    any number will do."""
+    node_rank: int | None = None
+    """Place of this machine among them; the one with 0 writes the run directory. [found by the machines themselves]"""
+    rdzv_endpoint: str | None = None
+    """HOST:PORT at which the machines meet; HOST is one of them."""
+    max_restarts: int = 0
+    """How often all processes are started again when one fails; they go on from the last checkpoint, as does the same
+    command given again."""
+    deepspeed_config: str | None = None
+    """DeepSpeed's own JSON file; what it leaves out, and what the run decides, is filled in."""
+    zero_stage: int | None = None
+    """What the strategy deepspeed divides among the processes: 1 the optimiser, 2 the gradients too, 3 the weights
+    too. [that of deepspeed-config; else 2]"""
 
     # Online methods
     group_size: int | None = None
@@ -162,8 +184,8 @@ class Settings:
     stop: list[str] | None = None
     """Strings that end a completion."""
     reward: list[str] | None = None
-    """Rewards: an installed name, file.py:function, or the folder of a reward model. May be repeated; a weight
-    follows after '='."""
+    """Rewards: an installed name, file.py:function, the folder of a reward model, or the address of a reward worker
+    (http://HOST:PORT). May be repeated; a weight follows after '='."""
     reward_options: dict[str, str] | None = None
     """Options of the rewards, as NAME.OPTION=VALUE."""
     judge: str | None = None
@@ -177,13 +199,35 @@ class Settings:
     """Passes over each batch of rollouts (mu in the GRPO paper)."""
     minibatches_per_rollout: int = 1
     """Optimiser steps into which one pass over the rollouts is cut."""
-    generation: Literal["hf"] = "hf"
-    """Engine that samples."""
+    generation: str = "hf"
+    """Engine that samples: hf; vllm, in this process; vllm-server, started on this machine for the run; or addresses
+    of servers that posttrain serve-rollouts has started: http://HOST:PORT,http://HOST:PORT"""
+    generation_process: bool | None = None
+    """Sample with hf in a process of its own, which has a copy of the weights. [where rollouts run ahead]"""
+    generation_device: str | None = None
+    """Device of that process. [the same as the trainer's]"""
+    generation_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type in which vLLM computes. [the one in which the policy computes]"""
+    generation_gpu_memory: float = 0.4
+    """Share of the GPU's memory for a vLLM that this run starts: its weights, keys and values."""
+    generation_patience: float = 45.0
+    """Seconds without any rollout server after which the run ends."""
     generation_batch_size: int = 64
     """Completions sampled at the same time."""
     generation_cache_tokens: int | None = None
     """Tokens of prompts and completions, padding included, whose keys and values are kept while sampling. [as many as a
     quarter of the memory holds]"""
+    max_staleness: int = 0
+    """How many batches of rollouts the sampler may run ahead of the trainer: no token is learnt from that was made by
+    weights more than so many batches old. 0 samples and trains in turn."""
+    correction: Literal["off", "truncated-token", "truncated-sequence", "masked-token", "masked-sequence"] | None = None
+    """Importance weights where the sampler was not the trainer's policy: ratios of tokens or of whole answers, cut off
+    at correction-high, or counted as 0 outside of both bounds. [truncated-token where rollouts run ahead or another
+    engine samples, else off]"""
+    correction_low: float = 0.5
+    """Ratios below are masked."""
+    correction_high: float = 2.0
+    """Ratios above are cut off, or masked."""
     mask_truncated: bool = False
     """Do not learn from completions that reached max-new-tokens."""
     system_prompt: str | None = None

@@ -37,6 +37,17 @@ class View:
         self.__dict__.update(statistics)
 
     @property
+    def present(self) -> Tensor:
+        """Which places of ``listed`` are answers of a ranked row, ``(B, K)`` bool."""
+        counts = self.counts
+        return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+
+    def listed(self, values: Tensor) -> Tensor:
+        """Values of the answers of ranked rows ``(R,)``, one row a prompt ``(B, K)``; 0 where ``present`` is False."""
+        present = self.present  # (B, K)
+        return torch.zeros(present.shape, dtype=values.dtype, device=values.device).masked_scatter(present, values)
+
+    @property
     def lengths(self) -> Tensor:
         """Trained tokens of each row, ``(B,)``, in the dtype of the log-probs."""
         return self.mask.sum(-1).to(self.logps.dtype)

@@ -206,6 +206,11 @@ def test_conversions_are_made_and_said():
     assert list(rows) == [{"prompt": [ASK], "completion": [ANSWER]}]
     share = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
     assert list(read_rows([share], ("language-modeling",), Settings())) == [{"messages": [ASK, ANSWER]}]
+    scored = {"prompt": "p", "completions": ["a", "b"], "scores": [0.5, 2], "source": "x"}
+    assert list(read_rows([scored], ("scored",), Settings())) == [
+        {"prompt": "p", "source": "x", "completion": "a", "score": 0.5, "group_scores": [0.5, 2]},
+        {"prompt": "p", "source": "x", "completion": "b", "score": 2, "group_scores": [0.5, 2]},
+    ]
     ranked = {"prompt": "p", "completions": ["low", "high"], "scores": [0.5, 2]}
     rows = read_rows([ranked], ("ranked",), Settings())
     assert rows[0]["completions"] == ["high", "low"]

@@ -29,9 +29,9 @@ CASES = [
     ("scored", {"prompt": "p", "completion": "c", "score": 0.5}, {"completion": ["c</s>"]}, {"score": 0.5}),
     (
         "scored",
-        {"prompt": "p", "completions": ["c", "d"], "scores": [1, 2]},
-        {"completion": ["c</s>", "d</s>"]},
-        {"scores": [1, 2]},
+        {"prompt": "p", "completions": ["c"], "scores": [1]},
+        {"completion": ["c</s>"]},
+        {"score": 1, "group_scores": [1]},
     ),
     ("ranked", {"prompt": "p", "completions": ["c", "d"]}, {"completion": ["c</s>", "d</s>"]}, {}),
     ("trajectory", {"messages": [ASK, ANSWER], "score": 1.0}, {"completion": ["a<|im_end|>"]}, {"score": 1.0}),

@@ -94,7 +94,7 @@ def test_folder_of_a_reward_model(shipped, tmp_path):
 def test_unknown_names(shipped):
     assert text_of(RewardError, lambda: load_rewards(["gsm8"])) == (
         "No reward is called 'gsm8'. Did you mean 'gsm8k'? Installed: gsm8k, length, math, regex. "
-        "Give an installed name, file.py:function, or the folder of a reward model."
+        "Give an installed name, file.py:function, the folder of a reward model, or a reward worker's address."
     )
     assert installed_rewards() == ["gsm8k", "length", "math", "regex"]
 

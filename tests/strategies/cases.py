@@ -91,7 +91,7 @@ def work(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
         try:
             if path is not None:
                 objects = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "data": ROWS[method]}
-                run = api.resume(path, eval_data=ROWS[method], **objects, **case)
+                run = api.resume(folder / path, eval_data=ROWS[method], **objects, **case)
             else:
                 run = train(method, folder / name, **case)
             found[name] = outcome(run)

@@ -84,6 +84,7 @@ def page(card: Card) -> str:
         "data": ", ".join(f"`{schema}`" for schema in card.schemas),
         "needs": ", ".join(card.needs) or "nothing beyond the model",
         **({"columns": ", ".join(card.columns)} if card.columns else {}),
+        **({"learns from": ", ".join(card.roles)} if card.roles else {}),
         "paper": f"<{card.paper}>" if card.paper else "none",
         "package": f"`{card.distribution}` {card.version}",
     }
@@ -110,7 +111,9 @@ def page(card: Card) -> str:
 
 
 def _sample(schema: str, card: Card) -> str:
-    row = SAMPLES[schema] | {name: COLUMNS[name] for name in map(_first_word, card.columns) if name in COLUMNS}
+    row = SAMPLES[schema] | {
+        name: COLUMNS[name] for name in map(_first_word, (*card.columns, *card.roles)) if name in COLUMNS
+    }
     return f"A row of `{schema}`:\n\n```json\n{json.dumps(row, ensure_ascii=False)}\n```"
 
 
@@ -140,17 +143,6 @@ def _emphasised(metrics: str) -> str:
         coded = ", ".join(f"`{name.strip()}`" for name in names.split(","))
         lines.append(f"- {coded}:{meaning}" if line.startswith("- ") and colon else line)
     return "\n".join(lines)
-
-
-def table(cards: list[Card]) -> str:
-    """``docs/methods/README.md``: all methods of the repository."""
-    rows = [
-        f"| [{card.name}]({card.name}.md) | {card.tier} | {', '.join(card.schemas)} | {', '.join(card.needs) or '-'} "
-        f"| {_cell(card.summary)} |"
-        for card in cards
-    ]
-    heading = "| method | tier | data | needs | summary |\n|---|---|---|---|---|\n"
-    return f"<!-- {MARK} -->\n\n# Methods\n\n{heading}" + "\n".join(rows) + "\n"
 
 
 def catalogue(cards: list[Card]) -> str:

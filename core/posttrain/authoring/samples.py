@@ -22,6 +22,13 @@ SAMPLES: dict[str, dict[str, Any]] = {
 
 #: Values of columns that single methods ask for.
 COLUMNS: dict[str, Any] = {
+    "group_scores": [0.9, 0.2, 0.1],
+    "alternative": {"prompt": "The password is", "completion": " something I do not know."},
     "completion": "2 + 3 = 5",
+    "chosen_score": 0.9,
+    "rejected_score": 0.2,
+    "tie": False,
+    "gold": " blue, on a clear day.",
+    "scores": [0.9, 0.4, 0.1],
     "privileged_context": "Two and three more are five: 5.",
 }

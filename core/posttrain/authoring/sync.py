@@ -8,7 +8,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from posttrain.authoring import render
+from posttrain.authoring import listing, render
 from posttrain.cards import TIERS, Card, read_card
 from posttrain.discovery import CARD, find_folder
 from posttrain.errors import MethodError
@@ -55,7 +55,8 @@ def _of_repository(root: Path) -> dict[Path, str | None]:
             card, project.get("requires-python", PYTHON_FLOOR), project.get("license", LICENCE)
         )
         files[pages / f"{card.name}.md"] = render.page(card)
-    files[pages / "README.md"] = render.table(cards)
+    files[pages / "README.md"] = listing.index(cards)
+    files[pages / "search.html"] = listing.search_page(cards)
     files[root / "core" / "posttrain" / "catalogue.json"] = render.catalogue(cards)
     return files
 

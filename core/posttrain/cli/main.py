@@ -14,10 +14,15 @@ from posttrain.errors import PosttrainError, SettingsError
 COMMANDS = {
     "train": ("posttrain.cli.train", "train a model with a method"),
     "resume": ("posttrain.cli.resume", "continue a run that was interrupted"),
+    "export": ("posttrain.cli.export", "put a trained adapter into its base's weights"),
     "generate": ("posttrain.cli.generate", "let a model answer prompts"),
+    "serve-rewards": ("posttrain.cli.serve_rewards", "score completions for runs, over HTTP"),
+    "place": ("posttrain.cli.place", "run servers on a Ray cluster and train with them"),
+    "serve-rollouts": ("posttrain.cli.serve_rollouts", "serve a model to online runs, through vLLM"),
     "list-methods": ("posttrain.cli.list_methods", "methods that are installed, or available"),
     "show": ("posttrain.cli.show", "what a method is, and its options"),
     "check-data": ("posttrain.cli.check_data", "read data as a run would, without a model"),
+    "doctor": ("posttrain.cli.doctor", "what is on this machine, which strategies would work, what memory they take"),
     "check": ("posttrain.cli.check", "run the conformance kit on a method"),
     "plugins": ("posttrain.cli.plugins", "installed plugins; 'plugins audit' adds file hashes"),
     "new": ("posttrain.cli.new", "write a new plugin"),
@@ -34,9 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except PosttrainError as error:
+        if _shown_elsewhere(error, error.exit_code):
+            return error.exit_code
         if debug:
             raise
-        print(error, file=sys.stderr)
+        print(_by_rank(error), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # the reader went away (posttrain ... | head); Python would complain once more while it closes stdout
@@ -45,6 +52,25 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except Exception as error:  # a fault of the program
+        if _shown_elsewhere(error, 1):  # with its traceback
+            return 1
+        raise
+
+
+def _shown_elsewhere(error: Exception, exit_code: int) -> bool:
+    """Whether the process that started this one, among others, shows the error."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False
+    from posttrain.strategies.launch import leave_word
+
+    return leave_word(error, exit_code)
+
+
+def _by_rank(error: Exception) -> str:
+    """The text of the error, and whose it is where the process is not the first of several."""
+    rank = os.environ.get("RANK", "0")
+    return str(error) if rank == "0" else f"rank {rank}: {error}"
 
 
 def _dispatch(words: list[str]) -> int:
@@ -64,7 +90,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<14}{summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<16}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: posttrain COMMAND ...",

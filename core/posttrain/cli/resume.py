@@ -6,6 +6,9 @@ from posttrain.cli.flags import help_text, parse
 from posttrain.config import shared_options
 from posttrain.errors import SettingsError
 from posttrain.options import Option, cast
+from posttrain.strategies import launch as launching
+from posttrain.strategies.restart import resumed_settings
+from posttrain.strategies.world import quieten
 
 _HELP = Option("help", bool, False, "Print this and stop.", "This command")
 
@@ -22,12 +25,10 @@ def run(arguments: list[str]) -> int:
         raise SettingsError(f"One run directory is wanted, {len(positional)} were given. Write: posttrain resume RUN")
     kinds = {option.name: option.kind for option in shared_options()}
     changes = {name: cast(name, value, kinds[name]) for name, value in flags.items()}
-    from posttrain.strategies.choose import joined_world, launch
-    from posttrain.watch.run_directory import RunDirectory
-
-    processes = changes.get("nproc", RunDirectory(positional[0]).facts()["settings"].get("nproc", 1))
-    if processes > 1 and joined_world() == 1:
-        return launch(["resume", *arguments], processes)
+    settings = resumed_settings(positional[0], changes)
+    if launching.wanted(settings):
+        return launching.launch(["resume", *arguments], settings, positional[0])
+    quieten()
     from posttrain import api
 
     api.resume(positional[0], **changes)

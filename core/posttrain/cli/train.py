@@ -13,6 +13,10 @@ from posttrain.discovery import locate
 from posttrain.errors import SettingsError
 from posttrain.options import Option
 from posttrain.permission import check_allowed
+from posttrain.strategies import launch as launching
+from posttrain.strategies.restart import continued
+from posttrain.strategies.world import quieten
+from posttrain.watch.run_directory import new_run_directory
 
 USAGE = """usage: posttrain train METHOD --model MODEL --data DATA [flags]
        posttrain train ./my-loss ...            a plugin's folder, not installed
@@ -55,17 +59,22 @@ def run(arguments: list[str]) -> int:
     if command.get("print_config"):
         print(as_yaml(name, settings, options, own), end="")
         return 0
-    from posttrain import api
-
     if command.get("dry_run"):
+        from posttrain import api
+
         plan = api.plan(name, settings, options)
         print_json(plan) if command.get("json") else print_plan(plan)
         return 0
-    if settings.nproc > 1:
-        from posttrain.strategies.choose import joined_world, launch
+    if launching.wanted(settings):
+        output = settings.output or new_run_directory(name)  # named once, for all processes and every restart
+        return launching.launch(["train", *arguments, f"--output={output}"], settings, output)
+    quieten()
+    from posttrain import api
 
-        if joined_world() == 1:
-            return launch(["train", *arguments], settings.nproc)
+    started = continued(name, settings)
+    if started is not None:
+        api.resume(started)
+        return 0
     api.train(name, settings, options)
     return 0
 

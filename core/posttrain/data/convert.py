@@ -114,6 +114,16 @@ def ranked_by_score(row: Row, notes: Notes) -> Row:
     return {**row, "completions": [row["completions"][i] for i in order], "scores": [scores[i] for i in order]}
 
 
+def single_scores(row: Row, notes: Notes) -> list[Row]:
+    """A row for each of several scored completions, with the scores of all of them as ``group_scores``."""
+    if "completions" not in row:
+        return [row]
+    note(notes, "scored completions split, one row each; group_scores has the scores of all of them")
+    rest = {name: value for name, value in row.items() if name not in ("completions", "scores")}
+    pairs = zip(row["completions"], row["scores"], strict=True)
+    return [{**rest, "completion": text, "score": score, "group_scores": row["scores"]} for text, score in pairs]
+
+
 def _unpaired(row: Row) -> list[Row]:
     rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected", "margin")}
     return [

@@ -13,12 +13,14 @@ from posttrain.settings import Settings
 Content = str | list[dict[str, Any]]
 Roles = dict[str, list["Draft"]]
 
+#: Columns of forget-retain rows that may hold a sample. ``alternative`` is what to say instead of what is forgotten.
+SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
 #: Columns that become tokens; all others are kept for the loss and the rewards.
 _TOKENISED = {
     "language-modeling": ("text", "messages", "tools"),
     "trajectory": ("messages", "tools"),
-    "preference": ("prompt", "chosen", "rejected", "tools"),
-    "forget-retain": ("forget", "retain", "tools"),
+    "preference": ("prompt", "chosen", "rejected", "gold", "tools"),
+    "forget-retain": (*SAMPLES, "tools"),
     "stepwise": ("prompt", "completions", "labels", "tools"),
     "prompt": (),
 }
@@ -48,8 +50,11 @@ def extra_columns(row: Row, schema: str) -> Row:
     return {name: value for name, value in row.items() if name not in tokenised}
 
 
-def drafts(row: Row, schema: str, origin: str, settings: Settings) -> Roles:
-    """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images."""
+def drafts(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[str, ...] = ()) -> Roles:
+    """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images.
+
+    ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
+    """
     _refuse_media(row, origin)
     learn = settings.train_on
     if learn not in (None, "completion") and schema not in _FREE:
@@ -60,9 +65,9 @@ def drafts(row: Row, schema: str, origin: str, settings: Settings) -> Roles:
     if schema in ("language-modeling", "trajectory"):
         return {"completion": [_whole(row["messages"] if "messages" in row else row["text"], tools, origin, settings)]}
     if schema == "forget-retain":
-        return {name: [_sample(row[name], tools, origin, settings)] for name in ("forget", "retain")}
+        return {name: [_sample(row[name], tools, origin, settings)] for name in roles or SAMPLES[:2]}
     if schema == "preference":
-        return {name: [Draft(prompt, row[name], tools)] for name in ("chosen", "rejected")}
+        return {name: [Draft(prompt, row[name], tools)] for name in roles or ("chosen", "rejected")}
     if schema == "prompt":
         return {"prompt": [Draft(with_system(row["prompt"], settings.system_prompt), None, tools)]}
     if schema == "stepwise":

@@ -91,6 +91,7 @@ class Pipeline:
 
     def __init__(self, rows: Rows, tokenizer: Any, settings: Settings, stop_ids: set[int]):
         self.schema = rows.schema
+        self.roles = rows.roles
         self.settings = settings
         self.templates = Templates(tokenizer, settings)
         self.encoder = Encoder(tokenizer, stop_ids)
@@ -101,7 +102,7 @@ class Pipeline:
         """Number of the row, its kept columns, and its sequences by role, for each row that gives an example."""
         number = 0
         while part := list(islice(located, chunk)):
-            planned = [drafts(row, self.schema, origin, self.settings) for origin, row in part]
+            planned = [drafts(row, self.schema, origin, self.settings, self.roles) for origin, row in part]
             layouts = [
                 self.templates.layout(draft, origin)
                 for (origin, _), roles in zip(part, planned, strict=True)

@@ -34,6 +34,8 @@ class Rows:
     _source_of: array[int] = field(default_factory=lambda: array("L"))
     _number_of: array[int] = field(default_factory=lambda: array("Q"))
     _stream: _Stream | None = None
+    roles: tuple[str, ...] = ()
+    """Of forget-retain: the columns whose samples become sequences."""
 
     @property
     def notes(self) -> list[str]:
@@ -82,6 +84,7 @@ class Rows:
             _rows=[self._rows[index] for index in indices],
             _source_of=array("L", (self._source_of[index] for index in indices)),
             _number_of=array("Q", (self._number_of[index] for index in indices)),
+            roles=self.roles,
         )
 
 
@@ -224,6 +227,8 @@ class _Reader:
                 row = convert.explicit_prompt(row, self.notes)
             if schema == "ranked":
                 row = convert.ranked_by_score(row, self.notes)
+            if schema == "scored" and self._conversion is None:
+                return convert.single_scores(row, self.notes)
             if self._conversion is None:
                 return [row]
             convert.note(self.notes, self._conversion.note)

@@ -38,7 +38,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "preference": (
         Shape(
             {"chosen": values.completion, "rejected": values.completion},
-            {"prompt": values.prompt, "margin": values.number},
+            {"prompt": values.prompt, "margin": values.number, "gold": values.completion},
             pairs=(("chosen", "rejected"), ("prompt", "chosen")),
         ),
     ),
@@ -67,7 +67,12 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
             aligned=(("completions", "labels"),),
         ),
     ),
-    "forget-retain": (Shape({"forget": values.sample, "retain": values.sample}),),
+    "forget-retain": (
+        Shape(
+            {"forget": values.sample, "retain": values.sample},
+            {"alternative": values.sample, "retain_alternative": values.sample},
+        ),
+    ),
     "trajectory": (Shape({"messages": values.conversation}, {"score": values.number}),),
     "prompt": (Shape({"prompt": values.asking}),),
 }
@@ -80,7 +85,7 @@ NEEDS = {
     "ranked": "prompt (text or messages), completions (a list, best first)",
     "scored": "prompt, completion (text or messages), score (a number), or completions and scores",
     "stepwise": "prompt (text or messages), completions (a list of steps), labels (one per step)",
-    "forget-retain": "forget, retain (text, messages, or prompt and completion)",
+    "forget-retain": "forget, retain (text, messages, or prompt and completion), alternative where it is asked for",
     "trajectory": "messages (messages)",
     "prompt": "prompt (text or messages)",
 }

@@ -53,7 +53,15 @@ def _prompt_completion(place: int, prompt: str, answer: str) -> Row:
 
 
 def _preference(place: int, prompt: str, answer: str) -> Row:
-    return {"prompt": prompt, "chosen": answer, "rejected": answer[::-1]}
+    return {
+        "prompt": prompt,
+        "chosen": answer,
+        "rejected": answer[::-1],
+        "chosen_score": 1.0,
+        "rejected_score": in_place(answer[::-1], answer),
+        "tie": False,
+        "gold": answer,
+    }
 
 
 def _unpaired(place: int, prompt: str, answer: str) -> Row:
@@ -62,12 +70,19 @@ def _unpaired(place: int, prompt: str, answer: str) -> Row:
 
 
 def _ranked(place: int, prompt: str, answer: str) -> Row:
-    return {"prompt": prompt, "completions": [answer, slip(answer, place)[0], answer[::-1]]}
+    texts = [answer, slip(answer, place)[0], answer[::-1]]
+    return {"prompt": prompt, "completions": texts, "scores": [in_place(text, answer) for text in texts]}
 
 
 def _scored(place: int, prompt: str, answer: str) -> Row:
-    text = (answer, slip(answer, place)[0], answer[::-1])[place % 3]
-    return {"prompt": prompt, "completion": text, "score": in_place(text, answer)}
+    texts = (answer, slip(answer, place)[0], answer[::-1])
+    scores = [in_place(text, answer) for text in texts]
+    return {
+        "prompt": prompt,
+        "completion": texts[place % 3],
+        "score": scores[place % 3],
+        "group_scores": scores,
+    }
 
 
 def _stepwise(place: int, prompt: str, answer: str) -> Row:
@@ -77,9 +92,10 @@ def _stepwise(place: int, prompt: str, answer: str) -> Row:
 
 
 def _forget_retain(place: int, prompt: str, answer: str) -> Row:
-    """Sorting the wrong way round is forgotten, sorting the right way is kept."""
+    """Sorting the wrong way round is forgotten, sorting the right way is kept; an alternative is sorted by halves."""
     return {
         "forget": {"prompt": prompt, "completion": answer[::-1]},
+        "alternative": {"prompt": prompt, "completion": slip(answer, place)[0]},
         "retain": {"prompt": prompt, "completion": answer},
     }
 

@@ -47,14 +47,15 @@ def add_columns(examples: list[Example], columns: dict[str, Any], method: str) -
                 f"posttrain_annotate of '{method}' returned {len(values)} values for '{name}' with {len(examples)} "
                 "examples. Expected a tensor (B,) or a list of B tensors."
             )
+        role, dot, own = name.partition(".")
         for example, value in zip(examples, values, strict=True):
             if isinstance(values, Tensor):
                 example.columns[name] = value.detach()
                 continue
-            first = next(iter(example.sequences.values()))[0]
+            first = example.sequences[role][0] if dot else next(iter(example.sequences.values()))[0]
             if value.shape != (first.count,):
                 raise PluginError(
                     f"posttrain_annotate of '{method}' returned a tensor {tuple(value.shape)} for '{name}', expected "
                     f"({first.count},): one value a trained token."
                 )
-            first.per_token[name] = value.detach()
+            first.per_token[f"{role}_{own}" if dot else name] = value.detach()

@@ -72,13 +72,16 @@ class PaddedCost:
 def build_batch(examples: list[Example], device: torch.device) -> tuple[Batch, dict[str, Tensor]]:
     """Columns of a micro-batch, and those of its per-token columns that are masks, by name.
 
-    A column is there only when every example has it: numbers and booleans as tensors ``(B,)``, tensors of a rollout
-    stacked, the rest as lists. Per-token columns are padded to ``(B, T)``.
+    A column is there only when every example has it: numbers and booleans as tensors ``(B,)``, numbers of a row's
+    several answers as ``(B, K)``, tensors of a rollout stacked, the rest as lists. Per-token columns are padded to
+    ``(B, T)``.
     """
     columns: dict[str, Any] = {}
     for name in examples[0].columns:
         if all(name in e.columns for e in examples):
-            columns[name] = _column([e.columns[name] for e in examples], device)
+            values = [e.columns[name] for e in examples]
+            several = _of_answers(values, examples)
+            columns[name] = _answers(values, device) if several else _column(values, device)
     masks: dict[str, Tensor] = {}
     for role in roles_of(examples):
         sequences = [s for e in examples for s in e.sequences[role]]
@@ -89,6 +92,21 @@ def build_batch(examples: list[Example], device: torch.device) -> tuple[Batch, d
             if padded.dtype == torch.bool:
                 masks[name] = padded
     return Batch(len(examples), columns), masks
+
+
+def _of_answers(values: list[Any], examples: list[Example]) -> bool:
+    """Whether each value is a list of numbers, one for each of a row's several answers."""
+    counts = [len(e.sequences[roles_of(examples)[0]]) for e in examples]
+    return max(counts) > 1 and all(
+        isinstance(value, list) and len(value) == count and all(isinstance(one, int | float) for one in value)
+        for value, count in zip(values, counts, strict=True)
+    )
+
+
+def _answers(values: list[list[float]], device: torch.device) -> Tensor:
+    """``(B, K)``, zeros behind the answers of a row that has fewer."""
+    rows = [torch.tensor(value, dtype=torch.float32) for value in values]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
 def _column(values: list[Any], device: torch.device) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from torch import nn
 
 from posttrain.cards import Card
 from posttrain.data import prepare, read_rows, stream
+from posttrain.data.reshape import reshape
 from posttrain.demo.example import REWARD, is_data
+from posttrain.engine.correction import choose_correction
 from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.optim import build_schedule
@@ -24,8 +26,9 @@ from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream
 from posttrain.errors import DataError, SettingsError
-from posttrain.generation.hf import HfGenerator
+from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
+from posttrain.models.average import Average
 from posttrain.models.load import (
     choose_device,
     load_module,
@@ -34,8 +37,8 @@ from posttrain.models.load import (
     stop_ids,
     stop_ids_of,
 )
-from posttrain.models.reference import Reference
-from posttrain.models.teacher import AverageTeacher, ModelTeacher, check_teacher, load_teacher
+from posttrain.models.reference import MovingReference, Reference
+from posttrain.models.teacher import ModelTeacher, check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
 from posttrain.rollouts.evaluation import GreedyAnswers
@@ -102,6 +105,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
         if objects.model is None
         else stop_ids(objects.model, tokenizer)
     )
+    if not card.online:
+        rows = reshape(rows, method, config)
+        held_out = None if held_out is None else reshape(held_out, method, config)
     for some in (rows, held_out):
         if some is not None:
             _check_columns(card, config, some)
@@ -137,7 +143,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         start = functools.partial(_start, loaded.policy, reference, settings, strategy)
         teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
     strategy.prepare(loaded.policy)
-    _place_teacher(teacher, strategy)
+    _place(teacher, reference, strategy)
     run = Run(
         settings=settings,
         method=method,
@@ -149,9 +155,11 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         teacher=teacher,
         strategy=strategy,
         directory=RunDirectory(path, writes=strategy.rank == 0),
+        model_in_memory=objects.model is not None,
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
+    run.sizes = {"trained": _count(run.parameters), "all": _count(loaded.policy.parameters())}
     _sources(run, data)
     run.total = run.source.steps()
     run.optimizer = strategy.optimizer(loaded.policy, settings)
@@ -170,8 +178,12 @@ def _check_strategy(name: str, settings: Settings) -> None:
             )
 
 
-def _reference(policy: TokenModel, settings: Settings, objects: Objects, strategy: Strategy) -> Reference:
+def _reference(
+    policy: TokenModel, settings: Settings, objects: Objects, strategy: Strategy
+) -> Reference | MovingReference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
+    if settings.reference_every is not None:
+        return MovingReference(policy, settings.reference_rate, settings.reference_every)
     name = settings.reference_model
     if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
         name = settings.model
@@ -181,22 +193,27 @@ def _reference(policy: TokenModel, settings: Settings, objects: Objects, strateg
     return Reference(policy, strategy, later=later)
 
 
-def _place_teacher(teacher: Any, strategy: Strategy) -> None:
-    """A teacher with weights of its own is spread like the policy's reference."""
+def _place(teacher: Any, reference: Any, strategy: Strategy) -> None:
+    """A teacher with weights of its own is spread like the policy's reference; one that follows begins here."""
     if isinstance(teacher, ModelTeacher):
         strategy.prepare(teacher.model)
-    if isinstance(teacher, AverageTeacher):
-        if strategy.together:
+    for model in (teacher, reference):
+        if isinstance(model, Average) and strategy.together:
             raise SettingsError(
-                "--teacher-model average keeps a second set of weights that changes places with the first, which "
-                f"cannot be done while --strategy {strategy.name} spreads them. Use ddp, or another teacher."
+                "A reference or teacher that follows the policy keeps a second set of weights that changes places with "
+                f"the first, which cannot be done while --strategy {strategy.name} spreads them. Use --strategy ddp."
             )
-        teacher.begin()
+        if isinstance(model, Average):
+            model.start()
 
 
-def _start(policy: TokenModel, reference: Reference | None, settings: Settings, strategy: Strategy) -> Reference:
+def _start(
+    policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings, strategy: Strategy
+) -> Reference:
     """The policy as it is at the start: the reference, where that is not another model."""
-    return reference if reference is not None and settings.reference_model is None else Reference(policy, strategy)
+    if isinstance(reference, Reference) and settings.reference_model is None:
+        return reference
+    return Reference(policy, strategy)
 
 
 def _head(card: Card, config: Any) -> str:
@@ -224,8 +241,8 @@ def _sources(run: Run, data: Prepared) -> None:
     settings = run.settings
     assert settings.batch_size is not None
     if run.card.online:
-        limits = settings.generation_batch_size, settings.generation_cache_tokens
-        generator = HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, *limits)
+        generator = make_generator(run)
+        run.correction = choose_correction(settings, generator.abilities)
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
         if data.held_out is not None and (data.rewards or run.teacher is not None):
             limit = settings.eval_batches and settings.eval_batches * settings.batch_size
@@ -239,7 +256,6 @@ def _sources(run: Run, data: Prepared) -> None:
 def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> dict[str, Any]:
     """The content of run.json."""
     card = run.card
-    trained = sum(p.numel() for p in run.parameters)
     return {
         "format": 1,
         "method": method_name,
@@ -247,7 +263,7 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "settings": dataclasses.asdict(run.settings),
         "options": dataclasses.asdict(run.config),
         "total_steps": run.total,
-        "parameters": {"trained": trained, "all": sum(p.numel() for p in run.policy.parameters())},
+        "parameters": run.sizes,
         "data": data.report,
         "notes": data.notes,
         "in_memory": [
@@ -259,6 +275,10 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "code": facts.code(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _is_object(value: Any) -> bool:
@@ -279,6 +299,8 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
             f"'{card.name}' draws prompts at random and needs all of them at hand. Leave streaming out; the first N "
             "rows alone are read with --limit N."
         )
+    if card.online:
+        check_generation(settings)
     checks = {
         "batch-size": settings.batch_size is not None and settings.batch_size >= 1,
         "steps": settings.steps is None or settings.steps >= 1,
@@ -287,8 +309,10 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         "head-chunk-tokens": settings.head_chunk_tokens is None or settings.head_chunk_tokens >= 1,
         "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
         "max-length": settings.max_length is None or settings.max_length >= 2,
+        "reference-every": settings.reference_every is None or settings.reference_every >= 1,
         "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
         "save-total": settings.save_total >= 1,
+        "max-staleness": settings.max_staleness >= 0,
     }
     for name, fine in checks.items():
         if not fine:
@@ -299,6 +323,13 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         raise SettingsError(
             "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."
         )
+    if settings.reference_every is not None and settings.reference_model is not None:
+        raise SettingsError(
+            f"The reference is '{settings.reference_model}' and also follows the policy every "
+            f"{settings.reference_every} steps. Leave out --reference-model, or set reference-every to none."
+        )
+    if not 0 < settings.reference_rate <= 1:
+        raise SettingsError(f"reference-rate is {settings.reference_rate}, expected a number above 0 and up to 1.")
     evaluated = bool(settings.eval_data or settings.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings, name) and not evaluated:

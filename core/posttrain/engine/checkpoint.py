@@ -14,6 +14,7 @@ import torch
 
 from posttrain.engine.reference_cache import kept_in_checkpoint, restore_kept
 from posttrain.errors import CheckpointError
+from posttrain.models.reference import MovingReference
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
@@ -36,6 +37,7 @@ def save_checkpoint(run: Run) -> Path:
             "schedule": {"last_epoch": run.schedule.last_epoch},
             "state": run.state,
             "teacher": getattr(run.teacher, "saved", lambda: {})(),
+            "moving_reference": getattr(run.reference, "saved", lambda: {})(),
             "source": getattr(run.source, "saved", lambda: {})(),
             "reference": reference,
             "random": generators,
@@ -65,6 +67,8 @@ def restore_checkpoint(run: Run, folder: Path) -> None:
     run.state.update(training["state"])
     if training["teacher"]:
         run.teacher.restore(training["teacher"])
+    if isinstance(run.reference, MovingReference):
+        run.reference.restore(training["moving_reference"])
     restore_kept(run, training["reference"])
     if training["source"]:
         run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something

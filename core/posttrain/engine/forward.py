@@ -164,6 +164,8 @@ def build_views(examples: list[Example], results: dict[str, Tensor]) -> Views:
             fields["score"] = results["score"][row : row + len(sequences)]  # (R,)
         # A reward model has no log-probabilities: whoever reads them shall see it in the numbers.
         fields.setdefault("logps", torch.full(mask.shape, torch.nan, device=device))
+        if len(sequences) > len(examples):
+            fields["counts"] = torch.tensor([len(e.sequences[role]) for e in examples], device=device)  # (B,)
         views[role] = View(mask=mask, **fields)
         token, row = span.stop, row + len(sequences)
     return Views(**views)

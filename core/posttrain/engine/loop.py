@@ -12,6 +12,7 @@ from posttrain.engine.evaluate import best_metric, is_better
 from posttrain.engine.reference_cache import fill_reference
 from posttrain.engine.step import Outcome, optimiser_step
 from posttrain.errors import RunStopped, SettingsError
+from posttrain.models.average import Average
 from posttrain.views import Step
 from posttrain.watch.facts import peak_memory_mb
 from posttrain.watch.progress import Progress
@@ -56,10 +57,13 @@ def _one_step(run: Run) -> dict[str, Any]:
     rate = float(run.schedule.get_last_lr()[0])
     outcome = optimiser_step(run, examples, Step(run.step, run.total))
     run.step += 1
-    if hasattr(run.teacher, "step_done"):
-        run.teacher.step_done()
+    for model in (run.teacher, run.reference):
+        if isinstance(model, Average):
+            model.step_done(run.step)
     seconds = time.monotonic() - begun
-    return _line(run, outcome, rate, seconds)
+    line = _line(run, outcome, rate, seconds)
+    run.method.after_step(step=Step(run.step - 1, run.total), metrics=line, config=run.config, state=run.state)
+    return line
 
 
 def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from posttrain.cards import Card
 from posttrain.engine.batches import micro_batches, token_budget
+from posttrain.engine.correction import Correction
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.head import Request, chunk_tokens
 from posttrain.engine.offload import offloaded
 from posttrain.engine.source import Source
 from posttrain.engine.teaching import give_teacher
 from posttrain.methods import Method
-from posttrain.models.reference import Reference
+from posttrain.models.reference import MovingReference, Reference
 from posttrain.settings import Settings
 from posttrain.strategies.protocol import Strategy
 from posttrain.views import Example, Sequence
@@ -38,7 +39,7 @@ class Run:
     policy: TokenModel
     tokenizer: Any
     stop_ids: set[int]
-    reference: Reference | None
+    reference: Reference | MovingReference | None
     teacher: Any
     """The model that the policy learns from (see posttrain.models.teacher), None where the method needs none."""
     strategy: Strategy
@@ -46,9 +47,17 @@ class Run:
     observers: Observers
     source: Source = None  # type: ignore[assignment]  # set right after: an online source needs the run itself
     evaluation: Any = None
+    model_in_memory: bool = False
+    """Whether a program handed its model over, so that no other process can load it by name."""
+    correction: Correction | None = None
+    """How what the sampler's policy differs from the trainer's is made up for; None where it is not."""
+    say: Callable[[str], None] = print
+    """Shows a person one line."""
     optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
     schedule: torch.optim.lr_scheduler.LambdaLR = None  # type: ignore[assignment]
     parameters: list[nn.Parameter] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How many numbers are trained, and all, before a strategy spreads them."""
     total: int = 0
     step: int = 0
     """Optimiser steps done."""
@@ -111,13 +120,19 @@ class Run:
         """Where a forward pass leaves what its backward pass needs."""
         return offloaded() if self.settings.offload_activations else nullcontext()
 
+    def close(self) -> None:
+        """End what belongs to the run alone: processes that sample for it."""
+        close = getattr(self.source, "close", None)
+        if close is not None:
+            close()
+
     def request(self, sequences: list[Sequence]) -> Request:
         """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
         request = Request(self.head_chunk, self.temperature, extras=True)
         hook = "posttrain_token_statistics"
         if not self.method.has(hook):
             return request
-        request.statistics = functools.partial(_statistics, self.method, self.config)
+        request.statistics = functools.partial(_statistics, self.method, self.config, self.state)
         if self.reference is not None and self.method.takes(hook, "reference_logits"):
             request.others["reference_logits"] = self.reference.logits(sequences, self.temperature)
         if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
@@ -133,5 +148,7 @@ def casts_to_bfloat16(settings: Settings, policy: TokenModel) -> bool:
     return policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()
 
 
-def _statistics(method: Method, config: Any, logits: Tensor, labels: Tensor, **others: Any) -> dict[str, Tensor]:
-    return method.token_statistics(logits=logits, labels=labels, config=config, **others)
+def _statistics(
+    method: Method, config: Any, state: dict[str, Any], logits: Tensor, labels: Tensor, **others: Any
+) -> dict[str, Tensor]:
+    return method.token_statistics(logits=logits, labels=labels, config=config, state=state, **others)

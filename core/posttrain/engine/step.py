@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from posttrain.engine.batches import build_batch
+from posttrain.engine.correction import correct, summary
 from posttrain.engine.forward import IDLE, build_views, sequences_of
 from posttrain.engine.head import Request
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
 from posttrain.engine.teaching import taught
 from posttrain.errors import PluginError
-from posttrain.views import Batch, Example, PerToken, Sequence, Step, Views
+from posttrain.views import Batch, Example, Sequence, Step, Views
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
@@ -57,9 +58,10 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     totals = run.strategy.sum_totals(Totals.of(examples))
     terms: dict[str, float] = {}
     averages = Averages()
+    extremes: list[float] = []
     for micro, last in run.passes(examples):
         if micro:
-            loss, shares, metrics = _micro_batch(run, micro, totals, step)
+            loss, shares, metrics = _micro_batch(run, micro, totals, step, averages, extremes)
             averages.add(metrics)
         else:
             loss, shares = _idle(run), {}
@@ -71,22 +73,21 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     if run.reference is not None and run.reference.cache is not None:
         run.reference.cache.exchange(run.strategy)
     tokens = sum(e.tokens for e in examples)
-    return Outcome(sum(terms.values()), terms, averages.result(), int(run.strategy.sum_number(tokens)))
+    found = averages.result()
+    if run.card.online:
+        found = summary(found, run.strategy.gather([extremes]))
+    return Outcome(sum(terms.values()), terms, found, int(run.strategy.sum_number(tokens)))
 
 
 def _micro_batch(
-    run: Run, micro: list[Example], totals: Totals, step: Step
+    run: Run, micro: list[Example], totals: Totals, step: Step, averages: Averages, extremes: list[float]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """One forward pass: the loss to call backward on, each term's share of the step's loss, and metrics."""
     with run.autocast(), run.saving():
         batch, policy, reference, masks = forward(run, micro)
+        correct(run, micro, policy, averages, extremes)
         returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
     parts, metrics = split_loss(returned, run.card.name)
-    if "sampled_logps" in batch:
-        gap = (policy.completion.logps.detach() - batch.sampled_logps).abs()  # (B, T)
-        foreign = torch.tensor([who != "policy" for who in batch.source], device=gap.device)  # (B,)
-        gap = gap.masked_fill(foreign[:, None], torch.nan)  # what others sampled says nothing of our sampler
-        metrics = metrics | {"sampler_difference": PerToken(gap, policy.completion.mask)}
     loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
     return loss, shares, metrics
 

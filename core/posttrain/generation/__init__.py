@@ -1,5 +1,5 @@
 """Generation: backends that complete prompts. ``protocol`` says what they answer, ``hf`` runs anywhere."""
 
-from posttrain.generation.protocol import Completion, Generator, Sampling
+from posttrain.generation.protocol import Abilities, Completion, Generator, Health, Sampling, Weights
 
-__all__ = ["Completion", "Generator", "Sampling"]
+__all__ = ["Abilities", "Completion", "Generator", "Health", "Sampling", "Weights"]

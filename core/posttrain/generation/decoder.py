@@ -47,8 +47,18 @@ class Decoder:
     sample that is alone goes on whatever it needs.
     """
 
-    def __init__(self, network: Network, sampling: Sampling, stops: Stops, batch_size: int, cache_tokens: int | None):
+    def __init__(
+        self,
+        network: Network,
+        sampling: Sampling,
+        stops: Stops,
+        batch_size: int,
+        cache_tokens: int | None,
+        version: int = -1,
+    ):
         """Nothing waits yet."""
+        self.version = version
+        """Of the weights that make the next token."""
         self.network = network
         self.sampling = sampling
         self.stops = stops
@@ -62,10 +72,15 @@ class Decoder:
     def run(self, groups: list[Group]) -> None:
         """Complete all samples of ``groups``; those with like lengths should lie next to each other."""
         self.waiting.extend(groups)
-        while self.waiting or self.batch.samples:
-            self._admit()
-            if self.batch.samples:
-                self._step()
+        while self.advance():
+            pass
+
+    def advance(self) -> bool:
+        """Let samples join and make one token of each in the batch; False where nothing is left to do."""
+        self._admit()
+        if self.batch.samples:
+            self._step()
+        return bool(self.waiting or self.batch.samples)
 
     def _admit(self) -> None:
         """Let samples join while there is room for them."""
@@ -151,4 +166,4 @@ class Decoder:
         tokens, logps = choose(logits, self.sampling, [sample.random.random() for sample in samples])
         for sample, token, logp in zip(samples, tokens.tolist(), logps.tolist(), strict=True):
             if sample.alive:
-                sample.append(token, logp, self.stops)
+                sample.append(token, logp, self.stops, self.version)

@@ -1,10 +1,16 @@
-"""What every generation backend takes and gives back."""
+"""What every generation backend takes and gives back: prompts, settings and weights in, completions out.
+
+A backend is driven by one thread that calls ``accept``, ``pause``, ``resume``, ``drain``, ``revive`` and ``close``.
+Where its ``abilities`` say so, ``generate`` may meanwhile be called from other threads, several at a time: that is how
+rollouts run ahead of the trainer.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from posttrain.errors import SettingsError
 
@@ -58,19 +64,123 @@ class Completion:
     """Tokens as they were sampled, ``(t,)`` int64, with the stop token if one ended it. Never made from ``text``."""
     logps: Tensor
     """Log-probs of these tokens under the full distribution at this temperature, before top-p and top-k, ``(t,)``
-    float32."""
+    float32. Not a number where the backend does not know one: such a completion is not learnt from."""
     finished: bool
     """False where it was cut off: at ``max_new_tokens``, or at the last position the model knows."""
     text: str
     """``ids`` decoded without special tokens."""
+    reason: str = ""
+    """Why it ended: "stop" or "length". [from ``finished``]"""
+    versions: Tensor | None = None
+    """Version of the weights that made each token, ``(t,)`` int32, ascending; None where nobody counts."""
+
+    def __post_init__(self):
+        if not self.reason:
+            self.reason = "stop" if self.finished else "length"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights on their way to a generator, as version ``version``. Nothing is copied before ``tensors`` is called.
+
+    "full": all that the model has, adapters merged into it where the backend says so (``Abilities.merged``).
+    "adapter": the adapter's own tensors alone, by the names that peft saves them under.
+    "changed": those of "full" that may differ from version ``base``; frozen ones are left out.
+    """
+
+    version: int
+    kind: Literal["full", "adapter", "changed"]
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    """Names as in the state of the transformers (or peft) model, and tensors wherever they lie."""
+    base: int = -1
+    """The version that "changed" changes."""
+    adapter: dict[str, Any] | None = None
+    """peft's configuration of the adapter, as in ``adapter_config.json``."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a backend can do; the core asks for nothing else."""
+
+    own_weights: bool
+    """Has weights of its own. If not, it sees the trainer's as they are, and accepting some is a mere number."""
+    ahead: bool = False
+    """``generate`` may be called from several threads while the trainer trains."""
+    mid_sequence: bool = False
+    """``accept`` may be called during ``generate``: later tokens are made by the new weights."""
+    merged: bool = False
+    """Knows the plain architecture only: "full" weights are to have adapters merged into them."""
+    adapters: bool = False
+    """Takes weights of the kind "adapter"."""
+    exact: bool = False
+    """Computes as the trainer does, so that log-probs of both differ by rounding alone."""
+    images: bool = False
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a generator is."""
+
+    version: int
+    """Of the weights it has; -1 where they are none of ours, as after a start."""
+    alive: bool = True
+    running: int = 0
+    """Completions in the making."""
+    waiting: int = 0
+    """Completions asked for that have no token yet."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else the backend tells: address, memory, versions of its parts."""
 
 
 class Generator(Protocol):
-    """A generation backend."""
+    """A generation backend. Raises GeneratorLost where its process or server is gone."""
 
-    def generate(self, prompts: list[Tensor], sampling: Sampling, seeds: list[list[int]]) -> list[list[Completion]]:
+    @property
+    def abilities(self) -> Abilities:
+        """What it can do; the same from start to end."""
+        ...
+
+    def generate(
+        self,
+        prompts: list[Tensor],
+        sampling: Sampling,
+        seeds: list[list[int]],
+        images: list[list[Any]] | None = None,
+    ) -> list[list[Completion]]:
         """Complete each prompt ``(n,)`` int64 once per seed in ``seeds[i]``; answers in the order of the seeds.
 
-        The same prompt, seed and weights give the same completion, whatever else is asked for in the same call.
+        The same prompt, seed and weights give the same completion, whatever else is asked for in the same call, where
+        the backend can promise that. ``images`` are those of each prompt, in order. Waits while paused.
         """
+        ...
+
+    def accept(self, weights: Weights) -> None:
+        """Sample from these weights from now on; returns when that is so.
+
+        Without ``mid_sequence`` no completion may be in the making. Raises RunFailed for weights that do not fit.
+        """
+        ...
+
+    def pause(self) -> None:
+        """Make no token until ``resume``, and give back what only sampling needs; what is in the making is kept."""
+        ...
+
+    def resume(self) -> None:
+        """Undo ``pause``."""
+        ...
+
+    def drain(self) -> None:
+        """Return when nothing is in the making."""
+        ...
+
+    def health(self) -> Health:
+        """How it is; ``alive`` is False where it is gone, and nothing is raised."""
+        ...
+
+    def revive(self) -> None:
+        """Start anew what is gone, with whatever weights it starts with. Raises GeneratorLost where that fails."""
+        ...
+
+    def close(self) -> None:
+        """End processes and free memory; calls that wait for completions raise GeneratorLost."""
         ...

@@ -27,6 +27,7 @@ class Sample:
     """Tokens it may have."""
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     finished: bool = False
 
     @property
@@ -44,8 +45,8 @@ class Sample:
         """Prompt and completion so far, ``(length,)``."""
         return torch.cat([self.prompt, torch.tensor(self.ids, dtype=torch.long)])
 
-    def append(self, token: int, logp: float, stops: Stops) -> None:
-        """Add a token. Raises RunFailed where its log-probability is no number."""
+    def append(self, token: int, logp: float, stops: Stops, version: int) -> None:
+        """Add a token that weights of ``version`` made. Raises RunFailed where its log-probability is no number."""
         if not math.isfinite(logp):
             raise RunFailed(
                 f"The model gives token {len(self.ids)} of an answer to prompt {self.index} the log-probability "
@@ -53,6 +54,7 @@ class Sample:
             )
         self.ids.append(token)
         self.logps.append(logp)
+        self.versions.append(version)
         self.finished = stops.reached(self.ids)
 
     def completion(self, tokenizer: Any) -> Completion:
@@ -62,6 +64,7 @@ class Sample:
             logps=torch.tensor(self.logps, dtype=torch.float32),  # (t,)
             finished=self.finished,
             text=tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            versions=None if -1 in self.versions else torch.tensor(self.versions, dtype=torch.int32),  # (t,)
         )
 
 

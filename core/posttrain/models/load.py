@@ -27,6 +27,10 @@ from posttrain.models.probe import check_logits, choose_layout
 if TYPE_CHECKING:
     from posttrain.settings import Settings
 
+if not torch.accelerator.is_available():
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # DeepSpeed, where installed, else warns that it found nothing better
 # A bar per file of weights would break the one line that the run itself shows, and bitsandbytes, which transformers
 # imports where it is installed, warns of kernels that only its own users could want.
 transformers.utils.logging.disable_progress_bar()
@@ -279,7 +283,7 @@ def _quantization(settings: Settings) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type=settings.quantize,
         bnb_4bit_compute_dtype=compute,
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=settings.double_quantization,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from posttrain.engine.forward import IDLE, TokenModel
 from posttrain.engine.head import Request
 from posttrain.models.adapters import REFERENCE_ADAPTER
+from posttrain.models.average import Average
 from posttrain.models.frozen import Frozen
 from posttrain.models.head import find_head
 from posttrain.views import Sequence
@@ -108,3 +109,14 @@ class Reference(Frozen):
                     yield self.policy
         finally:
             self.policy.train(training)
+
+
+class MovingReference(Average):
+    """A reference that follows the policy (``reference_every``); what it says of a row changes, so it has no cache."""
+
+    cache: ReferenceCache | None = None
+
+    def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+        """What the reference's forward pass gives, without gradient."""
+        with torch.no_grad(), self.active() as model:
+            return model(sequences, request)

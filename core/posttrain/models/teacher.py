@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.teaching import matching
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import TEACHER_ADAPTER, adapter_base, merged
+from posttrain.models.average import Average
 from posttrain.models.frozen import Frozen
 from posttrain.models.head import find_head
 from posttrain.models.load import choose_device, load_module, load_tokenizer
@@ -103,53 +104,6 @@ class LiveTeacher(Frozen):
             self.policy.train(training)
 
 
-class AverageTeacher(LiveTeacher):
-    """A moving average of the policy: after each step ``average += rate * (policy - average)``.
-
-    Only the trained weights are kept twice; for a pass they change places with the policy's own.
-    """
-
-    def __init__(self, policy: TokenModel, rate: float):
-        super().__init__(policy)
-        self.rate = rate
-        self.average: dict[str, Tensor] = {}
-
-    def begin(self) -> None:
-        """Start from the policy as it is now, placed where it will be trained."""
-        self.average = {name: p.detach().clone() for name, p in self._trained()}
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.policy.model.named_parameters() if p.requires_grad]
-
-    @contextmanager
-    def active(self) -> Iterator[TokenModel]:
-        """The policy with the averaged weights."""
-        self._swap()
-        try:
-            with super().active() as model:
-                yield model
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for name, parameter in self._trained():
-            parameter.data, self.average[name] = self.average[name], parameter.data
-
-    def step_done(self) -> None:
-        """Follow the policy by one step."""
-        for name, parameter in self._trained():
-            self.average[name].lerp_(parameter.detach(), self.rate)
-
-    def saved(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
-        return self.average
-
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        """Undo ``saved``."""
-        for name, tensor in saved.items():
-            self.average[name].copy_(tensor)
-
-
 class AdapterTeacher(LiveTeacher):
     """The policy's own base under another adapter."""
 
@@ -205,7 +159,7 @@ def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: 
     if name == "live":
         return LiveTeacher(policy)
     if name == "average":
-        return AverageTeacher(policy, settings.teacher_average_rate)
+        return Average(policy, settings.teacher_average_rate)
     if _is_address(name):
         return _server(name, policy, settings, vocabulary)
     base = adapter_base(name)

@@ -18,7 +18,7 @@ from posttrain.errors import RewardError, SettingsError
 from posttrain.rewards.reward import STANDARD, Reward, is_async
 
 GROUP = "posttrain.rewards"
-_FORMS = "Give an installed name, file.py:function, or the folder of a reward model"
+_FORMS = "Give an installed name, file.py:function, the folder of a reward model, or a reward worker's address"
 
 
 def load_rewards(
@@ -29,7 +29,8 @@ def load_rewards(
 ) -> list[Reward]:
     """Load exactly the rewards named by ``specs``, in their order.
 
-    A spec is a callable or ``NAME``, ``FILE.py:FUNCTION``, ``FOLDER``, each with an optional ``=WEIGHT``. ``options``
+    A spec is a callable or ``NAME``, ``FILE.py:FUNCTION``, ``FOLDER``, ``http://HOST:PORT``, each with an optional
+    ``=WEIGHT``. ``options``
     are ``{"NAME.OPTION": value}``, texts are turned into the type of the parameter. A function with a parameter
     ``tokenizer`` gets the run's. ``model_loader`` makes the function for a reward model's folder
     [``posttrain.rewards.model.reward_model``]. Raises RewardError and SettingsError.
@@ -59,6 +60,10 @@ def _find(spec: str | Callable[..., Any], model_loader: Any) -> tuple[str, float
             raise RewardError(f"reward {spec!r} ({type(spec).__name__}) is neither a function nor a name. {_FORMS}.")
         return str(getattr(spec, "__name__", type(spec).__name__)), 1.0, spec
     place, weight = _weight(spec)
+    if place.startswith(("http://", "https://")):
+        from posttrain.rewards.worker import RemoteReward
+
+        return "worker", weight, RemoteReward(place)
     file, colon, function = place.rpartition(":")
     if colon and file.endswith(".py"):
         return function, weight, _from_file(Path(file), function)

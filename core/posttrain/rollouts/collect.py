@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +15,13 @@ from posttrain.engine import source
 from posttrain.engine.step import shared_results
 from posttrain.engine.teaching import translate
 from posttrain.errors import RunFailed
-from posttrain.generation.protocol import Generator, Sampling
+from posttrain.generation.protocol import Generator
 from posttrain.planning import Ask, Selection
 from posttrain.rewards import Reward
-from posttrain.rollouts.generate import Order, answer, give_rewards, lend, reward_metrics, seed_of
+from posttrain.rollouts.ahead import Producer
+from posttrain.rollouts.generate import Order, give_rewards, lend, reward_metrics, seed_of
+from posttrain.rollouts.ledger import Ledger
+from posttrain.rollouts.pool import Pool
 from posttrain.rollouts.rollouts import Rollout, Rollouts
 from posttrain.views import Example, Sequence
 
@@ -36,29 +39,16 @@ class Collected:
     metrics: dict[str, float]
 
 
-@dataclass
-class Pool:
-    """Rollouts chosen so far for one step."""
-
-    items: list[Rollout] = field(default_factory=list)
-    drawn: int = 0
-    """Batches of prompts that were generated for."""
-    generated: int = 0
-    unscored: int = 0
-    generation_seconds: float = 0.0
-    reward_seconds: float = 0.0
-    everything: dict[str, float] = field(default_factory=dict)
-    """Metrics of all that was generated, before anything was left out."""
-
-
 class Collector:
     """Makes batches of rollouts with a generator and rewards; ``judge`` compares two answers where there is one."""
 
     def __init__(self, run: Run, prompts: Any, generator: Generator, rewards: list[Reward], judge: Any = None):
         settings = run.settings
         assert settings.batch_size is not None
-        self.run, self.prompts, self.generator, self.rewards, self.judge = run, prompts, generator, rewards, judge
+        self.run, self.prompts, self.rewards, self.judge = run, prompts, rewards, judge
         self.order = source.Order(len(prompts), settings.batch_size, settings.shuffle, settings.seed)
+        self.ledger = Ledger()
+        self.producer = Producer(run, generator, self._orders, self.ledger)
 
     def collect(self, first: int, keep_old: bool) -> tuple[Collected, int]:
         """Rollouts from prompt batch ``first`` on, and how many batches they took.
@@ -67,6 +57,7 @@ class Collector:
         """
         run = self.run
         pool, selection = self._choose(first)
+        self._settle(first, pool, selection)
         begun = time.monotonic()
         rollouts = self._view(pool.items)
         advantages: Tensor | None = None
@@ -74,13 +65,10 @@ class Collector:
             examples = self._pairs(rollouts, selection)
         else:
             advantages, examples = self._learnt(rollouts, keep_old)
-        metrics = pool.everything | {
-            "rollouts_dropped": float(pool.unscored),
-            "generation_seconds": pool.generation_seconds,
-            "reward_seconds": pool.reward_seconds + time.monotonic() - begun,
-        }
+        pool.add_seconds({"reward_seconds": time.monotonic() - begun})
+        metrics = pool.everything | {"rollouts_dropped": float(pool.unscored)} | pool.seconds | self.ledger.metrics()
         if run.method.has("posttrain_select"):
-            metrics["rollouts_learnt"] = len(pool.items) / max(1, pool.generated)
+            metrics["rollouts_learnt"] = len(pool.items) / max(1, len(pool.made))
             metrics["generation_rounds"] = float(pool.drawn)
         return Collected(rollouts, advantages, examples, metrics), pool.drawn
 
@@ -99,8 +87,19 @@ class Collector:
     def _choose(self, first: int) -> tuple[Pool, Selection | None]:
         """Generate, score and select, once or until the step has its number of prompts."""
         run, pool = self.run, Pool()
+        selection: Selection | None = None
         while True:
             items = self._generated(first + pool.drawn, pool)
+            spent = pool.drawn >= run.settings.generation_rounds
+            if not items and not spent:
+                continue
+            if not items and pool.items:
+                return pool, selection
+            if not items:
+                raise RunFailed(
+                    f"Nothing of {pool.drawn} batches of prompts could be learnt from: {', '.join(pool.reasons)}. "
+                    "The generator lags behind or gives no log-probs; see ledger.jsonl."
+                )
             if not run.method.has("posttrain_select"):
                 pool.items = items
                 return pool, None
@@ -112,42 +111,54 @@ class Collector:
             if not selection.refill:
                 pool.items = chosen
                 return pool, selection
-            groups = list(dict.fromkeys(item.group for item in [*pool.items, *chosen]))[: self.order.batch_size]
-            pool.items = [item for item in [*pool.items, *chosen] if item.group in groups]
-            if len(groups) == self.order.batch_size or pool.drawn >= run.settings.generation_rounds:
+            pool.cut(chosen, self.order.batch_size)
+            if len({item.group for item in pool.items}) == self.order.batch_size or spent:
                 # Nothing useful in all rounds: the last batch as it is, whose gradient is what the method makes of it.
                 pool.items = pool.items or items
                 return pool, selection
 
     def _generated(self, number: int, pool: Pool) -> list[Rollout]:
         """All scored rollouts of prompt batch ``number``."""
+        items, seconds = self.producer.take(number)
         begun = time.monotonic()
-        orders = self._orders(number)
-        items = answer(self.run, self.generator, orders, self._sampling())
-        generated = time.monotonic()
         for item in items:
             item.group += pool.drawn * self.order.batch_size
+        pool.prompts.append(len(self.order.at(number)))
+        pool.add_seconds(seconds)
+        items, why, found = self.producer.sieve(items)
+        pool.why |= why
+        if not items:
+            return []
         pool.unscored += give_rewards(self.run, self.rewards, items)
-        scored = [item for item in items if item.reward == item.reward]
+        scored = pool.leave_unscored(items, self.ledger)
         scored = lend(scored, self._view(scored).prefer) if scored else scored
         if not scored:
             raise RunFailed(
                 f"Every reward of all {len(items)} completions of rollout {number} is None. Nothing can be learnt."
             )
-        if pool.drawn == 0:
-            pool.everything = reward_metrics(torch.tensor([item.reward for item in scored]), self._view(scored))
-        pool.drawn += 1
-        pool.generated += len(scored)
-        pool.generation_seconds += generated - begun
-        pool.reward_seconds += time.monotonic() - generated
+        if not pool.made:
+            pool.everything = reward_metrics(torch.tensor([item.reward for item in scored]), self._view(scored)) | found
+        pool.made += scored
+        pool.add_seconds({"reward_seconds": time.monotonic() - begun})
         return scored
+
+    def _settle(self, first: int, pool: Pool, selection: Selection | None) -> None:
+        """Enter into the ledger what becomes of each prompt."""
+        paired = None
+        if selection is not None and selection.pairs is not None:
+            paired = {pool.items[row].group for pair in selection.pairs for row in pair}
+        fates = pool.fates(paired, self.run.settings.mask_truncated, self.order.batch_size, self.ledger)
+        for place, own in enumerate(fates):
+            line = self.ledger.settle(first + place, own)
+            self.run.directory.ledger({"step": self.run.step + 1, **line})
 
     def _orders(self, number: int) -> list[Order]:
         """Who is asked what, with seeds from the run's seed and each completion's place alone (G7)."""
         run = self.run
         size, seed = run.settings.group_size, run.settings.seed
         assert size is not None
-        rows = [self.prompts[index] for index in self.order.at(number)]
+        indices = self.order.at(number)
+        rows = [self.prompts[index] for index in indices]
         plans = [[Ask(size)] for _ in rows]
         if run.method.has("posttrain_plan_rollouts"):
             plans = run.method.plan_rollouts(
@@ -158,18 +169,12 @@ class Collector:
                 random=random.Random(seed_of(seed, "plan", number)),
             )
         return [
-            Order(place, row, asks, [
+            Order(place, indices[place], row, asks, [
                 [seed_of(seed, "sample", number, place, *([turn] if turn else []), k) for k in range(ask.samples)]
                 for turn, ask in enumerate(asks)
             ])
             for place, (row, asks) in enumerate(zip(rows, plans, strict=True))
         ]  # fmt: skip
-
-    def _sampling(self) -> Sampling:
-        settings = self.run.settings
-        assert settings.max_new_tokens is not None
-        stop = tuple(settings.stop or ())
-        return Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, stop)
 
     def _view(self, items: list[Rollout]) -> Rollouts:
         def compute(model: str, full: bool) -> list[dict[str, Tensor]]:
@@ -246,8 +251,13 @@ class Collector:
 
     def _pairs(self, rollouts: Rollouts, selection: Selection) -> list[Example]:
         examples = []
+        sampled = [item.sequence() for item in rollouts.items]
+        for sequence, item in zip(sampled, rollouts.items, strict=True):
+            known = item.completion.logps  # (t,)
+            own = item.source == "policy"
+            sequence.per_token["sampled_logps"] = known if own else torch.full_like(known, torch.nan)
         for place, (chosen, rejected) in enumerate(selection.pairs or ()):
-            roles = {"chosen": [rollouts.items[chosen].sequence()], "rejected": [rollouts.items[rejected].sequence()]}
+            roles = {"chosen": [sampled[chosen]], "rejected": [sampled[rejected]]}
             columns = {name: float(values[place]) for name, values in selection.columns.items()}
             examples.append(Example(roles, columns))
         if not examples:

@@ -11,7 +11,7 @@ from posttrain.engine.step import evaluate_loss
 from posttrain.generation.protocol import Sampling
 from posttrain.planning import Ask
 from posttrain.rollouts.collect import Collector
-from posttrain.rollouts.generate import Order, answer, give_rewards, reward_metrics
+from posttrain.rollouts.generate import Order, give_rewards, reward_metrics
 from posttrain.rollouts.rollouts import Rollout, Rollouts
 from posttrain.views import Step
 
@@ -47,9 +47,9 @@ class GreedyAnswers:
     def _answers(self, run: Run, ask: Ask) -> list[Rollout]:
         settings = run.settings
         assert settings.max_new_tokens is not None
-        orders = [Order(place, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)]
+        orders = [Order(place, i, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)]
         sampling = Sampling(settings.max_new_tokens, stop=tuple(settings.stop or ()), greedy=True)
-        return answer(run, self.collector.generator, orders, sampling)
+        return self.collector.producer.answers(orders, sampling)
 
     def _loss(self, run: Run, items: list[Rollout]) -> dict[str, float]:
         for item in items:

@@ -16,7 +16,7 @@ from posttrain.data.single import encode_answer
 from posttrain.errors import DataError, SettingsError
 from posttrain.generation.hf import HfGenerator
 from posttrain.generation.mixture import MixtureGenerator
-from posttrain.generation.protocol import Completion, Generator, Sampling
+from posttrain.generation.protocol import Completion, Sampling
 from posttrain.planning import Ask
 from posttrain.rewards import Reward, score
 from posttrain.rollouts.rollouts import Rollout, Rollouts
@@ -34,6 +34,8 @@ class Order:
     """What one prompt is to be given: its place in the step, its row, and the completions asked for."""
 
     place: int
+    index: int
+    """Of its row in the data."""
     row: Any
     asks: list[Ask]
     seeds: list[list[int]]
@@ -45,30 +47,73 @@ def seed_of(*parts: Any) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-def answer(run: Run, generator: Generator, orders: list[Order], sampling: Sampling) -> list[Rollout]:
-    """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank."""
+@dataclass(eq=False)
+class Call:
+    """Completions of one kind for some of this rank's orders: what a generator is asked for at one time."""
+
+    kind: Ask
+    place: int
+    """Which of its asks, for every order."""
+    chosen: list[int]
+    """Places of the orders among this rank's."""
+    orders: list[Order]
+    sampling: Sampling
+
+    @property
+    def by_policy(self) -> bool:
+        """Whether the run's generator answers; everybody else is asked when the answers are needed."""
+        return self.kind.source == "policy" and not self.kind.mixture
+
+    @property
+    def prompts(self) -> list[Tensor]:
+        """Tokens ``(n,)`` of each prompt."""
+        return [order.row.sequences["prompt"][0].ids for order in self.orders]
+
+    def run(self, generator: Any) -> list[list[Completion]]:
+        """Let ``generator`` answer."""
+        return generator.generate(self.prompts, self.sampling, [order.seeds[self.place] for order in self.orders])
+
+
+def calls_of(mine: list[Order], sampling: Sampling) -> list[Call]:
+    """Calls that answer this rank's orders, each of one kind."""
+    kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
+    calls = []
+    for kind, place in kinds:
+        chosen = [i for i, order in enumerate(mine) if place < len(order.asks) and _kind(order.asks[place]) == kind]
+        settings = replace(sampling, greedy=True) if kind.greedy else sampling
+        calls.append(Call(kind, place, chosen, [mine[i] for i in chosen], settings))
+    return calls
+
+
+def answer(
+    run: Run, orders: list[Order], calls: list[Call], ask: Callable[[Call], list[list[Completion]]], own_weights: bool
+) -> list[Rollout]:
+    """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank.
+
+    ``calls`` are those of this rank's orders; ``ask`` gives what the policy's generator answers to one of them, which
+    has weights of its own or runs the policy itself.
+    """
     mine = run.strategy.share(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
-    kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
-    with run.strategy.whole(*_answering(run, orders)):
-        for kind, place in kinds:
-            chosen = [
-                index
-                for index, order in enumerate(mine)
-                if place < len(order.asks) and _kind(order.asks[place]) == kind
-            ]
-            found = _complete(run, generator, [mine[index] for index in chosen], place, kind, sampling)
-            for index, completions in zip(chosen, found, strict=True):
-                groups[index][place] = [_rollout(mine[index], place, prompt, one) for prompt, one in completions]
-    flat = [[item for ask in asks for item in ask] for asks in groups]
+    with run.strategy.whole(*_answering(run, orders, own_weights)):
+        for call in calls:
+            found = _paired(call, ask(call)) if call.by_policy else _complete(run, call)
+            for index, completions in zip(call.chosen, found, strict=True):
+                answers = [_rollout(mine[index], call.place, prompt, one) for prompt, one in completions]
+                groups[index][call.place] = answers
+    flat = [[item for ask_ in asks for item in ask_] for asks in groups]
     return [item for group in run.strategy.gather(flat) for item in group]
 
 
-def _answering(run: Run, orders: list[Order]) -> list[TokenModel]:
-    """The models that any rank will let answer."""
+def _paired(call: Call, found: list[list[Completion]]) -> list[list[tuple[Tensor, Completion]]]:
+    return [[(prompt, one) for one in group] for prompt, group in zip(call.prompts, found, strict=True)]
+
+
+def _answering(run: Run, orders: list[Order], own_weights: bool) -> list[TokenModel]:
+    """The models in this process that any rank will let answer."""
     asks = [ask for order in orders for ask in order.asks]
     sources = {("teacher" if ask.source == "teacher" else "reference") if ask.mixture else ask.source for ask in asks}
-    models = [run.policy]
+    models = [] if own_weights and not any(ask.mixture for ask in asks) else [run.policy]
     for source in sorted(sources - {"policy", "data"}):
         with _frozen(run, source).active() as model:
             models.append(model)
@@ -95,29 +140,24 @@ def _rollout(order: Order, place: int, prompt_ids: Tensor, completion: Completio
     )
 
 
-def _complete(
-    run: Run, generator: Generator, orders: list[Order], place: int, kind: Ask, sampling: Sampling
-) -> list[list[tuple[Tensor, Completion]]]:
-    """For each order the prompt's tokens with each completion of its ask number ``place``."""
+def _complete(run: Run, call: Call) -> list[list[tuple[Tensor, Completion]]]:
+    """For each order the prompt's tokens with each completion, by whoever is not the policy alone."""
+    kind, size = call.kind, run.settings.generation_batch_size
     if kind.source == "data":
-        return [[_from_data(run, order.row)] * order.asks[place].samples for order in orders]
-    prompts = [order.row.sequences["prompt"][0].ids for order in orders]
-    seeds = [order.seeds[place] for order in orders]
-    chosen = replace(sampling, greedy=True) if kind.greedy else sampling
-    size = run.settings.generation_batch_size
-    frozen: Any = nullcontext() if kind.source == "policy" or kind.mixture else _frozen(run, kind.source).active()
-    with run.autocast(), frozen as other:  # the sampler computes as the trainer does, or their log-probs would differ
+        return [[_from_data(run, order.row)] * order.asks[call.place].samples for order in call.orders]
+    frozen: Any = nullcontext() if kind.mixture else _frozen(run, kind.source).active()
+    with run.autocast(), frozen as other:
+        generator: Any
         if kind.mixture:
             partner = _frozen(run, "teacher" if kind.source == "teacher" else "reference")
             generator = MixtureGenerator(
                 run.policy, partner, kind.mixture, run.tokenizer, run.stop_ids, size, kind.mean == "arithmetic"
             )
-        elif other is not None:
+        else:
             generator = HfGenerator(
                 other.model, run.tokenizer, run.stop_ids, size, run.settings.generation_cache_tokens
             )
-        found = generator.generate(prompts, chosen, seeds)
-    return [[(prompt, one) for one in group] for prompt, group in zip(prompts, found, strict=True)]
+        return _paired(call, call.run(generator))
 
 
 def _frozen(run: Run, source: str) -> Any:

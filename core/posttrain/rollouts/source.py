@@ -11,6 +11,7 @@ from posttrain.engine.source import count_steps
 from posttrain.errors import SettingsError
 from posttrain.rollouts.collect import Collected, Collector
 from posttrain.rollouts.generate import seed_of
+from posttrain.rollouts.pace import Pace
 from posttrain.views import Example, Sequence
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Online:
         """Batches of prompts generated for so far: one a rollout, more where prompts are dropped and refilled."""
         self.buffer: list[Example] = []
         self.metrics: dict[str, float] = {}
+        self.pace = Pace(self.per_rollout)
 
     def steps(self) -> int:
         """Optimiser steps, from ``steps`` or ``epochs`` over the prompts."""
@@ -40,12 +42,33 @@ class Online:
         rollout, phase = divmod(number, self.per_rollout)
         self.metrics = {}
         if phase == 0:
+            self.pace.begin()
             collected, drawn = self.collector.collect(self.drawn, keep_old=self.per_rollout > 1)
             self.drawn += drawn
             self.buffer, self.metrics = collected.examples, collected.metrics
             self._write_samples(rollout, collected)
+            self.pace.end(self.metrics["generation_seconds"])
+            self._say_pace()
         update, part = divmod(phase, self.run.settings.minibatches_per_rollout)
         return self._part(rollout, update, part)
+
+    def _say_pace(self) -> None:
+        """Once: whether rollouts that run ahead would pay here."""
+        told = self.pace.verdict(self.run.settings.max_staleness)
+        if told is not None:
+            message, evidence = told
+            self.run.directory.event("pace", "info", message, evidence)
+            self.run.say(message)
+
+    def close(self) -> None:
+        """Write what became of all prompts, and end the generator."""
+        summary = self.collector.ledger.summary()
+        if summary["prompts_issued"]:
+            counts = ", ".join(
+                f"{summary[f'prompts_{state}']:.0f} {state}" for state in ("issued", "trained", "dropped", "pending")
+            )
+            self.run.directory.event("ledger", "info", f"prompts: {counts}", summary)
+        self.collector.producer.close()
 
     def _part(self, rollout: int, update: int, part: int) -> list[Example]:
         """The ``part``-th minibatch of one pass; every pass is cut anew."""
@@ -62,6 +85,8 @@ class Online:
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {"prompt": item.columns.get("prompt"), "completion": item.completion.text, "reward": item.reward}
             line |= {"rewards": item.parts, "finished": item.completion.finished}
+            if item.completion.versions is not None and len(item.completion.versions):
+                line["version"] = int(item.completion.versions.min())
             if item.source != "policy":
                 line["source"] = item.source
             known = advantages is not None and advantages.ndim == 1
@@ -74,11 +99,12 @@ class Online:
             for example in self.buffer:
                 sequences = {role: [_plain(s) for s in rows_] for role, rows_ in example.sequences.items()}
                 rows.append([sequences, example.columns])
-        return {"drawn": self.drawn, "buffer": rows}
+        return {"drawn": self.drawn, "buffer": rows, "ledger": self.collector.ledger.saved()}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Undo ``saved``."""
         self.drawn = saved["drawn"]
+        self.collector.ledger.restore(saved["ledger"])
         self.buffer = [
             Example({role: [_sequence(plain) for plain in rows] for role, rows in sequences.items()}, columns)
             for sequences, columns in saved["buffer"]

@@ -1,58 +1,72 @@
-"""Which strategy a run gets, and why; starting the processes it wants."""
+"""Which strategy a run gets, and why. A strategy that cannot be had is an error; none takes another's place."""
 
 from __future__ import annotations
 
+import importlib
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from posttrain.errors import SettingsError
-from posttrain.strategies.ddp import DistributedData
+from posttrain.strategies.launch import LAUNCHED
 from posttrain.strategies.protocol import Strategy
-from posttrain.strategies.single import Single
+from posttrain.strategies.world import World, find_world, join
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings
 
-
-def joined_world() -> int:
-    """Processes of the launcher that started this one; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+#: Name -> module and what makes it of the run's settings; imported when chosen.
+STRATEGIES = {
+    "single": "posttrain.strategies.single:Single",
+    "qlora": "posttrain.strategies.qlora:qlora",
+    "ddp": "posttrain.strategies.ddp:DistributedData",
+    "fsdp": "posttrain.strategies.fsdp:FullyShardedData",
+    "deepspeed": "posttrain.strategies.deepspeed:Deepspeed",
+}
 
 
 def choose(settings: Settings) -> tuple[Strategy, str]:
-    """The strategy, and one line saying why."""
-    world = joined_world()
-    name = settings.strategy or ("ddp" if world > 1 else "single")
-    if name == "single":
-        if world > 1:
-            raise SettingsError(f"Strategy 'single' runs one process, but {world} were started. Use --strategy ddp.")
-        return Single(), "single: one process" if settings.strategy is None else "single: asked for"
-    if world == 1 and settings.nproc > 1:
+    """The strategy, its processes joined, and one line saying why it was chosen."""
+    world = find_world() or World(0, 1, 0, "alone")
+    name, why = _name(settings, world)
+    _check(name, settings, world)
+    if name != "single" and (world.size > 1 or name != "qlora"):
+        join(settings.device)
+    module, _, kind = STRATEGIES[name].partition(":")
+    return getattr(importlib.import_module(module), kind)(settings), f"{name}: {why}"
+
+
+def planned(settings: Settings) -> tuple[str, int]:
+    """Strategy and processes of a run with these settings, before any of them is started; ZeRO with its stage."""
+    world = find_world()
+    nodes = int(settings.nnodes.partition(":")[0]) if settings.nnodes[:1].isdigit() else 1
+    count = world.size if world is not None else settings.nproc * nodes
+    name = settings.strategy or ("ddp" if count > 1 else "single")
+    if name == "deepspeed":
+        from posttrain.strategies.zero_config import stage_of
+
+        name = f"zero-{stage_of(settings)}"
+    return name, count
+
+
+def _name(settings: Settings, world: World) -> tuple[str, str]:
+    count = "one process" if world.size == 1 else f"{world.size} processes"
+    if world.size > 1 and LAUNCHED not in os.environ:
+        count += f" started by {world.by}"
+    if settings.strategy is not None:
+        return settings.strategy, f"asked for, {count}"
+    return ("ddp" if world.size > 1 else "single"), count
+
+
+def _check(name: str, settings: Settings, world: World) -> None:
+    if name == "single" and world.size > 1:
+        raise SettingsError(f"Strategy 'single' runs one process, but {world.size} were started. Use --strategy ddp.")
+    if world.size == 1 and settings.nproc > 1:
         raise SettingsError(
-            f"Strategy '{name}' with several processes starts from the command line: posttrain train ... --nproc N."
+            f"Strategy '{name}' with {settings.nproc} processes starts from the command line: posttrain train ... "
+            f"--nproc {settings.nproc}"
         )
-    if "MASTER_ADDR" not in os.environ:
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"})
-    if name == "fsdp":
-        from posttrain.strategies.fsdp import FullyShardedData
-
-        strategy: Strategy = FullyShardedData(settings)
-    else:
-        strategy = DistributedData(settings)
-    return strategy, f"{name}: {strategy.world} processes"
-
-
-def launch(arguments: list[str], processes: int) -> int:
-    """Run ``posttrain ARGUMENTS`` in ``processes`` processes on this machine; the first failure ends all."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    # torchrun reads --nproc as an abbreviation of its own flag, wherever it stands
-    own = [
-        w
-        for w, before in zip(arguments, ["", *arguments], strict=False)
-        if not w.startswith("--nproc") and before != "--nproc"
-    ]
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    return subprocess.run([*command, "-m", "posttrain.cli.main", *own], env=environment, check=False).returncode
+    if name == "ddp" and world.size == 1:
+        raise SettingsError(
+            "Strategy 'ddp' shares the work among processes, and there is one. Start several with --nproc N, or leave "
+            "the strategy out."
+        )

@@ -29,6 +29,9 @@ class Single:
     world = parts = 1
     together = casts = False
 
+    def __init__(self, settings: Settings | None = None) -> None:
+        """``settings`` change nothing: every strategy is made with them."""
+
     def prepare(self, model: TokenModel) -> None:
         """The only copy is the right one."""
 

@@ -187,7 +187,8 @@ def _add_worth(method: Method, config: Any, inputs: Inputs) -> None:
                 continue
             (sequence,) = example.sequences["completion"]
             phase = torch.arange(sequence.count, dtype=torch.float64) + place  # (t,)
-            sequence.per_token[name] = torch.cos(phase * (1.1 + turn)).to(inputs.logits.dtype)
+            made_up = torch.cos(phase * (1.1 + turn))
+            sequence.per_token[name] = made_up > 0 if values.dtype == torch.bool else made_up.to(inputs.logits.dtype)
 
 
 def values_of(term: Tensor | PerToken) -> Tensor:

@@ -7,11 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.data.reshape import NUMBER
 from posttrain.engine.annotate import add_columns
 from posttrain.engine.batches import build_batch
 from posttrain.methods import Method
 from posttrain.testing.golden_inputs import Inputs
 from posttrain.views import Example, Sequence
+
+
+def chosen_rows(method: Method, config: Any, raw: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of those of an entry's rows that ``posttrain_rows`` keeps; all of them without the hook.
+
+    The rows have the entry's columns, those whose lists have one value a row, and prompts that ``prompt_id`` tells
+    apart.
+    """
+    tokens = next((value for name, value in raw.items() if "tok" in name.split("_")), None)
+    if not method.has("posttrain_rows") or method.card.roles:
+        return raw  # of roles the file has the tokens, not the samples
+    if not isinstance(tokens, list) or not isinstance(tokens[0], list):
+        return raw
+    count = len(tokens)
+    listed = {name: value for name, value in raw.items() if isinstance(value, list) and len(value) == count}
+    prompts = raw.get("prompt_id", range(count))
+    rows = [
+        {name: value[place] for name, value in listed.items()}
+        | {"prompt": f"prompt {prompts[place]}", "completion": f"answer {place}", NUMBER: place}
+        for place in range(count)
+    ]
+    kept = [row[NUMBER] for row in method.rows(rows=rows, config=config)]
+    return raw | {name: [value[place] for place in kept] for name, value in listed.items()}
 
 
 class NotInTheFile(LookupError):
@@ -30,22 +54,42 @@ class _Models:
             raise NotInTheFile from None
 
 
-def annotated_columns(method: Method, config: Any, inputs: Inputs) -> dict[str, Any]:
-    """What ``posttrain_annotate`` returns for the entry's rows, as columns of its batch; empty without the hook."""
+def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict[str, Any]) -> dict[str, Any]:
+    """What ``posttrain_annotate`` returns for the entry's rows, as columns of its batch; empty without the hook.
+
+    ``columns`` are those that the batch has already, such as advantages.
+    """
     if not method.has("posttrain_annotate"):
         return {}
     models = _Models()
-    examples = [Example({}, {}) for _ in range(inputs.size)]
+    examples = [Example({}, _columns(inputs, place)) for place in range(inputs.size)]
     for name, role in inputs.roles.items():
         assert role.mask is not None  # read_inputs gives every role of log-probs one
+        if len(role.mask) != inputs.size:
+            continue  # rows of their own, such as demonstrations
         for row, mask in enumerate(role.mask):
             count = int(mask.sum())
             sequence = Sequence(torch.arange(count + 1), torch.arange(count + 1) > 0)
             models.known[id(sequence)] = {model: logps[row][mask] for model, logps in role.logps.items()}
             examples[row].sequences[name] = [sequence]
+            for key, values in columns.items():
+                if isinstance(values, Tensor) and values.shape == role.mask.shape:
+                    sequence.per_token[key] = values[row][mask]
+                elif isinstance(values, Tensor) and len(values) == inputs.size and values.dim() == 1:
+                    examples[row].columns[key] = float(values[row])
+                elif isinstance(values, list) and len(values) == inputs.size:
+                    examples[row].columns[key] = values[row]
     try:
-        columns = method.annotate(examples=examples, models=models, config=config, state=dict(inputs.others))
+        found = method.annotate(examples=examples, models=models, config=config, state=dict(inputs.others))
     except NotInTheFile:
         return {}
-    add_columns(examples, columns, method.name)
+    add_columns(examples, found, method.name)
     return build_batch(examples, torch.device("cpu"))[0].columns
+
+
+def _columns(inputs: Inputs, place: int) -> dict[str, Any]:
+    """The columns of one row: its entry of a list with one a row, everything else whole."""
+    return {
+        name: value[place] if isinstance(value, list) and len(value) == inputs.size else value
+        for name, value in inputs.others.items()
+    }

@@ -6,26 +6,37 @@ Names are read word by word, so files with other inputs work unchanged:
   it is; a model word (``policy``, ``new``, ``ref``, ``old``, ``rollout``, ...) whose; the rest is the role, or
   "completion". ``policy_chosen_logp`` is the policy's view of role "chosen", ``forget_ref_tok`` the reference's of
   "forget", ``logp_old`` the column ``old_logps``.
+- ``nll`` is the negative of a token's log-prob, ``prob`` a token's probability: ``retain_nll_token_mean`` is one token.
 - ``ROLE_len`` and ``lengths`` are the tokens of a row given as one log-prob, which is spread evenly over them.
 - ``reward_ROLE`` is the score of a reward head.
-- ``..._logits`` of a head for steps are those of its two classes, at the end of each step: one row, or several.
+- ``..._logits`` of a head for steps are those of its two classes, at the end of each step: one row, or several;
+  ``scores`` are their differences. Other logits may be of a role; ``ROLE_labels`` or ``labels`` are their tokens.
 - ``NAME_new`` is the policy's ``NAME``, ``NAME_old`` the column ``old_NAME``.
+- ``data_logp`` holds demonstrations, one a prompt, that stand behind the policy's own completions.
+- ``rewards``, ``rewards_2``, ... are the parts of the reward; ``off_policy_seq`` marks completions of the data.
 - Everything else becomes a token statistic, a batch column and an entry of the state, under its own name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from posttrain.errors import SettingsError
+from posttrain.testing.golden_demonstrations import join_data
+from posttrain.testing.golden_layout import RANKING
+from posttrain.testing.golden_tensors import as_tensor, depth, numeric, padded, spread_evenly, spread_out
 from posttrain.views import Step, View, Views
 
-KINDS = ("tok", "logp", "logits", "logratio", "logratios")
+KINDS = ("tok", "logp", "logits", "logratio", "logratios", "nll", "prob")
+#: Kinds of one token's quantity -> its log-prob.
+_LOGPS: dict[str, Callable[[Tensor], Tensor]] = {"nll": torch.neg, "prob": torch.log}
+#: Roles that logits may belong to; of another word before "logits" they are something else, such as a gate's.
+_LOGIT_ROLES = ("completion", "chosen", "rejected", "forget", "retain", "alternative")
 MODELS = {
     "policy": "policy",
     "new": "policy",
@@ -63,6 +74,8 @@ class Inputs:
     @property
     def size(self) -> int:
         """B, the number of examples."""
+        if RANKING in self.others:
+            return 1
         for role in self.roles.values():
             if role.mask is not None:
                 return len(role.mask)
@@ -84,18 +97,26 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
     inputs, ratios = Inputs(), {}
     for name, value in raw.items():
         parsed = _parse(name)
-        if step_head and _numeric(value) and "logits" in name.split("_"):
+        if step_head and numeric(value) and (name == "scores" or "logits" in name.split("_")):
             _step_scores(inputs, name, value)
-        elif parsed is None or not _numeric(value):
+        elif parsed is None or not numeric(value):
             _other(inputs, name, value, reward_head)
         elif parsed[0] == "logits":
-            _logits(inputs, name, value, parsed[1], raw, temperature)
+            _logits(inputs, name, value, parsed[1], parsed[2], raw, temperature)
+        elif parsed[0] in _LOGPS:
+            if parsed[2] in (other[2] for one in raw if one != name and (other := _parse(one))):
+                _other(inputs, name, value, reward_head)  # a figure beside the role's own log-probs
+            else:
+                _tokens(inputs, name, value, parsed)
         elif parsed[0].startswith("logratio"):
             ratios[name] = parsed[2]
         else:
             _logps(inputs, name, value, parsed[1], parsed[2], raw)
     for name, role in ratios.items():
         _ratios(inputs, name, raw, role)
+    if "scores" in raw:
+        inputs.others |= _by_role(inputs.others, raw["scores"])
+    join_data(inputs)
     if temperature != 1.0 and not any(role.logits for role in inputs.roles.values()):
         raise SettingsError(f"'temperature' is {temperature}, and there are no logits that it could divide")
     return inputs
@@ -103,48 +124,17 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
 
 def columns_of(inputs: Inputs) -> dict[str, Any]:
     """Columns of the batch: one value an example ``(B,)``, a per-token column ``(B, T)``, or the plain value."""
-    columns = {name: _column(inputs, value) for name, value in inputs.others.items()}
+    columns = {name: _column(inputs, name, value) for name, value in inputs.others.items()}
     group = inputs.others.get("group")
     for name, value in columns.items():
         # One number a prompt belongs to each of its answers.
-        if group is not None and _depth(value) == 1 and _numeric(value) and len(value) == max(group) + 1:
-            columns[name] = _tensor([value[place] for place in group])
+        if group is not None and depth(value) == 1 and numeric(value) and len(value) == max(group) + 1:
+            columns[name] = as_tensor([value[place] for place in group])
     for name, role in inputs.roles.items():
         for model, logps in role.logps.items():
             if model not in ("policy", "reference"):
                 columns[f"{model}_logps" if name == "completion" else f"{model}_{name}_logps"] = logps.detach()
     return columns
-
-
-def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
-    """What ``posttrain_advantages`` sees, or None where the inputs have no groups of completions."""
-    role = inputs.roles.get("completion")
-    if role is None or role.mask is None or "group" not in inputs.others:
-        return None
-    group = torch.tensor(inputs.others["group"])
-    policy = role.logps["policy"].detach()
-    old = role.logps.get("old", policy).detach()
-    columns = columns_of(inputs)
-    return SimpleNamespace(
-        group=group,
-        mask=role.mask,
-        old_logps=old,
-        sampled_logps=role.logps.get("sampled", old).detach(),
-        reference_logps=role.logps["reference"].detach() if "reference" in role.logps else None,
-        teacher_logps=role.logps["teacher"].detach() if "teacher" in role.logps else None,
-        old=lambda name: old if name == "logps" else columns[f"old_{name}"],
-        prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
-        lengths=role.mask.sum(-1),
-        finished=torch.ones(len(group), dtype=torch.bool),
-        prompts=[f"prompt {one}" for one in inputs.others["group"]],
-        completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
-        source=["policy"] * len(group),
-        columns=columns,
-    )
-
-
-def _scores(inputs: Inputs) -> Tensor:
-    return torch.tensor(inputs.others["rewards"], dtype=torch.float64)
 
 
 def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]]) -> Views | None:
@@ -160,32 +150,32 @@ def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]
             extra = dict(statistics.get(name, {})) if model == "policy" else {}
             if role.scores is not None:
                 extra["scores"] = role.scores
+            if RANKING in inputs.others:
+                extra["counts"] = torch.tensor([len(role.mask)])
             views[name] = View(logps, role.mask, role.score if model == "policy" else None, **extra)
     return Views(**views) if views else None
 
 
-def given_statistics(inputs: Inputs) -> dict[str, dict[str, Tensor]]:
-    """Token statistics that the file states, by role and name: ``entropy``, or ``chosen_weight`` for "chosen"."""
+def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
+    """Token statistics that the file states, by role and name: ``entropy``, or ``chosen_weight`` for "chosen".
+
+    What it says of the ``modules`` of a method may be one number a completion, or a prompt.
+    """
     found: dict[str, dict[str, Tensor]] = {name: {} for name in inputs.roles}
     for name, value in inputs.others.items():
         role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
-        column = _per_token(inputs, value, role)
+        mask = inputs.roles[role].mask if role in inputs.roles else None
+        own = name.removeprefix(role + "_")
+        column: Tensor | None
+        if own not in (name, "score") and isinstance(value, int | float) and mask is not None:
+            column = torch.full(mask.shape, float(value), dtype=torch.float64)  # every token the same
+        else:
+            column = _per_token(inputs, value, role)
         if column is not None:
             found[role][name.removeprefix(role + "_")] = column
+    for name in set(modules) & set(columns_of(inputs)):
+        found["completion"].setdefault(name, spread_out(columns_of(inputs)[name], inputs.roles["completion"].mask))
     return found
-
-
-def padded(rows: list[list[Any]]) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length as ``(B, T, ...)`` with zeros, and their mask ``(B, T)``."""
-    width = max(len(row) for row in rows)
-    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
-    inner = next(tensor.shape[1:] for tensor in tensors if len(tensor))
-    values = torch.zeros(len(rows), width, *inner, dtype=torch.float64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, tensor in enumerate(tensors):
-        values[index, : len(tensor)] = tensor.reshape(-1, *inner)
-        mask[index, : len(tensor)] = True
-    return values, mask
 
 
 def _parse(name: str) -> tuple[str, str, str] | None:
@@ -196,27 +186,49 @@ def _parse(name: str) -> tuple[str, str, str] | None:
         return None
     rest = [word for word in words if word not in KINDS]
     models = [word for word in rest if word in MODELS]
+    if kinds[0] in _LOGPS:
+        rest = [word for word in rest if word not in ("token", "mean")]
     role = "_".join(word for word in rest if word not in MODELS) or "completion"
-    if kinds[0] == "logits" and role != "completion":
+    if kinds[0] == "logits" and role not in _LOGIT_ROLES:
         return None
     return kinds[0], MODELS[models[-1]] if models else "policy", role
 
 
 def _logps(inputs: Inputs, name: str, value: Any, model: str, role: str, raw: dict[str, Any]) -> None:
     lengths = raw.get(f"{role}_len", raw.get("lengths"))
-    if _depth(value) == 2 and _depth(lengths) == 2:
+    if depth(value) == 2 and depth(lengths) == 2:
         _responses(inputs, name, value, model, raw)
         return
-    if _depth(value) == 2 or "tok" in name.split("_"):
-        leaf, mask = padded(value if _depth(value) == 2 else [value])
+    if depth(value) == 2 or "tok" in name.split("_"):
+        leaf, mask = padded(value if depth(value) == 2 else [value])
         inputs.leaves[name] = leaf.requires_grad_(model == "policy")
         logps = leaf
     else:
         leaf = torch.tensor(value, dtype=torch.float64).reshape(-1).requires_grad_(model == "policy")  # (B,)
         inputs.leaves[name] = leaf
-        logps, mask = _spread(leaf, lengths)
+        logps, mask = spread_evenly(leaf, lengths)
     place = inputs.roles.setdefault(role, Role())
     place.logps[model], place.mask = logps, mask
+
+
+def _by_role(others: dict[str, Any], scores: Any) -> dict[str, Any]:
+    """Numbers ``(P, 2)`` of two answers a prompt as columns of the chosen and the rejected one."""
+    found = {}
+    for name, value in others.items():
+        if name in ("scores", "lengths") or not (depth(value) == depth(scores) == 2 and numeric(value)):
+            continue
+        if [len(row) for row in value] == [len(row) for row in scores] == [2] * len(scores):
+            order = _by_score(scores, len(scores)).tolist()
+            for place, role in enumerate(("chosen", "rejected")):
+                found[f"{role}_{name}"] = [row[at[place]] for row, at in zip(value, order, strict=True)]
+    return found
+
+
+def _by_score(scores: Any, pairs: int) -> Tensor:
+    """Which of two answers ``(P, 2)`` is chosen and which rejected: the better one first, without scores the first."""
+    if scores is None:
+        return torch.tensor([[0, 1]]).expand(pairs, 2)
+    return torch.tensor(scores).argsort(dim=-1, descending=True, stable=True)
 
 
 def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any]) -> None:
@@ -224,12 +236,21 @@ def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str,
     leaf = torch.tensor(value, dtype=torch.float64).requires_grad_(model == "policy")
     inputs.leaves[name] = leaf
     lengths = torch.tensor(raw["lengths"])
-    order = torch.tensor(raw["scores"]).argsort(dim=-1, descending=True, stable=True)  # (P, 2)
+    order = _by_score(raw.get("scores"), len(leaf))  # (P, 2)
     for place, role in enumerate(("chosen", "rejected")):
         index = order[:, place : place + 1]
-        logps, mask = _spread(leaf.gather(1, index)[:, 0], lengths.gather(1, index)[:, 0].tolist())
+        logps, mask = spread_evenly(leaf.gather(1, index)[:, 0], lengths.gather(1, index)[:, 0].tolist())
         one = inputs.roles.setdefault(role, Role())
         one.logps[model], one.mask = logps, mask
+
+
+def _tokens(inputs: Inputs, name: str, value: Any, parsed: tuple[str, str, str]) -> None:
+    """One quantity, or one a row, from which the log-prob of a single token follows."""
+    kind, model, role = parsed
+    leaf = torch.tensor(value, dtype=torch.float64).reshape(-1, 1).requires_grad_(model == "policy")  # (B, 1)
+    inputs.leaves[name] = leaf
+    place = inputs.roles.setdefault(role, Role())
+    place.logps[model], place.mask = _LOGPS[kind](leaf), torch.ones_like(leaf, dtype=torch.bool)
 
 
 def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
@@ -237,7 +258,7 @@ def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
     leaf = torch.tensor(raw[name], dtype=torch.float64).reshape(-1).requires_grad_()
     inputs.leaves[name] = leaf
     place = inputs.roles.setdefault(role, Role())
-    spread, mask = _spread(leaf, raw.get(f"{role}_len", raw.get("lengths")))
+    spread, mask = spread_evenly(leaf, raw.get(f"{role}_len", raw.get("lengths")))
     if "policy" in place.logps and place.logps["policy"].shape == spread.shape:
         place.logps["reference"] = (place.logps["policy"] - spread).detach()
     else:
@@ -245,15 +266,19 @@ def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
         place.mask = mask
 
 
-def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any], temperature: float) -> None:
-    labels = raw.get("labels", raw.get("tokens"))
-    if labels is None:
+def _logits(
+    inputs: Inputs, name: str, value: Any, model: str, role: str, raw: dict[str, Any], temperature: float
+) -> None:
+    labels = raw.get(f"{role}_labels", raw.get("labels", raw.get("tokens")))
+    if labels is None and role == "completion":
         inputs.others[name] = value
         return
-    leaf, mask = padded(value if _depth(value) == 3 else [value])  # (B, T, V)
+    if labels is None:  # a loss of the distribution alone, whatever the tokens are
+        labels = [[0] * len(row) for row in value] if depth(value) == 3 else [0] * len(value)
+    leaf, mask = padded(value if depth(value) == 3 else [value])  # (B, T, V)
     inputs.leaves[name] = leaf.requires_grad_(model == "policy")
-    place = inputs.roles.setdefault("completion", Role())
-    place.labels = padded(labels if _depth(labels) == 2 else [labels])[0].long()
+    place = inputs.roles.setdefault(role, Role())
+    place.labels = padded(labels if depth(labels) == 2 else [labels])[0].long()
     logits = leaf / temperature
     place.logits[model], place.mask = logits, mask
     logps = logits.log_softmax(-1).gather(-1, place.labels[..., None])[..., 0]
@@ -262,11 +287,12 @@ def _logits(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, An
 
 def _step_scores(inputs: Inputs, name: str, value: Any) -> None:
     """What a head for steps says at the end of each step: the second class's logit less the first one's."""
-    leaf, mask = padded(value if _depth(value) == 3 else [value])  # (B, T, 2)
+    several = depth(value) == (2 if name == "scores" else 3)
+    leaf, mask = padded(value if several else [value])  # (B, T) or (B, T, 2)
     inputs.leaves[name] = leaf.requires_grad_()
     inputs.others.setdefault("step_end", [[True] * count for count in mask.sum(1).tolist()])
     place = inputs.roles.setdefault("completion", Role())
-    place.scores, place.mask = leaf[..., 1] - leaf[..., 0], mask
+    place.scores, place.mask = leaf if leaf.dim() == 2 else leaf[..., 1] - leaf[..., 0], mask
 
 
 def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
@@ -277,7 +303,7 @@ def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
     role = name.removeprefix("reward_")
     if reward_head and role == name and name in ("rewards", "pred"):
         role = "completion"
-    if reward_head and role != name and _numeric(value):
+    if reward_head and role != name and numeric(value):
         leaf = torch.tensor(value, dtype=torch.float64)
         leaf = (leaf.reshape(1) if leaf.dim() == 0 else leaf).requires_grad_()  # (B,)
         inputs.leaves[name] = leaf
@@ -286,32 +312,29 @@ def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
         place.mask = torch.ones(len(leaf), 1, dtype=torch.bool) if place.mask is None else place.mask
 
 
-def _spread(logps: Tensor, lengths: Any) -> tuple[Tensor, Tensor]:
-    """Whole-row log-probs ``(B,)`` as rows of equal tokens ``(B, T)`` with that sum, and the mask."""
-    if lengths is None:
-        lengths = 1
-    count = torch.tensor(lengths).reshape(-1).expand(len(logps))  # (B,)
-    mask = torch.arange(int(count.max()))[None] < count[:, None]
-    return torch.where(mask, (logps / count)[:, None], torch.zeros(1, dtype=logps.dtype)), mask
+def _column(inputs: Inputs, name: str, value: Any) -> Any:
+    """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is.
 
-
-def _column(inputs: Inputs, value: Any) -> Any:
-    """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is."""
+    Of a ranking ``(1, K)`` for numbers of its answers.
+    """
+    if RANKING in inputs.others and numeric(value) and depth(value) == 1:
+        return as_tensor([value])
     if isinstance(value, bool | int | float):
-        return _tensor([value] * inputs.size)
-    if _numeric(value) and _depth(value) == 1 and len(value) == inputs.size:
-        return _tensor(value)
-    per_token = _per_token(inputs, value, "completion") if inputs.roles else None
+        return as_tensor([value] * inputs.size)
+    if numeric(value) and depth(value) == 1 and len(value) == inputs.size:
+        return as_tensor(value)
+    role = next((role for role in inputs.roles if name.startswith(role + "_")), "completion")
+    per_token = _per_token(inputs, value, role) if inputs.roles else None
     return value if per_token is None else per_token
 
 
 def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
     mask = inputs.roles[role].mask if role in inputs.roles else None
-    if mask is None or not _numeric(value) or _depth(value) not in (1, 2):
+    if mask is None or not numeric(value) or depth(value) not in (1, 2):
         return None
-    rows = value if _depth(value) == 2 else [value]
+    rows = value if depth(value) == 2 else [value]
     lengths = mask.sum(-1).tolist()
-    if _depth(value) == 1 and lengths == [1]:
+    if depth(value) == 1 and lengths == [1]:
         return None  # one example of one token: a plain column
     if [len(row) for row in rows] != lengths:
         return None
@@ -319,26 +342,8 @@ def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
     return column.bool() if all(isinstance(one, bool) for row in rows for one in row) else column
 
 
-def _tensor(values: list[Any]) -> Tensor:
-    kind = torch.tensor(values).dtype
-    return torch.tensor(values, dtype=torch.float64 if kind.is_floating_point else kind)
-
-
 def _joined(pairs: Any) -> dict[str, list[Any]]:
     """A list of dicts as a dict of lists."""
     if not pairs or not isinstance(pairs[0], dict):
         return {}
     return {name: [pair[name] for pair in pairs] for name in pairs[0]}
-
-
-def _depth(value: Any) -> int:
-    depth = 0
-    while isinstance(value, list):
-        depth, value = depth + 1, value[0] if value else None
-    return depth
-
-
-def _numeric(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(_numeric(one) for one in value)
-    return isinstance(value, bool | int | float)

@@ -5,12 +5,15 @@ A file is a JSON object of entries by name. An entry has ``inputs`` (or ``input`
 by that input. The entry is evaluated by the method of its name, or by the one whose card claims it:
 
     [goldens]
-    lam = "anchor_weight"            # a hyper-parameter that is an option under another name
+    lam = "anchor_weight"            # a hyper-parameter that is an option under another name; "1/eta": its inverse
+    rewards_override = "@rewards"    # one that is really an input, and takes its place
+    columns = { source = ["teacher"] } # columns of the batch that the file describes in words only
     std = "=sample"                  # one that is no option: the method has this value and no other ("=" is any value)
     loss = "loss_trl"                # the quantity of the file that the method's loss is
-    advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them
+    advantages = "advantage"         # the metric of the loss that is the file's advantages, where no hook gives them;
+                                     # "=": what the file has there is something else
     [goldens.entries]
-    rm-bt-margin = {}                # this entry too belongs to this method
+    rm-bt-margin = {}                # this entry too belongs to this method; "awr@scored": only one of that schema
     "sft:sequence_mean_reduction" = { aggregation = "sequence" }  # another quantity of an entry, under these options
 """
 
@@ -19,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,13 @@ from torch import Tensor
 
 from posttrain.cards import Card
 from posttrain.discovery import find_folder, installed
-from posttrain.engine.reduction import Totals, reduce_loss, split_loss
-from posttrain.errors import DataError, MethodError, PosttrainError, SettingsError
+from posttrain.errors import DataError, MethodError, SettingsError
 from posttrain.methods import Method, load
 from posttrain.testing.golden_annotations import annotated_columns
-from posttrain.testing.golden_inputs import (
-    Inputs,
-    columns_of,
-    given_statistics,
-    read_inputs,
-    rollouts_of,
-    views_of,
-)
-from posttrain.testing.rollouts import make_rollouts
+from posttrain.testing.golden_inputs import Inputs, columns_of
+from posttrain.testing.golden_rollouts import rollout_columns, rollouts_of
+from posttrain.testing.golden_selection import kept_rows, paired, pairing
+from posttrain.testing.numbers import NotImplementedHere, inputs_of, loss_on
 from posttrain.views import Batch, PerToken
 
 #: The one hyper-parameter that is a setting of every run.
@@ -85,10 +82,6 @@ class Result:
         if self.not_compared:
             parts.append(f"(not compared: {', '.join(self.not_compared)})")
         return f"{self.entry:32} {self.status:15} {'; '.join(parts)}".rstrip()
-
-
-class NotImplementedHere(PosttrainError):
-    """The entry asks for something that no installed method offers; the text says what."""
 
 
 def run(file: str, only: str | None = None, json_output: bool = False, folders: Iterable[str] = ()) -> int:
@@ -181,11 +174,12 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
     try:
         method = load(place)
         result.method = method.name
+        extra = extra | method.card.goldens.get("entries", {}).get(f"{name}@{entry.get('schema')}", {})
         config = method.config(_options(method, entry, entries.get("_meta", {})) | extra)
         raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}
-        raw = {method.card.goldens.get(key, key): value for key, value in raw.items()}
-        heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
-        inputs = read_inputs(raw, heads[0], _temperature(method, entry), heads[1])
+        given = [(str(method.card.goldens.get(key)), one) for key, one in entry.get("hyperparameters", {}).items()]
+        raw |= {target: value for target, value in given if target.startswith("@")}
+        inputs = inputs_of(method, config, raw, _temperature(method, entry))
         _compare(result, method, config, entry, inputs, quantity)
     except (NotImplementedHere, SettingsError) as error:
         result.status, result.reason = MISSING, str(error)
@@ -202,11 +196,15 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
         target = mapping.get(key, key)
         if target == TEMPERATURE and TEMPERATURE not in names:
             continue  # a setting of every run: it divides all logits
+        if target.startswith("@"):
+            continue  # an input
         if target.startswith("="):
             if target[1:] not in ("", str(value), json.dumps(value)):
                 raise NotImplementedHere(f"'{key}' is {value!r}, '{method.name}' knows only {target[1:]!r}")
         elif target in names:
             options[target] = value
+        elif target.removeprefix("1/") in names:
+            options[target.removeprefix("1/")] = 1 / value
         else:
             raise NotImplementedHere(
                 f"hyper-parameter '{key}' is no option of '{method.name}'; map it in the card under [goldens]"
@@ -216,7 +214,7 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
 
 def _temperature(method: Method, entry: dict[str, Any]) -> float:
     """What the entry's logits are divided by before the method sees them: 1 where that is the method's own affair."""
-    if TEMPERATURE in {one.name for one in fields(method.Config)}:
+    if TEMPERATURE in {one.name for one in fields(method.Config)} or TEMPERATURE in method.card.goldens:
         return 1.0
     return float(entry.get("hyperparameters", {}).get(TEMPERATURE, 1.0))
 
@@ -226,21 +224,32 @@ def _compare(
 ) -> None:
     if not method.has("posttrain_loss"):
         raise NotImplementedHere(f"'{method.name}' has no posttrain_loss")
-    batch = Batch(inputs.size, _usual_columns(method, inputs) | columns_of(inputs))
+    chosen = kept_rows(method, config, inputs := paired(method, inputs), entry)
+    if chosen is not None:
+        told = [key for key in ("selected", "kept") if key in entry and quantity is None]
+        result.comparisons += [_pair(key, entry[key], chosen[2]) for key in told]
+        inputs, entry, _ = chosen
+    done = {one.quantity for one in result.comparisons}
+    known = (rollout_columns(inputs) if method.card.online else {}) | columns_of(inputs)
+    batch = Batch(inputs.size, known | method.card.goldens.get("columns", {}))
     advantages = _advantages(method, config, inputs, batch, entry)
-    batch.columns = annotated_columns(method, config, inputs) | batch.columns
-    loss, metrics = _loss(method, config, inputs, batch)
-    named = metrics.get(method.card.goldens.get("advantages", ""), advantages)  # some are worked out in the loss
+    batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
+    loss, metrics = loss_on(method, config, inputs, batch)
+    where = method.card.goldens.get("advantages", "")
+    named = metrics.get(where, advantages)  # some are worked out in the loss
     advantages = named.values if isinstance(named, PerToken) else named
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)
-    done = {target}
+    done.add(target)
     if expected is not None:
         value = loss if advantages is None or not isinstance(expected, list) else advantages  # a list: the latter
         result.comparisons.append(_pair(target, expected, value))
     if quantity is None:
-        if advantages is not None and entry.get("advantages") is not None:
-            result.comparisons.append(_pair("advantages", entry["advantages"], advantages))
+        if advantages is not None and where != "=" and entry.get("advantages") is not None:
+            wanted = entry["advantages"]
+            if advantages.dim() == 1 and isinstance(wanted[0], list):  # one for all tokens of a row
+                advantages = advantages[:, None].expand(-1, max(map(len, wanted)))
+            result.comparisons.append(_pair("advantages", wanted, advantages))
             done.add("advantages")
         for key in [key for key in entry if key in batch.columns and key not in (*inputs.others, *done, "advantages")]:
             result.comparisons.append(_pair(key, entry[key], batch.columns[key]))
@@ -263,7 +272,7 @@ def _compare(
 def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry: dict[str, Any]) -> Tensor | None:
     """Call the hook and put what it returns, and the old log-probs, where the loss looks for them."""
     if method.card.pairs:
-        return _pairing(method, config, inputs, batch)
+        return pairing(method, config, inputs, batch)
     rollouts = rollouts_of(inputs)
     if rollouts is None:
         return None
@@ -271,83 +280,13 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
     if not method.has("posttrain_advantages"):
         return None
     rewards = torch.tensor(inputs.others["rewards"], dtype=torch.float64)  # (B,)
-    state = dict(inputs.others)
+    state = {
+        name: dict.fromkeys(rollouts.prompts, value) if isinstance(value, dict) else value
+        for name, value in inputs.others.items()
+    }  # an object is what is known of each prompt
     advantages, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
     batch.columns |= {"advantages": advantages, **columns}
     return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
-
-
-def _pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor | None:
-    """Let the method form pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
-
-    Columns of the pairs go into the batch.
-    """
-    scores = inputs.others.get("scores")
-    if scores is None:
-        return None
-    rewards, rollouts = make_rollouts([2] * len(scores), 1, method=method)
-    rewards = torch.tensor(scores, dtype=rewards.dtype).reshape(-1)  # (2P,)
-    rollouts = replace(rollouts, rewards=rewards)
-    selection = method.select(rollouts=rollouts, rewards=rewards, config=config, state={})
-    batch.columns |= selection.columns
-    return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
-
-
-def _usual_columns(method: Method, inputs: Inputs) -> dict[str, Any]:
-    """What every rollout of a run has: the policy made it, and there is something to learn from the teacher."""
-    if not method.card.online:
-        return {}
-    return {"source": ["policy"] * inputs.size, "taught": torch.ones(inputs.size, dtype=torch.bool)}
-
-
-def _loss(method: Method, config: Any, inputs: Inputs, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-    """The loss, reduced by the core's own rule, and the metrics as the method gives them."""
-    policy = views_of(inputs, "policy", _statistics(method, config, inputs))
-    if policy is None:
-        raise NotImplementedHere("the inputs have no log-probs, logits or scores to build a view from")
-    reference = views_of(inputs, "reference", {}) if method.card.needs_now("reference", config) else None
-    returned = method.loss(batch=batch, policy=policy, reference=reference, config=config, step=inputs.step)
-    terms, metrics = split_loss(returned, method.name)
-    masks = {name: view.mask for name, view in vars(policy).items()}
-    masks |= {name: one for name, one in batch.columns.items() if isinstance(one, Tensor) and one.dtype == torch.bool}
-    totals = Totals(float(batch.size), {name: float(mask.sum()) for name, mask in masks.items()})
-    return reduce_loss(terms, masks, totals, batch.size, method.name)[0], metrics
-
-
-def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[str, Tensor]]:
-    """Token statistics by role: the method's hook on the logits, then whatever the file states itself.
-
-    Where the file has log-probs alone, the hook sees a vocabulary of two in which the token has its log-prob, without
-    gradient: enough for statistics that are logged.
-    """
-    found = given_statistics(inputs)
-    if not method.has("posttrain_token_statistics"):
-        return found
-    for name, role in inputs.roles.items():
-        if role.mask is None or "policy" not in role.logps:
-            continue
-        at = role.mask
-        if "policy" in role.logits:
-            logits, labels = role.logits["policy"][at], role.labels[at]  # type: ignore[index]  # logits bring labels
-            given = {model: values[at] for model, values in role.logits.items()}
-        else:
-            logits = _two_tokens(role.logps["policy"][at])  # (n, 2)
-            labels = torch.zeros(len(logits), dtype=torch.long)
-            given = {model: _two_tokens(values[at]) for model, values in role.logps.items()}
-        others = {f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)}
-        if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
-            continue  # a role of other methods, of which this model says nothing
-        values = method.token_statistics(logits=logits, labels=labels, config=config, **others)
-        spread = {
-            key: torch.zeros(at.shape, dtype=one.dtype).masked_scatter(at, one) for key, one in values.items()
-        }  # (B, T)
-        found[name] = spread | found[name]
-    return found
-
-
-def _two_tokens(logps: Tensor) -> Tensor:
-    logps = logps.detach().clamp(max=-1e-12)
-    return torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
 
 
 def _quantity(entry: dict[str, Any], name: str) -> Any:

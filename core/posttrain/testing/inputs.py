@@ -165,14 +165,14 @@ def _named(kind: Any) -> list[Any]:
 def _example(card: Card, shape: Shape, place: int, length: int, random: torch.Generator) -> Example:
     schema = card.schemas[0]
     sequences: dict[str, list[Sequence]] = {}
-    for turn, role in enumerate(_ROLES.get("preference" if card.pairs else schema, ("completion",))):
+    for turn, role in enumerate(card.roles or _ROLES.get("preference" if card.pairs else schema, ("completion",))):
         # The second role of an example has another length than the first, unless both shall be the same.
         own = length if shape.equal or length == 0 else 1 + (length - 1 + 2 * turn) % max(length + 1, 3)
-        count = _RANKED if schema == "ranked" else 1
-        sequences[role] = [_sequence(own, random) for _ in range(count)]
+        count = (_RANKED if shape.equal else _RANKED - place % 2) if schema == "ranked" else 1
+        sequences[role] = [_sequence(own and own + turn, random) for turn in range(count)]
     if shape.equal:
         _copy_ids(sequences)
-    columns = _columns(schema, shape, place, random)
+    columns = _columns(card, shape, place, random)
     if schema == "stepwise":
         for sequence in sequences["completion"]:
             ends = torch.arange(sequence.count) % 2 == 1  # (t,)
@@ -185,14 +185,20 @@ def _sequence(length: int, random: torch.Generator) -> Sequence:
     return Sequence(ids, torch.arange(length + 1) > 0)
 
 
-def _columns(schema: str, shape: Shape, place: int, random: torch.Generator) -> dict[str, Any]:
-    number = float(torch.randn((), generator=random))
+def _columns(card: Card, shape: Shape, place: int, random: torch.Generator) -> dict[str, Any]:
+    schema, number = card.schemas[0], float(torch.randn((), generator=random))
     if schema == "unpaired-preference":
         return {"label": shape.labels == "good" or (shape.labels == "mixed" and place % 2 == 0)}
     if schema == "scored":
-        return {"score": 0.0 if shape.equal else number}
-    if schema == "preference" and shape.optional:
-        return {"margin": abs(number)}
+        score = 0.0 if shape.equal else number
+        return {"score": score, "group_scores": [score, 0.0 if shape.equal else score - 1.0]}
+    if schema == "preference":
+        gap = 0.0 if shape.equal else abs(number)
+        known = {"chosen_score": 0.4 + gap, "rejected_score": 0.4, "tie": place % 2 == 1}
+        optional = {"margin": abs(number)} if shape.optional else {}
+        return {name: value for name, value in known.items() if name in card.columns} | optional
+    if schema == "ranked" and "scores" in card.columns:
+        return {"scores": [0.0] * _RANKED if shape.equal else [1.0 + abs(number), 0.5, 0.2][: _RANKED - place % 2]}
     if schema == "prompt":
         sign = {"good": 1.0, "bad": -1.0, "mixed": 1.0 if number > 0 else -1.0}[shape.labels]
         worth = 0.0 if shape.equal else sign * abs(number)

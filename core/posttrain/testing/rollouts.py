@@ -50,6 +50,11 @@ class Rollouts:
         return torch.sigmoid(self.rewards[first] - self.rewards[second])
 
     @property
+    def reward_parts(self) -> dict[str, Tensor]:
+        """The rewards one by one ``(B,)``: here there is a single one."""
+        return {"reward": self.rewards}
+
+    @property
     def lengths(self) -> Tensor:
         """Tokens of each completion ``(B,)``."""
         return self.mask.sum(-1)
@@ -107,7 +112,7 @@ def make_rollouts(
     teacher = draw[0].log_softmax(-1)[..., 1] * mask  # (B, T)
     rewards = torch.randn(size, generator=random, dtype=torch.float64)
     group = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))  # (B,)
-    plans = _plans(method, groups) if method is not None else [[Ask(count)] for count in groups]
+    plans = plans_of(method, groups) if method is not None else [[Ask(count)] for count in groups]
     columns = {}
     for name in sorted({ask.reward_as for asks in plans for ask in asks} - {""}):
         values = torch.randn(len(groups), generator=random, dtype=torch.float64)
@@ -132,7 +137,7 @@ def make_rollouts(
     return rewards, rollouts
 
 
-def _plans(method: Method, groups: list[int]) -> list[list[Ask]]:
+def plans_of(method: Method, groups: list[int]) -> list[list[Ask]]:
     """What the method asks for, one list a group."""
     if not method.has("posttrain_plan_rollouts"):
         return [[Ask(count)] for count in groups]

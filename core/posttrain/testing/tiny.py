@@ -64,7 +64,7 @@ def head_of(method: Method) -> str:
 
 
 def tiny_model(head: str = "vocabulary", dtype: torch.dtype = torch.float32, seed: int = 1234) -> Any:
-    """The same two-layer model each time for a seed; no global random state moves.
+    """The same one-layer model each time for a seed; no global random state moves.
 
     ``head`` is "vocabulary", or the card's need: "reward-head" or "step-head".
     """
@@ -72,7 +72,7 @@ def tiny_model(head: str = "vocabulary", dtype: torch.dtype = torch.float32, see
         vocab_size=len(_SPECIAL) + len(LETTERS),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=64,
@@ -103,13 +103,28 @@ _ROWS: dict[str, Callable[[bool, str, str, str], dict[str, Any]]] = {
         "privileged_context": good,
         "feedback": bad,
     },
-    "preference": lambda right, ask, good, bad: {"prompt": ask, "chosen": good, "rejected": bad},
+    "preference": lambda right, ask, good, bad: {
+        "prompt": ask,
+        "chosen": good,
+        "rejected": bad,
+        "chosen_score": 1.0,
+        "rejected_score": 0.0,
+        "tie": False,
+        "gold": good,
+    },
     "unpaired-preference": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"label": right},
-    "ranked": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, good + bad, bad]},
-    "scored": lambda right, ask, good, bad: _judged(right, ask, good, bad) | {"score": float(right)},
+    "ranked": lambda right, ask, good, bad: {
+        "prompt": ask,
+        "completions": [good, good + bad, bad],
+        "scores": [1.0, 0.5, 0.0],
+    },
+    "scored": lambda right, ask, good, bad: (
+        _judged(right, ask, good, bad) | {"score": float(right), "group_scores": [1.0, 0.0]}
+    ),
     "stepwise": lambda right, ask, good, bad: {"prompt": ask, "completions": [good, bad], "labels": [True, False]},
     "forget-retain": lambda right, ask, good, bad: {
         "forget": {"prompt": ask, "completion": bad},
+        "alternative": {"prompt": ask, "completion": good},
         "retain": {"prompt": ask, "completion": good},
     },
     "trajectory": lambda right, ask, good, bad: {

@@ -36,8 +36,9 @@ SETTINGS: dict[str, Any] = {
 }
 #: With two updates per rollout the ratio moves away from 1, and what a method does with it shows.
 _ONLINE = {"group_size": 4, "max_new_tokens": 6, "updates_per_rollout": 2}
-#: What was asked for, what it cost, and the rounding error of the sampler.
-_LEFT_OUT = ("step", "learning_rate", "seconds", "per_second", "memory_mb", "sampler_difference")
+#: What was asked for, what it cost, the accounts of prompts, and the rounding error of the sampler.
+_LEFT_OUT = ("step", "learning_rate", "seconds", "per_second", "memory_mb")
+_LEFT_OUT_FAMILIES = ("sampler_", "prompts_")
 _SERIES = ("loss", "grad_norm")
 _WRITE = "Write it: posttrain promote NAME --store-trajectory"
 
@@ -63,7 +64,7 @@ def record(folder: Path) -> dict[str, Any]:
             device="cpu",
             **keywords,
         )
-    names = [name for name in run.metrics[0] if not name.endswith(_LEFT_OUT)]
+    names = [n for n in run.metrics[0] if not n.endswith(_LEFT_OUT) and not n.startswith(_LEFT_OUT_FAMILIES)]
     # what is known of rollouts stands on the lines of the steps that made them
     series = {name: [float(line[name]) for line in run.metrics if name in line] for name in names}
     return {"method": method.name, "version": method.card.version, "series": series}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("posttrain", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes", "vllm")
+PACKAGES = ("posttrain", "torch", "transformers", "accelerate", "peft", "datasets", "bitsandbytes", "deepspeed", "vllm")
 
 
 def versions() -> dict[str, str]:

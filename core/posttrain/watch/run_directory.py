@@ -13,11 +13,17 @@ from typing import Any
 from posttrain.errors import CheckpointError, SettingsError
 
 #: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
-STEPPED = ("metrics.jsonl", "samples.jsonl")
+STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl")
+
+
+def new_run_directory(method: str) -> str:
+    """Where a run of ``method`` that starts now is written when nobody says."""
+    return f"runs/{Path(method).name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 class RunDirectory:
-    """``RUN/run.json``, ``metrics.jsonl``, ``events.jsonl``, ``samples.jsonl``, ``checkpoints/``, ``model/``."""
+    """``run.json``, ``metrics.jsonl``, ``events.jsonl``, ``samples.jsonl``, ``ledger.jsonl``, ``checkpoints/``,
+    ``model/``."""
 
     def __init__(self, path: str | Path, writes: bool = True):
         self.path = Path(path)
@@ -69,6 +75,10 @@ class RunDirectory:
         """One sampled completion."""
         self._append("samples.jsonl", line)
 
+    def ledger(self, line: dict[str, Any]) -> None:
+        """What became of some prompts."""
+        self._append("ledger.jsonl", line)
+
     def event(
         self, code: str, severity: str, message: str, evidence: Any = None, suggestion: str = ""
     ) -> dict[str, Any]:
@@ -93,6 +103,12 @@ class RunDirectory:
         file = self.path / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         return [line for line in map(_complete, lines) if line is not None]
+
+    def last_event(self) -> dict[str, Any]:
+        """The last line of ``events.jsonl``; empty where there is none."""
+        file = self.path / "events.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return next((event for event in map(_complete, reversed(lines)) if event is not None), {})
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.writes:

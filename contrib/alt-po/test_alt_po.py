@@ -1,0 +1,32 @@
+"""AltPO against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """rho of the alternative 0.5, of the forgotten answer 2.5, beta 1: 2 ln(1 + e^2) = 4.253856."""
+    inputs = {
+        "forget_logp": [-1.5],
+        "forget_ref_logp": [-4.0],
+        "alternative_logp": [-3.5],
+        "alternative_ref_logp": [-4.0],
+        "retain_tok": [[-2.0, -4.0]],
+    }
+    found = loss_of(HERE, inputs, beta=1.0)
+    assert found.loss == pytest.approx(2 * math.log(1 + math.exp(2)) + 3)
+    assert found.metrics["margin"].tolist() == [pytest.approx(-2)]
+    assert found.gradients["forget_logp"] == pytest.approx([2 / (1 + math.exp(-2))])
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "alt-po", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

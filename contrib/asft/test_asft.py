@@ -1,0 +1,26 @@
+"""Anchored supervised fine-tuning against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """Policy (3/4, 1/4), reference (1/2, 1/2), the token is the second: -ln(1/4) / 4 + 0.143841."""
+    inputs = {"logits": [[math.log(3.0), 0.0]], "ref_logits": [[0.0, 0.0]], "labels": [1]}
+    found = loss_of(HERE, inputs, kl_weight=1.0)
+    assert found.loss == pytest.approx(math.log(4) / 4 + 0.143841, abs=1e-6)
+    # a quarter of (policy less one-hot), and (policy less reference)
+    assert found.gradients["logits"][0][0] == pytest.approx([0.1875 + 0.25, -0.1875 - 0.25])
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "asft", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,0 +1,101 @@
+"""CPPO: completions that would hardly move the policy are pruned before anything is computed on them.
+
+Paper: Lin et al. 2025, "CPPO: Accelerating the Training of Group Relative Policy Optimization-Based Reasoning Models",
+arXiv:2503.22342, section 3.
+
+Loss in words: advantages are those of GRPO over the whole group, rewards less their mean in standard deviations. Of
+each group of G completions only the floor(G (1 - pruning_rate)) with the largest absolute advantage are learnt from,
+with the clipped policy gradient, averaged over a completion's
+tokens, then over those kept.
+
+Differs from the paper: the slots that pruning frees are not filled with further prompts: raise --batch-size by hand.
+
+Metrics:
+- rollouts_learnt: share of the completions that are learnt from, 1 - pruning_rate.
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from posttrain import PerToken, Selection, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    pruning_rate: float = 0.5
+    """Share of each group that is pruned (the paper: 0.5 to 0.875)."""
+    advantage_epsilon: float = 1e-6
+    """Added to the standard deviation (verl)."""
+    epsilon: float = 0.2
+    """How far the probability ratio may leave 1 before it is clipped (PPO)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pruning_rate < 1:
+            raise ValueError(f"pruning_rate is {self.pruning_rate}, expected a share from 0 to below 1")
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_select(rollouts, rewards, config):
+    """The completions with the largest advantages of each group, which they keep."""
+    advantages = _compared(rewards, rollouts.group, config)
+    kept = []
+    for group in rollouts.group.unique().tolist():
+        rows = (rollouts.group == group).nonzero()[:, 0]  # (n,)
+        count = max(1, int(len(rows) * (1 - config.pruning_rate) + 1e-9))
+        kept += rows[advantages[rows].abs().argsort(descending=True, stable=True)[:count]].tolist()
+    return Selection([_with_advantage(rollouts.items[row], float(advantages[row])) for row in sorted(kept)])
+
+
+@hookimpl
+def posttrain_advantages(rewards, rollouts, config):
+    """What each completion was worth in its whole group: (B,)."""
+    found = _compared(rewards, rollouts.group, config)
+    known = rollouts.columns.get("whole_group_advantage", [None] * len(rewards))
+    pairs = zip(known, found.tolist(), strict=True)
+    return rewards.new_tensor([own if before is None else before for before, own in pairs])
+
+
+def _with_advantage(item, advantage: float):
+    return replace(item, columns=item.columns | {"whole_group_advantage": advantage})
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient, averaged over the tokens of a completion."""
+    view = policy.completion
+    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
+        "entropy": view.entropy,
+    }
+    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    metrics |= {"advantage_size": batch.advantages.abs()}
+    return view.average(loss), metrics
+
+
+def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
+    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
+    above = rewards - tensors.group_mean(rewards, group)
+    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -1,0 +1,87 @@
+"""Entropy-based advantage shaping: tokens at which the policy was uncertain get a bonus on their advantage.
+
+Paper: Cheng et al. 2025, "Reasoning with Exploration: An Entropy Perspective", arXiv:2506.14758.
+
+Loss in words: What a completion is worth is its reward minus the mean of its group, divided by the group's standard
+deviation. Tokens of high entropy are those at which reasoning turns, so each token's advantage grows by alpha times the
+entropy H of the policy before the update, held constant and never more than a part of the advantage, so that a bad
+token never becomes a good one:
+
+    A_t = A + min(alpha H_t, |A| / kappa)
+
+The clipped policy gradient with it is averaged over all tokens of the step, clipped further up than down, as in DAPO.
+
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Where A
+is 0 the bonus is 0, since it is a part of it.
+
+Metrics:
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- bonus: mean of what entropy adds to an advantage. Falls with the entropy.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from posttrain import PerToken, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    alpha: float = 0.4
+    """Weight of the entropy (the paper: 0.4 with GRPO, 0.1 with PPO)."""
+    kappa: float = 2.0
+    """Part of the advantage that the bonus may be, above 1 (the paper)."""
+    epsilon_low: float = 0.2
+    """How far the probability ratio may fall below 1 before it is clipped (DAPO, arXiv:2503.14476)."""
+    epsilon_high: float = 0.28
+    """How far it may rise above 1 (DAPO, arXiv:2503.14476)."""
+    advantage_epsilon: float = 1e-6
+    """Added to the standard deviation (verl)."""
+
+    def __post_init__(self) -> None:
+        if self.kappa <= 1:
+            raise ValueError(f"kappa is {self.kappa}, expected a number above 1")
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_advantages(rewards, rollouts, config):
+    """GRPO's advantages and the bonus of each token: (B, T)."""
+    above = rewards - tensors.group_mean(rewards, rollouts.group)
+    worth = (above / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)).nan_to_num(0.0)[:, None]
+    bonus = (config.alpha * rollouts.old("entropy").clamp(min=0)).minimum(worth.abs() / config.kappa)  # (B, T)
+    return {"advantages": torch.where(rollouts.mask, worth + bonus, 0.0).to(rewards.dtype), "bonus": bonus}
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient of each token."""
+    view = policy.completion
+    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B, T)
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
+        "entropy": view.entropy,
+        "bonus": batch.bonus,
+        "advantage_size": advantages.abs(),
+    }
+    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -1,0 +1,84 @@
+"""Entropy minimisation by reinforcement learning: the reward is minus the entropy of the model's own tokens.
+
+Papers: Prabhudesai et al. 2025 (RENT), "Maximizing Confidence Alone Improves Reasoning", arXiv:2505.22660; Agarwal et
+al. 2025 (EM-RL), arXiv:2505.15134.
+
+Loss in words: a completion's reward is taken from the policy that sampled it: minus the mean entropy of its next-token
+distributions (RENT, EM-RL-token), or the log-probability of the whole completion (EM-RL-sequence). It is compared
+within the group, in standard deviations, and has the clipped policy gradient, averaged over all tokens of the step.
+Verifiers, where they are named, are only logged.
+
+Differs from the paper: EM-RL-token sums the entropies; the mean does not pay for short answers. There is no divergence
+from a reference. Certainty can be hacked: watch an evaluation with real rewards, and stop early.
+
+Metrics:
+- shaped_rewards: mean reward, in nats. Rises towards 0.
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from posttrain import PerToken, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    certainty: Literal["entropy", "log-probability"] = "entropy"
+    """What is rewarded: little entropy of each token, or a likely completion."""
+    advantage_epsilon: float = 1e-6
+    """Added to the standard deviation (verl)."""
+    epsilon: float = 0.2
+    """How far the probability ratio may leave 1 before it is clipped (PPO)."""
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_advantages(rollouts, config):
+    """Certainty of each completion, compared within the group: (B,)."""
+    if config.certainty == "entropy":
+        certainty = -tensors.masked_mean(rollouts.old("entropy"), rollouts.mask)  # (B,)
+    else:
+        certainty = tensors.masked_sum(rollouts.old_logps, rollouts.mask)
+    return {"advantages": _compared(certainty, rollouts.group, config), "shaped_rewards": certainty}
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient of each token."""
+    view = policy.completion
+    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
+        "entropy": view.entropy,
+    }
+    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    metrics |= {"shaped_rewards": batch.shaped_rewards, "advantage_size": batch.advantages.abs()}
+    return PerToken(loss, view.mask), metrics
+
+
+def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
+    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
+    above = rewards - tensors.group_mean(rewards, group)
+    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -1,0 +1,99 @@
+"""Forking tokens: only the fifth of all tokens at which the policy is most uncertain is learnt from.
+
+Paper: Wang et al. 2025, "Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning for
+LLM Reasoning", arXiv:2506.01939, section 5.
+
+Loss in words: What a completion is worth is its reward minus the mean of its group, divided by the group's standard
+deviation. Each token's ratio is multiplied by this and clipped, further up than down, but only tokens whose entropy
+under the policy before the update is at least the (1 - share)-quantile of all tokens of the batch count; most others
+merely complete what was decided before. The sum is divided by the number of all tokens, learnt from or not.
+
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
+quantile is that of the whole batch of rollouts, taken once, and linearly interpolated. Overlong answers are treated as
+all others (--mask-truncated leaves them out).
+
+Metrics:
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- chosen: share of tokens that are learnt from. Near share.
+- entropy_threshold: entropy from which on a token is. Falls as the policy sharpens; near 0 little is left to decide.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from posttrain import PerToken, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    share: float = 0.2
+    """Share of the tokens that is learnt from (the paper: 0.2)."""
+    epsilon_low: float = 0.2
+    """How far the probability ratio may fall below 1 before it is clipped (DAPO, arXiv:2503.14476)."""
+    epsilon_high: float = 0.28
+    """How far it may rise above 1 (DAPO, arXiv:2503.14476)."""
+    advantage_epsilon: float = 1e-6
+    """Added to the standard deviation (verl)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}, expected a number above 0 and up to 1")
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_advantages(rewards, rollouts, config):
+    """GRPO's advantages (B,), and which tokens are uncertain enough to be learnt from (B, T)."""
+    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
+    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
+    entropy = rollouts.old("entropy").to(rewards.dtype)  # (B, T)
+    threshold = _quantile(entropy[rollouts.mask], 1 - config.share)
+    chosen = rollouts.mask & (entropy >= threshold)
+    columns = {"chosen": chosen.to(rewards.dtype), "entropy_threshold": torch.full_like(rewards, threshold)}
+    return {"advantages": advantages.nan_to_num(0.0), **columns}
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient of each token."""
+    view = policy.completion
+    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B, T)
+    loss = batch.chosen * loss
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
+        "chosen": batch.chosen,
+        "entropy": view.entropy,
+        "advantage_size": advantages.abs(),
+    }
+    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    return PerToken(loss, view.mask), metrics | {"entropy_threshold": batch.entropy_threshold}
+
+
+def _quantile(values: torch.Tensor, share: float) -> float:
+    """Linearly interpolated quantile of (n,) values; torch.quantile refuses more than 16 million."""
+    if not len(values):
+        return 0.0
+    place = share * (len(values) - 1)
+    ascending = values.sort().values
+    low, high = ascending[int(place)], ascending[min(int(place) + 1, len(values) - 1)]
+    return float(low + (place - int(place)) * (high - low))

@@ -1,0 +1,75 @@
+"""Kimi's length reward against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from posttrain.methods import load
+from posttrain.testing.goldens import evaluate
+from posttrain.views import Batch, Step, View, Views
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+METHOD = load(str(HERE))
+D = torch.float64
+
+
+def worked_out(rewards, group, lengths, **options):
+    rollouts = SimpleNamespace(
+        group=torch.tensor(group), lengths=torch.tensor(lengths), finished=torch.ones(len(group), dtype=torch.bool)
+    )
+    config = METHOD.config(options)
+    found = METHOD.advantages(rewards=torch.tensor(rewards, dtype=D), rollouts=rollouts, config=config, state={})
+    return found["shaped_rewards"].tolist(), found["advantages"].tolist()
+
+
+def test_right_answers_gain_and_lose_wrong_ones_only_lose():
+    """Lengths 2, 4, 6: lambda 1/2, 0, -1/2. Groups may be interleaved."""
+    shaped, _ = worked_out([1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1], [2, 2, 4, 4, 6, 6])
+    assert shaped == pytest.approx([1.5, 0, 1, 0, 0.5, -0.5])
+    shaped, _ = worked_out([1, 1], [0, 0], [2, 6], weight=0.2)
+    assert shaped == pytest.approx([1.1, 0.9])
+
+
+def test_equal_lengths_change_nothing():
+    shaped, _ = worked_out([1, 0, 1], [0, 0, 1], [7, 7, 3])
+    assert shaped == [1, 0, 1]
+
+
+def test_a_completion_without_a_reward_teaches_nothing():
+    """G9."""
+    _, found = worked_out([1.0, math.nan, 0.0], [0, 0, 0], [5, 5, 5], advantage_epsilon=0.0)
+    assert found == pytest.approx([0.707107, 0, -0.707107], abs=1e-6)
+
+
+def test_clipped_policy_gradient_of_each_token():
+    """A = 2 with ratios 1 and 3/2: -2 and -2.4, as 1.5 is clipped to 1.2. A = -1 with 1/2: clipped to 0.8."""
+    mask = torch.tensor([[True, True], [True, False]])
+    old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
+    new = old + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
+    columns = {
+        "advantages": torch.tensor([2.0, -1.0], dtype=D),
+        "old_logps": old,
+        "shaped_rewards": torch.zeros(2, dtype=D),
+        "length_reward": torch.zeros(2, dtype=D),
+    }
+    loss, metrics = METHOD.loss(
+        batch=Batch(2, columns),
+        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
+        reference=None,
+        config=METHOD.config({}),
+        step=Step(0, 1),
+    )
+    assert loss.mask is mask
+    assert loss.values[mask].tolist() == pytest.approx([-2, -2.4, 0.8])
+    assert metrics["clip_high"].values[mask].tolist() == [0, 1, 0]
+    assert metrics["clip_low"].values[mask].tolist() == [0, 0, 1]
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    (result,) = evaluate(GOLDENS, "kimi-length", [str(HERE)])
+    assert result.status == "equal", result.line()
+    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

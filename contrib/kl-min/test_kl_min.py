@@ -1,0 +1,33 @@
+"""KL minimisation against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """Reference (1/2, 1/2), policy (3/4, 1/4): KL = ln(1/2) - (ln(3/4) + ln(1/4)) / 2 = 0.143841; forget mean -2."""
+    three_to_one = [[math.log(3.0), 0.0]]
+    inputs = {
+        "forget_tok": [[-1.0, -3.0]],
+        "forget_ref_tok": [[-1.0, -1.0]],
+        "policy_retain_logits": three_to_one,
+        "ref_retain_logits": [[0.0, 0.0]],
+        "retain_labels": [0],
+    }
+    found = loss_of(HERE, inputs, retain_weight=2.0)
+    assert found.loss == pytest.approx(-2 + 2 * 0.143841, abs=1e-6)
+    # the gradient of KL(reference || policy) by the logits is policy - reference
+    assert found.gradients["policy_retain_logits"][0][0] == pytest.approx([0.5, -0.5])
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "kl-min", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,0 +1,31 @@
+"""Mismatch against numbers worked by hand and the shared golden values."""
+
+from pathlib import Path
+
+import posttrain_method_label_mismatch as mismatch
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """Twelve nats over one mismatched token and three retained ones: 3 each."""
+    found = loss_of(HERE, {"alternative_tok": [[-6.0]], "retain_tok": [[-1.0, -2.0, -3.0]]})
+    assert found.loss == pytest.approx(3)
+    assert found.gradients["retain_tok"][0] == pytest.approx([-0.25] * 3)
+
+
+def test_answers_belong_to_other_prompts_and_stay_the_same():
+    rows = [{"row": n, "forget": {"prompt": f"p{n}", "completion": f"a{n}"}, "retain": "r"} for n in range(6)]
+    made = mismatch.posttrain_rows(rows)
+    assert made == mismatch.posttrain_rows(rows)
+    assert all(row["alternative"]["prompt"][1:] != row["alternative"]["completion"][1:] for row in made)
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "label-mismatch", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

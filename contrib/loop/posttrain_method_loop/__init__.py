@@ -1,0 +1,69 @@
+"""LOOP: leave-one-out advantages with PPO's clipping of each token.
+
+Paper: Chen et al. 2025, "Reinforcement Learning for Long-Horizon Interactive LLM Agents", arXiv:2502.01600, section 4.
+
+Loss in words: PPO's loss with the simplest of baselines: what a completion is worth is its reward less the mean of the
+prompt's other completions, the same for each of its tokens. The ratio of each token to the policy that sampled it is
+clipped on its own, so that a batch of rollouts serves several updates; the mean is over all tokens of the step:
+
+    loss = -min(ratio_t A, clip(ratio_t, 1 - epsilon, 1 + epsilon) A)
+
+Tokens that the environment wrote are not learnt from.
+
+Differs from the paper: the paper's completions are episodes with an interpreter. rloo, beside it, clips whole
+completions.
+
+Metrics:
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
+"""
+
+from dataclasses import dataclass
+
+from posttrain import PerToken, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    epsilon: float = 0.2
+    """How far the probability ratio may leave 1 before it is clipped (PPO)."""
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_advantages(rewards, rollouts):
+    """Reward less the mean of the others in the group: (B,)."""
+    return (rewards - tensors.leave_one_out_mean(rewards, rollouts.group)).nan_to_num(0.0)  # NaN: it has no reward
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient of each token."""
+    view = policy.completion
+    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
+        "entropy": view.entropy,
+    }
+    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    metrics |= {"advantage_size": batch.advantages.abs()}
+    return PerToken(loss, view.mask), metrics

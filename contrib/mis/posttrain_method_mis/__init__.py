@@ -1,0 +1,95 @@
+"""Masked importance sampling (IcePop): GRPO without the tokens on which generator and trainer disagree too much.
+
+Paper: Ling Team 2025, "Every Step Evolves: Scaling Reinforcement Learning for Trillion-Scale Thinking Model",
+arXiv:2510.18855.
+
+Loss in words: What a completion is worth is its reward minus the mean of its group, divided by the group's standard
+deviation. Each token's ratio to the trainer's policy before the update is multiplied by this and clipped. The token's
+loss is multiplied by its probability under that policy relative to the generator's where this weight lies between
+``lowest`` and ``highest``, and by 0 elsewhere: what the two disagree on is noise. The mean is over all tokens of the
+step, also those left out:
+
+    loss = mean of  constant(rho [lowest <= rho <= highest]) * -min(ratio A, clip(ratio) A),   rho = p_old / p_sampled
+
+With level "sequence" rho is that of the whole completion, a product; with "geometric" only the bounds are checked
+against the completion's geometric mean, and the weights stay the tokens' own.
+
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. The
+bounds are TRL's, the paper has 0.5 and 5. Do not set --correction as well: the weights would count twice.
+
+Metrics:
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- sampler_weight: probability under the trainer's policy relative to the generator's. 1 where both agree; the core's
+  sampler_difference says by how much they do not.
+- left_out: share of tokens that are not learnt from. Near 0; above 0.05 the generator is too far away.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from posttrain import PerToken, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    lowest: float = 0.5
+    """Smallest weight that is learnt from (TRL and the paper)."""
+    highest: float = 2.0
+    """Largest weight that is learnt from (TRL; the paper: 5)."""
+    level: Literal["token", "sequence", "geometric"] = "token"
+    """What the bounds are checked against: each token, the completion's product, or its geometric mean."""
+    epsilon: float = 0.2
+    """How far the probability ratio may leave 1 before it is clipped (PPO, arXiv:1707.06347)."""
+    advantage_epsilon: float = 1e-6
+    """Added to the standard deviation (verl)."""
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_advantages(rewards, rollouts, config):
+    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
+    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
+    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
+    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient of each token, times a weight that is 0 out of bounds."""
+    view = policy.completion
+    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    away = batch.old_logps - batch.sampled_logps  # (B, T)
+    whole = {"token": away, "sequence": view.total(away)[:, None], "geometric": view.average(away)[:, None]}
+    checked = tensors.importance_ratio(whole[config.level]).expand_as(away).detach()  # (B, T)
+    weight = tensors.importance_ratio(away).detach() if config.level == "geometric" else checked
+    kept = (checked >= config.lowest) & (checked <= config.highest)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
+    loss = torch.where(kept, weight, torch.zeros_like(weight)) * loss
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
+        "sampler_weight": weight,
+        "left_out": (~kept).to(weight.dtype),
+        "entropy": view.entropy,
+        "advantage_size": advantages.abs(),
+    }
+    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -1,0 +1,68 @@
+"""NCA against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from posttrain.methods import load
+from posttrain.testing.goldens import evaluate
+from posttrain.views import Batch, Step, View, Views
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+METHOD = load(str(HERE))
+
+
+def views(*answers, counts):
+    """Answers of one or two prompts, each as (log-probability of the whole, tokens)."""
+    mask = torch.arange(max(length for _, length in answers)) < torch.tensor([[length] for _, length in answers])
+    each = torch.tensor([[total / length] for total, length in answers], dtype=torch.float64)
+    logps = torch.where(mask, each, torch.zeros((), dtype=torch.float64))
+    return Views(completion=View(logps, mask, counts=torch.tensor(counts)))
+
+
+#: Log-ratios 1, 0, -1 of the first prompt's three answers, 0 and 0.5 of the second one's two.
+POLICY = views((-4, 2), (-6, 3), (-9, 3), (-2, 1), (-8, 4), counts=[3, 2])
+REFERENCE = views((-5, 2), (-6, 3), (-8, 3), (-2, 1), (-8.5, 4), counts=[3, 2])
+SCORES = torch.tensor([[2.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
+
+
+def loss_of(policy=POLICY, reference=REFERENCE, scores=SCORES, **options):
+    return METHOD.loss(
+        batch=Batch(2, {"scores": scores}),
+        policy=policy,
+        reference=reference,
+        config=METHOD.config(options),
+        step=Step(0, 1),
+    )
+
+
+def softmax(*values):
+    return [math.exp(one) / sum(map(math.exp, values)) for one in values]
+
+
+def logsig(x):
+    return -math.log(1 + math.exp(-x))
+
+
+def test_by_hand():
+    expected = []
+    for targets, rewards in ((softmax(2, 1, 0.5), (0.1, 0, -0.1)), (softmax(1, 0), (0, 0.05))):
+        pairs = zip(targets, rewards, strict=True)
+        expected.append(-sum(t * logsig(r) + logsig(-r) / len(rewards) for t, r in pairs))
+    assert loss_of(beta=0.1)[0].tolist() == pytest.approx(expected)
+
+
+def test_an_average_answer_stays_where_it_is():
+    """With equal scores t is 1 / K, and each answer's part is least at a log-ratio of 0."""
+    logps = POLICY.completion.logps.clone().requires_grad_()
+    policy = Views(completion=View(logps, POLICY.completion.mask, counts=POLICY.completion.counts))
+    loss_of(policy, POLICY, scores=torch.ones(2, 3))[0].sum().backward()
+    assert logps.grad.abs().max().item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    found = evaluate(GOLDENS, "nca", [str(HERE)])
+    assert {one.entry: one.status for one in found} == dict.fromkeys(("nca",), "equal")

@@ -1,0 +1,25 @@
+"""Selective language modelling against numbers worked by hand and the shared golden values."""
+
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """Excess 2, 0 and 1 over three tokens of two rows; two thirds are kept: the first and the last, nll 3 and 2."""
+    inputs = {"policy_tok": [[-3.0, -5.0], [-2.0]], "ref_tok": [[-1.0, -5.0], [-1.0]]}
+    found = loss_of(HERE, inputs, kept_share=2 / 3)
+    assert found.loss == pytest.approx(2.5)
+    assert found.gradients["policy_tok"] == [pytest.approx([-0.5, 0]), pytest.approx([-0.5, 0])]
+    assert loss_of(HERE, inputs, kept_share=1.0).loss == pytest.approx(10 / 3)
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "rho-1", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

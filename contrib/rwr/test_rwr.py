@@ -1,0 +1,33 @@
+"""Reward-weighted regression against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """Scores ln 3 and 0: weights 1.5 and 0.5 on means -2 and -4."""
+    inputs = {"policy_tok": [[-1.0, -3.0], [-4.0]], "score": [math.log(3.0), 0.0]}
+    found = loss_of(HERE, inputs)
+    assert found.loss == pytest.approx((1.5 * 2 + 0.5 * 4) / 2)
+    assert found.gradients["policy_tok"][0] == pytest.approx([-0.375, -0.375])
+    assert loss_of(HERE, inputs, largest_weight=1.0).loss == pytest.approx((2 + 2) / 2)
+
+
+def test_a_constant_in_the_scores_changes_nothing():
+    tokens = {"policy_tok": [[-1.0], [-4.0]]}
+    assert loss_of(HERE, tokens | {"score": [1.0, 2.0]}).loss == pytest.approx(
+        loss_of(HERE, tokens | {"score": [101.0, 102.0]}).loss
+    )
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "rwr", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

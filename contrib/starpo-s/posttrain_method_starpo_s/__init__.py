@@ -1,0 +1,99 @@
+"""StarPO-S: only the prompts the policy is least certain about are learnt from.
+
+Paper: Wang et al. 2025, "RAGEN: Understanding Self-Evolution in LLM Agents via Multi-Turn Reinforcement Learning",
+arXiv:2504.20073, section 4.2.
+
+Loss in words: prompts whose completions all fare alike bring noise. Of the prompts of a step the keep_fraction with
+the largest standard deviation of their rewards is kept. Rewards less their group's mean, in standard deviations, are
+the advantages; the ratio is clipped further up than down, there is no divergence from a reference, and the mean is
+over all tokens that are kept:
+
+    loss = -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A)
+
+Differs from the paper: the paper's completions are episodes in an environment, and its base is PPO with a value
+network or GRPO; this is the latter.
+
+Metrics:
+- rollouts_learnt: share of the completions that are learnt from, keep_fraction.
+- reward_spread: mean standard deviation of the kept groups. Falling to 0: the policy has settled, other tasks are due.
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from posttrain import PerToken, Selection, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    keep_fraction: float = 0.25
+    """Share of the prompts that is kept (the paper)."""
+    advantage_epsilon: float = 1e-6
+    """Added to the standard deviation (verl)."""
+    epsilon: float = 0.2
+    """How far the probability ratio may leave 1 before it is clipped (PPO)."""
+    epsilon_high: float = 0.28
+    """How far it may rise above 1 (DAPO, arXiv:2503.14476)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_fraction <= 1:
+            raise ValueError(f"keep_fraction is {self.keep_fraction}, expected a share above 0 and up to 1")
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_select(rollouts, rewards, config):
+    """The groups that vary most."""
+    spread = tensors.group_std(rewards, rollouts.group)  # (B,)
+    groups = dict(zip(rollouts.group.tolist(), spread.tolist(), strict=True))
+    count = max(1, round(len(groups) * config.keep_fraction))
+    kept = set(sorted(groups, key=lambda group: -round(groups[group], 9))[:count])  # stable: of equals the earlier ones
+    return Selection([one for one, g in zip(rollouts.items, rollouts.group.tolist(), strict=True) if g in kept])
+
+
+@hookimpl
+def posttrain_advantages(rewards, rollouts, config):
+    """The kept rewards, compared within their groups: (B,)."""
+    spread = tensors.group_std(rewards, rollouts.group)
+    return {"advantages": _compared(rewards, rollouts.group, config), "reward_spread": spread}
+
+
+@hookimpl
+def posttrain_loss(batch, policy, config):
+    """Clipped policy gradient of each token."""
+    view = policy.completion
+    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon_high)  # (B, T)
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
+        "entropy": view.entropy,
+    }
+    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    metrics |= {"reward_spread": batch.reward_spread, "advantage_size": batch.advantages.abs()}
+    return PerToken(loss, view.mask), metrics
+
+
+def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
+    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
+    above = rewards - tensors.group_mean(rewards, group)
+    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -1,0 +1,31 @@
+"""SteerLM against numbers worked by hand and the shared golden values."""
+
+from pathlib import Path
+
+import posttrain_method_steerlm as steerlm
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    assert loss_of(HERE, {"policy_tok": [[-1.0, -2.0], [-6.0]], "score": [1.0, 2.0]}).loss == pytest.approx(3)
+
+
+def test_prompts_state_the_attributes():
+    rows = [
+        {"row": 0, "prompt": "p", "completion": "c", "score": 1.0, "attributes": {"helpfulness": 4, "verbosity": 2.0}},
+        {"row": 1, "prompt": [{"role": "user", "content": "p"}], "completion": [], "score": 0.25},
+    ]
+    first, second = (row["prompt"] for row in steerlm.posttrain_rows(rows, steerlm.Config()))
+    assert first == "p\n[helpfulness:4,verbosity:2]\n"
+    assert second == [{"role": "user", "content": "p\n[score:0.25]\n"}]
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "steerlm", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,0 +1,28 @@
+"""TaiLr against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """p = 1/2, gamma = 1/2: w = (1/2) / (3/4) = 2/3. With gamma 0 the weight is 1, with 1 it is p."""
+    tokens = {"policy_tok": [[math.log(0.5)]]}
+    found = loss_of(HERE, tokens, gamma=0.5)
+    assert found.loss == pytest.approx(2 / 3 * math.log(2))
+    assert found.gradients["policy_tok"][0] == pytest.approx([-2 / 3])
+    assert loss_of(HERE, tokens, gamma=0.0).loss == pytest.approx(math.log(2))
+    assert loss_of(HERE, tokens, gamma=1.0).loss == pytest.approx(math.log(2) / 2)
+    assert loss_of(HERE, tokens, gamma=1.0, w_min=0.8).loss == pytest.approx(0.8 * math.log(2))
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "tailr", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,0 +1,98 @@
+"""Truncated importance sampling: GRPO corrected for a generator whose probabilities are not quite the trainer's.
+
+Source: Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+fengyao.notion.site/off-policy-rl; the truncation is that of Espeholt et al. 2018, arXiv:1802.01561.
+
+Loss in words: What a completion is worth is its reward minus the mean of its group, divided by the group's standard
+deviation. Each token's ratio to the trainer's policy before the update is multiplied by this and clipped. Where the
+generator rounds in another way than the trainer, or is some updates older, that policy is not the one that sampled: the
+token's loss is multiplied by its probability under the trainer's policy before the update relative to the generator's,
+but by no more than ``cap``. The mean is over all tokens of the step:
+
+    loss = mean of  constant(min(p_old / p_sampled, cap)) * -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A)
+
+With level "sequence" the weight is that of the whole completion, a product over its tokens. A divergence from the
+reference is not weighted.
+
+Differs from the paper: the standard deviation is the sample's plus ``advantage_epsilon``, as in TRL and verl. Do not
+set --correction as well: the weights would count twice.
+
+Metrics:
+- ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
+- clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
+- sampler_weight: probability under the trainer's policy relative to the generator's. 1 where both agree; the core's
+  sampler_difference says by how much they do not.
+- truncated: share of tokens whose weight is cut. Near 0; above 0.05 the generator is too far away.
+- kl: estimate (k3) of the divergence from the reference per token (only with beta). Starts at 0; above 2 is a runaway.
+- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
+- advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posttrain import PerToken, hookimpl, tensors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options."""
+
+    cap: float = 2.0
+    """Largest weight (TRL's vllm_importance_sampling_clip_max)."""
+    level: Literal["token", "sequence"] = "token"
+    """Weight of each token, or of the whole completion."""
+    epsilon: float = 0.2
+    """How far the probability ratio may leave 1 before it is clipped (PPO, arXiv:1707.06347)."""
+    beta: float = 0.0
+    """Weight of the divergence from the reference. 0 needs no reference."""
+    advantage_epsilon: float = 1e-6
+    """Added to the standard deviation (verl)."""
+
+
+@hookimpl
+def posttrain_config():
+    """The options."""
+    return Config
+
+
+@hookimpl
+def posttrain_token_statistics(logits):
+    """Entropy of each token, for the log."""
+    return {"entropy": tensors.token_entropy(logits)}
+
+
+@hookimpl
+def posttrain_advantages(rewards, rollouts, config):
+    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
+    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
+    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
+    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+
+
+@hookimpl
+def posttrain_loss(batch, policy, reference, config):
+    """Clipped policy gradient of each token, times a truncated weight."""
+    view = policy.completion
+    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
+    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
+    away = batch.old_logps - batch.sampled_logps  # (B, T)
+    if config.level == "sequence":
+        away = view.total(away)[:, None].expand_as(away)
+    weight = tensors.importance_ratio(away).detach()  # (B, T)
+    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
+    loss = weight.clamp(max=config.cap) * loss
+    metrics = {
+        "ratio": ratio.detach(),
+        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
+        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
+        "sampler_weight": weight,
+        "truncated": (weight > config.cap).to(weight.dtype),
+        "entropy": view.entropy,
+        "advantage_size": advantages.abs(),
+    }
+    if config.beta:
+        kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
+        loss = loss + config.beta * kl
+        metrics["kl"] = kl.detach()
+    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -1,0 +1,25 @@
+"""Token-level negative preference optimisation against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """p = 1/2, q = 1/4: w = 4/3. p = q: w = 1. Each has half of the step; the weights have no gradient."""
+    tokens, reference = [math.log(0.5), -2.0], [math.log(0.25), -2.0]
+    found = loss_of(HERE, {"forget_tok": [tokens], "forget_ref_tok": [reference], "retain_tok": [[-1.5]]})
+    assert found.loss == pytest.approx((4 / 3 * math.log(0.5) - 2) / 2 + 1.5, abs=1e-4)
+    assert found.gradients["forget_tok"][0] == pytest.approx([2 / 3, 0.5], abs=1e-4)
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "tnpo", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

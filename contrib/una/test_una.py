@@ -1,0 +1,48 @@
+"""UNA against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from posttrain.methods import load
+from posttrain.testing.goldens import evaluate
+from posttrain.views import Batch, Step, View, Views
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+METHOD = load(str(HERE))
+
+
+def loss_of(ratios, scores, **options):
+    """The loss of one-token answers with these log-ratios."""
+    values = torch.tensor(ratios, dtype=torch.float64)[:, None]  # (B, 1)
+    mask = torch.ones_like(values, dtype=torch.bool)
+    return METHOD.loss(
+        batch=Batch(len(ratios), {"score": torch.tensor(scores)}),
+        policy=Views(completion=View(values - 2, mask)),
+        reference=Views(completion=View(torch.full_like(values, -2), mask)),
+        config=METHOD.config(options),
+        step=Step(0, 1),
+    )
+
+
+def test_by_hand():
+    """(0.8 - 0.1)^2 = 0.49 and (0.2 + 0.05)^2 = 0.0625: 0.27625 on average."""
+    loss, metrics = loss_of([1.0, -0.5], [0.8, 0.2])
+    assert loss.tolist() == pytest.approx([0.49, 0.0625])
+    assert metrics["reward"].tolist() == pytest.approx([0.1, -0.05])
+    assert metrics["logp"].tolist() == [-1, -2.5]
+
+
+def test_scores_that_are_probabilities():
+    """Cross-entropy of a coin of 0.8 and one of sigmoid(0.1)."""
+    p = 1 / (1 + math.exp(-0.1))
+    loss, _ = loss_of([1.0], [0.8], distance="bce")
+    assert loss.item() == pytest.approx(-0.8 * math.log(p) - 0.2 * math.log(1 - p))
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    found = evaluate(GOLDENS, "una", [str(HERE)])
+    assert {one.entry: one.status for one in found} == dict.fromkeys(("una",), "equal")

@@ -1,0 +1,26 @@
+"""Weighted token-level negative preference optimisation against numbers worked by hand and the shared golden values."""
+
+import math
+from pathlib import Path
+
+import pytest
+from posttrain.testing.goldens import evaluate
+from posttrain.testing.numbers import loss_of
+
+HERE = Path(__file__).parent
+GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+
+
+def test_by_hand():
+    """p = q = 1/2, beta 1, alpha_w 2: 2 (1/2)^3 / (1/2 + 1/2) = 1/4."""
+    half = math.log(0.5)
+    inputs = {"forget_tok": [[half]], "forget_ref_tok": [[half]], "retain_tok": [[-1.0, -2.0]]}
+    found = loss_of(HERE, inputs, beta=1.0, alpha_w=2.0)
+    assert found.loss == pytest.approx(half / 4 + 1.5, abs=1e-4)
+    assert found.gradients["forget_tok"][0] == pytest.approx([0.25], abs=1e-4)
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
+def test_goldens():
+    results = evaluate(GOLDENS, "wtnpo", [str(HERE)])
+    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

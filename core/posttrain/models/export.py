@@ -1,0 +1,72 @@
+"""From an adapter to a model of its own: what was trained goes into the weights, for programs that take no adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from posttrain.engine.checkpoint import latest_checkpoint
+from posttrain.errors import ModelError, SettingsError
+from posttrain.models.adapters import adapter_base, merged
+from posttrain.models.load import load_module, load_tokenizer
+from posttrain.settings import Settings
+
+
+def export(
+    model: str, folder: str, *, dtype: str | None = None, onto: Literal["trained", "full"] = "trained"
+) -> dict[str, Any]:
+    """Write the adapter of a run (or an adapter folder) and its base as one model that transformers loads.
+
+    ``onto`` "trained": into the weights that training saw, which for a quantised base are the dequantised ones, so
+    that the model answers as the adapter did; "full": into the base's own weights. Returns what was done. Raises
+    SettingsError where there is nothing to put in, or ``folder`` is taken.
+    """
+    adapter, trained = _adapter(model)
+    base = adapter_base(str(adapter))
+    if base is None:
+        raise SettingsError(f"'{model}' is no adapter: its weights are whole already, in {adapter}.")
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SettingsError(f"'{folder}' is not empty. Choose another folder.")
+    quantize = trained.quantize if onto == "trained" else None
+    settings = dataclasses.replace(
+        Settings(trust_remote_code=trained.trust_remote_code, double_quantization=trained.double_quantization),
+        dtype=dtype or trained.dtype or "float32",  # type: ignore[arg-type]  # checked when the model is loaded
+        quantize=quantize,
+        packing=False,
+        device="cpu",
+    )
+    tokenizer = load_tokenizer(str(adapter), settings)
+    module = load_module(base, settings, torch.device("cpu"), _head(adapter), tokenizer)
+    if quantize is not None:
+        module = module.dequantize(dtype=module.dtype)
+    whole = merged(module, str(adapter))
+    target.mkdir(parents=True, exist_ok=True)
+    whole.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return {"adapter": str(adapter), "base": base, "onto": quantize or "the base's own weights", "folder": str(target)}
+
+
+def _adapter(model: str) -> tuple[Path, Settings]:
+    """The adapter's folder, and the settings of the run that made it; plain ones where no run is known."""
+    path = Path(model).expanduser()
+    run = path if (path / "run.json").is_file() else path.parent
+    if not path.is_dir():
+        raise ModelError(f"'{model}' does not exist. Expected a run directory or an adapter folder.")
+    if run == path:
+        path = path / "model" if (path / "model").is_dir() else latest_checkpoint(path) / "model"
+    if not (run / "run.json").is_file():
+        return path, Settings()
+    stored = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    known = {field.name for field in dataclasses.fields(Settings)}
+    return path, Settings(**{name: value for name, value in stored.items() if name in known})
+
+
+def _head(adapter: Path) -> str:
+    """What the adapted model ends in."""
+    kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+    return {"SEQ_CLS": "score", "TOKEN_CLS": "steps"}.get(kind, "vocabulary")

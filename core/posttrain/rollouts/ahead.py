@@ -1,0 +1,202 @@
+"""Answers of the policy, asked for before they are needed: a bounded queue between generator and trainer.
+
+At the start of every batch of rollouts the generator gets the trainer's weights, and up to ``max_staleness`` further
+batches of prompts are asked for; then it is held back until the next one. A batch is used in the order of the prompts,
+so no answer is ever begun by weights more than so many batches old. With 0 the generator samples while the trainer
+waits, exactly as without a queue. The versions that weights carry are optimiser steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from posttrain.errors import GeneratorLost
+from posttrain.generation.protocol import Completion, Generator, Sampling
+from posttrain.generation.weights import weights_for
+from posttrain.rollouts.generate import Call, Order, answer, calls_of
+from posttrain.rollouts.ledger import STALE, UNKNOWN, Ledger
+from posttrain.rollouts.rollouts import Rollout
+
+if TYPE_CHECKING:
+    from posttrain.engine.run import Run
+
+#: How often a generator may be started anew without an answer in between.
+REVIVALS = 3
+
+
+@dataclass
+class Issued:
+    """A batch of prompts that was asked for."""
+
+    orders: list[Order]
+    calls: list[Call]
+    futures: dict[Call, Future[list[list[Completion]]]] = field(default_factory=dict)
+    """What is in the making while the trainer trains."""
+
+
+class Producer:
+    """Rollouts by number of their batch of prompts. ``orders_of`` says who is asked what."""
+
+    def __init__(self, run: Run, generator: Generator, orders_of: Callable[[int], list[Order]], ledger: Ledger):
+        settings = run.settings
+        self.run, self.generator, self.orders_of, self.ledger = run, generator, orders_of, ledger
+        self.per_rollout = settings.updates_per_rollout * settings.minibatches_per_rollout
+        self.depth = settings.max_staleness
+        self.queue: dict[int, Issued] = {}
+        self.restarts = 0
+        self._in_vain = 0
+        self._pool = ThreadPoolExecutor(self.depth + 1, "rollouts") if self.depth else None
+        self._idle_since: float | None = None
+        self._idle = 0.0
+
+    def publish(self) -> None:
+        """Give the generator the weights as they are now, unless it has them."""
+        while True:
+            try:
+                self._publish()
+                return
+            except GeneratorLost as lost:
+                self._revive(lost)
+
+    def _publish(self) -> None:
+        generator, step = self.generator, self.run.step
+        health = generator.health()
+        if not health.alive:
+            raise GeneratorLost(str(health.facts.get("error", "The generator does not answer.")))
+        if health.version == step:
+            return
+        if not generator.abilities.mid_sequence:
+            generator.drain()
+        strategy = self.run.strategy
+        with strategy.whole(self.run.policy) if generator.abilities.own_weights else nullcontext():
+            generator.accept(weights_for(self.run.policy.model, generator.abilities, step, health.version))
+
+    def take(self, number: int) -> tuple[list[Rollout], dict[str, float]]:
+        """The rollouts of batch ``number``, and seconds that it took; more are asked for, up to the bound."""
+        begun = time.monotonic()
+        self.publish()
+        published = time.monotonic()
+        rest = math.ceil((self.run.total - self.run.step) / self.per_rollout) - 1
+        for later in range(number, number + min(self.depth, max(0, rest)) + 1):
+            if later not in self.queue:
+                self._issue(later)
+        issued = self.queue[number]
+        own = self.generator.abilities.own_weights
+        items = answer(self.run, issued.orders, issued.calls, lambda call: self._result(call, issued), own)
+        del self.queue[number]
+        found = {"weights_seconds": published - begun, "generation_seconds": time.monotonic() - begun}
+        if self.depth:
+            found["generator_idle_seconds"], self._idle = self._idle, 0.0
+        return items, found
+
+    def answers(self, orders: list[Order], sampling: Sampling) -> list[Rollout]:
+        """Rollouts of the policy as it is now, while the trainer waits; the ledger knows nothing of them."""
+        self.publish()
+        calls = calls_of(self.run.strategy.share(orders), sampling)
+        return answer(self.run, orders, calls, self._result, self.generator.abilities.own_weights)
+
+    def _issue(self, number: int) -> None:
+        orders, settings = self.orders_of(number), self.run.settings
+        line = self.ledger.issue(number, [order.index for order in orders])
+        if line is not None:
+            self.run.directory.ledger({"step": self.run.step + 1, **line})
+        assert settings.max_new_tokens is not None
+        stop = tuple(settings.stop or ())
+        sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, stop)
+        self.queue[number] = Issued(orders, calls_of(self.run.strategy.share(orders), sampling))
+        self._submit(self.queue[number])
+
+    def _submit(self, issued: Issued) -> None:
+        """Ask for all calls that are not in the making, or whose generator was lost."""
+        if self._pool is None:
+            return
+        if self._idle_since is not None:
+            self._idle += time.monotonic() - self._idle_since
+            self._idle_since = None
+        for call in issued.calls:
+            known = issued.futures.get(call)
+            if call.by_policy and (known is None or (known.done() and known.exception() is not None)):
+                issued.futures[call] = self._pool.submit(call.run, self.generator)
+                issued.futures[call].add_done_callback(self._note_idle)
+
+    def _note_idle(self, _: Future[list[list[Completion]]]) -> None:
+        if all(future.done() for issued in list(self.queue.values()) for future in list(issued.futures.values())):
+            self._idle_since = time.monotonic()
+
+    def _result(self, call: Call, issued: Issued | None = None) -> list[list[Completion]]:
+        """The answers of one call; a generator that is lost is started anew and asked again for all that is open."""
+        while True:
+            try:
+                if issued is not None and call in issued.futures:
+                    found = issued.futures[call].result()
+                else:
+                    with self.run.autocast():  # the sampler computes as the trainer does, or log-probs would differ
+                        found = call.run(self.generator)
+                self._in_vain = 0
+                return found
+            except GeneratorLost as lost:
+                if self.generator.health().alive:  # what was waited for had been asked of an earlier one
+                    self._count(lost)
+                else:
+                    self._revive(lost)
+                self.publish()
+                for other in self.queue.values():
+                    self._submit(other)
+
+    def _revive(self, lost: GeneratorLost) -> None:
+        """Start the generator anew. Raises GeneratorLost where that was in vain before."""
+        self._count(lost)
+        self.restarts += 1
+        pending = sum(len(issued.orders) for issued in self.queue.values())
+        evidence = {"restarts": self.restarts, "pending": pending}
+        self.run.directory.event("generator-lost", "warning", str(lost), evidence, "its prompts are asked for again")
+        self.run.say(f"{lost} It is started anew, and {pending} prompts are asked for again.")
+        self.generator.revive()
+
+    def _count(self, lost: GeneratorLost) -> None:
+        if self._in_vain >= REVIVALS + self.depth:  # each call of the queue may hear of one loss by itself
+            raise lost
+        self._in_vain += 1
+
+    def sieve(self, items: list[Rollout]) -> tuple[list[Rollout], dict[int, str], dict[str, float]]:
+        """What may be learnt from of a batch; why prompts have nothing left, by group; what the log says.
+
+        No token may be older than the bound allows, and every log-prob has to be known (G16, G23).
+        """
+        kept: list[Rollout] = []
+        why: dict[int, str] = {}
+        ages: list[float] = []
+        for item in items:
+            lends = bool(item.reward_as or item.compared_as)
+            completion = item.completion
+            if item.source == "policy" and completion.versions is not None and len(completion.versions):
+                age = (self.run.step - int(completion.versions.min())) / self.per_rollout
+                ages.append(age)
+                if age > self.depth:
+                    self._drop(item, STALE, why)
+                    continue
+            if item.source == "policy" and not lends and bool(completion.logps.isnan().any()):
+                self._drop(item, UNKNOWN, why)
+                continue
+            kept.append(item)
+        left = {item.group for item in kept}
+        found: dict[str, float] = {}
+        if self.depth and ages:
+            found = {"sampler_staleness": sum(ages) / len(ages), "sampler_staleness_max": max(ages)}
+        return kept, {group: reason for group, reason in why.items() if group not in left}, found
+
+    def _drop(self, item: Rollout, reason: str, why: dict[int, str]) -> None:
+        why[item.group] = reason
+        self.ledger.lose(reason, len(item.completion.ids))
+
+    def close(self) -> None:
+        """End the generator, and with it all calls that are open."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self.generator.close()

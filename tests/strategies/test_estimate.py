@@ -1,0 +1,102 @@
+"""What doctor and --dry-run say of memory, against what processes really took."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from posttrain.cli.main import main
+from posttrain.testing.tiny import tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from .test_launch import bare
+
+SMOLLM2 = Path("~/.cache/posttrain/smollm2-135m").expanduser()
+#: How far an estimate may be from the measured peak.
+BOUND = 0.2
+CASES = {
+    "full": [],
+    "adapter": ["--lora"],
+    "checkpointing": ["--gradient-checkpointing", "--micro-batch-tokens", "2048"],
+    "quantised": ["--strategy", "qlora"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """SmolLM2 where it is on disk, else one of 50 million random numbers; rows of about 120 tokens."""
+    folder = tmp_path_factory.mktemp("estimate")
+    text = "abcd efgh " * 12
+    if SMOLLM2.is_dir():
+        text = "The number of apples in a basket is the sum of what was put in. " * 8
+    rows = [{"prompt": text, "completion": text} for _ in range(16)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if SMOLLM2.is_dir():
+        return SMOLLM2, folder / "rows.jsonl"
+    config = LlamaConfig(
+        vocab_size=32_000, hidden_size=512, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=8,
+        num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return folder / "model", folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_estimate_is_near_the_measured_peak(model, tmp_path, name):
+    """Two steps: Adam's moments are there, and the second step's activations come on top of them."""
+    folder, rows = model
+    words = ["train", "sft", "--model", str(folder), "--data", str(rows), "--batch-size", "8", "--cache", "off"]
+    words += ["--device", "cpu", "--learning-rate", "1e-5", "--steps", "2", *CASES[name]]
+    start = [sys.executable, "-m", "posttrain"]
+    planned = subprocess.run([*start, *words, "--dry-run", "--json"], env=bare(), capture_output=True, check=True)
+    expected = json.loads(planned.stdout)["memory_mb"]
+    run = [*start, *words, "--progress", "quiet", "--output", str(tmp_path / "run")]
+    subprocess.run(run, env=bare(), check=True)
+    line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    measured = json.loads(line)["peak_memory_mb"]
+    print(f"{name}: estimated {expected['total']} MB, measured {measured:.0f} MB, {expected}")
+    assert expected["total"] == pytest.approx(measured, rel=BOUND)
+
+
+def test_doctor_lists_strategies_and_memory(model, capsys, tmp_path):
+    folder, _ = model
+    assert main(["doctor", "--model", str(folder), "--nproc", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    rows = {row["strategy"]: row for row in report["strategies"]}
+    assert {"single", "qlora", "ddp", "fsdp", "deepspeed"} == set(rows)
+    assert rows["single"]["works"]
+    assert rows["ddp"]["works"]
+    memory = {row["strategy"]: row["memory_mb"]["total"] for row in report["memory"]["strategies"]}
+    assert memory["fsdp"] < memory["ddp"]
+    assert memory["zero-3"] < memory["zero-2"] < memory["zero-1"] < memory["ddp"]
+    assert memory["qlora"] < memory["single"]
+    assert report["hardware"]["cores"] >= 1
+
+
+def test_doctor_says_what_is_missing(monkeypatch, capsys, model, tmp_path):
+    from posttrain.strategies import requirements
+
+    real = requirements.importlib.util.find_spec
+    monkeypatch.setattr(requirements.importlib.util, "find_spec", lambda n: None if n == "deepspeed" else real(n))
+    (tmp_path / "run.yaml").write_text(f"method: sft\nmodel: {model[0]}\ndata: [rows.jsonl]\nstrategy: deepspeed\n")
+    assert main(["doctor", "--config", str(tmp_path / "run.yaml")]) == 1
+    out = capsys.readouterr().out
+    assert "deepspeed  no     the package deepspeed is not installed. Install it with: pip install" in out
+    assert "The configuration's strategy deepspeed would not work" in out
+    assert "zero-2" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--nproc", "0"], "nproc is 0, expected at least 1."),
+        (["--config", "none.yaml"], "Configuration file 'none.yaml' cannot be read"),
+    ],
+)
+def test_doctor_on_mistakes(capsys, words, text):
+    assert main(["doctor", *words]) == 2
+    assert capsys.readouterr().err.startswith(text)
