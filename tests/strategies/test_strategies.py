@@ -40,7 +40,7 @@ MORE = {
     "grpo-tensor": ("grpo", {}, {"tensor_parallel": 2}),
 }
 REFUSED = {
-    "average": ({"method": "gkd", "teacher_model": "average"}, "--teacher-model average keeps a second set of weights"),
+    "average": ({"method": "gkd", "teacher_model": "average"}, "A reference or teacher that follows the policy keeps"),
     "quantised": ({"quantize": "nf4"}, "--quantize nf4 cannot be combined with --strategy fsdp"),
     "lion": ({"optimizer": "lion"}, "Optimizer 'lion' does not know that a tensor is spread over ranks."),
     "three": ({"tensor_parallel": 3}, "tensor-parallel is 3, which does not divide the 2 processes."),
