@@ -94,7 +94,7 @@ def _micro_batch(
 
 def _idle(run: Run) -> Tensor:
     """The passes of a micro-batch without examples, for ranks that still have some; its gradient is zero."""
-    with run.autocast():
+    with run.autocast(), run.saving():
         if run.reference is not None:
             _reference_logps(run, [])
         results = run.policy([IDLE], run.request([IDLE]))
@@ -124,7 +124,8 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
     """Views of the frozen reference, from columns computed before, its cache, or a forward pass without gradient."""
     stored = "reference_logps"
     if all(stored in s.per_token for s in sequences_of(examples)):
-        _reference_logps(run, [])
+        if run.strategy.together:
+            _reference_logps(run, [])
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
         return build_views(examples, {"logps": flat.to(run.policy.device)})
     return build_views(examples, _reference_logps(run, sequences_of(examples)))
