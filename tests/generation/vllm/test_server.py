@@ -121,23 +121,26 @@ def test_only_what_changed_is_sent(kit, servers, policy, prompts):
 def test_weights_change_in_the_middle_of_answers(kit, servers, policy, prompts):
     """Each token carries the version that made it, and later ones are scored by the new weights."""
     found = []
-    ask = threading.Thread(target=lambda: found.append(servers.generate(prompts, Sampling(110), [[5, 6]] * 4)))
+    many = [list(range(60))] * 4  # 16 at a time: some are in the middle whenever the weights come
+    ask = threading.Thread(target=lambda: found.append(servers.generate(prompts, Sampling(110), many)))
     old = copy.deepcopy(policy.model)
     ask.start()
     time.sleep(0.5)
     kit.changed(policy.model, 4)
     kit.give(servers, policy, 4)
     ask.join()
-    seen = set()
+    seen, mixed = set(), 0
     for prompt, group in zip(prompts, found[0], strict=True):
         for one in group:
             versions = one.versions
             assert (versions.diff() >= 0).all()
             seen |= set(versions.tolist())
+            mixed += len(versions.unique()) == 2
             by_old, by_new = (kit.logps_of(model, prompt, one) for model in (old, policy.model))
             expected = torch.where(versions == 4, by_new, by_old)
             assert torch.allclose(one.logps, expected, atol=1e-4)
     assert seen == {3, 4}
+    assert mixed > 0
 
 
 def test_a_run_with_other_needs_is_refused(connect, policy, tokenizer, process):
@@ -191,13 +194,14 @@ def test_a_killed_server_is_started_again_and_gets_the_weights_again(kit, connec
     kit.give(servers, policy, 7)
     expected = greedy(kit, servers, policy, prompts)
     found = []
-    ask = threading.Thread(target=lambda: found.append(servers.generate(prompts, Sampling(110), [[5, 6, 7]] * 4)))
+    many = [list(range(60))] * 4
+    ask = threading.Thread(target=lambda: found.append(servers.generate(prompts, Sampling(110), many)))
     ask.start()
     time.sleep(0.5)
     (server,) = psutil.Process(process.process.pid).children()
     os.kill(server.pid, signal.SIGKILL)
     ask.join()
-    assert sum(map(len, found[0])) == 12
+    assert [len(group) for group in found[0]] == [60] * 4
     assert {v for group in found[0] for one in group for v in one.versions.tolist()} == {7}
     assert greedy(kit, servers, policy, prompts) == expected
     assert [code for code, _, _ in told] == ["rollout-server-lost", "rollout-server-back"]
