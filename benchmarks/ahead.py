@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -71,16 +72,37 @@ def run(name: str, steps: int, seed: int, flags: list[str]) -> dict[str, Any]:
     }
 
 
+def balance(seed: int, flags: list[str]) -> list[str]:
+    """Completions sampled at the same time, such that sampling takes about as long as all else."""
+    name, batch, tried = next(iter(RUNS)), 32, {}
+    while batch not in tried and 1 <= batch <= 256:
+        found = run(name, 8, seed, [*flags, "--generation-batch-size", str(batch)])
+        ratio = found["generation_seconds"] / (found["seconds_per_step"] - found["generation_seconds"])
+        tried[batch] = ratio
+        print(json.dumps({"generation_batch_size": batch, "sampling_by_rest": ratio}), flush=True)
+        if 0.8 <= ratio <= 1.25:
+            break
+        batch = batch * 2 if ratio > 1 else batch // 2
+    best = min(tried, key=lambda size: abs(math.log(tried[size])))
+    return [*flags, "--generation-batch-size", str(best)]
+
+
 def main() -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no further seed that would end later")
     parser.add_argument("--only", nargs="+", default=list(RUNS))
     parser.add_argument("--output", type=Path)
     known, flags = parser.parse_known_args()
-    found = []
+    begun = time.perf_counter()
+    flags = balance(known.seeds[0], flags)
+    found: list[dict[str, Any]] = []
     for seed in known.seeds:
+        spent = time.perf_counter() - begun
+        if found and spent * (len(found) + len(known.only)) / len(found) > known.seconds:
+            break
         for name in known.only:
             found.append(run(name, known.steps, seed, flags))
             print(json.dumps(found[-1]), flush=True)

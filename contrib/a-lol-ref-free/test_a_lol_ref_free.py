@@ -12,7 +12,7 @@ GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
 
 
 def test_by_hand():
-    found = loss_of(HERE, {"policy_tok": [[-1.0, -2.0], [-4.0]], "advantage": [0.5, 0.0]})
+    found = loss_of(HERE, {"policy_tok": [[-1.0, -2.0], [-4.0]], "advantage": [0.5, 0.0], "score": [1.0, 0.0]})
     assert found.loss == pytest.approx(0.75)
     assert found.gradients["policy_tok"][0] == pytest.approx([-0.25, -0.25])
 

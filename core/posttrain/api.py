@@ -143,8 +143,8 @@ def _drive(run: Run, what: str) -> Run:
 
 
 def _finish(run: Run) -> None:
+    save_model(run.policy, run.tokenizer, run.directory.model, run.strategy)
     if run.strategy.rank == 0:
-        save_model(run.policy, run.tokenizer, run.directory.model)
         last = run.history[-1] if run.history else {}
         write_model_card(run.directory.model, run.directory.facts(), last, run.card, run.settings.model or None)
         if run.settings.push_to_hub:
@@ -212,6 +212,7 @@ def resume(
     run = build_run(method, config, settings, objects, prepared, directory.path)
     restore_checkpoint(run, folder)
     run.directory.rewind(run.step)
+    run.strategy.barrier()  # rank 0 has cut the files that all read
     run.history = run.directory.read_metrics()
     if run.step >= run.total:
         raise CheckpointError(f"The run at '{path}' is complete: step {run.step} of {run.total}. To go on: --steps N")

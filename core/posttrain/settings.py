@@ -147,6 +147,8 @@ class Settings:
     strategy: Literal["single", "qlora", "ddp", "fsdp", "deepspeed"] | None = None
     """How the work is spread over devices; posttrain doctor says what each needs. [single, or ddp for several
     processes]"""
+    tensor_parallel: int = 1
+    """Processes over which the matrices of each layer are split (fsdp); they see the same rows."""
     cpu_offload: bool = False
     """Keep weights, gradients and the optimiser's state in the computer's memory instead of the GPU's (fsdp,
     deepspeed)."""

@@ -269,7 +269,7 @@ def test_the_command_of_a_server_names_what_a_run_needs(monkeypatch):
     words = ServerOptions("M", port=81, max_length=99, adapter_rank=8, gpu_memory=0.5, more=["--seed", "1"]).command()
     text = " ".join(words)
     for part in (
-        "serve M --host 127.0.0.1 --port 81",
+        "--model M --host 127.0.0.1 --port 81",
         "--worker-extension-cls posttrain.generation.vllm_worker.WeightReceiver",
         '--weight-transfer-config {"backend": "posttrain"}',
         "--max-model-len 99",

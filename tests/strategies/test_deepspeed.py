@@ -29,7 +29,7 @@ MORE = {
 def one(tmp_path_factory):
     cases = {method: {"method": method} for method in STABLE}
     cases |= {name: {"method": method, **options} for name, (method, options, _) in MORE.items()}
-    cases["sft-saved"] = {"method": "sft", "steps": 6}
+    cases["sft-saved"] = {"method": "sft", "steps": 6, "schedule": "constant"}
     return once(tmp_path_factory, "zero-one", cases, 1)
 
 
@@ -40,7 +40,8 @@ def two(tmp_path_factory, file):
     cases = {f"{m}/{s}": {"method": m, "zero_stage": s, **common} for m, s in both}
     cases |= {name: {"method": m, **common, **options, **own} for name, (m, options, own) in MORE.items()}
     for stage in (2, 3):
-        cases[f"saved-{stage}"] = {"method": "sft", "zero_stage": stage, "steps": 3, "deepspeed_config": file, **common}
+        own = {"zero_stage": stage, "steps": 3, "schedule": "constant", "deepspeed_config": file}
+        cases[f"saved-{stage}"] = {"method": "sft", **own, **common}
         cases[f"resumed-{stage}"] = {"method": "sft", "resume": f"saved-{stage}", "steps": 6}
     cases["adafactor"] = {"method": "sft", "optimizer": "adafactor", **common}
     return once(tmp_path_factory, "zero-two", cases, 2)

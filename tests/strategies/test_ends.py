@@ -54,6 +54,7 @@ def test_kill_one_of_two_ranks_and_resume(tmp_path, command):
     launcher = subprocess.Popen([*start, *words, "--nproc", "2"], env=bare(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not (run / "checkpoints" / "step-6").exists() and time.monotonic() < deadline:
+        assert launcher.poll() is None
         time.sleep(0.002)
     children = psutil.Process(launcher.pid).children()
     (second,) = [child for child in children if child.environ().get("RANK") == "1"]

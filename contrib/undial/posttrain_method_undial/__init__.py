@@ -45,7 +45,8 @@ def posttrain_config():
 @hookimpl
 def posttrain_token_statistics(logits, labels, reference_logits, config):
     """Cross-entropy with the adjusted distribution at each token."""
-    target = (reference_logits - config.beta * one_hot(labels, logits.shape[-1])).softmax(-1)  # (n, V)
+    lowered = config.beta * one_hot(labels, logits.shape[-1]).to(reference_logits.dtype)  # (n, V)
+    target = (reference_logits - lowered).softmax(-1)
     return {"distillation": -(target * logits.log_softmax(-1)).sum(-1)}  # (n,)
 
 

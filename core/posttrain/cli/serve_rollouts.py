@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -63,7 +64,7 @@ def _flags(arguments: list[str]) -> argparse.Namespace:
 
 def _follow(until: threading.Event) -> None:
     """Set ``until`` when whoever started this process is gone."""
-    while sys.stdin.buffer.read(1):
+    while os.read(sys.stdin.fileno(), 1):
         pass
     until.set()
 

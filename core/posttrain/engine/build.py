@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from posttrain.models.load import (
     stop_ids_of,
 )
 from posttrain.models.reference import MovingReference, Reference
-from posttrain.models.teacher import check_teacher, load_teacher
+from posttrain.models.teacher import ModelTeacher, check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
 from posttrain.rollouts.evaluation import GreedyAnswers
@@ -133,6 +133,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     """Strategy, model, reference, optimiser and source, put together."""
     card = method.card
     strategy, why = choose(settings)
+    _check_strategy(strategy.name, settings)
     loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, _head(card, config))
     _add_modules(method, config, loaded.policy)
     # before the weights are spread, since it may begin as a copy of them
@@ -142,14 +143,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         start = functools.partial(_start, loaded.policy, reference, settings, strategy)
         teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
     strategy.prepare(loaded.policy)
-    for model in (teacher, reference):
-        if isinstance(model, Average) and strategy.together:
-            raise SettingsError(
-                f"A model that follows the policy changes places with its weights, and '{strategy.name}' spreads them "
-                "over processes. Use --strategy ddp."
-            )
-    if isinstance(teacher, Average):
-        teacher.start()
+    _place(teacher, reference, strategy)
     run = Run(
         settings=settings,
         method=method,
@@ -165,6 +159,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
+    run.sizes = {"trained": _count(run.parameters), "all": _count(loaded.policy.parameters())}
     _sources(run, data)
     run.total = run.source.steps()
     run.optimizer = strategy.optimizer(loaded.policy, settings)
@@ -172,6 +167,15 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     found = begin_reference(run, objects.model is not None, cache_folder(settings, "reference"))
     data.notes += [*loaded.notes, f"strategy {why}", *found]
     return run
+
+
+def _check_strategy(name: str, settings: Settings) -> None:
+    """What a strategy cannot do is refused, never left out silently."""
+    for option, able in (("tensor_parallel", ("fsdp",)), ("cpu_offload", ("fsdp", "deepspeed"))):
+        if getattr(settings, option) not in (1, False) and name not in able:
+            raise SettingsError(
+                f"--{option.replace('_', '-')} needs --strategy {' or '.join(able)}, and this run's is {name}."
+            )
 
 
 def _reference(
@@ -187,6 +191,20 @@ def _reference(
         return Reference(policy, strategy)
     later = functools.partial(load_module, name, settings, choose_device(settings), "vocabulary", None)
     return Reference(policy, strategy, later=later)
+
+
+def _place(teacher: Any, reference: Any, strategy: Strategy) -> None:
+    """A teacher with weights of its own is spread like the policy's reference; one that follows begins here."""
+    if isinstance(teacher, ModelTeacher):
+        strategy.prepare(teacher.model)
+    for model in (teacher, reference):
+        if isinstance(model, Average) and strategy.together:
+            raise SettingsError(
+                "A reference or teacher that follows the policy keeps a second set of weights that changes places with "
+                f"the first, which cannot be done while --strategy {strategy.name} spreads them. Use --strategy ddp."
+            )
+        if isinstance(model, Average):
+            model.start()
 
 
 def _start(
@@ -238,7 +256,6 @@ def _sources(run: Run, data: Prepared) -> None:
 def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> dict[str, Any]:
     """The content of run.json."""
     card = run.card
-    trained = sum(p.numel() for p in run.parameters)
     return {
         "format": 1,
         "method": method_name,
@@ -246,7 +263,7 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "settings": dataclasses.asdict(run.settings),
         "options": dataclasses.asdict(run.config),
         "total_steps": run.total,
-        "parameters": {"trained": trained, "all": sum(p.numel() for p in run.policy.parameters())},
+        "parameters": run.sizes,
         "data": data.report,
         "notes": data.notes,
         "in_memory": [
@@ -258,6 +275,10 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "code": facts.code(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _is_object(value: Any) -> bool:

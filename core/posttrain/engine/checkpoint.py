@@ -60,6 +60,8 @@ def restore_checkpoint(run: Run, folder: Path) -> None:
     run.strategy.load(run, folder)
     training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
     run.schedule.last_epoch = training["schedule"]["last_epoch"]
+    for place, group in enumerate(run.optimizer.param_groups):
+        group["lr"] = run.schedule.base_lrs[place] * run.schedule.lr_lambdas[place](run.schedule.last_epoch)
     run.schedule._last_lr = [group["lr"] for group in run.optimizer.param_groups]
     run.state.clear()
     run.state.update(training["state"])

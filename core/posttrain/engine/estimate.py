@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from posttrain.engine.batches import token_budget
+from posttrain.engine.head import chunk_tokens
 from posttrain.models.adapters import adapter_base
 from posttrain.models.load import _source, choose_dtype
 from posttrain.settings import Settings
@@ -115,14 +116,15 @@ def activation_bytes(model: Sizes, settings: Settings, device: torch.device, tok
     if settings.lora:  # the input of each adapter's second matrix, and scaled copies on the way
         kept += 2 * model.hidden + model.intermediate
     size = 2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4
-    if settings.gradient_checkpointing:  # the inputs of all layers, and all of one
+    if settings.gradient_checkpointing or settings.offload_activations:  # the inputs of all layers, and all of one
         return tokens * (model.layers * model.hidden + kept) * size
     return tokens * model.layers * kept * size
 
 
-def head_bytes(model: Sizes, settings: Settings, tokens: int) -> float:
+def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
     """One chunk of logits and its gradient, in float32."""
-    return 2.0 * min(settings.head_chunk_tokens, tokens) * model.vocabulary * 4
+    chunk = chunk_tokens(settings.head_chunk_tokens, max(1, model.vocabulary), device)
+    return 2.0 * min(chunk, tokens) * model.vocabulary * 4
 
 
 def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
@@ -167,7 +169,7 @@ def estimate(
         "gathered_weights": gathered,
         "communication": communication,
         "activations": activation_bytes(model, settings, device, tokens),
-        "logits_of_a_chunk": head_bytes(model, settings, tokens),
+        "logits_of_a_chunk": head_bytes(model, settings, device, tokens),
     }
     if load.online:
         found["generation"] = generation_bytes(model, settings, device) + (base if spread else 0.0)

@@ -37,6 +37,8 @@ class TokenModel(nn.Module):
         self.head = head
         self.packed = packed
         self.shared = shared
+        self.place: torch.device | None = None
+        """Where passes are computed, when the weights rest elsewhere."""
 
     @property
     def inner(self) -> Any:
@@ -46,7 +48,7 @@ class TokenModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the inputs must go."""
-        return self.inner.get_input_embeddings().weight.device
+        return self.place or self.inner.get_input_embeddings().weight.device
 
     def hidden(self, sequences: list[Sequence]) -> tuple[Tensor, list[Tensor]]:
         """Hidden states ``(N, H)`` of the layout's tokens, and for each sequence ``(n,)`` where its tokens lie."""

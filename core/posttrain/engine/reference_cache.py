@@ -35,6 +35,7 @@ from posttrain.engine.head import Request
 from posttrain.engine.source import Offline
 from posttrain.models.identity import weights_identity
 from posttrain.models.load import choose_dtype
+from posttrain.models.reference import Reference
 from posttrain.views import Example, Sequence
 
 if TYPE_CHECKING:
@@ -194,10 +195,10 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
     all models, None for no files. Only a fixed dataset has a cache: rows of a stream or a sampler do not come back.
     """
     reference, settings = run.reference, run.settings
-    if reference is None:
+    if not isinstance(reference, Reference):
         return []
     notes: list[str] = []
-    if settings.reference_cache and settings.reference_every is None and isinstance(run.source, Offline):
+    if settings.reference_cache and isinstance(run.source, Offline):
         weights = settings.reference_model or (None if in_memory else settings.model)
         name = None if folder is None or weights is None else _name(run, weights)
         reference.cache = ReferenceCache(None if folder is None or name is None else folder / name)
@@ -229,7 +230,9 @@ def fill_reference(run: Run) -> None:
     So no second model is ever in memory. Rows go through in the order and the company that training gives them.
     """
     reference, source = run.reference, run.source
-    if reference is None or reference.cache is None or reference.later is None or reference.model is not None:
+    if not isinstance(reference, Reference) or reference.cache is None:
+        return
+    if reference.later is None or reference.model is not None:
         return
     if run.step or not isinstance(source, Offline) or run.settings.reference_model or not _reads_views_alone(run):
         return

@@ -56,6 +56,8 @@ class Run:
     optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
     schedule: torch.optim.lr_scheduler.LambdaLR = None  # type: ignore[assignment]
     parameters: list[nn.Parameter] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How many numbers are trained, and all, before a strategy spreads them."""
     total: int = 0
     step: int = 0
     """Optimiser steps done."""

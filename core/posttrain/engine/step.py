@@ -94,7 +94,7 @@ def _micro_batch(
 
 def _idle(run: Run) -> Tensor:
     """The passes of a micro-batch without examples, for ranks that still have some; its gradient is zero."""
-    with run.autocast():
+    with run.autocast(), run.saving():
         if run.reference is not None:
             _reference_logps(run, [])
         results = run.policy([IDLE], run.request([IDLE]))

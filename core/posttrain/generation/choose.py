@@ -137,7 +137,10 @@ def _servers(run: Run) -> Generator:
     def tell(code: str, severity: str, message: str) -> None:
         run.directory.event(code, severity, message)
 
-    return VllmServers(urls, run.policy, run.tokenizer, limits, patience, sends, tell, own)
+    # what lies under an adapter is read now
+    whole = run.strategy.whole(run.policy) if hasattr(run.policy.model, "peft_config") else nullcontext()
+    with whole:
+        return VllmServers(urls, run.policy, run.tokenizer, limits, patience, sends, tell, own)
 
 
 def _start(run: Run, limits: Any) -> Any:

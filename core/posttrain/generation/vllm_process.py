@@ -44,12 +44,19 @@ class ServerOptions:
     """Further flags of vLLM's own."""
 
     def command(self) -> list[str]:
-        """``vllm serve`` with everything that a trainer needs of it."""
-        words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", self.model]
+        """vLLM's server with everything that a trainer needs of it."""
+        # what ``vllm serve`` runs, but for a look-up of its own version that fails in builds of another name
+        words = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", self.model]
         words += ["--host", self.host, "--port", str(self.port), "--dtype", self.dtype]
         words += ["--max-num-seqs", str(self.batch_size), "--logprobs-mode", self.logprobs_mode]
         words += ["--worker-extension-cls", "posttrain.generation.vllm_worker.WeightReceiver"]
-        words += ["--weight-transfer-config", '{"backend": "posttrain"}', "--generation-config", "vllm"]
+        words += [
+            "--weight-transfer-config",
+            '{"backend": "posttrain"}',
+            "--generation-config",
+            "vllm",
+            "--enable-scale-out",
+        ]
         words += ["--disable-uvicorn-access-log"]
         if self.max_length is not None:
             words += ["--max-model-len", str(self.max_length)]
@@ -67,7 +74,10 @@ class ServerOptions:
     def environment(self) -> dict[str, str]:
         """The endpoints for weights and adapters exist only where these are set."""
         wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"} | os.environ | wanted
+        quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+        if _on_cpu():
+            quiet["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # nothing forbids it there, and it imports once
+        return quiet | os.environ | wanted
 
 
 def _on_cpu() -> bool:

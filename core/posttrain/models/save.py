@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from posttrain.engine import attention
 from posttrain.errors import CheckpointError
@@ -13,30 +17,96 @@ from posttrain.models.adapters import REFERENCE_ADAPTER, TEACHER_ADAPTER
 
 if TYPE_CHECKING:
     from posttrain.engine.forward import TokenModel
+    from posttrain.strategies.protocol import Strategy
 
+#: Bytes of one file where weights are gathered from several ranks.
+PART = 2**30
 #: Modules that were trained beside the model, such as a value head.
 EXTRA_FILE = "extra_modules.safetensors"
 
 
-def save_model(policy: TokenModel, tokenizer: Any, folder: Path) -> None:
-    """Weights (or the adapter alone) as safetensors, config, tokenizer, generation config."""
-    model: Any = policy.model
+def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Strategy) -> None:
+    """Weights (or the adapter alone) as safetensors, config, tokenizer, generation config.
+
+    All ranks call it and rank 0 writes; of weights that are spread it holds at most ``PART`` bytes at a time.
+    """
+    extra = {}
+    for name, value in strategy.weights(policy.extra):
+        extra[name] = value.cpu()
+    spread = strategy.weights(policy.model) if strategy.together else None
+    if strategy.rank != 0:
+        for _ in spread or ():
+            pass  # to give rank 0 its shards
+        return
     config = policy.inner.config
     implementation = config._attn_implementation
     if implementation == attention.NAME:
         config._attn_implementation = "sdpa"  # the name means nothing outside this package
     try:
-        if hasattr(model, "peft_config"):
-            chosen = [name for name in model.peft_config if name not in (REFERENCE_ADAPTER, TEACHER_ADAPTER)]
-            model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=False)
-        else:
-            model.save_pretrained(folder)
+        _save(policy, folder, spread)
     finally:
         config._attn_implementation = implementation
     tokenizer.save_pretrained(folder)
-    extra = policy.extra.state_dict()
     if extra:
         save_file(extra, folder / EXTRA_FILE)
+
+
+def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]] | None) -> None:
+    model: Any = policy.model
+    if hasattr(model, "peft_config"):
+        chosen = [name for name in model.peft_config if name not in (REFERENCE_ADAPTER, TEACHER_ADAPTER)]
+        weights = None if spread is None else {n: v.cpu() for n, v in spread if _adapted(n)}
+        model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=False, state_dict=weights)
+    elif spread is None:
+        model.save_pretrained(folder)
+    elif getattr(model, "_weight_conversions", None):
+        # the family's files hold other tensors than the modules do, and transformers converts all of them at once
+        model.save_pretrained(folder, state_dict={name: value.cpu() for name, value in spread})
+    else:
+        buffers = set(model.state_dict()) & {name for name, _ in model.named_buffers()}
+        kept = ((name, value) for name, value in model.named_buffers() if name in buffers)
+        _stream(itertools.chain(spread, kept), folder)
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = str(model.dtype).removeprefix("torch.")
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+
+
+def _adapted(name: str) -> bool:
+    return ".lora_" in name or ".modules_to_save." in name
+
+
+def _stream(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Write files of at most ``PART`` bytes (or one tensor) as the weights come, and the index that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = size = 0
+
+    def write() -> None:
+        save_file(held, folder / f"part-{len(parts)}", metadata={"format": "pt"})
+        parts.append(list(held))
+        held.clear()
+
+    for name, value in weights:
+        if held and size + value.nbytes > PART:
+            write()
+            size = 0
+        held[name] = value.cpu().contiguous()
+        size += value.nbytes
+        total += value.nbytes
+    write()
+    if len(parts) == 1:
+        (folder / "part-0").rename(folder / "model.safetensors")
+        return
+    where = {}
+    for number, names in enumerate(parts):
+        file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        (folder / f"part-{number}").rename(folder / file)
+        where |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def restore_weights(policy: TokenModel, folder: Path) -> None:

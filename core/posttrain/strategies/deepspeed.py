@@ -43,7 +43,7 @@ class Deepspeed(Ranks):
 
     def __init__(self, settings: Settings) -> None:
         """Raises DependencyError, or SettingsError for what ZeRO cannot divide."""
-        library()
+        self.library = library()
         super().__init__(settings)
         self.settings = settings
         self.stage = stage_of(settings)
@@ -74,10 +74,13 @@ class Deepspeed(Ranks):
         count = sum(p.numel() for p in model.parameters())
         width = model.inner.config.get_text_config().hidden_size
         config = configuration(settings, self.world, count, width)
-        self.engine, *_ = library().initialize(
+        self.engine, *_ = self.library.initialize(
             model=model, optimizer=plain, config=config, dist_init_required=False, model_parameters=None
         )
         self.model = model
+        if self.stage == 3 and model.head is not None:
+            for parameter in model.head.parameters():
+                self.library.zero.register_external_parameter(model, parameter)
         stage = self.engine.zero_optimization_stage()
         if stage != self.stage:
             raise SettingsError(f"DeepSpeed runs at ZeRO stage {stage} where stage {self.stage} was asked for.")
@@ -94,8 +97,10 @@ class Deepspeed(Ranks):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add up over passes and ranks."""
+        # The pass did not go through the engine's own forward(), which does these two things around it.
+        self.engine.optimizer.clear_backward_seen_flag()
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine._backward_prologue()  # its forward() would have hooked this onto the output
+        self.engine._backward_prologue()
         self.engine.backward(loss * self.world, scale_wrt_gas=False)
 
     def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
@@ -147,4 +152,6 @@ def library() -> Any:
             "Strategy 'deepspeed' needs the package deepspeed. Install it with: pip install 'posttrain[deepspeed]'"
         ) from None
     logger.setLevel(logging.ERROR)
+    # On a CPU it would compile this kernel for most of a minute, for what gloo does at once.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

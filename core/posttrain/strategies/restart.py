@@ -15,7 +15,8 @@ from posttrain.watch.run_directory import RunDirectory
 #: What may be another in a resumed run: how far it goes, what it shows, and where it runs.
 CHANGEABLE = {
     *("steps", "progress", "save_every", "log_every", "eval_every", "save_total"),
-    *("device", "strategy", "nproc", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts"),
+    *("device", "strategy", "tensor_parallel", "cpu_offload", "zero_stage"),
+    *("nproc", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts"),
 }
 
 

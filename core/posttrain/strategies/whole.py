@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from posttrain.models.save import restore_weights, save_model
+from posttrain.strategies.sharded import FOLDER, load_sharded
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
@@ -45,14 +46,17 @@ def clip_and_step(
 
 def save_whole(run: Run, folder: Path) -> None:
     """Rank 0 writes: the model as transformers reads it, and the rest beside it."""
+    save_model(run.policy, run.tokenizer, folder / "model", run.strategy)
     if run.strategy.rank == 0:
-        save_model(run.policy, run.tokenizer, folder / "model")
         rest = {"optimizer": run.optimizer.state_dict(), "extra": run.policy.extra.state_dict()}
         torch.save(rest, folder / FILE)
 
 
 def load_whole(run: Run, folder: Path) -> None:
-    """Every rank reads all of it."""
+    """Every rank reads all of it; also what ranks with spread weights have written."""
+    if (folder / FOLDER).is_dir():
+        load_sharded(run, folder)
+        return
     restore_weights(run.policy, folder / "model")
     rest = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     run.optimizer.load_state_dict(rest["optimizer"])

@@ -22,7 +22,9 @@ def chosen_rows(method: Method, config: Any, raw: dict[str, Any]) -> dict[str, A
     apart.
     """
     tokens = next((value for name, value in raw.items() if "tok" in name.split("_")), None)
-    if not method.has("posttrain_rows") or not isinstance(tokens, list) or not isinstance(tokens[0], list):
+    if not method.has("posttrain_rows") or method.card.roles:
+        return raw  # of roles the file has the tokens, not the samples
+    if not isinstance(tokens, list) or not isinstance(tokens[0], list):
         return raw
     count = len(tokens)
     listed = {name: value for name, value in raw.items() if isinstance(value, list) and len(value) == count}

@@ -1,8 +1,11 @@
 """vLLM's own server as a run starts it: weights, adapters, load, a server that dies. One server for all of it."""
 
 import copy
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -162,6 +165,25 @@ def test_adapters_travel_alone(kit, connect, policy, tokenizer, prompts):
             expected = HfGenerator(model, tokenizer, set(STOPS), 16).generate(prompts, GREEDY, [[0]] * 4)
         assert [one.ids.tolist() for (one,) in found] == [one.ids.tolist() for (one,) in expected]
         assert {v for (one,) in found for v in one.versions.tolist()} == {version}
+
+
+def test_two_ranks_ask_and_one_sends(process, policy, tokenizer, tmp_path):
+    """Both ranks sample on the server, with the weights that the first has sent."""
+    policy.model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{word}"}}\n' for word in ("one", "two", "six", "ten")))
+    (tmp_path / "rewards.py").write_text(
+        "def letters(prompts, completions):\n    return [float(len(set(text))) for text in completions]\n"
+    )
+    words = ["train", "grpo", "--model", "model", "--data", "rows.jsonl", "--reward", "rewards.py:letters"]
+    words += ["--generation", process.url, "--nproc", "2", "--steps", "2", "--batch-size", "2", "--group-size", "4"]
+    words += ["--max-new-tokens", "16", "--max-length", "64", "--learning-rate", "1e-3", "--cache", "off"]
+    command = [sys.executable, "-m", "posttrain", *words, "--progress", "quiet", "--output", "run"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["prompts_trained"] for line in lines] == [2, 4]
+    assert all(line["sampler_difference"] < 1e-3 for line in lines)
 
 
 def test_a_killed_server_is_started_again_and_gets_the_weights_again(kit, connect, process, policy, prompts):
