@@ -43,7 +43,9 @@ def posttrain_loss(policy, reference, config):
     view, other = policy.completion, reference.completion
     rewards = view.listed(config.beta * (view.sum - other.sum))  # (B, K)
     present = view.present
-    left = torch.where(present, rewards, -torch.inf).flip(1).logcumsumexp(1).flip(1)  # (B, K): over this rank and later
+    place = torch.arange(rewards.shape[1], device=rewards.device)  # (K,)
+    later = (place > place[:, None]) & present[:, None] | (place == place[:, None])  # (B, K, K): j at or behind k
+    left = torch.where(later, rewards[:, None], -torch.inf).logsumexp(2)  # (B, K)
     loss = torch.where(present, left - rewards, torch.zeros_like(rewards)).sum(1)  # (B,)
     return loss, {
         "reward_best": rewards[:, 0].detach(),
