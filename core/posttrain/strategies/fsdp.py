@@ -34,7 +34,7 @@ from posttrain.engine.forward import IDLE
 from posttrain.engine.head import Request
 from posttrain.engine.optim import build_optimizer, reserve_moments
 from posttrain.engine.run import casts_to_bfloat16
-from posttrain.errors import SettingsError
+from posttrain.errors import DependencyError, SettingsError
 from posttrain.strategies.ranks import Ranks
 from posttrain.strategies.sharded import load_sharded, save_sharded
 from posttrain.strategies.tensor import split_layers
@@ -90,7 +90,14 @@ class FullyShardedData(Ranks):
         register_fsdp_forward_method(model, "logits")
         spread: Any = model
         # A rank's idle passes, or its rows, may leave parameters without gradient that others have one for.
-        spread.set_reduce_scatter_unused_params(True)
+        reduce_unused = getattr(spread, "set_reduce_scatter_unused_params", None)
+        if reduce_unused is not None:
+            reduce_unused(True)
+        elif self.world > 1:
+            raise DependencyError(
+                f"Strategy 'fsdp' over several processes needs torch 2.13 or newer, and {torch.__version__} is "
+                "installed. Upgrade with: pip install -U torch"
+            )
         for module in _spread_modules(model):
             module.set_gradient_divide_factor(1.0)  # shares of the loss are summed, not averaged
             module.set_force_sum_reduction_for_comms(True)
