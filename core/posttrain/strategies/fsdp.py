@@ -169,7 +169,8 @@ class FullyShardedData(Ranks):
         self._rest()
         for name, parameter in module.named_parameters():
             value: Any = parameter.detach()
-            yield name, value.to(self.device).full_tensor() if isinstance(value, DTensor) else value
+            spread = isinstance(value, DTensor)
+            yield name, value.to(self.device).full_tensor() if spread else value
 
     def save(self, run: Run, folder: Path) -> None:
         """Every rank writes its shards."""
