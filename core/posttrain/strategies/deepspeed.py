@@ -124,10 +124,8 @@ class Deepspeed(Ranks):
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Gathered one after the other."""
-        from deepspeed.zero import GatheredParameters
-
         for name, parameter in module.named_parameters():
-            with GatheredParameters([parameter], enabled=self.stage == 3):
+            with self.library.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 value = parameter.detach().clone()
             yield name, value
 

@@ -45,18 +45,18 @@ def save_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
 def load_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
     """Undo ``save_zero`` and ``whole.save_whole``, whatever the number of ranks was."""
     from deepspeed.utils import safe_set_full_optimizer_state
-    from deepspeed.zero import GatheredParameters
 
     rest = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     divided = strategy.stage == 3
-    with GatheredParameters(list(run.policy.parameters()), modifier_rank=0, enabled=divided):
+    gathered = strategy.library.zero.GatheredParameters
+    with gathered(list(run.policy.parameters()), modifier_rank=0, enabled=divided):
         if not divided or strategy.rank == 0:
             restore_weights(run.policy, folder / "model")
             run.policy.extra.load_state_dict(rest["extra"])
     zero: Any = strategy.engine.optimizer
     zero.refresh_fp32_params()
-    for group, saved in zip(run.optimizer.param_groups, rest["optimizer"]["param_groups"], strict=True):
-        group.update({key: value for key, value in saved.items() if key != "params"})
+    for facts, saved in zip(run.optimizer.param_groups, rest["optimizer"]["param_groups"], strict=True):
+        facts.update({key: value for key, value in saved.items() if key != "params"})
     moments = rest["optimizer"]["state"]
     if not moments:
         return
