@@ -22,6 +22,7 @@ def save_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
 
     save_model(run.policy, run.tokenizer, folder / "model", strategy)
     flat = _flat(strategy)
+    _link(run, strategy)
     names = sorted({key for share in flat for key, value in _moments(run, share).items() if value.ndim})
     scalars = {key: value for share in flat for key, value in _moments(run, share).items() if not value.ndim}
     state: dict[int, dict[str, Tensor]] = {}
@@ -76,9 +77,20 @@ def _reserve(run: Run, strategy: Deepspeed, like: dict[str, Tensor]) -> None:
         run.optimizer.state[share] = {
             name: torch.zeros_like(share) if value.ndim else value.clone() for name, value in like.items()
         }
-    link = getattr(strategy.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link is not None:  # stages 1 and 2 keep, for each parameter, where in the shares it lies
-        link()
+    _link(run, strategy)
+
+
+def _link(run: Run, strategy: Deepspeed) -> None:
+    """Have stages 1 and 2 know where in the shares each parameter's state lies.
+
+    DeepSpeed does so after the first group's first step, when the other groups have no state yet.
+    """
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if strategy.stage < 3:
+        zero = strategy.engine.optimizer
+        for parameters, share in zip(zero.bit16_groups, _flat(strategy), strict=True):
+            lazy_init_hp_params_optimizer_state(parameters, share, run.optimizer.state)
 
 
 def _flat(strategy: Deepspeed) -> list[Tensor]:
