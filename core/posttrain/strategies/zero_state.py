@@ -49,6 +49,7 @@ def load_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
 
     rest = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     divided = strategy.stage == 3
+    strategy.rest()
     gathered = strategy.library.zero.GatheredParameters
     with gathered(list(run.policy.parameters()), modifier_rank=0, enabled=divided):
         if not divided or strategy.rank == 0:
