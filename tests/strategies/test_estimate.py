@@ -46,15 +46,14 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_estimate_is_near_the_measured_peak(model, tmp_path, name):
+def test_the_estimate_is_near_the_measured_peak(model, tmp_path, name, capsys):
     """Two steps: Adam's moments are there, and the second step's activations come on top of them."""
     folder, rows = model
     words = ["train", "sft", "--model", str(folder), "--data", str(rows), "--batch-size", "8", "--cache", "off"]
     words += ["--device", "cpu", "--learning-rate", "1e-5", "--steps", "2", *CASES[name]]
-    start = [sys.executable, "-m", "posttrain"]
-    planned = subprocess.run([*start, *words, "--dry-run", "--json"], env=bare(), capture_output=True, check=True)
-    expected = json.loads(planned.stdout)["memory_mb"]
-    run = [*start, *words, "--progress", "quiet", "--output", str(tmp_path / "run")]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["memory_mb"]
+    run = [sys.executable, "-m", "posttrain", *words, "--progress", "quiet", "--output", str(tmp_path / "run")]
     subprocess.run(run, env=bare(), check=True)
     line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
     measured = json.loads(line)["peak_memory_mb"]

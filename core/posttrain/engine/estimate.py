@@ -27,6 +27,9 @@ QUANTISED = {"nf4": 0.5 + 1 / 16, "fp4": 0.5 + 1 / 16, "int8": 1.0}
 BUCKET = 25_000_000
 #: Resident bytes of Python with torch, transformers and this package, before any weights; measured on Linux.
 PROCESS = 390 * 2**20
+#: What a CPU's allocator and matrix kernels hold beyond: a share of the activations, which come and go, and bytes.
+#: Both are fitted to measured peaks of a model of 135 million parameters.
+ALLOCATOR_SHARE, ALLOCATOR = 0.4, 190 * 2**20
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,10 @@ def activation_bytes(model: Sizes, settings: Settings, device: torch.device, tok
     """
     lean = device.type == "cpu" and choose_dtype(settings, device) == torch.float32 and not settings.autocast
     kept = 4 * model.hidden + 5 * model.attention + 2 * model.intermediate
+    if not lean or settings.lora:  # an adapter below the MLP needs its input
+        kept += 2 * model.intermediate
     if not lean:
-        kept += 4 * model.hidden + 2 * model.intermediate
-    if settings.lora:  # the input of each adapter's second matrix, and scaled copies on the way
-        kept += 2 * model.hidden + model.intermediate
+        kept += 4 * model.hidden
     size = 2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4
     if settings.gradient_checkpointing or settings.offload_activations:  # the inputs of all layers, and all of one
         return tokens * (model.layers * model.hidden + kept) * size
@@ -171,6 +174,8 @@ def estimate(
         "activations": activation_bytes(model, settings, device, tokens),
         "logits_of_a_chunk": head_bytes(model, settings, device, tokens),
     }
+    if device.type == "cpu":
+        found["allocator"] = ALLOCATOR + ALLOCATOR_SHARE * found["activations"]
     if load.online:
         found["generation"] = generation_bytes(model, settings, device) + (base if spread else 0.0)
     if load.reference and (not settings.lora or settings.reference_model):

@@ -119,17 +119,22 @@ class Deepspeed(Ranks):
             return
         from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 
+        self.rest()
         with unwrap_model_for_generation(self.engine):
             yield
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Gathered one after the other."""
-        from deepspeed.zero import GatheredParameters
-
+        self.rest()
         for name, parameter in module.named_parameters():
-            with GatheredParameters([parameter], enabled=self.stage == 3):
+            with self.library.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 value = parameter.detach().clone()
             yield name, value
+
+    def rest(self) -> None:
+        """Give up weights that were gathered ahead for modules that did not come."""
+        if self.stage == 3 and self.engine is not None:
+            self.engine.empty_partition_cache()
 
     def save(self, run: Run, folder: Path) -> None:
         """Whole files, which any number of ranks and the other strategies read."""

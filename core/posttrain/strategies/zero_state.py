@@ -22,6 +22,7 @@ def save_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
 
     save_model(run.policy, run.tokenizer, folder / "model", strategy)
     flat = _flat(strategy)
+    _link(run, strategy)
     names = sorted({key for share in flat for key, value in _moments(run, share).items() if value.ndim})
     scalars = {key: value for share in flat for key, value in _moments(run, share).items() if not value.ndim}
     state: dict[int, dict[str, Tensor]] = {}
@@ -45,18 +46,19 @@ def save_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
 def load_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
     """Undo ``save_zero`` and ``whole.save_whole``, whatever the number of ranks was."""
     from deepspeed.utils import safe_set_full_optimizer_state
-    from deepspeed.zero import GatheredParameters
 
     rest = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     divided = strategy.stage == 3
-    with GatheredParameters(list(run.policy.parameters()), modifier_rank=0, enabled=divided):
+    strategy.rest()
+    gathered = strategy.library.zero.GatheredParameters
+    with gathered(list(run.policy.parameters()), modifier_rank=0, enabled=divided):
         if not divided or strategy.rank == 0:
             restore_weights(run.policy, folder / "model")
             run.policy.extra.load_state_dict(rest["extra"])
     zero: Any = strategy.engine.optimizer
     zero.refresh_fp32_params()
-    for group, saved in zip(run.optimizer.param_groups, rest["optimizer"]["param_groups"], strict=True):
-        group.update({key: value for key, value in saved.items() if key != "params"})
+    for facts, saved in zip(run.optimizer.param_groups, rest["optimizer"]["param_groups"], strict=True):
+        facts.update({key: value for key, value in saved.items() if key != "params"})
     moments = rest["optimizer"]["state"]
     if not moments:
         return
@@ -76,9 +78,20 @@ def _reserve(run: Run, strategy: Deepspeed, like: dict[str, Tensor]) -> None:
         run.optimizer.state[share] = {
             name: torch.zeros_like(share) if value.ndim else value.clone() for name, value in like.items()
         }
-    link = getattr(strategy.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link is not None:  # stages 1 and 2 keep, for each parameter, where in the shares it lies
-        link()
+    _link(run, strategy)
+
+
+def _link(run: Run, strategy: Deepspeed) -> None:
+    """Have stages 1 and 2 know where in the shares each parameter's state lies.
+
+    DeepSpeed does so after the first group's first step, when the other groups have no state yet.
+    """
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if strategy.stage < 3:
+        zero = strategy.engine.optimizer
+        for parameters, share in zip(zero.bit16_groups, _flat(strategy), strict=True):
+            lazy_init_hp_params_optimizer_state(parameters, share, run.optimizer.state)
 
 
 def _flat(strategy: Deepspeed) -> list[Tensor]:
