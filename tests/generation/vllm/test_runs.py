@@ -18,12 +18,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SMOLLM = Path("~/.cache/posttrain/smollm2-135m").expanduser()
 SCRIPT = ROOT.parent / "shared" / "models" / "get_smollm2.py"
-#: Two prompts a step, four completions each, of at most 32 tokens.
+#: Two prompts a step, four completions each, of at most 24 tokens.
 SMALL = {
     "data": ["reasoning-gym:chain_sum"],
     "limit": 8,
     "max_length": 96,
-    "max_new_tokens": 32,
+    "max_new_tokens": 24,
     "batch_size": 2,
     "group_size": 4,
     "learning_rate": 1e-5,
@@ -88,7 +88,7 @@ def test_in_the_process(smollm, greedy_by_hf, tmp_path, run_limits):
         "grpo", model=smollm, output=str(tmp_path / "greedy"), steps=1, temperature=0.0, generation="vllm", **SMALL
     )
     assert [(line["prompt"], line["completion"]) for line in lines(run, "samples.jsonl")] == greedy_by_hf
-    run = posttrain.train("grpo", model=smollm, output=str(tmp_path / "run"), steps=3, generation="vllm", **SMALL)
+    run = posttrain.train("grpo", model=smollm, output=str(tmp_path / "run"), steps=2, generation="vllm", **SMALL)
     check_difference(run)
 
 
@@ -116,10 +116,10 @@ def test_on_a_server_that_is_killed_on_the_way(smollm, greedy_by_hf, process, tm
     run = posttrain.train("grpo", output=str(tmp_path / "greedy"), steps=1, temperature=0.0, **common)
     assert [(line["prompt"], line["completion"]) for line in lines(run, "samples.jsonl")] == greedy_by_hf
     threading.Thread(target=kill_in_the_second_step, args=(tmp_path / "run",), daemon=True).start()
-    run = posttrain.train("grpo", output=str(tmp_path / "run"), steps=3, **common)
+    run = posttrain.train("grpo", output=str(tmp_path / "run"), steps=2, **common)
     print(f"the run was through {time.monotonic() - killed[0]:.0f} s after its server was killed")
     check_difference(run)
-    assert run.metrics[-1]["prompts_trained"] == run.metrics[-1]["prompts_issued"] == 6
+    assert run.metrics[-1]["prompts_trained"] == run.metrics[-1]["prompts_issued"] == 4
     codes = [line["code"] for line in lines(run, "events.jsonl")]
     assert "rollout-server-lost" in codes
     assert "rollout-server-back" in codes
