@@ -150,7 +150,9 @@ class Producer:
                     self._submit(other)
 
     def _revive(self, lost: GeneratorLost) -> None:
-        """Start the generator anew. Raises GeneratorLost where that was in vain before."""
+        """Start the generator anew. Raises GeneratorLost where that was in vain before, or where weights are spread."""
+        if self.run.strategy.together:  # its new weights would need all ranks, and the others know of no loss
+            raise lost
         self._count(lost)
         self.restarts += 1
         pending = sum(len(issued.orders) for issued in self.queue.values())
