@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from posttrain.engine.head import Head
 from posttrain.engine.optim import build_optimizer
 from posttrain.errors import DependencyError, SettingsError
 from posttrain.strategies.ranks import Ranks
@@ -79,12 +80,25 @@ class Deepspeed(Ranks):
         )
         self.model = model
         if self.stage == 3 and model.head is not None:
-            for parameter in model.head.parameters():
-                self.library.zero.register_external_parameter(model, parameter)
+            model.head = self._head_of(model, model.head)
         stage = self.engine.zero_optimization_stage()
         if stage != self.stage:
             raise SettingsError(f"DeepSpeed runs at ZeRO stage {stage} where stage {self.stage} was asked for.")
         return plain
+
+    def _head_of(self, model: TokenModel, head: Head) -> Head:
+        """The head, its weights gathered with ``model`` instead of by the module's own hooks.
+
+        The hooks of all ranks must run equally often, and a rank has as many chunks as its rows need.
+        """
+        if type(head.projection) is not nn.Linear:
+            raise SettingsError(
+                f"The vocabulary projection is a {type(head.projection).__name__}, expected a plain linear layer at "
+                "ZeRO stage 3. Leave the head out of --lora-targets, or use --zero-stage 2."
+            )
+        for parameter in head.projection.parameters():
+            self.library.zero.register_external_parameter(model, parameter)
+        return _Unhooked(head.projection, head.scale, head.softcap)
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         """DeepSpeed has thrown the last step's gradients away."""
@@ -143,6 +157,12 @@ class Deepspeed(Ranks):
     def load(self, run: Run, folder: Path) -> None:
         """Each rank keeps its share."""
         load_zero(run, self, folder)
+
+
+class _Unhooked(Head):
+    def project(self, hidden: Tensor) -> Tensor:
+        """Without the hooks of the module."""
+        return self.projection.forward(hidden)
 
 
 def library() -> Any:
