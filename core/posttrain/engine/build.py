@@ -203,8 +203,8 @@ def _place(teacher: Any, reference: Any, strategy: Strategy) -> None:
                 "A reference or teacher that follows the policy keeps a second set of weights that changes places with "
                 f"the first, which cannot be done while --strategy {strategy.name} spreads them. Use --strategy ddp."
             )
-    if isinstance(teacher, Average):
-        teacher.start()
+        if isinstance(model, Average):
+            model.start()
 
 
 def _start(

@@ -116,10 +116,6 @@ class MovingReference(Average):
 
     cache: ReferenceCache | None = None
 
-    def begin(self, same: bool) -> None:
-        """Be the policy as it is now."""
-        self.start()
-
     def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
         """What the reference's forward pass gives, without gradient."""
         with torch.no_grad(), self.active() as model:
