@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from posttrain.engine.head import Head
 from posttrain.engine.optim import build_optimizer
 from posttrain.errors import DependencyError, SettingsError
+from posttrain.strategies.allocator import give_memory_back
 from posttrain.strategies.ranks import Ranks
 from posttrain.strategies.zero_config import configuration, stage_of
 from posttrain.strategies.zero_state import load_zero, save_zero
@@ -48,6 +49,8 @@ class Deepspeed(Ranks):
         super().__init__(settings)
         self.settings = settings
         self.stage = stage_of(settings)
+        if not torch.accelerator.is_available() or settings.device == "cpu":
+            give_memory_back()
         self.engine: Any = None
         self.model: TokenModel | None = None
         self.groups: list[list[nn.Parameter]] = []
