@@ -151,7 +151,7 @@ class Deepspeed(Ranks):
     def rest(self) -> None:
         """Give up weights that were gathered ahead for modules that did not come."""
         if self.stage == 3 and self.engine is not None:
-            self.engine.empty_partition_cache()
+            self.engine.optimizer.empty_partition_cache()
 
     def save(self, run: Run, folder: Path) -> None:
         """Whole files, which any number of ranks and the other strategies read."""
