@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,6 +181,7 @@ def library() -> Any:
             "Strategy 'deepspeed' needs the package deepspeed. Install it with: pip install 'posttrain[deepspeed]'"
         ) from None
     logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of its own calls
     # On a CPU it would compile this kernel for most of a minute, for what gloo does at once.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
