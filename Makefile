@@ -50,7 +50,7 @@ demo: $(STAMP)
 
 # One thread a worker: more of them only wait for each other on tiny models.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The real engine, one at a time: about 9 s to start it in the process, 50 s as a server.
 test-vllm: $(VLLM_STAMP)

@@ -17,11 +17,12 @@ MORE = {
     "sft-zero-1": ("sft", {}, {"zero_stage": 1}),
     "sft-offload": ("sft", {}, {"zero_stage": 2, "cpu_offload": True}),
     "sft-offload-3": ("sft", {}, {"zero_stage": 3, "cpu_offload": True}),
+    "sft-chunks": ("sft", {"head_chunk_tokens": 3}, {"zero_stage": 3}),  # unlike numbers of chunks on the two ranks
     "dpo-adapter": ("dpo", {"lora": True, "lora_rank": 4}, {"zero_stage": 3}),
     "grpo-updates": ("grpo", {"updates_per_rollout": 2, "minibatches_per_rollout": 2, "steps": 6}, {"zero_stage": 3}),
-    "gkd": ("gkd", {}, {"zero_stage": 3}),
     "ppo": ("ppo", {}, {"zero_stage": 3}),
     "kto": ("kto", {}, {"zero_stage": 2}),
+    "gkd": ("gkd", {}, {"zero_stage": 3}),
 }
 
 
@@ -38,12 +39,12 @@ def two(tmp_path_factory, file):
     both = [(method, stage) for method in STABLE for stage in (2, 3)]
     common = {"strategy": "deepspeed"}
     cases = {f"{m}/{s}": {"method": m, "zero_stage": s, **common} for m, s in both}
-    cases |= {name: {"method": m, **common, **options, **own} for name, (m, options, own) in MORE.items()}
     for stage in (2, 3):
         own = {"zero_stage": stage, "steps": 3, "schedule": "constant", "deepspeed_config": file}
         cases[f"saved-{stage}"] = {"method": "sft", **own, **common}
         cases[f"resumed-{stage}"] = {"method": "sft", "resume": f"saved-{stage}", "steps": 6}
     cases["adafactor"] = {"method": "sft", "optimizer": "adafactor", **common}
+    cases |= {name: {"method": m, **common, **options, **own} for name, (m, options, own) in MORE.items()}
     return once(tmp_path_factory, "zero-two", cases, 2)
 
 

@@ -30,9 +30,13 @@ class Head:
     softcap: float | None = None
     """Gemma's bound: softcap * tanh(logits / softcap)."""
 
+    def project(self, hidden: Tensor) -> Tensor:
+        """The projection alone."""
+        return self.projection(hidden)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``(n, V)`` in float32 (float64 for a float64 model) of hidden states ``(n, H)``."""
-        logits = self.projection(hidden)
+        logits = self.project(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.scale != 1.0:
             logits = logits * self.scale

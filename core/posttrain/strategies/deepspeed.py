@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from posttrain.engine.head import Head
 from posttrain.engine.optim import build_optimizer
 from posttrain.errors import DependencyError, SettingsError
+from posttrain.strategies.allocator import give_memory_back
 from posttrain.strategies.ranks import Ranks
 from posttrain.strategies.zero_config import configuration, stage_of
 from posttrain.strategies.zero_state import load_zero, save_zero
@@ -47,6 +50,8 @@ class Deepspeed(Ranks):
         super().__init__(settings)
         self.settings = settings
         self.stage = stage_of(settings)
+        if not torch.accelerator.is_available() or settings.device == "cpu":
+            give_memory_back()
         self.engine: Any = None
         self.model: TokenModel | None = None
         self.groups: list[list[nn.Parameter]] = []
@@ -79,12 +84,25 @@ class Deepspeed(Ranks):
         )
         self.model = model
         if self.stage == 3 and model.head is not None:
-            for parameter in model.head.parameters():
-                self.library.zero.register_external_parameter(model, parameter)
+            model.head = self._head_of(model, model.head)
         stage = self.engine.zero_optimization_stage()
         if stage != self.stage:
             raise SettingsError(f"DeepSpeed runs at ZeRO stage {stage} where stage {self.stage} was asked for.")
         return plain
+
+    def _head_of(self, model: TokenModel, head: Head) -> Head:
+        """The head, its weights gathered with ``model`` instead of by the module's own hooks.
+
+        The hooks of all ranks must run equally often, and a rank has as many chunks as its rows need.
+        """
+        if type(head.projection) is not nn.Linear:
+            raise SettingsError(
+                f"The vocabulary projection is a {type(head.projection).__name__}, expected a plain linear layer at "
+                "ZeRO stage 3. Leave the head out of --lora-targets, or use --zero-stage 2."
+            )
+        for parameter in head.projection.parameters():
+            self.library.zero.register_external_parameter(model, parameter)
+        return _Unhooked(head.projection, head.scale, head.softcap)
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         """DeepSpeed has thrown the last step's gradients away."""
@@ -134,7 +152,7 @@ class Deepspeed(Ranks):
     def rest(self) -> None:
         """Give up weights that were gathered ahead for modules that did not come."""
         if self.stage == 3 and self.engine is not None:
-            self.engine.empty_partition_cache()
+            self.engine.optimizer.empty_partition_cache()
 
     def save(self, run: Run, folder: Path) -> None:
         """Whole files, which any number of ranks and the other strategies read."""
@@ -143,6 +161,12 @@ class Deepspeed(Ranks):
     def load(self, run: Run, folder: Path) -> None:
         """Each rank keeps its share."""
         load_zero(run, self, folder)
+
+
+class _Unhooked(Head):
+    def project(self, hidden: Tensor) -> Tensor:
+        """Without the hooks of the module."""
+        return self.projection.forward(hidden)
 
 
 def library() -> Any:
@@ -157,6 +181,7 @@ def library() -> Any:
             "Strategy 'deepspeed' needs the package deepspeed. Install it with: pip install 'posttrain[deepspeed]'"
         ) from None
     logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of its own calls
     # On a CPU it would compile this kernel for most of a minute, for what gloo does at once.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

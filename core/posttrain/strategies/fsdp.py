@@ -8,8 +8,6 @@ row of the mesh compute one forward pass together, and weights are spread over b
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +33,7 @@ from posttrain.engine.head import Request
 from posttrain.engine.optim import build_optimizer, reserve_moments
 from posttrain.engine.run import casts_to_bfloat16
 from posttrain.errors import DependencyError, SettingsError
+from posttrain.strategies.allocator import give_memory_back
 from posttrain.strategies.ranks import Ranks
 from posttrain.strategies.sharded import load_sharded, save_sharded
 from posttrain.strategies.tensor import split_layers
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from posttrain.engine.run import Run
     from posttrain.settings import Settings
 
-#: glibc's number of the setting: larger blocks are mapped one by one, and unmapped when they are freed.
-MMAP_THRESHOLD = -3
 #: Optimisers whose arithmetic torch carries out on spread tensors; others would see each shard as a tensor of its own.
 OPTIMIZERS = ("adamw", "sgd", "adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop")
 
@@ -71,7 +68,7 @@ class FullyShardedData(Ranks):
         self.part, self.parts = self.mesh["data"].get_local_rank(), shape[0]
         self.placed: list[FSDPModule] = []
         if not cuda:
-            _give_memory_back()
+            give_memory_back()
 
     def prepare(self, model: TokenModel) -> None:
         """Rank 0's weights, spread; an idle pass shows that it runs, and tells FSDP which module is the root."""
@@ -219,17 +216,6 @@ def _check(settings: Settings, cuda: bool, world: int) -> None:
         )
     if settings.cpu_offload and not cuda:
         raise SettingsError("--cpu-offload frees a GPU's memory, and this run has no GPU. Leave it out.")
-
-
-def _give_memory_back() -> None:
-    """Have the C library return each freed block of a megabyte to the system at once.
-
-    Left to itself it learns to keep blocks of up to 32 MB. Gathered layers come and go among the activations, and what
-    they leave then fits nothing: a third of a run's memory was measured.
-    """
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
-    if adjust is not None:
-        adjust(MMAP_THRESHOLD, 2**20)
 
 
 def _layers(model: TokenModel) -> list[nn.Module]:

@@ -98,12 +98,12 @@ def _without_auto(value: Any) -> Any:
 
 
 def _sizes(stage: int, parameters: int, hidden: int) -> dict[str, int]:
-    bucket = min(25_000_000, parameters)
     if stage < 3:
+        bucket = min(25_000_000, parameters)
         return {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     tenth = parameters // 10
     return {
-        "reduce_bucket_size": bucket,
+        "reduce_bucket_size": min(25_000_000, tenth),
         "stage3_prefetch_bucket_size": hidden * hidden,
         "stage3_param_persistence_threshold": 10 * hidden,
         "stage3_max_live_parameters": tenth,
