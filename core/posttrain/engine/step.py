@@ -124,7 +124,8 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
     """Views of the frozen reference, from columns computed before, its cache, or a forward pass without gradient."""
     stored = "reference_logps"
     if all(stored in s.per_token for s in sequences_of(examples)):
-        _reference_logps(run, [])
+        if run.strategy.together:
+            _reference_logps(run, [])
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
         return build_views(examples, {"logps": flat.to(run.policy.device)})
     return build_views(examples, _reference_logps(run, sequences_of(examples)))

@@ -100,7 +100,7 @@ def _stream(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     if len(parts) == 1:
         (folder / "part-0").rename(folder / "model.safetensors")
         return
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate(parts):
         file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
         (folder / f"part-{number}").rename(folder / file)

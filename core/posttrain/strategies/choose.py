@@ -40,7 +40,7 @@ def planned(settings: Settings) -> tuple[str, int]:
     world = find_world()
     nodes = int(settings.nnodes.partition(":")[0]) if settings.nnodes[:1].isdigit() else 1
     count = world.size if world is not None else settings.nproc * nodes
-    name = settings.strategy or ("ddp" if count > 1 else "single")
+    name: str = settings.strategy or ("ddp" if count > 1 else "single")
     if name == "deepspeed":
         from posttrain.strategies.zero_config import stage_of
 

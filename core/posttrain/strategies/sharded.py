@@ -22,7 +22,7 @@ FOLDER = "distributed"
 def save_sharded(run: Run, folder: Path) -> None:
     """Trained weights, modules beside the model, and the optimiser's state, all by the parameter's name."""
     trained = _trained(run)
-    state = {"weights": trained, "optimizer": _moments(trained, run.optimizer)}
+    state: dict[str, Any] = {"weights": trained, "optimizer": _moments(trained, run.optimizer)}
     dcp.save(state, checkpoint_id=str(folder / FOLDER), no_dist=not dist.is_initialized())
 
 
@@ -48,7 +48,7 @@ def load_sharded(run: Run, folder: Path) -> None:
     for name in [name for name in moments if not any(key.startswith(f"optimizer.{name}.") for key in known)]:
         del moments[name]  # a parameter that no loss has reached
         run.optimizer.state.pop(trained[name])
-    state = {"weights": trained, "optimizer": moments}
+    state: dict[str, Any] = {"weights": trained, "optimizer": moments}
     dcp.load(state, checkpoint_id=str(place), no_dist=not dist.is_initialized())
     for name, values in state["optimizer"].items():
         run.optimizer.state[trained[name]] = values

@@ -62,8 +62,8 @@ def load_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
         return
     _reserve(run, strategy, next(iter(moments.values())))
     number = 0
-    for group in strategy.groups:
-        for parameter in group:
+    for parameters in strategy.groups:
+        for parameter in parameters:
             for name, value in moments.get(number, {}).items():
                 if value.ndim:
                     safe_set_full_optimizer_state(parameter, value.to(zero.device), name)

@@ -103,7 +103,9 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
             logits = two_tokens(role.logps["policy"][at])  # (n, 2)
             labels = torch.zeros(len(logits), dtype=torch.long)
             given = {model: two_tokens(values[at]) for model, values in role.logps.items()}
-        others = {f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)}
+        others: dict[str, Any] = {
+            f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)
+        }
         if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
             continue  # a role of other methods, of which this model says nothing
         values = method.token_statistics(logits=logits, labels=labels, config=config, **others)

@@ -162,14 +162,16 @@ def _check_promise(subject: Subject, run: Outcome) -> None:
     elif subject.card.online:
         _check_rises("loss below 0", -run.mean("loss", slice(3)), -run.mean("loss", slice(-3, None)), 0.0)
     elif schema in ("preference", "unpaired-preference", "ranked", "scored", "forget-retain"):
-        _check_rises("margin of the right answers over the wrong ones", *_margins(subject, run), 0.1)
+        before, after = _margins(subject, run)
+        _check_rises("margin of the right answers over the wrong ones", before, after, 0.1)
     elif schema in ("prompt-completion", "language-modeling", "trajectory"):
         rights = [sum(good for good, _ in scores) / len(scores) for scores in run.scores(head_of(subject.method))]
         _check_rises("log-probability of the right answers", rights[0], rights[1], 0.5)
         falling = "nll" if run.has("nll") else "loss"  # a loss with weights may rise while what it weighs falls
         _check_rises(f"{falling} below 0", -run.mean(falling, slice(3)), -run.mean(falling, slice(-3, None)), 0.1)
     elif schema == "stepwise":
-        _check_rises("margin of right steps over wrong ones", *_margins(subject, run), 0.1)
+        before, after = _margins(subject, run)
+        _check_rises("margin of right steps over wrong ones", before, after, 0.1)
     else:
         first = run.mean("loss", slice(3))
         _check_rises("loss below 0", -first, -run.mean("loss", slice(-3, None)), 0.05 * abs(first))
