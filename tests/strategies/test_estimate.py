@@ -20,7 +20,6 @@ CASES = {
     "full": [],
     "adapter": ["--lora"],
     "checkpointing": ["--gradient-checkpointing", "--micro-batch-tokens", "2048"],
-    "quantised": ["--strategy", "qlora"],
 }
 
 
@@ -71,7 +70,8 @@ def test_doctor_lists_strategies_and_memory(model, capsys, tmp_path):
     assert rows["ddp"]["works"]
     memory = {row["strategy"]: row["memory_mb"]["total"] for row in report["memory"]["strategies"]}
     assert memory["fsdp"] < memory["ddp"]
-    assert memory["zero-3"] < memory["zero-2"] < memory["zero-1"] < memory["ddp"]
+    assert memory["zero-2"] < memory["zero-1"] < memory["ddp"]
+    assert memory["zero-3"] < memory["zero-1"]
     assert memory["qlora"] < memory["single"]
     assert report["hardware"]["cores"] >= 1
 
