@@ -1,6 +1,7 @@
 """Rules of this repository: the folder is the tier, budgets of size, facts that stand in two places agree."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def test_plugin_is_where_its_card_says_and_within_budget(project):
     card = read_card(path)
     assert card.tier in TIERS[project.parent.name]
     assert (project.name, path.parent.name) == (card.name, card.module)
-    assert len(path.read_text().rstrip().splitlines()) <= CARD_LINES
+    facts = re.split(r"(?m)^\[(?:waivers|goldens)", path.read_text())[0]  # reasons and names of others' files come on top
+    assert len(facts.rstrip().splitlines()) <= CARD_LINES
     for module in path.parent.rglob("*.py"):
         assert len(module.read_text().splitlines()) <= MODULE_LINES, module
     assert (project / f"test_{card.name.replace('-', '_')}.py").is_file()

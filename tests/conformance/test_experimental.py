@@ -16,6 +16,14 @@ WAIVABLE = {
     "check_better_rewards_are_worth_more",
 }
 
+#: What the kit's small task cannot show of a method: answers behind a control token, rewards that are the model's own
+#: certainty or count length, imitation of bad answers too, teachers that are only half of the loss or compared unsorted.
+UNSHOWN = {"check_promise_holds", "check_promise_holds_with_lora", "check_gradient_reaches_policy"}
+UNSHOWN_OF = {
+    *("conditional-sft", "quark", "return-conditioned-sft", "steerlm", "rejection-sampling-ft", "rwr", "undial"),
+    *("cosine-length-reward", "kimi-length", "entropy-min-rl", "intuitor", "hpt", "kd", "uld"),
+}
+
 
 @pytest.mark.parametrize("folder", CONTRIB, ids=[folder.name for folder in CONTRIB])
 def test_experimental_method(folder):
@@ -26,4 +34,7 @@ def test_experimental_method(folder):
 
 def test_waivers_are_few():
     for subject in map(subject_of, CONTRIB):
-        assert set(subject.card.waivers) <= WAIVABLE, f"{subject.name} waives more than a paper can force"
+        allowed = WAIVABLE | UNSHOWN if subject.name in UNSHOWN_OF else WAIVABLE
+        assert set(subject.card.waivers) <= allowed, f"{subject.name} waives more than a paper can force"
+        shown = not set(subject.card.waivers) & UNSHOWN
+        assert shown != (subject.name in UNSHOWN_OF), f"{subject.name} has to leave, or enter, UNSHOWN_OF"

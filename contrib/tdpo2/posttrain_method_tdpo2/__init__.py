@@ -61,7 +61,7 @@ def posttrain_loss(policy, reference, config):
         "reward_chosen": reward_chosen.detach(),
         "reward_rejected": reward_rejected.detach(),
         "margin": margin.detach(),
-        "accuracy": (margin > 0).to(margin.dtype),
+        "accuracy": (margin > 1e-6).to(margin.dtype),  # before the first update it is rounding
         "logp_chosen": policy.chosen.sum.detach(),
         "logp_rejected": policy.rejected.sum.detach(),
     }

@@ -241,7 +241,7 @@ def _places(inputs: Inputs, examples: list[Example]) -> tuple[Tensor, Tensor]:
 def _pad(batch: Batch, policy: Views, reference: Views | None, masks: dict[str, Tensor], padding: int) -> None:
     """Add empty columns on the right to everything per token: zeros, and False in masks."""
     for name, column in batch.columns.items():
-        if isinstance(column, Tensor) and column.dim() == 2:
+        if isinstance(column, Tensor) and column.dim() == 2 and name != "scores":  # (B, K), of a ranking's answers
             batch.columns[name] = F.pad(column, (0, padding))
             if name in masks:
                 masks[name] = batch.columns[name]

@@ -169,7 +169,8 @@ def _example(card: Card, shape: Shape, place: int, length: int, random: torch.Ge
         # The second role of an example has another length than the first, unless both shall be the same.
         own = length if shape.equal or length == 0 else 1 + (length - 1 + 2 * turn) % max(length + 1, 3)
         count = (_RANKED if shape.equal else _RANKED - place % 2) if schema == "ranked" else 1
-        sequences[role] = [_sequence(own and own + turn, random) for turn in range(count)]
+        more = range(count) if not shape.equal else [0] * count  # answers of a ranking have lengths of their own
+        sequences[role] = [_sequence(own and own + tokens, random) for tokens in more]
     if shape.equal:
         _copy_ids(sequences)
     columns = _columns(card, shape, place, random)

@@ -167,7 +167,9 @@ def _check_promise(subject: Subject, run: Outcome) -> None:
     elif schema in ("prompt-completion", "language-modeling", "trajectory"):
         rights = [sum(good for good, _ in scores) / len(scores) for scores in run.scores(head_of(subject.method))]
         _check_rises("log-probability of the right answers", rights[0], rights[1], 0.5)
-        falling = "nll" if run.has("nll") else "loss"  # a loss with weights may rise while what it weighs falls
+        # A loss with weights may rise while what it weighs falls, or fall while tokens that weigh little get worse.
+        falls = {name: run.mean(name, slice(3)) - run.mean(name, slice(-3, None)) for name in ("loss", "nll") if run.has(name)}
+        falling = max(falls, key=lambda name: falls[name])
         _check_rises(f"{falling} below 0", -run.mean(falling, slice(3)), -run.mean(falling, slice(-3, None)), 0.1)
     elif schema == "stepwise":
         before, after = _margins(subject, run)
