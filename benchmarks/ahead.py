@@ -114,6 +114,7 @@ def main() -> None:
     }
     print(json.dumps(means, indent=2))
     if known.output:
+        known.output.parent.mkdir(parents=True, exist_ok=True)
         known.output.write_text(json.dumps({"flags": flags, "runs": found, "means": means}, indent=2) + "\n")
 
 
