@@ -28,7 +28,7 @@ def test_plugin_is_where_its_card_says_and_within_budget(project):
     card = read_card(path)
     assert card.tier in TIERS[project.parent.name]
     assert (project.name, path.parent.name) == (card.name, card.module)
-    facts = re.split(r"(?m)^\[(?:waivers|goldens)", path.read_text())[0]  # reasons and names of others' files come on top
+    facts = re.split(r"(?m)^\[(?:waivers|goldens)", path.read_text())[0]  # reasons and others' names come on top
     assert len(facts.rstrip().splitlines()) <= CARD_LINES
     for module in path.parent.rglob("*.py"):
         assert len(module.read_text().splitlines()) <= MODULE_LINES, module

@@ -17,7 +17,7 @@ WAIVABLE = {
 }
 
 #: What the kit's small task cannot show of a method: answers behind a control token, rewards that are the model's own
-#: certainty or count length, imitation of bad answers too, teachers that are only half of the loss or compared unsorted.
+#: certainty or count length, imitation of bad answers too, teachers that are half of the loss or compared unsorted.
 UNSHOWN = {"check_promise_holds", "check_promise_holds_with_lora", "check_gradient_reaches_policy"}
 UNSHOWN_OF = {
     *("conditional-sft", "quark", "return-conditioned-sft", "steerlm", "rejection-sampling-ft", "rwr", "undial"),

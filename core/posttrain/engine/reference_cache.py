@@ -211,7 +211,7 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
         if reference.later is not None and settings.reference_model is None and _reads_views_alone(run):
             return [
                 *notes,
-                "reference log-probs: from the model itself, run over the rows before its first update",
+                "no second model: the policy itself is run over the rows before its first update",
             ]
     reference.begin(same=settings.reference_model is None)
     return notes

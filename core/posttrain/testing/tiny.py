@@ -63,8 +63,8 @@ def head_of(method: Method) -> str:
     return needs[0] if needs else "vocabulary"
 
 
-def tiny_model(head: str = "vocabulary", dtype: torch.dtype = torch.float32, seed: int = 1234) -> Any:
-    """The same one-layer model each time for a seed; no global random state moves.
+def tiny_model(head: str = "vocabulary", dtype: torch.dtype = torch.float32, seed: int = 1234, layers: int = 2) -> Any:
+    """The same model each time for a seed; no global random state moves.
 
     ``head`` is "vocabulary", or the card's need: "reward-head" or "step-head".
     """
@@ -72,7 +72,7 @@ def tiny_model(head: str = "vocabulary", dtype: torch.dtype = torch.float32, see
         vocab_size=len(_SPECIAL) + len(LETTERS),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=64,

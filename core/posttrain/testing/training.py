@@ -168,7 +168,11 @@ def _check_promise(subject: Subject, run: Outcome) -> None:
         rights = [sum(good for good, _ in scores) / len(scores) for scores in run.scores(head_of(subject.method))]
         _check_rises("log-probability of the right answers", rights[0], rights[1], 0.5)
         # A loss with weights may rise while what it weighs falls, or fall while tokens that weigh little get worse.
-        falls = {name: run.mean(name, slice(3)) - run.mean(name, slice(-3, None)) for name in ("loss", "nll") if run.has(name)}
+        falls = {
+            name: run.mean(name, slice(3)) - run.mean(name, slice(-3, None))
+            for name in ("loss", "nll")
+            if run.has(name)
+        }
         falling = max(falls, key=lambda name: falls[name])
         _check_rises(f"{falling} below 0", -run.mean(falling, slice(3)), -run.mean(falling, slice(-3, None)), 0.1)
     elif schema == "stepwise":
@@ -249,7 +253,7 @@ def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
     if subject.card.online:
         keywords |= {"group_size": 8, "max_new_tokens": 6}
     path = _folder(subject) / f"run-{len(subject.memory)}"
-    start = tiny_model(head_of(subject.method), dtype)
+    start = tiny_model(head_of(subject.method), dtype, layers=1)
     with _quiet():
         run = api.train(subject.source or subject.name, output=str(path), **objects, **(keywords | changes))
     return Outcome(list(run.metrics), path, start, run.model, objects.get("teacher"))
@@ -258,7 +262,7 @@ def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
 def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Model, tokenizer, rows, reward and teacher, made anew: a run changes its model."""
     objects = {
-        "model": tiny_model(head_of(subject.method), dtype),
+        "model": tiny_model(head_of(subject.method), dtype, layers=1),
         "tokenizer": tiny_tokenizer(),
         "data": tiny_rows(subject.card),
     }
@@ -273,7 +277,9 @@ def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, 
 def _teacher_of(subject: Subject, dtype: torch.dtype = torch.float32) -> Any:
     """A tiny teacher with other weights; None where the method needs none, or is its own."""
     needs = subject.method.card.needs_now("teacher", subject.method.config({}))
-    return tiny_model(dtype=dtype, seed=77) if needs and "teacher_model" not in subject.card.defaults else None
+    return (
+        tiny_model(dtype=dtype, seed=77, layers=1) if needs and "teacher_model" not in subject.card.defaults else None
+    )
 
 
 def _teaches_itself(subject: Subject) -> bool:
