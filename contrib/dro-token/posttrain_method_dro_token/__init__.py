@@ -9,7 +9,7 @@ sampled the token is added. The mean is over all tokens of the step:
 
     loss = -(sum over all tokens of  A log p - beta / 2 (log p - log p_old)^2) / number of tokens
 
-Differs from the paper: that fits whole completions together with a value of the prompt (method dro-v); here each token
+Differs from the paper: that fits whole completions together with a value of the prompt (DRO-V); here each token
 stands for itself and the advantage is GRPO's. The standard deviation is the sample's plus ``advantage_epsilon``, as in
 TRL and verl.
 
