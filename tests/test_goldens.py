@@ -102,7 +102,8 @@ def test_the_inputs_of_every_entry_can_be_read(name, reward_head):
             policy = views_of(inputs, "policy", given_statistics(inputs))
             sizes = {len(view.mask) for view in vars(policy).values()} if policy else set()
             assert len(columns_of(inputs)) >= len(inputs.others), key
-            assert (rollouts_of(inputs) is None) == (not {"group", "rewards"} & set(raw)), key
+            sampled = "completion" in inputs.roles and "policy" in inputs.roles["completion"].logps
+            assert (rollouts_of(inputs) is not None) == (sampled and bool({"group", "rewards"} & set(raw))), key
             assert all(size > 0 for size in sizes), key
 
 

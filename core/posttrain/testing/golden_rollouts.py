@@ -16,7 +16,9 @@ from posttrain.testing.golden_tensors import as_tensor, spread_out
 def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
     """What ``posttrain_advantages`` sees, or None where the inputs have no groups of completions."""
     role = inputs.roles.get("completion")
-    if role is None or role.mask is None or not {"group", "rewards"} & set(inputs.others):
+    if role is None or role.mask is None or "policy" not in role.logps:
+        return None
+    if not {"group", "rewards"} & set(inputs.others):
         return None
     groups = inputs.others.get("group", list(range(len(role.mask))))  # without groups each completion is alone
     group = torch.tensor(groups)
