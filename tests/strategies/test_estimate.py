@@ -85,7 +85,8 @@ def test_doctor_says_what_is_missing(monkeypatch, capsys, model, tmp_path):
     (tmp_path / "run.yaml").write_text(f"method: sft\nmodel: {model[0]}\ndata: [rows.jsonl]\nstrategy: deepspeed\n")
     assert main(["doctor", "--config", str(tmp_path / "run.yaml")]) == 1
     out = capsys.readouterr().out
-    assert re.search(r"deepspeed +no +the package deepspeed is not installed\. Install it with: pip install", out)
+    assert re.search(r"deepspeed +no +the package deepspeed", out)
+    assert "is not installed. Install it with: pip install 'posttrain[deepspeed]'" in out
     assert "The configuration's strategy deepspeed would not work" in out
     assert "zero-2" in out
 
