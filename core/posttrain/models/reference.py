@@ -86,19 +86,13 @@ class Reference(Frozen):
         if self.model is not None:
             yield self.model
             return
-        if self.is_policy:
-            training = self.policy.training
-            self.policy.eval()
-            try:
-                yield self.policy
-            finally:
-                self.policy.train(training)
-            return
         adapters: Any = self.policy.model
         training = self.policy.training
         self.policy.eval()  # dropout in the reference would be noise (R3)
         try:
-            if REFERENCE_ADAPTER in adapters.peft_config:
+            if self.is_policy:
+                yield self.policy
+            elif REFERENCE_ADAPTER in adapters.peft_config:
                 adapters.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
                 try:
                     yield self.policy
