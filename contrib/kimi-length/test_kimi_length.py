@@ -72,4 +72,4 @@ def test_clipped_policy_gradient_of_each_token():
 def test_goldens():
     (result,) = evaluate(GOLDENS, "kimi-length", [str(HERE)])
     assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "shaped_rewards", "grad_logp_new"]
