@@ -76,16 +76,12 @@ def test_kill_one_of_two_ranks_and_resume(tmp_path, command):
 
 
 def test_restarts_go_on_from_the_last_checkpoint(tmp_path, command):
-    """Rank 1 kills itself once after a checkpoint; with --max-restarts the run ends as if nothing had been.
-
-    More than one restart is allowed: on a busy machine gloo may meet the address of the group that has just died.
-    """
+    """Rank 1 kills itself once after a checkpoint; with --max-restarts the run ends as if nothing had been."""
     start, flags = command
     words = ["train", "grpo", *flags, "--steps", "4", "--save-every", "1", "--reward", f"{tmp_path}/rewards.py:count"]
     words += ["--group-size", "2", "--max-new-tokens", "4"]
-    done = subprocess.run(
-        [*start, *words, "--nproc", "2", "--max-restarts", "3"], env=bare(), capture_output=True, text=True, check=False
-    )
+    started = [*start, *words, "--nproc", "2", "--max-restarts", "1"]
+    done = subprocess.run(started, env=bare(), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed-once").exists()
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]

@@ -1,12 +1,14 @@
 """Processes that are started here, and processes that find each other because somebody else started them."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from posttrain.errors import SettingsError
@@ -52,6 +54,19 @@ def test_the_error_of_the_process_that_failed_first(capfd, ends, code, said, uns
     assert err.count(said) == 1 or not said
     assert not unsaid or unsaid not in err
     assert ("Traceback" in err) == ("1=crash" in ends)
+
+
+def test_a_process_that_was_ended_for_another_is_not_the_one_that_failed(tmp_path, capsys):
+    """Its end is known to the second, and seems to come before the word that the other one left."""
+    file = tmp_path / "error.json"
+    word = {"message": "row 7 is wrong", "exit_code": 2, "traceback": "", "time": 100.4, "lost": False}
+    file.write_text(json.dumps({"posttrain": word}))
+    ended = SimpleNamespace(error_file="none", exitcode=-15, timestamp=100, local_rank=0)
+    wrong = SimpleNamespace(error_file=str(file), exitcode=2, timestamp=100, local_rank=1)
+    assert launch._report({0: ended, 1: wrong}, tmp_path, "run") == 2
+    assert capsys.readouterr().err == "rank 1: row 7 is wrong\n"
+    assert launch._report({0: ended}, tmp_path, "run") == 1
+    assert capsys.readouterr().err.startswith("Rank 0 was ended by SIGTERM;")
 
 
 def test_two_machines_meet_at_an_endpoint(tmp_path):

@@ -83,8 +83,10 @@ class Deepspeed(Ranks):
             model=model, optimizer=plain, config=config, dist_init_required=False, model_parameters=None
         )
         self.model = model
-        if self.stage == 3 and model.head is not None:
-            model.head = self._head_of(model, model.head)
+        if self.stage == 3:
+            _keep_one_copy(self.engine.optimizer)
+            if model.head is not None:
+                model.head = self._head_of(model, model.head)
         stage = self.engine.zero_optimization_stage()
         if stage != self.stage:
             raise SettingsError(f"DeepSpeed runs at ZeRO stage {stage} where stage {self.stage} was asked for.")
@@ -167,6 +169,16 @@ class _Unhooked(Head):
     def project(self, hidden: Tensor) -> Tensor:
         """Without the hooks of the module."""
         return self.projection.forward(hidden)
+
+
+def _keep_one_copy(zero: Any) -> None:
+    """Have float32 weights be their own master weights at stage 3.
+
+    DeepSpeed means to, and copies all the same: it compares a device with the name of one, which are never equal.
+    """
+    for master, share in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+        if share is not None and (master.dtype, master.device) == (share.dtype, share.device):
+            master.data = share.data
 
 
 def library() -> Any:

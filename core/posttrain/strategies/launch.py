@@ -73,6 +73,8 @@ def launch(arguments: list[str], settings: Settings, run: str, program: tuple[st
     )
     os.environ[LAUNCHED] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
+    if low != high:  # machines that come and go count as no restart: only a new store is free of those that have left
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.nproc)))
     try:
         launch_agent(config, sys.executable, [*program, *arguments])
@@ -123,8 +125,15 @@ def _rendezvous(settings: Settings, nodes: int) -> dict[str, Any]:
 def _report(failures: dict[int, Any], logs: Path, run: str) -> int:
     """Show what the process died of that failed first, and return its exit code."""
     told = {rank: _told(failure) for rank, failure in failures.items()}
-    # A process that only lost contact with another one is not the one that failed.
-    rank = min(failures, key=lambda r: (bool(told[r].get("lost")), told[r].get("time", failures[r].timestamp)))
+    # Neither a process that only lost contact with another one, nor one that was ended for it, is the one that failed.
+    rank = min(
+        failures,
+        key=lambda r: (
+            bool(told[r].get("lost")),
+            not told[r] and failures[r].exitcode == -signal.SIGTERM,
+            told[r].get("time", failures[r].timestamp),
+        ),
+    )
     failure, cause = failures[rank], told[rank]
     if "message" in cause:
         alike = rank == 0 or all(other.get("message") == cause["message"] for other in told.values())

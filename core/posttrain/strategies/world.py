@@ -77,7 +77,12 @@ def join(device: str | None = None) -> World:
             )
         torch.cuda.set_device(world.local)
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+        store, rank, size = next(dist.rendezvous("env://"))
+        # Torch's agent keeps one store through all restarts, in it the addresses of processes that have died.
+        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(minutes=30)
+        )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise SettingsError(
             f"Rank {world.rank} of {world.size} (started by {world.by}) cannot reach the others at {address}:{port}: "
