@@ -61,6 +61,9 @@ def configuration(settings: Settings, world: int, parameters: int, hidden: int) 
             zero.setdefault("offload_param", offloaded)
     for name, size in _sizes(zero["stage"], parameters, hidden).items():
         zero.setdefault(name, size)
+    if zero["stage"] == 3:
+        # What is gathered ahead depends on what is there: ranks with unlike rows would wait for unlike weights.
+        zero["stage3_prefetch_bucket_size"] = 0
     return own | {
         "train_micro_batch_size_per_gpu": 1,  # the core cuts and weighs the micro-batches
         "gradient_accumulation_steps": 1,
@@ -105,7 +108,6 @@ def _sizes(stage: int, parameters: int, hidden: int) -> dict[str, int]:
     return {
         "sub_group_size": max(1, tenth),  # the optimiser's step copies the gradients of one at a time
         "reduce_bucket_size": min(25_000_000, tenth),
-        "stage3_prefetch_bucket_size": hidden * hidden,
         "stage3_param_persistence_threshold": 10 * hidden,
         "stage3_max_live_parameters": tenth,
         "stage3_max_reuse_distance": tenth,
