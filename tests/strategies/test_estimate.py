@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,27 +13,29 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from .test_launch import bare
 
-SMOLLM2 = Path("~/.cache/posttrain/smollm2-135m").expanduser()
 #: How far an estimate may be from the measured peak.
 BOUND = 0.2
 CASES = {
     "full": [],
     "adapter": ["--lora"],
     "checkpointing": ["--gradient-checkpointing", "--micro-batch-tokens", "2048"],
+    "nf4": ["--strategy", "qlora"],
+    "ddp": ["--strategy", "ddp", "--nproc", "2"],
+    "fsdp": ["--strategy", "fsdp", "--nproc", "2"],
+    "zero-2": ["--strategy", "deepspeed", "--nproc", "2", "--zero-stage", "2"],
+    "zero-3": ["--strategy", "deepspeed", "--nproc", "2", "--zero-stage", "3"],
 }
+#: Package that a case needs.
+NEEDS = {"nf4": "bitsandbytes", "zero-2": "deepspeed", "zero-3": "deepspeed"}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """SmolLM2 where it is on disk, else one of 50 million random numbers; rows of about 120 tokens."""
+    """A model of 50 million random numbers; rows of about 120 tokens."""
     folder = tmp_path_factory.mktemp("estimate")
     text = "abcd efgh " * 12
-    if SMOLLM2.is_dir():
-        text = "The number of apples in a basket is the sum of what was put in. " * 8
     rows = [{"prompt": text, "completion": text} for _ in range(16)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if SMOLLM2.is_dir():
-        return SMOLLM2, folder / "rows.jsonl"
     config = LlamaConfig(
         vocab_size=32_000, hidden_size=512, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=8,
         num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
@@ -48,6 +49,8 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_the_estimate_is_near_the_measured_peak(model, tmp_path, name, capsys):
     """Two steps: Adam's moments are there, and the second step's activations come on top of them."""
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     folder, rows = model
     words = ["train", "sft", "--model", str(folder), "--data", str(rows), "--batch-size", "8", "--cache", "off"]
     words += ["--device", "cpu", "--learning-rate", "1e-5", "--steps", "2", *CASES[name]]

@@ -28,7 +28,8 @@ BUCKET = 25_000_000
 #: Resident bytes of Python with torch, transformers and this package, before any weights; measured on Linux.
 PROCESS = 390 * 2**20
 #: What a CPU's allocator and matrix kernels hold beyond: a share of the activations, which come and go, and bytes.
-#: Both are fitted to measured peaks of a model of 135 million parameters.
+#: Both are fitted to measured peaks of a model of 135 million parameters. Strategies that are there to save memory have
+#: the allocator give it back (``strategies.allocator``).
 ALLOCATOR_SHARE, ALLOCATOR = 0.4, 190 * 2**20
 
 
@@ -157,24 +158,29 @@ def estimate(
     share = 1 / processes
     spread = strategy in ("fsdp", "zero-3")
     tokens = token_budget(settings.micro_batch_tokens, device, load.online)
-    gathered, communication = 0.0, 0.0
+    gathered, communication, master = 0.0, 0.0, 0.0
+    if strategy.startswith("zero") and size < 4:  # DeepSpeed's own float32 copy of what it trains
+        master, moments = trained * 4.0, trained * 4.0 * STATES.get(settings.optimizer, 2)
     if spread:
         layer = (model.parameters - model.outside) / max(1, model.layers)
         # the embedding and the head stay whole through a pass, gradient included; two layers come and go
         gathered = (model.outside * (2 if not settings.lora else 1) + 3 * layer) * size
-    if processes > 1:
+    if strategy in ("ddp", "zero-1", "zero-2") and processes > 1:
         communication = 2.0 * min(BUCKET, trained) * 4
+    elif strategy == "zero-3":
+        communication = min(BUCKET, trained / 10) * 4.0
     found = {
         "process": float(PROCESS) if device.type == "cpu" else 0.0,
         "weights": (base + adapter) * (share if spread else 1),
         "gradients": gradients * (share if spread or strategy == "zero-2" else 1),
         "optimizer": moments * (share if spread or strategy.startswith("zero") else 1),
+        "master_weights": master * share,
         "gathered_weights": gathered,
         "communication": communication,
         "activations": activation_bytes(model, settings, device, tokens),
         "logits_of_a_chunk": head_bytes(model, settings, device, tokens),
     }
-    if device.type == "cpu":
+    if device.type == "cpu" and strategy in ("single", "ddp"):
         found["allocator"] = ALLOCATOR + ALLOCATOR_SHARE * found["activations"]
     if load.online:
         found["generation"] = generation_bytes(model, settings, device) + (base if spread else 0.0)

@@ -188,6 +188,10 @@ def load_module(model: str, settings: Settings, device: torch.device, head: str,
         module.config.pad_token_id = pad_id(tokenizer)
     if settings.quantize is None:
         module = module.to(device)
+    elif device.type == "cpu":  # what is not packed lies in the mapped file still, and holds all of it in memory
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.clone()
     for submodule in module.modules():  # dropout in the policy would be noise in every ratio and margin
         if isinstance(submodule, nn.Dropout):
             submodule.p = 0.0

@@ -10,11 +10,11 @@ MMAP_THRESHOLD = -3
 
 
 def give_memory_back() -> None:
-    """Have the C library return each freed block of a megabyte to the system at once.
+    """Have the C library return each freed block of a quarter of a megabyte to the system at once.
 
     Left to itself it learns to keep blocks of up to 32 MB. Gathered layers come and go among the activations, and what
     they leave then fits nothing: a third of a run's memory was measured.
     """
     adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if adjust is not None:
-        adjust(MMAP_THRESHOLD, 2**20)
+        adjust(MMAP_THRESHOLD, 2**18)
