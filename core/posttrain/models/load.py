@@ -23,6 +23,7 @@ from posttrain.models.head import find_head
 from posttrain.models.kernels import use_liger
 from posttrain.models.lean import make_lean
 from posttrain.models.probe import check_logits, choose_layout
+from posttrain.models.products import choose_products
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings
@@ -132,6 +133,7 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
         notes.append(use_liger(inner, inner.get_input_embeddings().weight.device))
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
         module = add_adapter(module, settings, head)
+    choose_products(inner)
     make_lean(inner)
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.eval()

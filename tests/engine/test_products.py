@@ -1,0 +1,61 @@
+"""Matrix products through oneDNN: as exact as float32 is, or not at all."""
+
+import pytest
+import torch
+from posttrain.models import products
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def facts(monkeypatch, tmp_path):
+    """An AMD processor and no GPU, whatever the machine has; the setting is put back."""
+    before = torch.get_float32_matmul_precision()
+    file = tmp_path / "cpuinfo"
+    file.write_text("vendor_id : AuthenticAMD\n")
+    monkeypatch.setattr(products, "CPU_FACTS", file)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torch.set_float32_matmul_precision("highest")
+    yield file
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(scope="module")
+def large():
+    return nn.Linear(4000, 2501, bias=False)
+
+
+def test_products_stay_float32(large):
+    """Against float64: the rounding of float32, of which bfloat16's would be thousands of times more."""
+    used = products.choose_products(large)
+    assert torch.get_float32_matmul_precision() == ("medium" if used else "highest")
+    left, right = torch.randn(96, 300), torch.randn(300, 80)
+    exact = left.double() @ right.double()
+    assert float((left @ right - exact).abs().max()) <= 1e-4
+    layer = nn.functional.linear(left, right.T.contiguous())
+    assert float((layer - exact).abs().max()) <= 1e-4
+
+
+def test_it_is_left_alone_where_values_would_be_rounded(monkeypatch, large):
+    monkeypatch.setattr(products, "_exact", lambda: False)
+    assert not products.choose_products(large)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("case", ["small", "intel", "no file", "gpu"])
+def test_where_it_would_not_pay(case, monkeypatch, facts, large):
+    if case == "intel":
+        facts.write_text("vendor_id : GenuineIntel\n")
+    if case == "no file":
+        facts.unlink()
+    if case == "gpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not products.choose_products(nn.Linear(3, 3) if case == "small" else large)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_rounded_product_is_noticed(monkeypatch):
+    """The trial sees the rounding of bfloat16."""
+    assert products._exact()
+    real = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: real(a.bfloat16(), b.bfloat16()).float())
+    assert not products._exact()
