@@ -42,7 +42,11 @@ class Installed:
 @functools.cache
 def installed() -> list[Installed]:
     """All installed methods by name, broken ones included: each failure is one row. Scans once per process."""
-    rows = [_row(entry) for entry in _entries()]
+    return _rows(_entries())
+
+
+def _rows(entries: list[importlib.metadata.EntryPoint]) -> list[Installed]:
+    rows = [_row(entry) for entry in entries]
     counts = Counter(row.name for row in rows)
     marked = [replace(row, problem=_clash(rows, row)) if counts[row.name] > 1 else row for row in rows]
     return sorted(marked, key=lambda row: (row.name, row.distribution))
@@ -50,7 +54,7 @@ def installed() -> list[Installed]:
 
 def find(name: str) -> Installed:
     """The usable installed method ``name``. Raises MethodError if it is missing, misspelt, provided twice or broken."""
-    rows = [row for row in installed() if row.name == name]
+    rows = _rows([entry for entry in _entries() if entry.name == name])  # no other method's card is read
     if not rows:
         raise MethodError(_missing(name))
     if len(rows) > 1:
