@@ -27,6 +27,8 @@ QUANTISED = {"nf4": 0.5 + 1 / 16, "fp4": 0.5 + 1 / 16, "int8": 1.0}
 BUCKET = 25_000_000
 #: Resident bytes of Python with torch, transformers and this package, before any weights; measured on Linux.
 PROCESS = 390 * 2**20
+#: The same of peft, which only adapters import.
+PEFT = 60 * 2**20
 #: What a CPU's allocator and matrix kernels hold beyond: a share of the activations, which come and go, and bytes.
 #: Both are fitted to measured peaks of a model of 135 million parameters. Strategies that are there to save memory have
 #: the allocator give it back (``strategies.allocator``).
@@ -170,7 +172,7 @@ def estimate(
     elif strategy == "zero-3":
         communication = min(BUCKET, trained / 10) * 4.0
     found = {
-        "process": float(PROCESS) if device.type == "cpu" else 0.0,
+        "process": float(PROCESS + PEFT * settings.lora) if device.type == "cpu" else 0.0,
         "weights": (base + adapter) * (share if spread else 1),
         "gradients": gradients * (share if spread or strategy == "zero-2" else 1),
         "optimizer": moments * (share if spread or strategy.startswith("zero") else 1),
