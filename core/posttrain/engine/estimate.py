@@ -31,7 +31,7 @@ PROCESS = 390 * 2**20
 PEFT = 60 * 2**20
 #: What a CPU's allocator and matrix kernels hold beyond: a share of the activations, which come and go, and bytes.
 #: Both are fitted to measured peaks of a model of 135 million parameters. Strategies that are there to save memory have
-#: the allocator give it back (``strategies.allocator``).
+#: the allocator give large blocks back (``strategies.allocator``); half of the share is left.
 ALLOCATOR_SHARE, ALLOCATOR = 0.4, 190 * 2**20
 
 
@@ -182,8 +182,9 @@ def estimate(
         "activations": activation_bytes(model, settings, device, tokens),
         "logits_of_a_chunk": head_bytes(model, settings, device, tokens),
     }
-    if device.type == "cpu" and strategy in ("single", "ddp"):
-        found["allocator"] = ALLOCATOR + ALLOCATOR_SHARE * found["activations"]
+    if device.type == "cpu":
+        keeps = strategy in ("single", "ddp")
+        found["allocator"] = ALLOCATOR_SHARE * found["activations"] * (1 if keeps else 0.5) + ALLOCATOR * keeps
     if load.online:
         found["generation"] = generation_bytes(model, settings, device) + (base if spread else 0.0)
     if load.reference and (not settings.lora or settings.reference_model):
