@@ -144,6 +144,20 @@ def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> 
     return tokens * model.layers * 2 * model.key_values * size + 3.0 * rows * model.vocabulary * 4
 
 
+def communication_bytes(strategy: str, processes: int, trained: int) -> float:
+    """Buckets of gradients on their way; what fsdp sends are layers, which are counted as gathered."""
+    if strategy == "zero-3":
+        return min(BUCKET, trained / 10) * 4.0
+    return 2.0 * min(BUCKET, trained) * 4 if strategy in ("ddp", "zero-1", "zero-2") and processes > 1 else 0.0
+
+
+def allocator_bytes(strategy: str, activations: float) -> float:
+    """What a CPU's allocator holds beside what is in use."""
+    if strategy in ("single", "ddp"):
+        return ALLOCATOR + ALLOCATOR_SHARE * activations
+    return ALLOCATOR_SHARE / 2 * activations
+
+
 def estimate(
     model: Sizes, settings: Settings, device: torch.device, load: Load, strategy: str = "single", processes: int = 1
 ) -> dict[str, float]:
@@ -160,17 +174,13 @@ def estimate(
     share = 1 / processes
     spread = strategy in ("fsdp", "zero-3")
     tokens = token_budget(settings.micro_batch_tokens, device, load.online)
-    gathered, communication, master = 0.0, 0.0, 0.0
+    gathered, master = 0.0, 0.0
     if strategy.startswith("zero") and size < 4:  # DeepSpeed's own float32 copy of what it trains
         master, moments = trained * 4.0, trained * 4.0 * STATES.get(settings.optimizer, 2)
     if spread:
         layer = (model.parameters - model.outside) / max(1, model.layers)
         # the embedding and the head stay whole through a pass, gradient included; two layers come and go
         gathered = (model.outside * (2 if not settings.lora else 1) + 3 * layer) * size
-    if strategy in ("ddp", "zero-1", "zero-2") and processes > 1:
-        communication = 2.0 * min(BUCKET, trained) * 4
-    elif strategy == "zero-3":
-        communication = min(BUCKET, trained / 10) * 4.0
     found = {
         "process": float(PROCESS + PEFT * settings.lora) if device.type == "cpu" else 0.0,
         "weights": (base + adapter) * (share if spread else 1),
@@ -178,13 +188,12 @@ def estimate(
         "optimizer": moments * (share if spread or strategy.startswith("zero") else 1),
         "master_weights": master * share,
         "gathered_weights": gathered,
-        "communication": communication,
+        "communication": communication_bytes(strategy, processes, trained),
         "activations": activation_bytes(model, settings, device, tokens),
         "logits_of_a_chunk": head_bytes(model, settings, device, tokens),
     }
     if device.type == "cpu":
-        keeps = strategy in ("single", "ddp")
-        found["allocator"] = ALLOCATOR_SHARE * found["activations"] * (1 if keeps else 0.5) + ALLOCATOR * keeps
+        found["allocator"] = allocator_bytes(strategy, found["activations"])
     if load.online:
         found["generation"] = generation_bytes(model, settings, device) + (base if spread else 0.0)
     if load.reference and (not settings.lora or settings.reference_model):

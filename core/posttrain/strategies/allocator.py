@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import sys
 
+import torch
+
 #: glibc's number of the setting: larger blocks are mapped one by one, and unmapped when they are freed.
 MMAP_THRESHOLD = -3
 
 
-def give_memory_back() -> None:
-    """Have the C library return each freed block of a quarter of a megabyte to the system at once.
+def give_memory_back(device: str | None) -> None:
+    """Have the C library return each freed block of a quarter of a megabyte to the system at once, in a run on a CPU.
 
     Left to itself it learns to keep blocks of up to 32 MB. Gathered layers come and go among the activations, and what
     they leave then fits nothing: a third of a run's memory was measured.
     """
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if on_cpu and sys.platform.startswith("linux") else None
     if adjust is not None:
         adjust(MMAP_THRESHOLD, 2**18)

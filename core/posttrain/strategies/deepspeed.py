@@ -50,8 +50,7 @@ class Deepspeed(Ranks):
         super().__init__(settings)
         self.settings = settings
         self.stage = stage_of(settings)
-        if not torch.accelerator.is_available() or settings.device == "cpu":
-            give_memory_back()
+        give_memory_back(settings.device)
         self.engine: Any = None
         self.model: TokenModel | None = None
         self.groups: list[list[nn.Parameter]] = []

@@ -67,8 +67,7 @@ class FullyShardedData(Ranks):
         self.group = self.mesh["data"].get_group()
         self.part, self.parts = self.mesh["data"].get_local_rank(), shape[0]
         self.placed: list[FSDPModule] = []
-        if not cuda:
-            give_memory_back()
+        give_memory_back(settings.device)
 
     def prepare(self, model: TokenModel) -> None:
         """Rank 0's weights, spread; an idle pass shows that it runs, and tells FSDP which module is the root."""

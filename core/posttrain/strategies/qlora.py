@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
 
 from posttrain.errors import SettingsError
@@ -21,8 +20,7 @@ def qlora(settings: Settings) -> Strategy:
     """``single`` or ``ddp`` over a quantised base: the base needs no gradient, so there is nothing else to spread."""
     if settings.quantize is None:
         raise SettingsError("Strategy 'qlora' needs a quantised base: quantize nf4, fp4 or int8.")
-    if not torch.accelerator.is_available() or settings.device == "cpu":
-        give_memory_back()  # weights are read whole before they are packed, and unpacked again by every pass
+    give_memory_back(settings.device)  # weights are read whole before they are packed, and unpacked again by every pass
     strategy: Strategy = DistributedData(settings) if dist.is_initialized() else Single(settings)
     strategy.name = "qlora"
     return strategy

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 
 from posttrain.engine.reduction import Averages, Totals
+from posttrain.strategies.world import join
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings
@@ -23,10 +21,7 @@ class Ranks:
 
     def __init__(self, settings: Settings):
         if not dist.is_initialized():
-            cuda = torch.cuda.is_available() and settings.device != "cpu"
-            if cuda:
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30))
+            join(settings.device)
         self.rank = self.part = dist.get_rank()
         self.world = self.parts = dist.get_world_size()
         self.group: dist.ProcessGroup | None = None

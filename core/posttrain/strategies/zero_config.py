@@ -106,7 +106,7 @@ def _sizes(stage: int, parameters: int, hidden: int) -> dict[str, int]:
         return {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     tenth = parameters // 10
     return {
-        "sub_group_size": max(1, tenth),  # the optimiser's step copies the gradients of one at a time
+        "sub_group_size": min(1_000_000_000, tenth),  # the optimiser's step copies the gradients of one at a time
         "reduce_bucket_size": min(25_000_000, tenth),
         "stage3_param_persistence_threshold": 10 * hidden,
         "stage3_max_live_parameters": tenth,
