@@ -25,8 +25,8 @@ STATES = {"adamw": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "lion": 1}
 QUANTISED = {"nf4": 0.5 + 1 / 16, "fp4": 0.5 + 1 / 16, "int8": 1.0}
 #: Numbers of a bucket in which gradients travel (``strategies.ddp``, ``strategies.zero_config``).
 BUCKET = 25_000_000
-#: Resident bytes of Python with torch, transformers and this package, before any weights; measured on Linux.
-PROCESS = 390 * 2**20
+#: Resident bytes that a run's start adds to those of the process that estimates; measured on Linux.
+START = 40 * 2**20
 #: The same of peft, which only adapters import.
 PEFT = 60 * 2**20
 #: What a CPU's allocator and matrix kernels hold beyond: a share of the activations, which come and go, and bytes.
@@ -182,7 +182,7 @@ def estimate(
         # the embedding and the head stay whole through a pass, gradient included; two layers come and go
         gathered = (model.outside * (2 if not settings.lora else 1) + 3 * layer) * size
     found = {
-        "process": float(PROCESS + PEFT * settings.lora) if device.type == "cpu" else 0.0,
+        "process": process_bytes() + PEFT * settings.lora if device.type == "cpu" else 0.0,
         "weights": (base + adapter) * (share if spread else 1),
         "gradients": gradients * (share if spread or strategy == "zero-2" else 1),
         "optimizer": moments * (share if spread or strategy.startswith("zero") else 1),
@@ -208,6 +208,17 @@ def peak(found: dict[str, float]) -> float:
     training = found.get("activations", 0.0) + found.get("logits_of_a_chunk", 0.0)
     rest = sum(v for n, v in found.items() if n not in ("activations", "logits_of_a_chunk", "generation"))
     return rest + max(training, found.get("generation", 0.0))
+
+
+def process_bytes() -> float:
+    """Resident bytes of a run's process before any weights.
+
+    Read off this process, which has imported the same libraries: how much of their files is resident depends on the
+    file system, by a hundred megabytes and more.
+    """
+    import psutil  # comes with accelerate
+
+    return float(psutil.Process().memory_info().rss + START)
 
 
 def free_bytes(device: torch.device) -> int:
