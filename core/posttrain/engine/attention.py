@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from posttrain.engine import varlen
 from posttrain.engine.segments import Segments
+from posttrain.models.products import attend, exact_products
 
 NAME = "posttrain_documents"
 
@@ -35,7 +35,8 @@ def document_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment of a packed row and to its parent; plain sdpa where none are given."""
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        with exact_products(query):
+            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     refused = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     window = kwargs.get("sliding_window")
     if refused or (window is not None and max(segments.seen) > window):
@@ -67,7 +68,7 @@ def _by_segment(
             k = torch.cat([_cut(key, prompts, before), k], dim=2)  # (k, heads, before + length, d)
             v = torch.cat([_cut(value, prompts, before), v], dim=2)
             mask = torch.ones(length, before + length, dtype=torch.bool, device=q.device).tril(before)
-        mixed = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+        mixed = attend(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
         pieces.append(mixed.transpose(1, 2).flatten(0, 1))  # (k * length, heads, d)
     together = torch.cat(pieces)  # (L, heads, d), segments of one shape next to each other
     return (together if segments.order is None else together.index_select(0, segments.order))[None]

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from posttrain.engine.attention import NAME as DOCUMENTS
+from posttrain.models.products import attend, exact_products
 
 NAME = "posttrain_grouped"
 
@@ -41,9 +41,10 @@ def grouped_attention(
     by_head = attention_mask is not None and attention_mask.size(1) > 1
     extra = any(kwargs.get(name) is not None for name in _EXTRA)
     if new > 1 or heads == key.size(1) or by_head or extra or dropout:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        with exact_products(query):
+            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     grouped = query.reshape(rows, key.size(1), heads // key.size(1), size)  # (n, key-value heads, group, d)
-    mixed = scaled_dot_product_attention(grouped, key, value, attention_mask, scale=scaling)
+    mixed = attend(grouped, key, value, attention_mask, scale=scaling)
     return mixed.reshape(rows, 1, heads, value.size(-1)), None
 
 
