@@ -97,6 +97,13 @@ def test_entropy_by_hand():
     assert not entropy.requires_grad
 
 
+@pytest.mark.parametrize("count", [1, tensors.CACHED_ROWS, 2 * tensors.CACHED_ROWS + 5])
+def test_entropy_of_any_number_of_rows(count):
+    logits = torch.randn(count, 7, dtype=D, generator=torch.Generator().manual_seed(0))
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(tensors.token_entropy(logits), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_generalised_jsd_by_hand():
     """Teacher (3/4, 1/4), student (1/4, 3/4), beta 1/4: M = (3/8, 5/8), and 1/4 (3/4 ln 2 + 1/4 ln 2/5) +
     3/4 (1/4 ln 2/3 + 3/4 ln 6/5) = 0.099228; at the ends KL(teacher || student) and KL(student || teacher)."""

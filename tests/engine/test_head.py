@@ -116,21 +116,51 @@ def test_full_logits_never_exist():
     assert largest == 4
 
 
-def test_one_piece_of_memory_serves_the_logits_of_all_chunks():
-    """Blocks that are allocated chunk by chunk pile up in the C library's heap: one a pass, forward and backward."""
+class Memory(torch.utils._python_dispatch.TorchDispatchMode):
+    """Where tensors ``(4, VOCABULARY)`` lay, and how many products gave one."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.products = {}, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if isinstance(result, torch.Tensor) and result.shape == (4, VOCABULARY):
+            self.seen[result.untyped_storage().data_ptr()] = result  # kept, so that no address comes back
+            self.products += function is torch.ops.aten.mm.out
+        return result
+
+
+@pytest.mark.parametrize("statistics", [None, lambda logits, labels: {"top": logits.detach().amax(-1)}])
+def test_one_piece_of_memory_serves_the_logits_of_all_chunks(statistics):
+    """Blocks that are allocated chunk by chunk pile up in the C library's heap: both passes use the same one.
+
+    37 tokens are 9 chunks of 4 and the first of 1; the backward pass multiplies all but the last once more.
+    """
     linear, hidden, labels, _ = setup()
-    seen = {}
+    with Memory() as memory:
+        request = Request(4, 0.7, statistics)
+        token_statistics(hidden, labels, Head(linear, 0.5), request)["logps"].sum().backward()
+    assert len(memory.seen) == 1
+    assert memory.products == 9 + 8
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-            result = function(*arguments, **(keywords or {}))
-            if isinstance(result, torch.Tensor) and result.shape == (4, VOCABULARY):
-                seen[result.untyped_storage().data_ptr()] = result  # kept, so that no address comes back
-            return result
 
-    with Watch():
-        token_statistics(hidden, labels, Head(linear, 0.5), Request(4, 0.7))["logps"].sum().backward()
-    assert len(seen) == 2
+def test_a_second_backward_pass_gives_the_same():
+    """The first one writes over what the forward pass has kept."""
+    linear, hidden, labels, weights = setup()
+    found = token_statistics(hidden, labels, Head(linear), Request(8))["logps"]
+    loss = (found * weights).sum()
+    once, again = (torch.autograd.grad(loss, [hidden, linear.weight], retain_graph=True) for _ in range(2))
+    for one, other in zip(once, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_statistics_may_give_a_part_of_the_logits():
+    """Their memory is written over afterwards."""
+    linear, hidden, labels, _ = setup()
+    request = Request(8, statistics=lambda logits, labels: {"first": logits[:, 0].detach()})
+    found = token_statistics(hidden, labels, Head(linear), request)["first"]
+    torch.testing.assert_close(found, linear(hidden)[:, 0].detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_autocast_computes_the_chunks_in_bfloat16_in_both_directions():

@@ -1,7 +1,8 @@
 """The vocabulary projection, a few hundred tokens at a time, forward and backward: full logits never exist.
 
-Only the hidden states that predict a trained token come here. The forward pass keeps nothing but them; the backward
-pass computes each chunk's logits again, turns them into their own gradient in place, and adds it up.
+Only the hidden states that predict a trained token come here. The forward pass keeps them and the last chunk, whose
+memory the backward pass, which follows at once, would take anyway; that one computes the other chunks' logits again,
+turns all into their own gradient in place, and adds it up.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def _room(hidden: Tensor, head: Head, request: Request) -> Tensor | None:
     cast = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(hidden.device.type)
     if cast or hidden.dtype != weight.dtype:
         return None
-    return weight.new_empty(min(request.chunk, len(hidden)), len(weight))
+    longest = max((at.stop - at.start for at in _chunks(len(hidden), request)), default=0)
+    return weight.new_empty(longest, len(weight))
 
 
 def _plain_logits(hidden: Tensor, head: Head, request: Request, room: Tensor | None) -> Tensor:
@@ -128,11 +130,32 @@ def _plain_logits(hidden: Tensor, head: Head, request: Request, room: Tensor | N
     return logits.mul_(factor) if factor != 1.0 else logits
 
 
-def _plain_logps(hidden: Tensor, labels: Tensor, head: Head, request: Request, room: Tensor | None) -> Tensor:
-    """Log-probabilities ``(c,)`` in the memory of one chunk of logits: the exponentials are written over them."""
+@dataclass
+class _Kept:
+    """A chunk's logits as the forward pass left them."""
+
+    exponentials: Tensor
+    """``(c, V)`` of the logits less the row's largest."""
+    sums: Tensor
+    """``(c,)`` of the exponentials."""
+
+
+def _plain_evaluate(
+    hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request, room: Tensor | None
+) -> tuple[dict[str, Tensor], _Kept]:
+    """``_evaluate`` in the memory of one chunk of logits: the exponentials are written over them."""
     logits = _plain_logits(hidden, head, request, room)
+    wanted: dict[str, Tensor] = {}
+    if request.statistics is not None:
+        others = {name: give(at) for name, give in request.others.items()}
+        wanted = dict(request.statistics(logits, labels, **others))
+        memory = logits.untyped_storage().data_ptr()
+        for name, value in wanted.items():
+            if value.untyped_storage().data_ptr() == memory:
+                wanted[name] = value.clone()
     picked, highest = _picked(logits, labels), logits.amax(1)  # (c,)
-    return picked - highest - logits.sub_(highest[:, None]).exp_().sum(1).log()
+    kept = _Kept(logits, logits.sub_(highest[:, None]).exp_().sum(1))
+    return {"logps": picked - highest - kept.sums.log(), **wanted}, kept
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -141,11 +164,11 @@ class _ChunkedHead(torch.autograd.Function):
         ctx.head, ctx.request, ctx.names = head, request, names
         ctx.autocast = _autocast_state(hidden.device.type)
         pieces: dict[str, list[Tensor]] = {}
-        plain = request.statistics is None and head.plain
-        room = _room(hidden, head, request) if plain else None
+        kept = None
+        room = _room(hidden, head, request) if head.plain else None
         for at in _chunks(len(labels), request):
-            if plain:
-                wanted = {"logps": _plain_logps(hidden[at], labels[at], head, request, room)}
+            if head.plain:
+                wanted, kept = _plain_evaluate(hidden[at], labels[at], at, head, request, room)
             else:
                 wanted = _evaluate(hidden[at], labels[at], at, head, request)
             for name, value in wanted.items():
@@ -153,6 +176,7 @@ class _ChunkedHead(torch.autograd.Function):
         names.extend(pieces or ["logps"])
         outputs = [torch.cat(values) for values in pieces.values()] or [hidden.new_zeros(0, dtype=torch.float32)]
         ctx.learnt = _differentiable(hidden, labels, head, request, names)
+        ctx.room, ctx.kept = (room, kept) if any(ctx.needs_input_grad) else (None, None)
         ctx.save_for_backward(hidden, labels, outputs[names.index("logps")])
         ctx.mark_non_differentiable(*(o for n, o in zip(names, outputs, strict=True) if n not in ctx.learnt))
         return tuple(outputs)
@@ -164,10 +188,11 @@ class _ChunkedHead(torch.autograd.Function):
         wanted = {n: g for n, g in zip(ctx.names, gradients, strict=True) if n in ctx.learnt and g is not None}
         parameters = head.parameters()
         into = _Accumulators(hidden, parameters, ctx.needs_input_grad[0])
+        room, kept, ctx.room, ctx.kept = ctx.room, ctx.kept, None, None  # written over now: good for one backward pass
         if set(wanted) <= {"logps"} and head.plain:
             if "logps" in wanted:
                 with torch.no_grad(), ctx.autocast():
-                    _plain_backward(hidden, labels, logps, wanted["logps"], head, request, into)
+                    _plain_backward(hidden, labels, logps, wanted["logps"], head, request, into, room, kept)
             return into.hidden, None, None, None, None, *into.parameter_gradients()
         for at in _chunks(len(labels), request):
             with torch.enable_grad(), ctx.autocast():
@@ -208,16 +233,31 @@ class _Accumulators:
 
 
 def _plain_backward(
-    hidden: Tensor, labels: Tensor, logps: Tensor, gradient: Tensor, head: Head, request: Request, into: _Accumulators
+    hidden: Tensor,
+    labels: Tensor,
+    logps: Tensor,
+    gradient: Tensor,
+    head: Head,
+    request: Request,
+    into: _Accumulators,
+    room: Tensor | None,
+    kept: _Kept | None,
 ) -> None:
-    """d logp = gradient * (one-hot - softmax), written over the logits; the forward's ``logps`` normalise them."""
+    """d logp = gradient * (one-hot - softmax), written over the logits; the forward's ``logps`` normalise them.
+
+    The last chunk comes first: ``kept`` lies in ``room``, where the others then follow.
+    """
     weight: Any = head.projection.weight  # (V, H)
-    room = _room(hidden, head, request)
-    for at in _chunks(len(labels), request):
+    room = _room(hidden, head, request) if room is None else room
+    for at in reversed(_chunks(len(labels), request)):
         factor = gradient[at] * (head.scale / request.temperature)  # (c,)
-        logits = _plain_logits(hidden[at], head, request, room)
-        normaliser = _picked(logits, labels[at]) - logps[at]  # (c,)
-        logits.sub_(normaliser[:, None]).exp_().mul_(-factor[:, None])
+        if kept is not None:
+            logits = kept.exponentials.mul_((-factor / kept.sums)[:, None])
+            kept = None
+        else:
+            logits = _plain_logits(hidden[at], head, request, room)
+            normaliser = _picked(logits, labels[at]) - logps[at]  # (c,)
+            logits.sub_(normaliser[:, None]).exp_().mul_(-factor[:, None])
         logits[torch.arange(len(factor), device=labels.device), labels[at]] += factor
         kind = _product_type(weight)
         logits = logits.to(kind)
@@ -245,9 +285,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _chunks(length: int, request: Request) -> list[slice]:
+    """Where chunks are cut; the last is a whole one, since that is kept."""
     if request.cuts is not None:
         return request.cuts
-    return [slice(start, start + request.chunk) for start in range(0, length, request.chunk)]
+    ends = range(length % request.chunk or request.chunk, length + 1, request.chunk) if length else []
+    return [slice(max(0, end - request.chunk), end) for end in ends]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
