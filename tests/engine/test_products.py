@@ -59,3 +59,32 @@ def test_a_rounded_product_is_noticed(monkeypatch):
     real = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: real(a.bfloat16(), b.bfloat16()).float())
     assert not products._exact()
+
+
+@pytest.mark.parametrize("chosen", ["highest", "medium"])
+def test_attention_does_its_own_products_elsewhere(chosen, monkeypatch):
+    """The setting that sends products to oneDNN is off inside the kernels, forward and backward, and on around them."""
+    real, inside = products.scaled_dot_product_attention, []
+
+    class Spy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, states):
+            inside.append(torch.get_float32_matmul_precision())
+            return states.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            inside.append(torch.get_float32_matmul_precision())
+            return gradient
+
+    monkeypatch.setattr(products, "scaled_dot_product_attention", lambda q, k, v: Spy.apply(real(q, k, v)))
+    torch.set_float32_matmul_precision(chosen)
+    states = [torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3)]
+    mixed = products.attend(*states)
+    assert torch.get_float32_matmul_precision() == chosen
+    mixed.sum().backward()
+    assert torch.get_float32_matmul_precision() == chosen
+    assert inside == ["highest", "highest"]
+    expected = torch.autograd.grad(real(*states).sum(), states)
+    for state, gradient in zip(states, expected, strict=True):
+        torch.testing.assert_close(state.grad, gradient)

@@ -15,6 +15,7 @@ import transformers
 
 from posttrain.engine.batches import token_budget
 from posttrain.engine.head import chunk_tokens
+from posttrain.generation import packed
 from posttrain.models.adapters import adapter_base
 from posttrain.models.load import _source, choose_dtype
 from posttrain.settings import Settings
@@ -134,14 +135,16 @@ def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: i
 
 
 def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
-    """Keys and values of the rows that are sampled together, and their logits."""
+    """Keys and values of the rows that are sampled together, their logits, copies of weights (``generation.packed``)."""
     length = (settings.max_new_tokens or 0) + min(settings.max_length or 0, 256)
     rows = min(settings.generation_batch_size, (settings.batch_size or 1) * (settings.group_size or 1))
     tokens = rows * length
     if settings.generation_cache_tokens is not None:
         tokens = min(tokens, settings.generation_cache_tokens)
     size = choose_dtype(settings, device).itemsize
-    return tokens * model.layers * 2 * model.key_values * size + 3.0 * rows * model.vocabulary * 4
+    plain = device.type == "cpu" and size == 4 and settings.quantize is None
+    copies = weight_bytes(model, settings, device) if plain and packed.faster() else 0.0
+    return tokens * model.layers * 2 * model.key_values * size + 3.0 * rows * model.vocabulary * 4 + copies
 
 
 def communication_bytes(strategy: str, processes: int, trained: int) -> float:

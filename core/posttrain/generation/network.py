@@ -14,6 +14,7 @@ from torch import Tensor
 from posttrain.errors import ModelError
 from posttrain.generation.attention import grouped
 from posttrain.generation.cache import joinable
+from posttrain.generation.packed import packed
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Network:
         self.model.eval()
         try:
             # Not inference_mode: tensors that a model or a wrapper caches under it could never take part in training.
-            with torch.no_grad(), grouped(self.inner):
+            with torch.no_grad(), grouped(self.inner), packed(self.model):
                 yield
         finally:
             for module in training:

@@ -26,7 +26,7 @@ def choose_products(model: nn.Module) -> bool:
     """
     large = sum(p.numel() for p in model.parameters()) >= LARGE
     elsewhere = any(p.device.type != "cpu" for p in model.parameters())
-    if not large or elsewhere or torch.cuda.is_available() or not _slow_mkl():
+    if not large or elsewhere or torch.cuda.is_available() or not slow_mkl():
         return False
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -69,7 +69,8 @@ def _through_onednn(states: Tensor, chosen: str) -> bool:
     return states.device.type == "cpu" and chosen != "highest"
 
 
-def _slow_mkl() -> bool:
+def slow_mkl() -> bool:
+    """Whether this is a processor on which oneDNN was the faster."""
     return torch.backends.mkldnn.is_available() and CPU_FACTS.is_file() and "AuthenticAMD" in CPU_FACTS.read_text()
 
 
