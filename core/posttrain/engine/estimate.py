@@ -135,7 +135,7 @@ def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: i
 
 
 def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
-    """Keys and values of the rows that are sampled together, their logits, copies of weights (``generation.packed``)."""
+    """Keys and values of the rows sampled together, their logits, and the copies that ``generation.packed`` makes."""
     length = (settings.max_new_tokens or 0) + min(settings.max_length or 0, 256)
     rows = min(settings.generation_batch_size, (settings.batch_size or 1) * (settings.group_size or 1))
     tokens = rows * length

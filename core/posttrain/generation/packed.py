@@ -43,7 +43,7 @@ class _Packed:
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
     """Let the linear layers of ``model`` multiply that way meanwhile, where it pays and there is memory for it."""
-    layers = [module for module in model.modules() if _fits(module)] if faster() else []
+    layers: list[Any] = [module for module in model.modules() if _fits(module)] if faster() else []
     size = sum(layer.weight.nbytes for layer in layers)
     if size < 4 * LARGE or size > psutil.virtual_memory().available * MEMORY_SHARE:
         yield
