@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from posttrain.cli.flags import help_text, parse
+from posttrain.cli.imports import load_api
 from posttrain.config import shared_options
 from posttrain.errors import SettingsError
 from posttrain.options import Option, cast
@@ -29,7 +30,5 @@ def run(arguments: list[str]) -> int:
     if launching.wanted(settings):
         return launching.launch(["resume", *arguments], settings, positional[0])
     quieten()
-    from posttrain import api
-
-    api.resume(positional[0], **changes)
+    load_api().resume(positional[0], **changes)
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain.cards import Card
 from posttrain.cli.flags import help_text, parse
+from posttrain.cli.imports import load_api
 from posttrain.cli.output import print_json, print_plan
 from posttrain.config import as_yaml, method_options, read_file, resolve, shared_defaults, shared_options
 from posttrain.discovery import locate
@@ -60,17 +61,14 @@ def run(arguments: list[str]) -> int:
         print(as_yaml(name, settings, options, own), end="")
         return 0
     if command.get("dry_run"):
-        from posttrain import api
-
-        plan = api.plan(name, settings, options)
+        plan = load_api().plan(name, settings, options)
         print_json(plan) if command.get("json") else print_plan(plan)
         return 0
     if launching.wanted(settings):
         output = settings.output or new_run_directory(name)  # named once, for all processes and every restart
         return launching.launch(["train", *arguments, f"--output={output}"], settings, output)
     quieten()
-    from posttrain import api
-
+    api = load_api()
     started = continued(name, settings)
     if started is not None:
         api.resume(started)

@@ -42,8 +42,8 @@ def choose_layout(policy: TokenModel) -> None:
     rows = [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= len(prompt)) for ids in pair)]
     decoder = getattr(policy.inner, policy.inner.base_model_prefix)
     plain, _ = _padded(decoder, rows, policy.device)
-    policy.packed = _agrees(policy, decoder, rows, plain, share=False)
-    policy.shared = policy.packed and implementation == attention.NAME and _agrees(policy, decoder, rows, plain, True)
+    policy.shared = implementation == attention.NAME and _agrees(policy, decoder, rows, plain, share=True)
+    policy.packed = policy.shared or _agrees(policy, decoder, rows, plain, share=False)
 
 
 def _agrees(policy: TokenModel, decoder: Any, rows: list[Sequence], plain: Tensor, share: bool) -> bool:
