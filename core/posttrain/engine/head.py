@@ -94,11 +94,15 @@ def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Re
     logits = head.logits(hidden)  # (c, V)
     if request.temperature != 1.0:
         logits = logits / request.temperature
-    wanted = {"logps": _picked(logits, labels) - torch.logsumexp(logits, dim=1)}
-    if request.statistics is not None:
-        others = {name: give(at) for name, give in request.others.items()}
-        wanted.update(request.statistics(logits, labels, **others))
-    return wanted
+    logps = _picked(logits, labels) - torch.logsumexp(logits, dim=1)
+    return {"logps": logps, **_statistics(logits, labels, at, request)}
+
+
+def _statistics(logits: Tensor, labels: Tensor, at: slice, request: Request) -> dict[str, Tensor]:
+    """What is wanted of one chunk besides its log-probabilities."""
+    if request.statistics is None:
+        return {}
+    return request.statistics(logits, labels, **{name: give(at) for name, give in request.others.items()})
 
 
 def _picked(logits: Tensor, labels: Tensor) -> Tensor:
@@ -145,14 +149,9 @@ def _plain_evaluate(
 ) -> tuple[dict[str, Tensor], _Kept]:
     """``_evaluate`` in the memory of one chunk of logits: the exponentials are written over them."""
     logits = _plain_logits(hidden, head, request, room)
-    wanted: dict[str, Tensor] = {}
-    if request.statistics is not None:
-        others = {name: give(at) for name, give in request.others.items()}
-        wanted = dict(request.statistics(logits, labels, **others))
-        memory = logits.untyped_storage().data_ptr()
-        for name, value in wanted.items():
-            if value.untyped_storage().data_ptr() == memory:
-                wanted[name] = value.clone()
+    memory = logits.untyped_storage().data_ptr()
+    found = _statistics(logits, labels, at, request).items()
+    wanted = {name: v.clone() if v.untyped_storage().data_ptr() == memory else v for name, v in found}
     picked, highest = _picked(logits, labels), logits.amax(1)  # (c,)
     kept = _Kept(logits, logits.sub_(highest[:, None]).exp_().sum(1))
     return {"logps": picked - highest - kept.sums.log(), **wanted}, kept
