@@ -142,8 +142,9 @@ def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> 
     if settings.generation_cache_tokens is not None:
         tokens = min(tokens, settings.generation_cache_tokens)
     size = choose_dtype(settings, device).itemsize
+    base = weight_bytes(model, settings, device)
     plain = device.type == "cpu" and size == 4 and settings.quantize is None
-    copies = weight_bytes(model, settings, device) if plain and packed.faster() else 0.0
+    copies = base if plain and packed.pays(base) else 0.0
     return tokens * model.layers * 2 * model.key_values * size + 3.0 * rows * model.vocabulary * 4 + copies
 
 

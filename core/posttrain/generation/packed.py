@@ -43,9 +43,8 @@ class _Packed:
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
     """Let the linear layers of ``model`` multiply that way meanwhile, where it pays and there is memory for it."""
-    layers: list[Any] = [module for module in model.modules() if _fits(module)] if faster() else []
-    size = sum(layer.weight.nbytes for layer in layers)
-    if size < 4 * LARGE or size > psutil.virtual_memory().available * MEMORY_SHARE:
+    layers: list[Any] = [module for module in model.modules() if _fits(module)]
+    if not pays(sum(layer.weight.nbytes for layer in layers)):
         yield
         return
     for layer in layers:
@@ -64,6 +63,7 @@ def _fits(module: Any) -> bool:
     return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def faster() -> bool:
-    """Whether this machine's processor gains by it."""
-    return slow_mkl() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def pays(size: float) -> bool:
+    """Whether this machine gains by copies of ``size`` bytes and has the memory for them."""
+    faster = slow_mkl() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return faster and 4 * LARGE <= size <= psutil.virtual_memory().available * MEMORY_SHARE
