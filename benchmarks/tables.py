@@ -84,7 +84,7 @@ def _losses(case: dict[str, Any]) -> str:
 
 
 def _techniques(found: dict[str, Any]) -> str:
-    lines = [f"posttrain alone: {found['title']}; {_counted(found)}. Each row has all techniques before it.", ""]
+    lines = [f"Techniques: {found['title']}; {_counted(found)}. Each row has all techniques before it.", ""]
     lines.append("| technique | real tokens a second | ratio | peak memory, GB | ratio | loss differs by |")
     lines.append("|---|---|---|---|---|---|")
     first = found["rows"][0]
