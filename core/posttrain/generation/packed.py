@@ -65,5 +65,6 @@ def _fits(module: Any) -> bool:
 
 def pays(size: float) -> bool:
     """Whether this machine gains by copies of ``size`` bytes and has the memory for them."""
-    faster = slow_mkl() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return faster and 4 * LARGE <= size <= psutil.virtual_memory().available * MEMORY_SHARE
+    if not 4 * LARGE <= size <= psutil.virtual_memory().available * MEMORY_SHARE:
+        return False
+    return slow_mkl() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
