@@ -98,6 +98,8 @@ class Settings:
     """Type of the weights. [float32 on a CPU, bfloat16 on a GPU with adapters, else float32]"""
     autocast: bool | None = None
     """Compute in bfloat16 over float32 weights. [on where the GPU has bfloat16 and the weights are float32]"""
+    bfloat16_gradients: bool = False
+    """Multiply in bfloat16 in the backward pass, float32 in the forward pass: faster on CPUs with units for it."""
     device: str | None = None
     """cpu, cuda, mps. [the best there is]"""
     attention: str | None = None

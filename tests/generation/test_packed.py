@@ -64,18 +64,33 @@ def test_nothing_is_left_behind(model):
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "autocast", "gradient"])
-def test_what_it_cannot_do_goes_the_plain_way(case):
-    layer, states = nn.Linear(16, 24), torch.randn(4, 16)
+@pytest.mark.parametrize("case", ["bfloat16", "autocast"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_in_bfloat16(case, bias):
+    """Weights of that type, or rounded copies of float32 ones; then the copies are half as large."""
+    torch.manual_seed(0)
+    layer, states = nn.Linear(48, 80, bias=bias), torch.randn(4, 48)
+    wanted = wide(copy.deepcopy(layer).bfloat16(), states.bfloat16())
     if case == "bfloat16":
         layer, states = layer.bfloat16(), states.bfloat16()
+    with torch.no_grad(), packing(layer), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        found = layer(states)
+        assert layer.forward.weight.dtype == found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("case", ["float64", "float16", "gradient"])
+def test_what_it_cannot_do_goes_the_plain_way(case):
+    layer, states = nn.Linear(16, 24), torch.randn(4, 16)
+    if case == "float64":
+        layer, states = layer.double(), states.double()
     with (
         torch.set_grad_enabled(case == "gradient"),
         packing(layer),
-        torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"),
+        torch.autocast("cpu", torch.float16, enabled=case == "float16"),
     ):
         found = layer(states)
-    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+    with torch.autocast("cpu", torch.float16, enabled=case == "float16"):
         assert torch.equal(found, layer(states))
     assert found.requires_grad == (case == "gradient")
 

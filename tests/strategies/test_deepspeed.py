@@ -43,6 +43,8 @@ def two(tmp_path_factory, file):
         own = {"zero_stage": stage, "steps": 3, "schedule": "constant", "deepspeed_config": file}
         cases[f"saved-{stage}"] = {"method": "sft", **own, **COMMON}
         cases[f"resumed-{stage}"] = {"method": "sft", "resume": f"saved-{stage}", "steps": 6}
+        for option in ("bfloat16_gradients", "autocast"):
+            cases[f"{option}/{stage}"] = {"method": "sft", "zero_stage": stage, option: True, **COMMON}
     cases["adafactor"] = {"method": "sft", "optimizer": "adafactor", **COMMON}
     return once(tmp_path_factory, "zero-two", cases, 2)
 
@@ -72,6 +74,17 @@ def test_everything_else_gives_the_losses_of_one_process(one, two, name):
     print(f"{name}: {difference(two[name], one[name]):.1e}")
     assert difference(two[name], one[name]) <= TOLERANCE
     same_evaluations(two[name], one[name])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("option", ["bfloat16_gradients", "autocast"])
+def test_bfloat16_is_near(one, two, option, stage):
+    """With gradients alone rounded, the first step's loss is exact."""
+    found, expected = two[f"{option}/{stage}"], one["sft"]
+    print(f"{option} zero {stage}: {difference(found, expected):.1e}")
+    exact = abs(found["losses"][0] - expected["losses"][0]) <= TOLERANCE
+    assert exact == (option == "bfloat16_gradients")
+    assert TOLERANCE < difference(found, expected) < 0.15
 
 
 def test_stage_3_leaves_nothing_whole(one, two):

@@ -18,6 +18,8 @@ BOUND = 0.2
 CASES = {
     "full": [],
     "adapter": ["--lora"],
+    "autocast": ["--autocast"],
+    "gradients": ["--bfloat16-gradients"],
     "checkpointing": ["--gradient-checkpointing", "--micro-batch-tokens", "2048"],
     "nf4": ["--strategy", "qlora"],
     "ddp": ["--strategy", "ddp", "--nproc", "2"],

@@ -45,6 +45,7 @@ REFUSED = {
     "lion": ({"optimizer": "lion"}, "Optimizer 'lion' does not know that a tensor is spread over ranks."),
     "three": ({"tensor_parallel": 3}, "tensor-parallel is 3, which does not divide the 2 processes."),
     "offload": ({"cpu_offload": True}, "--cpu-offload frees a GPU's memory, and this run has no GPU."),
+    "narrow": ({"tensor_parallel": 2, "bfloat16_gradients": True}, "--bfloat16-gradients replaces whole layers, and"),
     "whole": ({"tensor_parallel": 2, "strategy": "ddp"}, "--tensor-parallel needs --strategy fsdp, and this run's is"),
 }
 
@@ -95,6 +96,8 @@ def two(tmp_path_factory):
     cases = {f"{m}/{s}": {"method": m, "strategy": s} for m in STABLE for s in ("ddp", "fsdp")}
     cases |= {name: {"method": m, "strategy": "fsdp", **options, **own} for name, (m, options, own) in MORE.items()}
     cases["sft-bfloat16"] = {"method": "sft", "strategy": "fsdp", "autocast": True}
+    for name in ("ddp", "fsdp"):
+        cases[f"sft-gradients/{name}"] = {"method": "sft", "strategy": name, "bfloat16_gradients": True}
     for name in ("sft", "dpo"):
         cases[f"{name}-saved"] = {"method": name, "strategy": "fsdp", "steps": 6, "save_every": 2, "save_total": 9}
     cases |= {name: {"method": "sft", "strategy": "fsdp", **options} for name, (options, _) in REFUSED.items()}
@@ -140,6 +143,15 @@ def test_each_rank_holds_its_half(one, two):
 def test_bfloat16_is_near(one, two):
     """Mixed precision is real: neither equal nor far off."""
     assert 1e-5 < difference(two["sft-bfloat16"], one["sft"]) < 0.15
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_gradients_in_bfloat16_are_near_and_log_probs_exact(one, two, strategy):
+    """Each process rounds its own passes' gradients; the first step's loss has no gradient in it yet."""
+    found, expected = two[f"sft-gradients/{strategy}"], one["sft"]
+    print(f"sft-gradients {strategy}: {difference(found, expected):.1e}")
+    assert found["losses"][0] == pytest.approx(expected["losses"][0], abs=TOLERANCE)
+    assert TOLERANCE < difference(found, expected) < 5e-3
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -110,22 +110,30 @@ def weight_bytes(model: Sizes, settings: Settings, device: torch.device) -> floa
 
 
 def activation_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
-    """What the layers keep of a micro-batch of ``tokens`` for its backward pass.
+    """What the layers keep of a micro-batch of ``tokens`` for its backward pass."""
+    layer = layer_bytes(model, settings, device)
+    if settings.gradient_checkpointing or settings.offload_activations:  # the inputs of all layers, and all of one
+        size = 2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4
+        return tokens * (model.layers * model.hidden * size + layer)
+    return tokens * model.layers * layer
 
-    Of each token a layer keeps: its input and the normalised one, queries, keys and values for every head, what
-    attention gives twice, the state between the two halves and its normalised form; of the MLP gate and up alone where
-    it is lean, else also the activated gate and the product, and each norm's float32 copies.
+
+def layer_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
+    """What a layer keeps of a token for the backward pass.
+
+    That is its input and the normalised one, queries, keys and values for every head, what attention gives twice, the
+    state between the two halves and its normalised form; of the MLP gate and up alone where it is lean, else also the
+    activated gate and the product, and each norm's float32 copies. Narrow layers keep their inputs in bfloat16.
     """
-    lean = device.type == "cpu" and choose_dtype(settings, device) == torch.float32 and not settings.autocast
-    kept = 4 * model.hidden + 5 * model.attention + 2 * model.intermediate
-    if not lean or settings.lora:  # an adapter below the MLP needs its input
-        kept += 2 * model.intermediate
+    lean = device.type == "cpu" and choose_dtype(settings, device) == torch.float32
+    below = 2 * model.intermediate if not lean or settings.lora else 0  # an adapter below the MLP needs its input
+    if lean and (settings.autocast or settings.bfloat16_gradients):
+        attention = 10 if settings.autocast else 18
+        return 12 * model.hidden + attention * model.attention + 2 * (2 * model.intermediate + below)
+    kept = 4 * model.hidden + 5 * model.attention + 2 * model.intermediate + below
     if not lean:
         kept += 4 * model.hidden
-    size = 2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4
-    if settings.gradient_checkpointing or settings.offload_activations:  # the inputs of all layers, and all of one
-        return tokens * (model.layers * model.hidden + kept) * size
-    return tokens * model.layers * kept * size
+    return kept * (2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4)
 
 
 def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
@@ -143,8 +151,10 @@ def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> 
         tokens = min(tokens, settings.generation_cache_tokens)
     size = choose_dtype(settings, device).itemsize
     base = weight_bytes(model, settings, device)
-    plain = device.type == "cpu" and size == 4 and settings.quantize is None
+    plain = device.type == "cpu" and size in (2, 4) and settings.quantize is None
     copies = base if plain and packed.pays(base) else 0.0
+    if settings.autocast:
+        copies *= 2 / size
     return tokens * model.layers * 2 * model.key_values * size + 3.0 * rows * model.vocabulary * 4 + copies
 
 
@@ -177,7 +187,7 @@ def estimate(
     moments = gradients * STATES.get(settings.optimizer, 2)
     share = 1 / processes
     spread = strategy in ("fsdp", "zero-3")
-    tokens = token_budget(settings.micro_batch_tokens, device, load.online)
+    tokens = token_budget(settings.micro_batch_tokens, device, load.online, bool(settings.autocast))
     gathered, master = 0.0, 0.0
     if strategy.startswith("zero") and size < 4:  # DeepSpeed's own float32 copy of what it trains
         master, moments = trained * 4.0, trained * 4.0 * STATES.get(settings.optimizer, 2)

@@ -101,7 +101,8 @@ class Run:
 
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Cut into forward passes by the settings."""
-        tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online)
+        narrow = casts_to_bfloat16(self.settings, self.policy)
+        tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online, narrow)
         return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
 
     def passes(self, examples: list[Example]) -> Iterator[tuple[list[Example], bool]]:

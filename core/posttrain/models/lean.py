@@ -18,21 +18,24 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, silu
 
 from posttrain.engine.gradients import open_gradient
+from posttrain.models import narrow
 
 #: Largest difference of a gradient from the plain module's, relative to its largest entry.
 TOLERANCE = 1e-4
 
 
-def make_lean(model: nn.Module) -> int:
+def make_lean(model: nn.Module, narrowed: bool = False) -> int:
     """Replace the forward pass of the modules in ``model`` that allow it; returns how many.
 
+    With ``narrowed`` also linear layers, see ``narrow``, but not the vocabulary projection, which the core multiplies.
     Where a GPU has kernels for the same, those are the better way: only modules on a CPU are replaced.
     """
     fits: dict[tuple[Any, ...], bool] = {}
     found = 0
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     for module in model.modules():
-        lean = _candidate(module)
-        if lean is None:
+        lean = _candidate(module, narrowed)
+        if lean is None or module is head:
             continue
         key = (type(module), lean, tuple(p.shape for p in module.parameters()))
         if key not in fits:
@@ -43,7 +46,7 @@ def make_lean(model: nn.Module) -> int:
     return found
 
 
-def _candidate(module: Any) -> Any:
+def _candidate(module: Any, narrowed: bool) -> Any:
     """The forward pass that ``module`` could have; None where its parts are not those of a known kind."""
     weights = list(module.parameters())
     if "forward" in module.__dict__ or not weights or any(w.device.type != "cpu" for w in weights):
@@ -53,12 +56,20 @@ def _candidate(module: Any) -> Any:
     if type(module) is nn.Embedding:
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
         return _embed if plain else None
+    if type(module) is nn.Linear:
+        return narrow.linear_layer if narrowed else None
     if type(module).__name__.endswith("RMSNorm") and set(dict(module.named_parameters())) == {"weight"}:
         return _norm if hasattr(module, "variance_epsilon") else None
     if {"gate_proj", "up_proj", "down_proj", "act_fn"} <= set(module._modules):
-        plain = type(module.down_proj) is nn.Linear and module.down_proj.bias is None
-        return _gated if plain and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation") else None
+        if not _plain_layer(module.down_proj) or type(module.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+            return None
+        whole = narrowed and _plain_layer(module.gate_proj) and _plain_layer(module.up_proj)
+        return narrow.gated_layers if whole else _gated
     return None
+
+
+def _plain_layer(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.bias is None
 
 
 def _plain(module: nn.Module, states: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ def _norm(self: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _gated(self: Any, x: Tensor) -> Tensor:
-    if not _worth_it(x):
+    if not _worth_it(x) or torch.is_autocast_enabled("cpu"):
         return _plain(self, x)
     return _GatedLinear.apply(self.gate_proj(x), self.up_proj(x), self.down_proj.weight)
 
@@ -84,7 +95,7 @@ def _embed(self: Any, input: Tensor) -> Tensor:  # the name that nn.Embedding gi
 
 
 def _worth_it(states: Tensor) -> bool:
-    return torch.is_grad_enabled() and states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return torch.is_grad_enabled() and states.dtype == torch.float32
 
 
 class _Norm(torch.autograd.Function):
@@ -150,10 +161,10 @@ def _agrees(module: Any, lean: Any) -> bool:
     """Whether both ways give equal outputs and like gradients for random numbers."""
     if lean is _embed:
         return True  # torch's own class, whose every option is looked at
-    width = module.weight.shape[-1] if lean is _norm else module.gate_proj.weight.shape[-1]
+    width = next(module.parameters()).shape[-1]
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(1, 5, width, generator=generator)
-    gradient = torch.randn(1, 5, width, generator=generator)
+    gradient = torch.randn(1, 5, module.out_features if type(module) is nn.Linear else width, generator=generator)
     found = []
     for way in (_plain, lean):
         own = states.clone().requires_grad_()
@@ -164,5 +175,6 @@ def _agrees(module: Any, lean: Any) -> bool:
                 return False
             found.append((output.detach(), torch.autograd.grad(output, inputs, gradient)))
     (plain, wanted), (ours, got) = found
-    near = all(float((a - b).abs().max()) <= TOLERANCE * float(a.abs().max()) for a, b in zip(wanted, got, strict=True))
+    bound = TOLERANCE if lean in (_norm, _gated) else narrow.TOLERANCE
+    near = all(float((a - b).abs().max()) <= bound * float(a.abs().max()) for a, b in zip(wanted, got, strict=True))
     return torch.equal(plain, ours) and near

@@ -17,7 +17,7 @@ from torch import nn
 from posttrain.demo.made import place_of
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel
-from posttrain.errors import DependencyError, ModelError
+from posttrain.errors import DependencyError, ModelError, SettingsError
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter
 from posttrain.models.head import find_head
 from posttrain.models.kernels import use_liger
@@ -134,7 +134,7 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
         module = add_adapter(module, settings, head)
     choose_products(inner)
-    make_lean(inner)
+    make_lean(inner, narrowed=_narrowed(settings))
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.eval()
     if settings.packing:
@@ -152,6 +152,18 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
             f"{type(inner).__name__} has no parameter that requires a gradient. Unfreeze some, or use --lora."
         )
     return Loaded(policy, tokenizer, stop_ids(inner, tokenizer), notes)
+
+
+def _narrowed(settings: Settings) -> bool:
+    """Whether linear layers multiply in bfloat16 over float32 weights, on a CPU."""
+    device = choose_device(settings)
+    if settings.bfloat16_gradients and (device.type != "cpu" or choose_dtype(settings, device) != torch.float32):
+        raise SettingsError(
+            f"--bfloat16-gradients is for float32 weights on a CPU, and these are {choose_dtype(settings, device)} on "
+            f"{device.type}. There, --autocast computes both passes in bfloat16."
+        )
+    wanted = settings.bfloat16_gradients or settings.autocast is True
+    return wanted and settings.tensor_parallel == 1  # whose layers transformers replaces
 
 
 def load_module(model: str, settings: Settings, device: torch.device, head: str, tokenizer: Any) -> Any:

@@ -213,6 +213,10 @@ def _check(settings: Settings, cuda: bool, world: int) -> None:
             f"--quantize {settings.quantize} cannot be combined with --strategy fsdp: the packed weights of "
             "bitsandbytes cannot be spread. A quantised base is small: use --strategy ddp"
         )
+    if settings.bfloat16_gradients and settings.tensor_parallel > 1:
+        raise SettingsError(
+            "--bfloat16-gradients replaces whole layers, and --tensor-parallel splits them. Leave one of them out."
+        )
     if settings.cpu_offload and not cuda:
         raise SettingsError("--cpu-offload frees a GPU's memory, and this run has no GPU. Leave it out.")
 
