@@ -50,9 +50,9 @@ def _conditions(facts: dict[str, Any]) -> str:
     machine, versions = facts["machine"], facts["versions"]
     peer = f" and TRL {versions['trl']['trl']}" if "trl" in versions else ""
     return (
-        f"SmolLM2-135M, float32, {machine['processor']}, {machine['cores']} cores, threads: {facts['threads']}; "
-        f"posttrain {versions['posttrain']['posttrain']}{peer} on torch {versions['posttrain']['torch']}, transformers "
-        f"{versions['posttrain']['transformers']}. Median of the repeats, least to most in brackets."
+        f"SmolLM2-135M, float32 unless a row says otherwise, {machine['processor']}, {machine['cores']} cores, "
+        f"threads: {facts['threads']}; posttrain {versions['posttrain']['posttrain']}{peer} on torch "
+        f"{versions['posttrain']['torch']}, transformers {versions['posttrain']['transformers']}. Median of the repeats, least to most in brackets."
     )
 
 

@@ -68,8 +68,10 @@ def test_other_rows_are_noticed():
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_techniques_end_with_the_defaults(name):
     rows = techniques.variants(name)
-    assert rows[-1].settings == {}
+    assert rows[-2].settings == {}
+    assert rows[-1].settings == {"bfloat16_gradients": True}  # the one that changes a gradient, and is asked for
     assert rows[-1].share
+    assert rows[-2].share
     assert not rows[0].share
     assert len({row.title for row in rows}) == len(rows)
 

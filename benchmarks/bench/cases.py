@@ -14,8 +14,6 @@ ADAM_EPSILON = 1e-8
 MAX_LENGTH = 512
 """Longest row in tokens; longer ones are left out before either side sees them, so nothing is cut."""
 DPO_BETA = 0.1
-LOSS_BOUND = 1e-3
-"""Largest relative difference of a step's loss that counts as the same training."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,12 @@ class Case:
     """Largest ratio of the peak memories that is claimed; 0 claims nothing."""
     command: bool = False
     """Whether posttrain is run as a command rather than from Python."""
+    autocast: bool = False
+    """Whether both sides compute in bfloat16 over float32 weights."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of posttrain other than the defaults that are measured."""
+    loss_bound: float = 1e-3
+    """Largest relative difference of a step's loss that counts as the same training."""
 
     @property
     def online(self) -> bool:
@@ -65,6 +69,28 @@ CASES = {
         ),
         Case("start", "From the command to the first step", "sft", 8, 1, command=True),
     )
+}
+GRADIENTS = {"bfloat16_gradients": True}
+CASES |= {
+    f"{name}-gradients": dataclasses.replace(
+        CASES[name],
+        name=f"{name}-gradients",
+        title=f"{CASES[name].title}; posttrain with --bfloat16-gradients",
+        settings=GRADIENTS,
+    )
+    for name in ("sft", "dpo")
+}
+CASES |= {
+    f"{name}-bfloat16": dataclasses.replace(
+        CASES[name],
+        name=f"{name}-bfloat16",
+        title=f"{CASES[name].title}; both sides under bfloat16 autocast",
+        autocast=True,
+        loss_bound=1e-2,
+        speed=0.0,
+        memory=0.0,
+    )
+    for name in ("sft", "dpo", "grpo")
 }
 
 

@@ -7,7 +7,7 @@ import json
 import statistics
 from typing import Any
 
-from benchmarks.bench.cases import LOSS_BOUND, Case
+from benchmarks.bench.cases import Case
 
 SIDES = ("posttrain", "trl")
 #: Name of a figure -> whether more is better.
@@ -103,6 +103,6 @@ def missed(case: Case, ratios: dict[str, float], losses: list[dict[str, float]],
         found.append(f"time to the first step is {ratios['ready_seconds']:.2f} of the peer's, claimed below 1")
     if not same_ids:
         found.append("the token ids of the rows differ")
-    if any(not row["difference"] <= LOSS_BOUND for row in losses):
-        found.append(f"losses differ by more than {LOSS_BOUND:g}")
+    if any(not row["difference"] <= case.loss_bound for row in losses):
+        found.append(f"losses differ by more than {case.loss_bound:g}")
     return found

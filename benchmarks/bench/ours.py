@@ -82,7 +82,9 @@ def arguments(work: Work, case: cases.Case) -> dict[str, Any]:
         found["beta"] = cases.DPO_BETA
     if case.online:
         found |= {"group_size": case.group, "max_new_tokens": case.max_new_tokens, "beta": 0.0}
-    return found | work.settings
+    if case.autocast:
+        found["autocast"] = True
+    return found | case.settings | work.settings
 
 
 def _reward(prompts: list[Any], completions: list[str], answer: list[str], **columns: Any) -> list[float]:

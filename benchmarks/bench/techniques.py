@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.bench.cases import CASES, Case
+from benchmarks.bench.cases import CASES, GRADIENTS, Case
 from benchmarks.bench.figures import figures, spread
 
 WHOLE = 1_000_000
@@ -22,7 +22,7 @@ class Variant:
 
 
 def variants(name: str) -> list[Variant]:
-    """The rows of case ``name``, the plain way first, posttrain's defaults last."""
+    """The rows of case ``name``, the plain way first, posttrain's defaults last but for what changes gradients."""
     case = CASES[name]
     padded = {"packing": False, "head_chunk_tokens": WHOLE}
     plain = Variant("padded, rows in order, full logits", padded | {"micro_batch_size": case.batch}, share=False)
@@ -31,6 +31,7 @@ def variants(name: str) -> list[Variant]:
     if case.method != "sft":  # rows of supervised data have no prompt in common
         rows.append(Variant("+ shared prefix", {"head_chunk_tokens": WHOLE}))
     rows.append(Variant("+ chunked head"))
+    rows.append(Variant("+ gradients in bfloat16 (`--bfloat16-gradients`)", GRADIENTS))
     return rows
 
 

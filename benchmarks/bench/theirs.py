@@ -74,7 +74,7 @@ def _shared(work: Work, case: cases.Case, output: str) -> dict[str, Any]:
         "weight_decay": 0.0,
         "max_grad_norm": cases.MAX_GRAD_NORM,
         "adam_epsilon": cases.ADAM_EPSILON,
-        "bf16": False,
+        "bf16": case.autocast,
         "use_cpu": True,
         "gradient_checkpointing": False,
         "logging_steps": 1,
