@@ -52,7 +52,8 @@ def _conditions(facts: dict[str, Any]) -> str:
     return (
         f"SmolLM2-135M, float32 unless a row says otherwise, {machine['processor']}, {machine['cores']} cores, "
         f"threads: {facts['threads']}; posttrain {versions['posttrain']['posttrain']}{peer} on torch "
-        f"{versions['posttrain']['torch']}, transformers {versions['posttrain']['transformers']}. Median of the repeats, least to most in brackets."
+        f"{versions['posttrain']['torch']}, transformers {versions['posttrain']['transformers']}. "
+        "Median of the repeats, least to most in brackets."
     )
 
 

@@ -155,6 +155,13 @@ def test_a_run_begins_as_in_float32_and_learns_like_it(train, method):
     assert norms[1][0] == pytest.approx(norms[0][0], rel=NEAR)
 
 
+@pytest.mark.parametrize("option", ["bfloat16_gradients", "autocast"])
+def test_what_only_saves_memory_changes_no_number(train, option):
+    runs = [train("sft", **{option: True}, gradient_checkpointing=on) for on in (False, True)]
+    plain, recomputed = ([line["loss"] for line in run.metrics] for run in runs)
+    assert recomputed == pytest.approx(plain, rel=1e-6)
+
+
 def test_adapters_are_trained_too(train):
     plain, ours = (train("sft", bfloat16_gradients=on, lora=True, lora_rank=4) for on in (False, True))
     losses = [[line["loss"] for line in run.metrics] for run in (plain, ours)]

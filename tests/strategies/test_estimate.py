@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from posttrain.cli.main import main
+from posttrain.models.products import bfloat16_gain
 from posttrain.testing.tiny import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -83,6 +84,19 @@ def test_doctor_lists_strategies_and_memory(model, capsys, tmp_path):
     assert memory["zero-3"] < memory["zero-1"]
     assert memory["qlora"] < memory["single"]
     assert report["hardware"]["cores"] >= 1
+
+
+@pytest.mark.parametrize(("gain", "said"), [(2.04, True), (1.1, False), (0.3, False)])
+def test_doctor_says_where_bfloat16_pays(monkeypatch, capsys, gain, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("posttrain.strategies.doctor.bfloat16_gain", lambda: gain)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert ("multiplies bfloat16 2.0 times as fast as float32: --autocast, or" in text) == said
+
+
+def test_the_gain_of_bfloat16_is_a_ratio_of_times():
+    assert 0.01 < bfloat16_gain(64, 3) < 100
 
 
 def test_doctor_says_what_is_missing(monkeypatch, capsys, model, tmp_path):

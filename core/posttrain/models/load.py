@@ -160,7 +160,7 @@ def _narrowed(settings: Settings) -> bool:
     if settings.bfloat16_gradients and (device.type != "cpu" or choose_dtype(settings, device) != torch.float32):
         raise SettingsError(
             f"--bfloat16-gradients is for float32 weights on a CPU, and these are {choose_dtype(settings, device)} on "
-            f"{device.type}. There, --autocast computes both passes in bfloat16."
+            f"{device.type}. Leave it out; --autocast computes both passes in bfloat16 over float32 weights anywhere."
         )
     wanted = settings.bfloat16_gradients or settings.autocast is True
     return wanted and settings.tensor_parallel == 1  # whose layers transformers replaces

@@ -13,6 +13,7 @@ from posttrain.engine.estimate import Load, Sizes, estimate, free_bytes, in_mb, 
 from posttrain.engine.plan import memory_of
 from posttrain.errors import SettingsError
 from posttrain.models.load import choose_device
+from posttrain.models.products import bfloat16_gain
 from posttrain.settings import FALLBACKS, Settings
 from posttrain.strategies.choose import planned
 from posttrain.strategies.requirements import findings
@@ -34,7 +35,11 @@ def examine(config: str | None, model: str | None, processes: int | None) -> dic
         row = next(row for row in rows if row.strategy == settings.strategy)
         wanted = dataclasses.asdict(row)
     return {
-        "hardware": facts.hardware() | {"free_memory_gib": round(free_bytes(torch.device("cpu")) / 2**30, 1)},
+        "hardware": facts.hardware()
+        | {
+            "free_memory_gib": round(free_bytes(torch.device("cpu")) / 2**30, 1),
+            "bfloat16_gain_on_the_cpu": round(bfloat16_gain(), 1),
+        },
         "packages": facts.versions(),
         "strategies": [dataclasses.asdict(row) for row in rows],
         "wanted": wanted,
