@@ -1,4 +1,4 @@
-"""A prompt that several rows share, computed once or once a row: the same update both ways, in one process.
+"""A prompt, or its beginning, that several rows share, computed once or once a row: both ways in one process.
 
     python -m benchmarks.bench.prefix WORK.json
 
@@ -18,10 +18,11 @@ from typing import Any
 
 from benchmarks.bench.figures import spread
 
-#: Name -> completions of a prompt, tokens of the prompt, tokens of a completion, least ratio that is claimed.
+#: Name -> rows, tokens that they begin with, tokens that each prompt adds, tokens of a completion, least ratio claimed.
 SHAPES = {
-    "group of 8, prompt to completion 4:1": (8, 256, 64, 3.3),
-    "pair, prompt to completion 2:1": (2, 256, 128, 1.3),
+    "group of 8, prompt to completion 4:1": (8, 256, 0, 64, 3.3),
+    "pair, prompt to completion 2:1": (2, 256, 0, 128, 1.3),
+    "8 prompts behind one system prompt, 2:1:1": (8, 128, 64, 64, 1.3),
 }
 
 
@@ -49,7 +50,8 @@ def _compare(policy: Any, name: str, repeats: int) -> list[dict[str, Any]]:
     import torch
     from posttrain.engine.batches import token_budget
 
-    rows = _rows(policy, *SHAPES[name][:3])
+    *sizes, claimed = SHAPES[name]
+    rows = _rows(policy, *sizes)
     budget = token_budget(None, policy.device, groups=True)
     seconds: dict[str, list[float]] = {"logits": [], "alone": [], "shared": []}
     gradients: dict[str, Any] = {}
@@ -74,7 +76,7 @@ def _compare(policy: Any, name: str, repeats: int) -> list[dict[str, Any]]:
                 "after": "shared prefix",
                 "seconds": [plain, shared],
                 "ratio": plain["median"] / shared["median"],
-                "claimed": SHAPES[name][3],
+                "claimed": claimed,
                 "gradient_difference": float(difference),
             }
         )
@@ -117,15 +119,15 @@ def _loss_of_logits(policy: Any, sequences: list[Any]) -> Any:
     return -logps[trained].sum()
 
 
-def _rows(policy: Any, count: int, prompt: int, completion: int) -> list[Any]:
+def _rows(policy: Any, count: int, shared: int, own: int, completion: int) -> list[Any]:
     import torch
     from posttrain.views import Example, Sequence
 
     torch.manual_seed(0)
     vocabulary = policy.inner.config.vocab_size
-    before = torch.randint(0, vocabulary, (prompt,))
-    trained = torch.arange(prompt + completion) >= prompt
-    rows = [torch.cat([before, torch.randint(0, vocabulary, (completion,))]) for _ in range(count)]
+    before = torch.randint(0, vocabulary, (shared,))
+    trained = torch.arange(shared + own + completion) >= shared + own
+    rows = [torch.cat([before, torch.randint(0, vocabulary, (own + completion,))]) for _ in range(count)]
     return [Example({"completion": [Sequence(ids, trained)]}) for ids in rows]
 
 

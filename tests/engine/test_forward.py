@@ -5,7 +5,7 @@ import torch
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel, build_views, sequences_of
 from posttrain.engine.head import Request
-from posttrain.engine.layout import lay_out, packed_tokens
+from posttrain.engine.layout import PackedCost, lay_out, packed_tokens
 from posttrain.errors import ModelError
 from posttrain.models.head import find_head
 from posttrain.models.probe import check_logits, choose_layout
@@ -66,6 +66,72 @@ def test_completions_of_one_prompt_equal_rows_alone(shared):
     theirs = torch.autograd.grad((alone * weights).sum(), parameters)
     for mine, other in zip(ours, theirs, strict=True):  # the family's norms round to float32 in between
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+TRUNK = [3 + (7 * i) % 10 for i in range(18)]  # a system prompt, say
+
+
+def branching() -> list[Sequence]:
+    """Prompts that begin alike: a pair, a group of three, a prompt that is the trunk itself, one row, and a stranger."""
+    pair = with_prompt([*TRUNK, 5, 6], [4, 2], [5, 6, 7, 2])
+    group = with_prompt([*TRUNK, 6], [9], [8, 2], [10, 11, 2])
+    whole = with_prompt(TRUNK, [12, 2], [7, 2])
+    alone = with_prompt([*TRUNK, 7, 7, 7], [3, 2])
+    stranger = with_prompt(list(range(3, 12)), [4, 2])
+    return [group[0], pair[0], *stranger, *whole, group[1], *alone, pair[1], group[2]]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_prompts_that_begin_alike_equal_rows_alone(shared):
+    """Values and gradients, whatever branches where."""
+    model = token_model()
+    model.shared = shared
+    rows = branching()
+    weights = torch.randn(sum(row.count for row in rows), dtype=torch.float64)
+    together = model(rows, Request(3))["logps"]
+    alone = torch.cat([logps_alone(model, row) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad((together * weights).sum(), parameters)
+    theirs = torch.autograd.grad((alone * weights).sum(), parameters)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trunk_is_computed_once():
+    """By hand: the trunk, what each prompt adds to it, every completion, and the stranger with its own prompt."""
+    rows = branching()
+    expected = 18 + (2 + 2 + 4) + (1 + 1 + 2 + 3) + (2 + 2) + (3 + 2) + (9 + 2)
+    row = lay_out(rows, share=True)
+    assert row.ids.numel() == packed_tokens(rows, share=True) == expected
+    for sequence, places in zip(rows, row.places, strict=True):
+        assert torch.equal(row.ids[places], sequence.ids)
+        assert row.positions[places].tolist() == list(range(len(sequence)))
+
+
+def test_short_beginnings_are_no_trunk():
+    rows = [*with_prompt([*TRUNK[:15], 5, 6], [4, 2]), *with_prompt([*TRUNK[:15], 6], [9])]
+    assert lay_out(rows, share=True).parents == [-1, -1]
+    longer = [*with_prompt([*TRUNK[:16], 5, 6], [4, 2]), *with_prompt([*TRUNK[:16], 6], [9])]
+    assert lay_out(longer, share=True).parents == [-1, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cost_of_a_row_is_known_before_it_is_laid(seed):
+    """Sequences in any order, added a few at a time: the tokens are always those of the row that would come out."""
+    random = torch.Generator().manual_seed(seed)
+
+    def number(low, high):
+        return int(torch.randint(low, high, (1,), generator=random))
+
+    trunks = [TRUNK, TRUNK[:16] + [4, 4, 4], list(range(3, 13)) * 2]
+    rows, cost = [], PackedCost(share=True)
+    for _ in range(12):
+        trunk = trunks[number(0, 3)][: number(6, 20)]
+        prompt = trunk + [number(3, 5) for _ in range(number(0, 3))]
+        new = with_prompt(prompt, *([number(3, 12)] * number(1, 4) for _ in range(number(1, 3))))
+        rows += new
+        assert cost.add(new) == lay_out(rows, share=True).ids.numel() <= sum(map(len, rows))
 
 
 def test_a_shared_prompt_is_computed_once():

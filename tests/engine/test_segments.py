@@ -15,6 +15,19 @@ def test_completions_see_their_prompt_and_themselves():
     assert plan.key_ends.tolist() == [0, 3, 8, 9, 14]
 
 
+def test_branches_of_a_trunk_see_it_too():
+    """Row: trunk 0-1, prompt 2 of it, completion 3-4 of that, another 5-6; a row 7-9 that continues the trunk alone."""
+    plan = Segments([2, 1, 2, 2, 3], [-1, 0, 1, 1, 0], CPU)
+    assert plan.lines == [[], [0], [0, 1], [0, 1], [0]]
+    assert plan.seen == [2, 3, 5, 5, 5]
+    assert plan.keys.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 0, 1, 7, 8, 9]
+    pair = plan.shapes[2]  # the two completions, in one call
+    assert (pair.own.count, pair.own.length, pair.own.places) == (2, 2, slice(3, 7))
+    assert (pair.before.length, pair.before.places.tolist()) == (3, [0, 1, 2, 0, 1, 2])
+    assert pair.mask.tolist() == [[True, True, True, True, False], [True] * 5]
+    assert plan.shapes[0].before is plan.shapes[0].mask is None
+
+
 def test_rows_that_share_nothing_need_no_gathering():
     plan = Segments([2, 4], [-1, -1], CPU)
     assert plan.keys is None

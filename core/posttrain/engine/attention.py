@@ -1,7 +1,7 @@
 """Attention that keeps the segments of a packed row apart, without padding and without a quadratic mask.
 
 transformers lets an attention function be registered by name. Ours receives the segments of the row (see ``layout``)
-and runs the exact kernel on each with the prompt it continues: nothing leaks between them, and no work is spent on
+and runs the exact kernel on each with what it continues: nothing leaks between them, and no work is spent on
 pairs of tokens that must not meet. Without that argument (generation, padded batches) it is transformers' own sdpa.
 """
 
@@ -33,7 +33,7 @@ def document_attention(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment of a packed row and to its parent; plain sdpa where none are given."""
+    """Causal attention within each segment of a packed row and to what it continues; plain sdpa where none are given."""
     if segments is None:
         with exact_products(query):
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -56,33 +56,20 @@ def _by_segment(
     dropout: float,
     scaling: float | None,
 ) -> Tensor:
-    """Attention of ``(heads, L, d)`` within each segment and to its parent, as ``(1, L, heads, d)``.
+    """Attention of ``(heads, L, d)`` within each segment and to what it continues, as ``(1, L, heads, d)``.
 
     Segments of the same shape go through the kernel together: hundreds of short rows cost a handful of calls.
     """
     pieces = []
-    for (length, before), (starts, prompts) in segments.shapes.items():
-        q, k, v = (_cut(t, starts, length) for t in (query, key, value))  # (k, heads, length, d)
-        mask = None
-        if before:
-            k = torch.cat([_cut(key, prompts, before), k], dim=2)  # (k, heads, before + length, d)
-            v = torch.cat([_cut(value, prompts, before), v], dim=2)
-            mask = torch.ones(length, before + length, dtype=torch.bool, device=q.device).tril(before)
-        mixed = attend(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+    for shape in segments.shapes:
+        q, k, v = (shape.own.cut(states) for states in (query, key, value))  # (k, heads, length, d)
+        if shape.before is not None:
+            k = torch.cat([shape.before.cut(key), k], dim=2)  # (k, heads, before + length, d)
+            v = torch.cat([shape.before.cut(value), v], dim=2)
+        mixed = attend(q, k, v, shape.mask, dropout, is_causal=shape.mask is None, scale=scaling)
         pieces.append(mixed.transpose(1, 2).flatten(0, 1))  # (k * length, heads, d)
     together = torch.cat(pieces)  # (L, heads, d), segments of one shape next to each other
     return (together if segments.order is None else together.index_select(0, segments.order))[None]
-
-
-def _cut(states: Tensor, starts: list[int], length: int) -> Tensor:
-    """The segments of ``length`` that begin at ``starts``, from ``(heads, L, d)`` to ``(k, heads, length, d)``."""
-    end = starts[0] + length * len(starts)
-    if starts == list(range(starts[0], end, length)):  # next to each other: a view, which copies nothing
-        found = states[:, starts[0] : end]
-    else:
-        places = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()  # (k * length,)
-        found = states.index_select(1, places.to(states.device))
-    return found.unflatten(1, (len(starts), length)).transpose(0, 1)
 
 
 class NotSupported(Exception):

@@ -1,21 +1,23 @@
-"""How sequences are laid behind each other in one row: each alone, or completions behind a prompt they share.
+"""How sequences are laid behind each other in one row: each alone, or continuing what they share with others.
 
 A prompt that several sequences begin with (the two sides of a pair, the completions of a group) is computed once: its
-segment stands first, and the completions' segments attend to it and to themselves. Every sequence sees exactly the
+segment stands first, and the completions' segments attend to it and to themselves. What several prompts begin with (a
+system prompt, examples) is computed once too, as the trunk from which they branch. Every sequence sees exactly the
 tokens that it would see alone, at the same positions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from posttrain.views import Sequence
 
-#: Shorter prompts are not worth a second kernel call.
+#: Shorter prompts, and shorter beginnings of prompts, are not worth a second kernel call.
 SHORTEST_PREFIX = 8
+SHORTEST_TRUNK = 16
 
 
 @dataclass
@@ -29,30 +31,32 @@ class Layout:
     lengths: list[int]
     """Tokens of each segment, in the order of the row."""
     parents: list[int]
-    """Index of the segment that a segment continues, -1 for one that begins a sequence."""
+    """Index of the earlier segment that a segment continues, -1 for one that begins a sequence."""
     places: list[Tensor]
     """For each sequence ``(n,)``: where in the row each of its tokens lies."""
 
 
 def lay_out(sequences: list[Sequence], share: bool) -> Layout:
-    """Place ``sequences`` in a row, prompts that occur more than once only once where ``share``."""
-    groups: dict[bytes | int, list[int]] = {}
+    """Place ``sequences`` in a row; where ``share``, what several prompts begin with only once."""
     prompts = [_prompt(sequence, share) for sequence in sequences]
-    for index, (_, key) in enumerate(prompts):
-        groups.setdefault(index if key is None else key, []).append(index)
+    groups: dict[bytes | int, list[int]] = {}
+    families: dict[bytes | int, _Family] = {}
+    for index, (length, key) in enumerate(prompts):
+        name = index if key is None else key
+        groups.setdefault(name, []).append(index)
+        if key is not None and len(groups[name]) == 1:
+            families.setdefault(_family(key), _Family()).add(sequences[index].ids[:length], key)
     row = _Row()
     places: dict[int, Tensor] = {}
-    for members in groups.values():
-        if len(members) == 1:
-            (index,) = members
-            places[index] = row.add(sequences[index].ids, 0, -1)
+    for name in list(groups):
+        family = families.get(_family(name)) if isinstance(name, bytes) else None
+        if family is None or not family.saved:
+            _branch(row, places, sequences, groups.pop(name, []), prompts, _ROOT)
             continue
-        length, _ = prompts[members[0]]
-        parent = len(row.lengths)
-        prompt = row.add(sequences[members[0]].ids[:length], 0, -1)
-        for index in members:
-            own = row.add(sequences[index].ids[length:], length, parent)
-            places[index] = torch.cat([prompt, own])
+        if name in groups:  # the first of its family: all of it follows
+            trunk = row.add(family.first[: family.shared], _ROOT)
+            for key in family.keys:
+                _branch(row, places, sequences, groups.pop(key), prompts, trunk)
     ordered = [places[index] for index in range(len(sequences))]
     return Layout(torch.cat(row.ids), torch.cat(row.positions), row.lengths, row.parents, ordered)
 
@@ -67,17 +71,47 @@ class PackedCost:
 
     def __init__(self, share: bool):
         self.share = share
-        self.total = 0
+        self._tokens = 0
+        """Without trunks."""
         self._prompts: set[bytes] = set()
+        self._families: dict[bytes, _Family] = {}
 
     def add(self, sequences: list[Sequence]) -> int:
         """Add sequences; returns the tokens of all together."""
         for sequence in sequences:
             length, key = _prompt(sequence, self.share)
-            self.total += len(sequence) - (length if key in self._prompts else 0)
-            if key is not None:
+            self._tokens += len(sequence) - (length if key in self._prompts else 0)
+            if key is not None and key not in self._prompts:
                 self._prompts.add(key)
-        return self.total
+                self._families.setdefault(_family(key), _Family()).add(sequence.ids[:length], key)
+        return self._tokens - sum(family.saved for family in self._families.values())
+
+
+@dataclass
+class _Family:
+    """Unlike prompts that begin alike."""
+
+    keys: list[bytes] = field(default_factory=list)
+    first: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    shared: int = 0
+    """Tokens that all of them begin with."""
+
+    def add(self, prompt: Tensor, key: bytes) -> None:
+        if not self.keys:
+            self.first, self.shared = prompt, len(prompt)
+        self.keys.append(key)
+        length = min(self.shared, len(prompt))
+        unlike = (self.first[:length] != prompt[:length]).nonzero()
+        self.shared = int(unlike[0]) if len(unlike) else length
+
+    @property
+    def saved(self) -> int:
+        """Tokens that need not be computed again; 0 where a trunk is not worth it."""
+        return (len(self.keys) - 1) * self.shared if self.shared >= SHORTEST_TRUNK else 0
+
+
+def _family(key: bytes) -> bytes:
+    return key[: 8 * SHORTEST_PREFIX]  # of int64
 
 
 def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
@@ -90,6 +124,36 @@ def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
     return length, sequence.ids[:length].numpy().tobytes() if length >= SHORTEST_PREFIX else None
 
 
+@dataclass
+class _Stem:
+    """What further segments may continue."""
+
+    segment: int
+    """Index of its last segment, -1 where nothing has been laid."""
+    places: Tensor
+    """``(n,)`` of all its tokens."""
+
+
+_ROOT = _Stem(-1, torch.zeros(0, dtype=torch.int64))
+
+
+def _branch(
+    row: _Row,
+    places: dict[int, Tensor],
+    sequences: list[Sequence],
+    members: list[int],
+    prompts: list[tuple[int, bytes | None]],
+    stem: _Stem,
+) -> None:
+    """Lay the sequences ``members``, which have one prompt, behind ``stem``, with which it begins."""
+    if len(members) > 1:
+        length, _ = prompts[members[0]]
+        if length > len(stem.places):
+            stem = row.add(sequences[members[0]].ids[len(stem.places) : length], stem)
+    for index in members:
+        places[index] = row.add(sequences[index].ids[len(stem.places) :], stem).places
+
+
 class _Row:
     def __init__(self) -> None:
         self.ids: list[Tensor] = []
@@ -98,11 +162,12 @@ class _Row:
         self.parents: list[int] = []
         self.end = 0
 
-    def add(self, ids: Tensor, position: int, parent: int) -> Tensor:
-        """Append a segment whose first token is at ``position`` of its sequence; returns its places."""
+    def add(self, ids: Tensor, stem: _Stem) -> _Stem:
+        """Append a segment that continues ``stem``; returns the two together."""
+        position = len(stem.places)
         self.ids.append(ids)
         self.positions.append(torch.arange(position, position + len(ids)))
         self.lengths.append(len(ids))
-        self.parents.append(parent)
-        self.end += len(ids)
-        return torch.arange(self.end - len(ids), self.end)
+        self.parents.append(stem.segment)
+        begin, self.end = self.end, self.end + len(ids)
+        return _Stem(len(self.lengths) - 1, torch.cat([stem.places, torch.arange(begin, self.end)]))

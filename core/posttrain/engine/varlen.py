@@ -1,7 +1,7 @@
 """Attention over the segments of a packed row in one kernel call, on GPUs: torch's own variable-length flash attention.
 
 The plain path of ``attention`` calls a kernel once for every shape of segment. Here one call takes all of them:
-queries lie behind each other, and the keys of a segment that continues a prompt are the prompt's and its own. The
+queries lie behind each other, and the keys of a segment that continues others are theirs and its own. The
 kernel's causal mask is aligned at the end, so each token sees the whole prompt and its own predecessors.
 """
 
@@ -45,7 +45,7 @@ def _type(query: Tensor) -> torch.dtype:
 
 
 def by_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    """Causal attention of ``(heads, N, d)`` within each segment and to its parent, as ``(1, N, heads, d)``."""
+    """Causal attention of ``(heads, N, d)`` within each segment and to what it continues, as ``(1, N, heads, d)``."""
     kernel = _kernel()
     assert kernel is not None
     kind = _type(query)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel, _packed, _padded
-from posttrain.engine.layout import SHORTEST_PREFIX
+from posttrain.engine.layout import SHORTEST_TRUNK
 from posttrain.errors import ModelError
 from posttrain.views import Sequence
 
@@ -37,9 +37,10 @@ def choose_layout(policy: TokenModel) -> None:
         return
     if implementation != attention.NAME and not implementation.startswith("flash"):
         return
-    prompt = _sample(policy, SHORTEST_PREFIX, 2).ids
-    pair = [torch.cat([prompt, _sample(policy, n, n).ids]) for n in (5, 3)]
-    rows = [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= len(prompt)) for ids in pair)]
+    trunk = _sample(policy, SHORTEST_TRUNK, 2).ids
+    branches = [torch.cat([trunk, _sample(policy, 2, offset).ids]) for offset in (1, 1, 3)]  # two have one prompt
+    texts = [torch.cat([prompt, _sample(policy, n, n).ids]) for prompt, n in zip(branches, (5, 3, 4), strict=True)]
+    rows = [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= len(trunk) + 2) for ids in texts)]
     decoder = getattr(policy.inner, policy.inner.base_model_prefix)
     plain, _ = _padded(decoder, rows, policy.device)
     policy.shared = implementation == attention.NAME and _agrees(policy, decoder, rows, plain, share=True)
