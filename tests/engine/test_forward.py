@@ -72,7 +72,7 @@ TRUNK = [3 + (7 * i) % 10 for i in range(18)]  # a system prompt, say
 
 
 def branching() -> list[Sequence]:
-    """Prompts that begin alike: a pair, a group of three, a prompt that is the trunk itself, one row, and a stranger."""
+    """Prompts that begin alike: of a pair, a group of three, one that is the trunk, one row; and a stranger's."""
     pair = with_prompt([*TRUNK, 5, 6], [4, 2], [5, 6, 7, 2])
     group = with_prompt([*TRUNK, 6], [9], [8, 2], [10, 11, 2])
     whole = with_prompt(TRUNK, [12, 2], [7, 2])
@@ -124,7 +124,7 @@ def test_the_cost_of_a_row_is_known_before_it_is_laid(seed):
     def number(low, high):
         return int(torch.randint(low, high, (1,), generator=random))
 
-    trunks = [TRUNK, TRUNK[:16] + [4, 4, 4], list(range(3, 13)) * 2]
+    trunks = [TRUNK, [*TRUNK[:16], 4, 4, 4], list(range(3, 13)) * 2]
     rows, cost = [], PackedCost(share=True)
     for _ in range(12):
         trunk = trunks[number(0, 3)][: number(6, 20)]
