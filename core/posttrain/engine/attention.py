@@ -33,7 +33,7 @@ def document_attention(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment of a packed row and to what it continues; plain sdpa where there are none."""
+    """Causal attention within each segment of a packed row and to what it continues; plain sdpa without segments."""
     if segments is None:
         with exact_products(query):
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
