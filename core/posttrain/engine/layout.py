@@ -38,26 +38,23 @@ class Layout:
 
 def lay_out(sequences: list[Sequence], share: bool) -> Layout:
     """Place ``sequences`` in a row; where ``share``, what several prompts begin with only once."""
-    prompts = [_prompt(sequence, share) for sequence in sequences]
-    groups: dict[bytes | int, list[int]] = {}
-    families: dict[bytes | int, _Family] = {}
-    for index, (length, key) in enumerate(prompts):
-        name = index if key is None else key
-        groups.setdefault(name, []).append(index)
-        if key is not None and len(groups[name]) == 1:
-            families.setdefault(_family(key), _Family()).add(sequences[index].ids[:length], key)
-    row = _Row()
-    places: dict[int, Tensor] = {}
-    for name in list(groups):
-        family = families.get(_family(name)) if isinstance(name, bytes) else None
+    groups: dict[bytes | int, list[int]] = {}  # by prompt
+    families: dict[bytes, _Family] = {}
+    for index, sequence in enumerate(sequences):
+        length, key = _prompt(sequence, share)
+        if key is not None and key not in groups:
+            families.setdefault(_family(key), _Family()).add(sequence.ids[:length], key)
+        groups.setdefault(index if key is None else key, []).append(index)
+    row = _Row(sequences)
+    for name in groups:
+        family = families[_family(name)] if isinstance(name, bytes) else None
         if family is None or not family.saved:
-            _branch(row, places, sequences, groups.pop(name, []), prompts, _ROOT)
-            continue
-        if name in groups:  # the first of its family: all of it follows
+            row.branch(groups[name], _ROOT)
+        elif name == family.keys[0]:  # all of the family follows
             trunk = row.add(family.first[: family.shared], _ROOT)
             for key in family.keys:
-                _branch(row, places, sequences, groups.pop(key), prompts, trunk)
-    ordered = [places[index] for index in range(len(sequences))]
+                row.branch(groups[key], trunk)
+    ordered = [row.places[index] for index in range(len(sequences))]
     return Layout(torch.cat(row.ids), torch.cat(row.positions), row.lengths, row.parents, ordered)
 
 
@@ -137,25 +134,12 @@ class _Stem:
 _ROOT = _Stem(-1, torch.zeros(0, dtype=torch.int64))
 
 
-def _branch(
-    row: _Row,
-    places: dict[int, Tensor],
-    sequences: list[Sequence],
-    members: list[int],
-    prompts: list[tuple[int, bytes | None]],
-    stem: _Stem,
-) -> None:
-    """Lay the sequences ``members``, which have one prompt, behind ``stem``, with which it begins."""
-    if len(members) > 1:
-        length, _ = prompts[members[0]]
-        if length > len(stem.places):
-            stem = row.add(sequences[members[0]].ids[len(stem.places) : length], stem)
-    for index in members:
-        places[index] = row.add(sequences[index].ids[len(stem.places) :], stem).places
-
-
 class _Row:
-    def __init__(self) -> None:
+    """A layout in the making."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self.sequences = sequences
+        self.places: dict[int, Tensor] = {}
         self.ids: list[Tensor] = []
         self.positions: list[Tensor] = []
         self.lengths: list[int] = []
@@ -171,3 +155,13 @@ class _Row:
         self.parents.append(stem.segment)
         begin, self.end = self.end, self.end + len(ids)
         return _Stem(len(self.lengths) - 1, torch.cat([stem.places, torch.arange(begin, self.end)]))
+
+    def branch(self, members: list[int], stem: _Stem) -> None:
+        """Append the sequences ``members``, which have one prompt, behind ``stem``, with which it begins."""
+        if len(members) > 1:
+            first = self.sequences[members[0]]
+            length, _ = _prompt(first, share=True)
+            if length > len(stem.places):
+                stem = self.add(first.ids[len(stem.places) : length], stem)
+        for index in members:
+            self.places[index] = self.add(self.sequences[index].ids[len(stem.places) :], stem).places
