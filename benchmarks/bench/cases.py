@@ -71,26 +71,21 @@ CASES = {
     )
 }
 GRADIENTS = {"bfloat16_gradients": True}
+
+
+def _variant(name: str, suffix: str, words: str, **changes: Any) -> Case:
+    """Another way to do the case ``name``."""
+    case = CASES[name]
+    return dataclasses.replace(case, name=f"{name}-{suffix}", title=f"{case.title}; {words}", **changes)
+
+
+_NARROW: dict[str, Any] = {"autocast": True, "loss_bound": 3e-2, "speed": 0.0, "memory": 0.0}
 CASES |= {
-    f"{name}-gradients": dataclasses.replace(
-        CASES[name],
-        name=f"{name}-gradients",
-        title=f"{CASES[name].title}; posttrain with --bfloat16-gradients",
-        settings=GRADIENTS,
+    case.name: case
+    for case in (
+        *(_variant(n, "gradients", "posttrain with --bfloat16-gradients", settings=GRADIENTS) for n in ("sft", "dpo")),
+        *(_variant(n, "bfloat16", "both sides under bfloat16 autocast", **_NARROW) for n in ("sft", "dpo", "grpo")),
     )
-    for name in ("sft", "dpo")
-}
-CASES |= {
-    f"{name}-bfloat16": dataclasses.replace(
-        CASES[name],
-        name=f"{name}-bfloat16",
-        title=f"{CASES[name].title}; both sides under bfloat16 autocast",
-        autocast=True,
-        loss_bound=3e-2,
-        speed=0.0,
-        memory=0.0,
-    )
-    for name in ("sft", "dpo", "grpo")
 }
 
 

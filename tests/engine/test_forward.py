@@ -49,14 +49,8 @@ def with_prompt(prompt: list[int], *completions: list[int]) -> list[Sequence]:
     return [Sequence(row, torch.arange(len(row)) >= len(prompt)) for row in rows]
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_completions_of_one_prompt_equal_rows_alone(shared):
-    """Two groups and a loner, in mixed order: values and gradients are those of each row by itself."""
-    model = token_model()
-    model.shared = shared
-    one = with_prompt([3, 4, 5, 6, 7, 8, 9, 10, 11], [4, 2], [5, 6, 7, 2], [9])
-    two = with_prompt([6, 4, 5, 6, 7, 8, 9, 10], [4, 2], [12, 2])
-    rows = [one[0], two[0], *sequences(7), one[1], two[1], one[2]]
+def assert_as_alone(model: TokenModel, rows: list[Sequence]) -> None:
+    """Log-probs and gradients of the rows together are those of each row by itself."""
     weights = torch.randn(sum(row.count for row in rows), dtype=torch.float64)
     together = model(rows, Request(3))["logps"]
     alone = torch.cat([logps_alone(model, row) for row in rows])
@@ -66,6 +60,17 @@ def test_completions_of_one_prompt_equal_rows_alone(shared):
     theirs = torch.autograd.grad((alone * weights).sum(), parameters)
     for mine, other in zip(ours, theirs, strict=True):  # the family's norms round to float32 in between
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_completions_of_one_prompt_equal_rows_alone(shared):
+    """Two groups and a loner, in mixed order: values and gradients are those of each row by itself."""
+    model = token_model()
+    model.shared = shared
+    one = with_prompt([3, 4, 5, 6, 7, 8, 9, 10, 11], [4, 2], [5, 6, 7, 2], [9])
+    two = with_prompt([6, 4, 5, 6, 7, 8, 9, 10], [4, 2], [12, 2])
+    rows = [one[0], two[0], *sequences(7), one[1], two[1], one[2]]
+    assert_as_alone(model, rows)
 
 
 TRUNK = [3 + (7 * i) % 10 for i in range(18)]  # a system prompt, say
@@ -87,15 +92,7 @@ def test_prompts_that_begin_alike_equal_rows_alone(shared):
     model = token_model()
     model.shared = shared
     rows = branching()
-    weights = torch.randn(sum(row.count for row in rows), dtype=torch.float64)
-    together = model(rows, Request(3))["logps"]
-    alone = torch.cat([logps_alone(model, row) for row in rows])
-    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
-    parameters = list(model.parameters())
-    ours = torch.autograd.grad((together * weights).sum(), parameters)
-    theirs = torch.autograd.grad((alone * weights).sum(), parameters)
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+    assert_as_alone(model, rows)
 
 
 def test_a_trunk_is_computed_once():
