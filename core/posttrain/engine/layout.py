@@ -68,8 +68,7 @@ class PackedCost:
 
     def __init__(self, share: bool):
         self.share = share
-        self._tokens = 0
-        """Without trunks."""
+        self._total = 0
         self._prompts: set[bytes] = set()
         self._families: dict[bytes, _Family] = {}
 
@@ -77,11 +76,14 @@ class PackedCost:
         """Add sequences; returns the tokens of all together."""
         for sequence in sequences:
             length, key = _prompt(sequence, self.share)
-            self._tokens += len(sequence) - (length if key in self._prompts else 0)
+            self._total += len(sequence) - (length if key in self._prompts else 0)
             if key is not None and key not in self._prompts:
                 self._prompts.add(key)
-                self._families.setdefault(_family(key), _Family()).add(sequence.ids[:length], key)
-        return self._tokens - sum(family.saved for family in self._families.values())
+                family = self._families.setdefault(_family(key), _Family())
+                before = family.saved
+                family.add(sequence.ids[:length], key)
+                self._total -= family.saved - before
+        return self._total
 
 
 @dataclass

@@ -98,11 +98,12 @@ class _Gated(torch.autograd.Function):
         activated = silu(gate)  # (..., I)
         product = gradient @ narrow[2]  # (..., I), of the gated product
         to_gate = torch.ops.aten.silu_backward(product * up, gate)
+        to_up = product.mul_(activated)
         to_weights = [
             _to_weight(weight, output, input) if needed else None
             for weight, output, input, needed in zip(
                 ctx.weights,
-                (to_gate, product * activated, gradient),
+                (to_gate, to_up, gradient),
                 (states, states, activated * up),
                 ctx.needs_input_grad[1:],
                 strict=True,
@@ -110,7 +111,7 @@ class _Gated(torch.autograd.Function):
         ]
         to_states = None
         if ctx.needs_input_grad[0]:
-            to_states = (to_gate @ narrow[0]).float().add_(product.mul_(activated) @ narrow[1]).to(ctx.type)
+            to_states = (to_gate @ narrow[0]).float().add_(to_up @ narrow[1]).to(ctx.type)
         return to_states, *to_weights
 
 
