@@ -12,9 +12,8 @@ from posttrain.testing.golden_rollouts import rollouts_of
 from posttrain.testing.goldens import evaluate, run
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT / ".." / "shared" / "methods"
+GOLDENS = ROOT / "tests" / "goldens"
 STABLE = [str(ROOT / "plugins" / name) for name in ("sft", "reward", "dpo", "rloo", "grpo")]
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the shared golden values are not here")
 
 CARD = """
 name = "squares"
@@ -78,23 +77,21 @@ def dpo_entry(**changes):
     return {"inputs": inputs, "hyperparameters": {"beta": 0.2}, "loss": 0.554355, **changes}
 
 
-@needs_shared
-@pytest.mark.parametrize("name", ["goldens-offline.json", "goldens-online.json"])
+@pytest.mark.parametrize("name", ["offline.json", "online.json"])
 def test_every_entry_is_reported_and_none_differs(name):
-    entries = [entry for entry in json.loads((SHARED / name).read_text()) if not entry.startswith("_")]
-    results = evaluate(SHARED / name, folders=STABLE)
+    entries = [entry for entry in json.loads((GOLDENS / name).read_text()) if not entry.startswith("_")]
+    results = evaluate(GOLDENS / name, folders=STABLE)
     assert [one.entry for one in results if ":" not in one.entry] == entries
     assert [one.line() for one in results if one.status == "differs"] == []
     expected = {"sft", "dpo", "rm-bt", "rm-bt-margin"} if "offline" in name else {"rloo", "grpo"}
     assert expected <= {one.entry for one in results if one.status == "equal"}
 
 
-@needs_shared
-@pytest.mark.parametrize("name", ["goldens-offline.json", "goldens-online.json"])
+@pytest.mark.parametrize("name", ["offline.json", "online.json"])
 @pytest.mark.parametrize("reward_head", [False, True])
 def test_the_inputs_of_every_entry_can_be_read(name, reward_head):
     """Of methods that do not exist yet, too: no name or shape in the catalogue trips the reader."""
-    entries = json.loads((SHARED / name).read_text())
+    entries = json.loads((GOLDENS / name).read_text())
     for key, entry in entries.items():
         if not key.startswith("_"):
             raw = {**entries.get("_shared", {}).get(entry.get("input"), {}), **entry.get("inputs", {})}

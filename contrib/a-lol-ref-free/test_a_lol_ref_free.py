@@ -1,4 +1,4 @@
-"""A-LoL without a reference against numbers worked by hand and the shared golden values."""
+"""A-LoL without a reference against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -27,7 +27,6 @@ def test_advantages_are_over_the_value_and_never_negative():
     assert [row["advantage"] for row in free.posttrain_rows(rows)] == [0.5, 0, 0.75, 7]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "a-lol-ref-free", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""A-LoL against numbers worked by hand and the shared golden values."""
+"""A-LoL against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -33,7 +33,6 @@ def test_a_missing_value_is_the_mean_of_the_group_or_of_all():
     assert [row["value"] for row in a_lol.posttrain_rows(rows)] == [0.5, 0.5, 9.0]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "a-lol", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

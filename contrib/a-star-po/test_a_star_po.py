@@ -1,4 +1,4 @@
-"""A*-PO against numbers worked by hand and the shared golden values."""
+"""A*-PO against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -73,7 +73,6 @@ def test_loss_by_hand():
     assert metrics["kl"].tolist() == [1, 0.5]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "a-star-po", [str(HERE)])
     assert result.status == "equal", result.line()

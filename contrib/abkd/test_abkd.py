@@ -1,4 +1,4 @@
-"""Alpha-beta distillation against numbers worked by hand and the shared golden values."""
+"""Alpha-beta distillation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits; the constants must not matter.
@@ -54,7 +54,6 @@ def test_zero_is_refused(option):
         METHOD.config({option: 0.0})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "abkd", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

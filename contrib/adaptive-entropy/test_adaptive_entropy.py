@@ -1,4 +1,4 @@
-"""Adaptive entropy control against numbers worked by hand and the shared golden values."""
+"""Adaptive entropy control against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -91,7 +91,6 @@ def test_the_entropy_has_a_gradient():
     assert logits.grad[1, 0].item() == pytest.approx(-p * (math.log(p) + float(entropy[1])))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "adaptive-entropy", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Alpha-DPO against numbers worked by hand and the shared golden values."""
+"""Alpha-DPO against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -63,7 +63,6 @@ def test_moments_move_by_a_tenth():
         assert found["ema_std"].tolist() == pytest.approx([std] * 2)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "alpha-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("alpha-dpo",), "equal")

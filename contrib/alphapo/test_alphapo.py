@@ -1,4 +1,4 @@
-"""AlphaPO against numbers worked by hand and the shared golden values."""
+"""AlphaPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -56,7 +56,6 @@ def test_no_bend_is_simpo():
     assert loss_of(alpha=1e-7)[0].tolist() == pytest.approx(loss_of(alpha=0.0)[0].tolist(), abs=1e-5)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "alphapo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("alphapo",), "equal")

@@ -1,4 +1,4 @@
-"""Anchored preference optimisation, down, against numbers worked by hand and the shared golden values."""
+"""Anchored preference optimisation, down, against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -99,6 +99,5 @@ def test_padding_and_order_of_the_pairs_do_not_matter():
     assert torch.equal(loss, expected.flip(0))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     assert {(one.entry, one.status) for one in evaluate(GOLDENS, "apo-down", [str(HERE)])} == {("apo-down", "equal")}

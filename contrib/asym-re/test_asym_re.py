@@ -1,4 +1,4 @@
-"""AsymRE against numbers worked by hand and the shared golden values."""
+"""AsymRE against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -22,7 +22,6 @@ def test_the_prompts_own_scores_come_first():
     assert loss_of(HERE, inputs, delta=0.0).loss == pytest.approx(1)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "asym-re", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

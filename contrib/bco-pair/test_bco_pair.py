@@ -1,4 +1,4 @@
-"""Paired BCO against numbers worked by hand and the shared golden values."""
+"""Paired BCO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -74,7 +74,6 @@ def test_by_hand():
     assert loss[0].item() == pytest.approx(1.3127, abs=1e-4)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "bco-pair", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("bco-pair",), "equal")

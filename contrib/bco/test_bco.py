@@ -1,4 +1,4 @@
-"""Binary classifier optimisation against numbers worked by hand and the shared golden values."""
+"""Binary classifier optimisation against numbers worked by hand and the golden values."""
 
 import copy
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -117,7 +117,6 @@ def test_far_rewards_stay_finite():
     assert leaf.grad.tolist() == pytest.approx([0.1, -0.1])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "bco", [str(HERE)])
     assert result.status == "equal", result.line()

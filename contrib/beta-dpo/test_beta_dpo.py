@@ -1,4 +1,4 @@
-"""Beta-DPO against numbers worked by hand and the shared golden values."""
+"""Beta-DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -80,7 +80,6 @@ def test_beta_has_a_floor():
     assert loss_of(columns=columns)[1]["beta_used"].tolist() == pytest.approx([1e-3, 1e-3])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "beta-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("beta-dpo",), "equal")

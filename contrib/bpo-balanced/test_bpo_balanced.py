@@ -1,4 +1,4 @@
-"""Balanced preference optimisation against numbers worked by hand and the shared golden values."""
+"""Balanced preference optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -59,7 +59,6 @@ def test_one_answer_of_a_pair_learns_and_at_first_the_chosen_one():
     assert [side.abs().sum(-1).gt(0).tolist() for side in first] == [[True, True], [False, False]]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "bpo-balanced", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("bpo-balanced",), "equal")

@@ -1,4 +1,4 @@
-"""Bregman preference optimisation against numbers worked by hand and the shared golden values."""
+"""Bregman preference optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -61,7 +61,6 @@ def test_first_gradient_is_that_of_dpo():
     assert chosen.grad.flatten().tolist() == pytest.approx([-0.05] * 8)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "bregman-po", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(

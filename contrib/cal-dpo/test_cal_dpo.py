@@ -1,4 +1,4 @@
-"""Cal-DPO against numbers worked by hand and the shared golden values."""
+"""Cal-DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -58,7 +58,6 @@ def test_calibrated_log_ratios_are_left_alone():
     assert loss_of(aligned, zero, beta=0.5)[0]["calibration"].tolist() == [0]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "cal-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(

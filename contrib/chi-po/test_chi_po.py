@@ -1,4 +1,4 @@
-"""Chi-squared preference optimisation against numbers worked by hand and the shared golden values."""
+"""Chi-squared preference optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -59,7 +59,6 @@ def test_beyond_the_bound_nothing_is_learnt():
     assert loss_of(policy, beta=10.0, reward_bound=None)[0][0].item() < 1e-12
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "chi-po", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("chi-po",), "equal")

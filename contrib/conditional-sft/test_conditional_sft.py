@@ -1,4 +1,4 @@
-"""Conditional fine-tuning against numbers worked by hand and the shared golden values."""
+"""Conditional fine-tuning against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -30,7 +30,6 @@ def test_prompts_get_their_control_token():
     assert made[1]["prompt"] == [{"role": "user", "content": "Hi<|bad|>"}]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "conditional-sft", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""CPO-SimPO against numbers worked by hand and the shared golden values."""
+"""CPO-SimPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -52,7 +52,6 @@ def test_likelihood_is_per_token():
     assert loss["nll"].mask is POLICY.chosen.mask
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "cpo-simpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("cpo-simpo",), "equal")

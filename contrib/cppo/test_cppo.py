@@ -1,4 +1,4 @@
-"""CPPO against numbers worked by hand and the shared golden values."""
+"""CPPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -69,7 +69,6 @@ def test_clipped_policy_gradient_of_each_completion():
     assert metrics["clip_low"].values[mask].tolist() == [0, 0, 1]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "cppo", [str(HERE)])
     assert result.status == "equal", result.line()

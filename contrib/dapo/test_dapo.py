@@ -1,4 +1,4 @@
-"""DAPO against numbers worked by hand, the shared golden values, and a task without a signal on half its prompts."""
+"""DAPO against numbers worked by hand, the golden values, and a task without a signal on half its prompts."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -169,7 +169,6 @@ def test_without_any_signal_the_rounds_end(tmp_path):
     assert (run.metrics[0]["generation_rounds"], run.metrics[0]["loss"], run.metrics[0]["grad_norm"]) == (3, 0, 0)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "dapo", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""DCPO against numbers worked by hand and the shared golden values."""
+"""DCPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -81,7 +81,6 @@ def test_bounds_by_hand():
     assert bad.tolist() == pytest.approx([6, 6])  # three advantages each, times two completions
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "dcpo", [str(HERE)])
     assert result.status == "equal", result.line()

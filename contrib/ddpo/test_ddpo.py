@@ -1,4 +1,4 @@
-"""Dense DPO against numbers worked by hand and the shared golden values."""
+"""Dense DPO against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -63,7 +63,6 @@ def test_changed_tokens_are_those_outside_long_matches():
     assert found["rejected.changed"][0].tolist() == [False] * 4 + [True] * 4
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "ddpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("ddpo",), "equal")

@@ -1,4 +1,4 @@
-"""DisCO against numbers worked by hand and the shared golden values."""
+"""DisCO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -78,7 +78,6 @@ def test_within_delta_nothing_is_punished():
     assert (loss, gradient) == (pytest.approx(-1), pytest.approx([-1, 1]))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "disco", [str(HERE)])
     assert result.status == "equal", result.line()

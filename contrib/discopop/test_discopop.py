@@ -1,4 +1,4 @@
-"""DiscoPOP against numbers worked by hand and the shared golden values."""
+"""DiscoPOP against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -66,7 +66,6 @@ def test_a_pair_far_on_the_wrong_side_stays_finite():
     assert loss.item() == pytest.approx(5000)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "discopop", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("discopop",), "equal")

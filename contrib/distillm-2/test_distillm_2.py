@@ -1,4 +1,4 @@
-"""DistiLLM-2 against numbers worked by hand and the shared golden values."""
+"""DistiLLM-2 against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -73,7 +73,6 @@ def test_both_answer_each_prompt():
     assert plan == [[Ask(1), Ask(1, source="teacher")]]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "distillm-2", [str(HERE)])
     assert result.status == "equal", result.line()

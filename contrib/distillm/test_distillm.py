@@ -1,4 +1,4 @@
-"""DistiLLM against numbers worked by hand and the shared golden values."""
+"""DistiLLM against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -86,7 +86,6 @@ def test_the_student_s_answers_are_kept_and_drawn():
     assert [(one.source, one.group, one.completion.text) for one in found] == [("replay", i, "mine") for i in range(3)]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     result, *others = evaluate(GOLDENS, "distillm", [str(HERE)])
     assert {one.status for one in others} == {"equal"}

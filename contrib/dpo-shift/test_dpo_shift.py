@@ -1,4 +1,4 @@
-"""DPO-Shift against numbers worked by hand and the shared golden values."""
+"""DPO-Shift against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -54,7 +54,6 @@ def test_weight_goes_in_a_straight_line():
         assert loss_of(step=step, rejected_weight=0.5, final_weight=1.0)[1]["rejected_weight"][0].item() == expected
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "dpo-shift", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("dpo-shift",), "equal")

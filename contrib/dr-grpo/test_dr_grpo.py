@@ -1,4 +1,4 @@
-"""Dr. GRPO against numbers worked by hand and the shared golden values."""
+"""Dr. GRPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -108,7 +108,6 @@ def test_a_length_of_zero_is_refused():
         METHOD.config({"constant_length": 0})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "dr-grpo", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Entropy-based advantages against numbers worked by hand and the shared golden values."""
+"""Entropy-based advantages against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -68,7 +68,6 @@ def test_loss_is_clipped_and_averaged_over_tokens():
     assert loss_of(NEW, WORTH, MASK, OLD, bonus=OLD)[0].tolist() == pytest.approx([-2, -2.56, 0.8])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "entropy-advantage", [str(HERE)])
     assert result.status == "equal", result.line()

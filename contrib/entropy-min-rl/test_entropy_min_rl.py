@@ -1,4 +1,4 @@
-"""Entropy minimisation by reinforcement learning against numbers worked by hand and the shared golden values."""
+"""Entropy minimisation by reinforcement learning against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -60,7 +60,6 @@ def test_clipped_policy_gradient_of_each_token():
     assert metrics["clip_low"].values[mask].tolist() == [0, 0, 1]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "entropy-min-rl", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""EXO on pairs against numbers worked by hand and the shared golden values."""
+"""EXO on pairs against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -52,7 +52,6 @@ def test_least_where_the_policy_is_as_sure_as_the_label():
     assert all(loss_of(beta=met + shift, label_smoothing=0.2)[0][0] > 0 for shift in (-0.3, 0.3))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "exo-pair", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("exo-pair",), "equal")

@@ -1,4 +1,4 @@
-"""f-DISTILL against numbers worked by hand and the shared golden values."""
+"""f-DISTILL against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits; the constants must not matter.
@@ -58,7 +58,6 @@ def test_each_prompt_is_answered_by_one_of_them():
     assert sum(one[0].source == "policy" for one in drawn) == pytest.approx(500, abs=70)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "f-distill", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""DPO under an f-divergence against numbers worked by hand and the shared golden values."""
+"""DPO under an f-divergence against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -64,7 +64,6 @@ def test_alpha_of_one_is_dpo_and_of_nearly_zero_is_forward():
     assert loss_of(**near)[0].tolist() == pytest.approx(loss_of(divergence="forward_kl")[0].tolist(), abs=1e-6)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "f-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(

@@ -1,4 +1,4 @@
-"""FLAT against numbers worked by hand and the shared golden values."""
+"""FLAT against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -23,7 +23,6 @@ def test_by_hand():
     assert found.gradients["alternative_tok"][0] == pytest.approx([-slope * 0.25, -slope * 0.05])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "flat", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 4, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Generalised on-policy distillation against numbers worked by hand and the shared golden values."""
+"""Generalised on-policy distillation against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -57,7 +57,6 @@ def test_metrics_by_hand():
     assert metrics["kl"].values[0].tolist() == [0.5, 0.5]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "g-opd", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Generalised knowledge distillation against numbers worked by hand and the shared golden values."""
+"""Generalised knowledge distillation against numbers worked by hand and the golden values."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits.
@@ -167,7 +167,6 @@ def test_goldens_at_another_temperature(tmp_path):
     assert result.status == "equal", result.line()
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "gkd", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 3, [one.line() for one in results]

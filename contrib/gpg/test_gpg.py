@@ -1,4 +1,4 @@
-"""GPG against numbers worked by hand and the shared golden values."""
+"""GPG against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -63,7 +63,6 @@ def test_loss_is_the_plain_policy_gradient():
     assert loss.tolist() == pytest.approx([2.0, -2 * (-2 + math.log(1.5)), -0.5 - math.log(2)])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "gpg", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Group sequence policy optimisation against numbers worked by hand and the shared golden values."""
+"""Group sequence policy optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -125,7 +125,6 @@ def test_a_fully_masked_completion_teaches_nothing():
     assert new.grad[1].tolist() == [0, 0]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "gspo", [str(HERE)])
     assert result.status == "equal", result.line()

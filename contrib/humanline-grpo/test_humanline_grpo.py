@@ -1,4 +1,4 @@
-"""Humanline GRPO against numbers worked by hand and the shared golden values."""
+"""Humanline GRPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -82,7 +82,6 @@ def test_a_band_without_1_is_refused():
         METHOD.config({"log_epsilon_low": 0.1})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "humanline-grpo", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Answer preservation against numbers worked by hand and the shared golden values."""
+"""Answer preservation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -30,7 +30,6 @@ def test_both_prompts_are_refused():
     assert made["alternative"]["completion"] != made["retain_alternative"]["completion"]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "idk-ap", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""InfoNCA against numbers worked by hand and the shared golden values."""
+"""InfoNCA against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -66,7 +66,6 @@ def test_a_certain_target_is_the_softmax_loss():
     assert loss_of(beta=0.1, alpha=1e-3)[0][0].item() == pytest.approx(-math.log(softmax(0.1, 0, -0.1)[0]))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "info-nca", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("info-nca",), "equal")

@@ -1,4 +1,4 @@
-"""Identity preference optimisation against numbers worked by hand and the shared golden values."""
+"""Identity preference optimisation against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -104,7 +104,6 @@ def test_impossible_beta_is_refused(beta):
         METHOD.config({"beta": float(beta)})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     assert {(one.entry, one.status) for one in evaluate(GOLDENS, "ipo", [str(HERE)])} == {
         ("ipo", "equal"),

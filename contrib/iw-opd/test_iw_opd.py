@@ -1,4 +1,4 @@
-"""Importance-weighted on-policy distillation against numbers worked by hand and the shared golden values."""
+"""Importance-weighted on-policy distillation against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -66,7 +66,6 @@ def test_a_negative_weight_is_refused():
         METHOD.config({"early_weight": -0.5})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "iw-opd", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

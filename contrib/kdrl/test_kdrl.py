@@ -1,4 +1,4 @@
-"""KDRL against numbers worked by hand and the shared golden values."""
+"""KDRL against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -67,7 +67,6 @@ def test_advantages_are_in_standard_deviations():
     assert found.tolist() == pytest.approx([0.707107, -0.707107, 0], abs=1e-6)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "kdrl", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

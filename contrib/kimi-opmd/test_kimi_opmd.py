@@ -1,4 +1,4 @@
-"""Online policy mirror descent against numbers worked by hand and the shared golden values."""
+"""Online policy mirror descent against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -63,7 +63,6 @@ def test_baseline_is_the_mean_of_the_group():
     assert found.tolist() == [-0.5, 0.5, 0, 0]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     result, *others = evaluate(GOLDENS, "kimi-opmd", [str(HERE)])
     assert {one.status for one in others} == {"equal"}

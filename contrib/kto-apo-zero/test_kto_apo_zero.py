@@ -1,4 +1,4 @@
-"""APO-zero on single answers against numbers worked by hand and the shared golden values."""
+"""APO-zero on single answers against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -24,7 +24,6 @@ def test_at_the_reference_every_answer_costs_one_half():
     assert loss_of(HERE, inputs).loss == 0.5
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "kto-apo-zero", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Paired KTO against numbers worked by hand and the shared golden values."""
+"""Paired KTO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -67,7 +67,6 @@ def test_divergences_are_means_of_the_step_and_never_negative():
     assert found["kl_rejected"].tolist() == [0, 0]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "kto-pair", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("kto-pair",), "equal")

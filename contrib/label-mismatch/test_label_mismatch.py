@@ -1,4 +1,4 @@
-"""Mismatch against numbers worked by hand and the shared golden values."""
+"""Mismatch against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -25,7 +25,6 @@ def test_answers_belong_to_other_prompts_and_stay_the_same():
     assert all(row["alternative"]["prompt"][1:] != row["alternative"]["completion"][1:] for row in made)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "label-mismatch", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

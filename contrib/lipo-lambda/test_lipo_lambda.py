@@ -1,4 +1,4 @@
-"""LiPO-lambda against numbers worked by hand and the shared golden values."""
+"""LiPO-lambda against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -80,7 +80,6 @@ def test_weights_are_constants_and_equal_scores_no_pairs():
     assert loss[1].item() == 0
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "lipo-lambda", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("lipo-lambda",), "equal")

@@ -1,4 +1,4 @@
-"""LLMU against numbers worked by hand and the shared golden values."""
+"""LLMU against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -33,7 +33,6 @@ def test_every_prompt_gets_the_answer_of_another_row():
     assert all(one["completion"] != f"a{n}" for n, one in enumerate(made))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "llmu", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Length-normalised DPO against numbers worked by hand and the shared golden values."""
+"""Length-normalised DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -53,7 +53,6 @@ def test_an_answer_twice_as_long_with_the_same_tokens_counts_the_same():
     assert loss_of(*twice)[0].tolist() == pytest.approx(loss_of()[0].tolist())
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "ln-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("ln-dpo",), "equal")

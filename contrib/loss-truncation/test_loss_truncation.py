@@ -1,4 +1,4 @@
-"""Loss truncation against numbers worked by hand. and the shared golden values."""
+"""Loss truncation against numbers worked by hand. and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from posttrain.testing.numbers import loss_of
 from posttrain.views import Example, Sequence
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -35,7 +35,6 @@ def test_threshold_remembers_earlier_steps_and_waits_for_the_warm_up():
     assert kept == [[1, 1], [1, 1], [2, 0]]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "loss-truncation", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""LUFFY against numbers worked by hand and the shared golden values."""
+"""LUFFY against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -79,7 +79,6 @@ def test_advantages_by_hand():
     assert advantages([1, 0, 1], [0, 0, 0])[0].tolist() == pytest.approx([1 / 3, -2 / 3, 1 / 3])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "luffy", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Mallows DPO against numbers worked by hand and the shared golden values."""
+"""Mallows DPO against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -61,7 +61,6 @@ def test_entropy_of_known_distributions():
     assert found["reference_entropy"].tolist() == pytest.approx([1, 0.5])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "mallows-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("mallows-dpo",), "equal")

@@ -1,4 +1,4 @@
-"""MaPPO against numbers worked by hand and the shared golden values."""
+"""MaPPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -56,7 +56,6 @@ def test_equally_good_answers_leave_the_rejected_one_alone():
     assert rejected.grad.abs().max() == 0
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "mappo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("mappo",), "equal")

@@ -1,4 +1,4 @@
-"""MiniLLM against numbers worked by hand and the shared golden values."""
+"""MiniLLM against numbers worked by hand and the golden values."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -207,7 +207,6 @@ def test_a_share_above_one_is_refused():
         METHOD.config({"teacher_share": 1.5})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "minillm", [str(HERE)])
     assert [one.status for one in results] == ["equal", "equal"], [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Multi-objective DPO against numbers worked by hand and the shared golden values."""
+"""Multi-objective DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -54,7 +54,6 @@ def test_all_weight_on_the_preference_is_dpo():
     assert loss_of(columns=SCORES, weights=(1.0, 0.0))[0][0].item() == pytest.approx(-logsig(0.15))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "modpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("modpo",), "equal")

@@ -1,4 +1,4 @@
-"""MPO against numbers worked by hand and the shared golden values."""
+"""MPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, PerToken, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -75,7 +75,6 @@ def test_by_hand():
     assert loss["nll"].values[0].tolist() == [1, 2, 3, 4]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "mpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("mpo",), "equal")

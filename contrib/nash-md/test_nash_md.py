@@ -1,4 +1,4 @@
-"""Nash mirror descent against numbers worked by hand and the shared golden values."""
+"""Nash mirror descent against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 MASK = torch.tensor([[True, True], [True, False]])
@@ -73,7 +73,6 @@ def test_a_share_outside_0_to_1_is_refused():
         METHOD.config({"mixture": 1.5})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "nash-md", [str(HERE)])
     assert result.status == "equal"

@@ -1,4 +1,4 @@
-"""NCA against numbers worked by hand and the shared golden values."""
+"""NCA against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -74,7 +74,6 @@ def test_an_average_answer_stays_where_it_is():
     assert logps.grad.abs().max().item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "nca", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("nca",), "equal")

@@ -1,4 +1,4 @@
-"""Negative preference optimisation against numbers worked by hand and the shared golden values."""
+"""Negative preference optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def inputs(ratio):
@@ -28,7 +28,6 @@ def test_small_beta_is_gradient_ascent():
     assert found.loss - 2e5 * math.log(2) == pytest.approx(1.5, abs=1e-4)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "npo", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

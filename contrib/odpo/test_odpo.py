@@ -1,4 +1,4 @@
-"""ODPO against numbers worked by hand and the shared golden values."""
+"""ODPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -57,7 +57,6 @@ def test_no_weight_is_dpo():
     assert loss_of(columns=SCORES, alpha=0.0)[0].tolist() == pytest.approx([-logsig(0.15), -logsig(-0.075)])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "odpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("odpo",), "equal")

@@ -1,4 +1,4 @@
-"""Online direct preference optimisation against numbers worked by hand and the shared golden values."""
+"""Online direct preference optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -94,7 +94,6 @@ def test_gradient_by_hand():
     assert chosen.grad.tolist()[0] == pytest.approx([-0.134471, -0.134471], abs=1e-6)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "online-dpo", [str(HERE)])
     assert result.status == "equal"

@@ -1,4 +1,4 @@
-"""Online IPO against numbers worked by hand and the shared golden values."""
+"""Online IPO against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -78,7 +78,6 @@ def test_who_answers():
         assert plan == [[Ask(2, mixture=share)]]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "online-ipo", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""On-policy self-distillation against numbers worked by hand and the shared golden values."""
+"""On-policy self-distillation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits; the constants must not matter.
@@ -45,7 +45,6 @@ def test_the_teacher_sees_the_solution():
         METHOD.config({"template": "{prompt} alone"})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "opsd", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Optimal advantage regression against numbers worked by hand and the shared golden values."""
+"""Optimal advantage regression against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -25,7 +25,6 @@ def test_a_small_beta1_is_the_best_of_the_group():
     assert loss_of(HERE, inputs, beta1=1e-4).metrics["optimal_value"].item() == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "optimal-advantage", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

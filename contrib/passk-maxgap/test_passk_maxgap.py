@@ -1,4 +1,4 @@
-"""Pass@k max-gap against numbers worked by hand and the shared golden values."""
+"""Pass@k max-gap against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -60,7 +60,6 @@ def test_loss_is_averaged_over_a_completion():
     assert loss_of(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2.2, 0.8])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "passk-maxgap", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""PKPO against numbers worked by hand and the shared golden values."""
+"""PKPO against numbers worked by hand and the golden values."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -85,7 +85,6 @@ def test_the_mean_is_over_prompts():
     assert loss.tolist() == pytest.approx([12 - 4 * math.log(1.5), 2 * (-0.5 - math.log(2))])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "pkpo", [str(HERE)])
     assert result.status == "equal", result.line()

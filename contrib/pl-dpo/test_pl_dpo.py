@@ -1,4 +1,4 @@
-"""Plackett-Luce DPO against numbers worked by hand and the shared golden values."""
+"""Plackett-Luce DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -68,7 +68,6 @@ def test_equal_models_know_nothing():
     assert loss_of(POLICY, POLICY)[0].tolist() == pytest.approx([math.log(6), math.log(2)])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "pl-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("pl-dpo",), "equal")

@@ -1,4 +1,4 @@
-"""PPO against numbers worked by hand, the shared golden values, and a value head that is trained, saved and resumed."""
+"""PPO against numbers worked by hand, the golden values, and a value head that is trained, saved and resumed."""
 
 import math
 import shutil
@@ -16,7 +16,7 @@ from posttrain.views import Batch, PerToken, Step, View, Views
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -209,7 +209,6 @@ def test_the_value_head_learns_and_is_resumed_in_the_middle_of_a_batch(tmp_path,
     ]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     """The value loss of the file is what the whole has above the policy's, without its weight of 0.1."""
     whole, policy = evaluate(GOLDENS, "ppo", [str(HERE)])

@@ -1,4 +1,4 @@
-"""The process reward model against numbers worked by hand, the shared golden values, and transformers' own reading."""
+"""The process reward model against numbers worked by hand, the golden values, and transformers' own reading."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from posttrain.views import Batch, PerToken, Step, View, Views
 from transformers import AutoModelForTokenClassification
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -128,7 +128,6 @@ def test_transformers_reads_what_was_trained(tmp_path, lora):
         assert (logits[:, 1] - logits[:, 0]).tolist() == pytest.approx(scores.tolist(), abs=1e-5)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "prm-step", [str(HERE)])
     assert result.status == "equal", result.line()

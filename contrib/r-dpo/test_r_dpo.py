@@ -1,4 +1,4 @@
-"""R-DPO against numbers worked by hand and the shared golden values."""
+"""R-DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -58,7 +58,6 @@ def test_a_short_winner_teaches_more_than_a_long_one():
     assert bool((forces[1] > forces[0]).all())
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "r-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("r-dpo",), "equal")

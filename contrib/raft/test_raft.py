@@ -1,16 +1,15 @@
-"""RAFT against numbers worked by hand and the shared golden values."""
+"""RAFT against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -48,7 +47,6 @@ def test_loss_is_the_negative_log_probability():
     assert loss.values[MASK].tolist() == [1, 2, 0.5]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "raft", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""RainbowPO against numbers worked by hand and the shared golden values."""
+"""RainbowPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -55,7 +55,6 @@ def test_ends_of_the_mixture():
     assert loss_of(dispersion=False, alpha=0.0)[0][0].item() == pytest.approx(-logsig(10 * (-0.1 - 0.3)))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "rainbow-po", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("rainbow-po",), "equal")

@@ -1,4 +1,4 @@
-"""REAL against numbers worked by hand and the shared golden values."""
+"""REAL against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -92,7 +92,6 @@ def test_fresh_samples_by_hand():
     assert gradient == pytest.approx([-1, 2 / 3, 2 / 3])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "real", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Rejection-sampled fine-tuning against numbers worked by hand and the shared golden values."""
+"""Rejection-sampled fine-tuning against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def rows(*triples):
@@ -29,7 +29,6 @@ def test_ties_copies_and_a_smallest_score():
     assert kept(k=2, min_score=0.5) == [0, 2, 4]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "rejection-sampling-ft", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""ReMax against numbers worked by hand, the shared golden values, and what the policy's greedy answers really earn."""
+"""ReMax against numbers worked by hand, the golden values, and what the policy's greedy answers really earn."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -147,7 +147,6 @@ def test_the_baseline_is_what_greedy_answers_earn(tmp_path):
     assert run.metrics[0]["advantage"] == pytest.approx(run.metrics[0]["reward"] - run.metrics[0]["greedy_reward"])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "remax", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Reward model distillation against numbers worked by hand and the shared golden values."""
+"""Reward model distillation against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -52,7 +52,6 @@ def test_the_names_of_the_answers_do_not_matter():
     assert loss_of(*swapped, columns=columns)[0].tolist() == pytest.approx([0.1225, 0.015625])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "reward-distill-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("reward-distill-dpo",), "equal")

@@ -1,4 +1,4 @@
-"""Scaled Bradley-Terry against numbers worked by hand and the shared golden values."""
+"""Scaled Bradley-Terry against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -21,7 +21,6 @@ def test_by_hand():
     assert loss_of(HERE, inputs).loss == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "rm-bt-scaled", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

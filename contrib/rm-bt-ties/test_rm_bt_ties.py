@@ -1,4 +1,4 @@
-"""Bradley-Terry with ties against numbers worked by hand and the shared golden values."""
+"""Bradley-Terry with ties against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 @pytest.mark.parametrize("distance", [-1.5, 0.0, 0.7])
@@ -29,7 +29,6 @@ def test_by_hand():
     assert loss_of(HERE, inputs, theta=3.0).loss == pytest.approx(math.log(4))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "rm-bt-ties", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""The focal reward model against numbers worked by hand and the shared golden values."""
+"""The focal reward model against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -25,7 +25,6 @@ def test_the_barrier_holds_scores_back():
     assert found.gradients["reward_chosen"] == pytest.approx([-0.5 - 1 / 9 + 1])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "rm-focal", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

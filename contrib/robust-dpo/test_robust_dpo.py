@@ -1,4 +1,4 @@
-"""Robust DPO against numbers worked by hand and the shared golden values."""
+"""Robust DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -63,7 +63,6 @@ def test_half_of_the_labels_swapped_teaches_nothing_and_is_refused():
         METHOD.config({"label_smoothing": 0.5})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "robust-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("robust-dpo",), "equal")

@@ -1,4 +1,4 @@
-"""Reward-aware preference optimisation against numbers worked by hand and the shared golden values."""
+"""Reward-aware preference optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -60,7 +60,6 @@ def test_a_matched_margin_costs_nothing(variant):
     assert loss_of(columns=met, variant=variant)[0].tolist() == pytest.approx([0, 0], abs=1e-9)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "rpo-reward-aware", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Reward-weighted regression against numbers worked by hand and the shared golden values."""
+"""Reward-weighted regression against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -27,7 +27,6 @@ def test_a_constant_in_the_scores_changes_nothing():
     )
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "rwr", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

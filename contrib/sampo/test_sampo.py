@@ -1,4 +1,4 @@
-"""SamPO against numbers worked by hand and the shared golden values."""
+"""SamPO against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Example, Sequence, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -65,7 +65,6 @@ def test_draw_keeps_as_many_as_the_shorter_answer_has_and_changes_with_the_step(
     assert len({tuple(mask) for mask in masks[0]}) == 3
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "sampo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("sampo",), "equal")

@@ -1,4 +1,4 @@
-"""SDAR against numbers worked by hand and the shared golden values."""
+"""SDAR against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -54,7 +54,6 @@ def test_the_policy_term_is_that_of_grpo():
     assert metrics["advantage_size"].tolist() == [1]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "sdar", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Self-distillation fine-tuning against numbers worked by hand and the shared golden values."""
+"""Self-distillation fine-tuning against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 #: Student (1/2, 1/4, 1/8, 1/8), teacher (1/10, 6/10, 2/10, 1/10); the student's two likeliest are the first two.
@@ -189,7 +189,6 @@ def test_truncated_answers_may_be_left_out(tmp_path):
     assert math.isfinite(run.metrics[-1]["loss"])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "sdft", [str(HERE)])
     assert result.status == "equal", result.line()

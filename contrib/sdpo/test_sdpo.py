@@ -1,4 +1,4 @@
-"""Self-distillation policy optimisation against numbers worked by hand and the shared golden values."""
+"""Self-distillation policy optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 MASK = torch.tensor([[True, True], [True, False], [True, True]])
@@ -184,7 +184,6 @@ def test_a_run_learns_from_a_rewards_feedback_and_from_siblings(tmp_path):
     assert [line["loss"] for line in never.metrics] == [0, 0, 0]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "sdpo", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 3, [one.line() for one in results]

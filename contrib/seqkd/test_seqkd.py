@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from posttrain import Ask, api
 from posttrain.methods import load
@@ -12,7 +11,7 @@ from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -52,7 +51,6 @@ def test_a_run_learns_what_the_teacher_says(tmp_path):
     assert run.metrics[-1]["nll"] < run.metrics[0]["nll"] - 0.1
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "seqkd", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""SimNPO against numbers worked by hand and the shared golden values."""
+"""SimNPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -26,7 +26,6 @@ def test_repeating_an_answer_changes_nothing():
     assert short.loss == pytest.approx(long.loss)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "simnpo", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

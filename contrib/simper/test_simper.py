@@ -1,4 +1,4 @@
-"""SimPER against numbers worked by hand and the shared golden values."""
+"""SimPER against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -50,7 +50,6 @@ def test_unlikely_answers_hardly_pull():
     assert chosen.grad[0].tolist() == pytest.approx([-math.exp(-2.5) / 4] * 4)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "simper", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("simper",), "equal")

@@ -1,4 +1,4 @@
-"""SLiC-HF against numbers worked by hand and the shared golden values."""
+"""SLiC-HF against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -55,7 +55,6 @@ def test_a_calibrated_pair_is_only_imitated():
     assert rows[1].grad.tolist() == [[0] * 5, [1] * 5]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "slic-hf", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("slic-hf",), "equal")

@@ -1,4 +1,4 @@
-"""Hinge preference optimisation against numbers worked by hand and the shared golden values."""
+"""Hinge preference optimisation against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -54,7 +54,6 @@ def test_a_learnt_pair_has_no_gradient():
     assert chosen.grad.tolist() == [[0] * 4, [-1] * 4]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "slic-hinge", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("slic-hinge",), "equal")

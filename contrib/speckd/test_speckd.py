@@ -1,4 +1,4 @@
-"""SpecKD against numbers worked by hand and the shared golden values."""
+"""SpecKD against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits; the constants must not matter.
@@ -55,7 +55,6 @@ def test_no_token_is_refused():
         METHOD.config({"topk": 0})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "speckd", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Simple policy optimisation against numbers worked by hand and the shared golden values."""
+"""Simple policy optimisation against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -74,7 +74,6 @@ def test_first_update_is_the_policy_gradient():
     assert new.grad.tolist() == [[-2, -2], [1, 0]]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "spo-simple", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""SPPO with hard labels against numbers worked by hand and the shared golden values."""
+"""SPPO with hard labels against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -47,7 +47,6 @@ def test_equal_models_pay_the_targets():
     assert loss_of(POLICY, POLICY)[0].tolist() == pytest.approx([500000, 500000])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "sppo-hard", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("sppo-hard",), "equal")

@@ -1,4 +1,4 @@
-"""Simple self-distillation against numbers worked by hand and the shared golden values."""
+"""Simple self-distillation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.settings import Settings
 from posttrain.testing.goldens import evaluate
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 LOGITS = torch.tensor([[2.0, 0.0]], dtype=D)
@@ -53,7 +53,6 @@ def test_a_temperature_of_zero_is_refused():
         METHOD.config({"sampling_temperature": 0.0})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "ssd", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

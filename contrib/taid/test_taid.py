@@ -1,4 +1,4 @@
-"""TAID against numbers worked by hand and the shared golden values."""
+"""TAID against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Step
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -78,7 +78,6 @@ def test_a_run_moves_t(tmp_path):
     assert [line["interpolation"] for line in run.metrics] == pytest.approx([0.4, 0.4, 0.7, 0.85])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "taid", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""Trajectory balance with asynchrony against numbers worked by hand and the shared golden values."""
+"""Trajectory balance with asynchrony against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -65,7 +65,6 @@ def test_at_the_optimum_nothing_is_left():
     assert loss_of(new, columns, REFERENCE, beta=0.5)[0].abs().max().item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "tba", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""TDPO1 against numbers worked by hand and the shared golden values."""
+"""TDPO1 against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -65,7 +65,6 @@ def test_by_hand():
     assert metrics["kl_rejected"].tolist() == pytest.approx([0.75, 0.75])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "tdpo1", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("tdpo1",), "equal")

@@ -1,4 +1,4 @@
-"""TDPO2 against numbers worked by hand and the shared golden values."""
+"""TDPO2 against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -73,7 +73,6 @@ def test_only_the_rejected_divergence_has_a_gradient():
     assert policy.rejected.kl.grad[0].tolist() == pytest.approx([0.05 / (1 + math.exp(0.13))] * 5)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "tdpo2", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("tdpo2",), "equal")

@@ -1,4 +1,4 @@
-"""Token-wise distillation against numbers worked by hand and the shared golden values."""
+"""Token-wise distillation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from posttrain.methods import load
 from posttrain.testing.goldens import evaluate
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits; the constants must not matter.
@@ -49,7 +49,6 @@ def test_equal_models_teach_nothing():
     assert logits.grad.abs().max() < 1e-6
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "todi", [str(HERE)])
     assert {one.status for one in results} == {"equal"}, [one.line() for one in results]

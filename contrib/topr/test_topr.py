@@ -1,4 +1,4 @@
-"""Tapered off-policy REINFORCE against numbers worked by hand and the shared golden values."""
+"""Tapered off-policy REINFORCE against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -63,7 +63,6 @@ def test_bounds_that_make_no_sense_are_refused():
         METHOD.config({"negative_taper": [1.0, 0.5]})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     (result,) = evaluate(GOLDENS, "topr", [str(HERE)])
     assert result.status == "equal", result.line()

@@ -1,4 +1,4 @@
-"""TPO against numbers worked by hand and the shared golden values."""
+"""TPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -62,7 +62,6 @@ def test_means_with_a_margin():
     assert loss["preference"][0].item() == pytest.approx(1.103186, abs=1e-6)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "tpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(

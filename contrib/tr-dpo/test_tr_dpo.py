@@ -1,4 +1,4 @@
-"""TR-DPO against numbers worked by hand and the shared golden values."""
+"""TR-DPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -63,7 +63,6 @@ def test_reference_follows_the_policy(tmp_path):
     assert runs[1][2] > runs[1][1] > 0
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "tr-dpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("tr-dpo",), "equal")

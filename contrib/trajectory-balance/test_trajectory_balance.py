@@ -1,4 +1,4 @@
-"""Trajectory balance against numbers worked by hand and the shared golden values."""
+"""Trajectory balance against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.testing.numbers import loss_of
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
 def test_by_hand():
@@ -26,7 +26,6 @@ def test_a_constant_in_the_scores_changes_nothing_and_the_optimum_costs_nothing(
     assert loss_of(HERE, best, beta=0.5).loss == pytest.approx(0)
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "trajectory-balance", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,4 +1,4 @@
-"""Universal logit distillation against numbers worked by hand and the shared golden values."""
+"""Universal logit distillation against numbers worked by hand and the golden values."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -71,7 +71,6 @@ def test_both_terms_and_both_means():
     assert loss.values[mask].tolist() == pytest.approx([0.3, 0.6, 0.9])
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     result, *others = evaluate(GOLDENS, "uld", [str(HERE)])
     assert {one.status for one in others} == {"equal"}

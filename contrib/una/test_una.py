@@ -1,4 +1,4 @@
-"""UNA against numbers worked by hand and the shared golden values."""
+"""UNA against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -42,7 +42,6 @@ def test_scores_that_are_probabilities():
     assert loss.item() == pytest.approx(-0.8 * math.log(p) - 0.2 * math.log(1 - p))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "una", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("una",), "equal")

@@ -1,4 +1,4 @@
-"""WPO against numbers worked by hand and the shared golden values."""
+"""WPO against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 
 
@@ -70,7 +70,6 @@ def test_no_gradient_through_the_weights():
     assert chosen.grad[0, 0].item() == pytest.approx(-math.exp(-2) * 0.1 / (1 + math.exp(0.15)))
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     found = evaluate(GOLDENS, "wpo", [str(HERE)])
     assert {one.entry: one.status for one in found} == dict.fromkeys(("wpo",), "equal")

@@ -1,4 +1,4 @@
-"""Direct preference optimisation against numbers worked by hand and the shared golden values."""
+"""Direct preference optimisation against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -102,7 +102,6 @@ def test_impossible_smoothing_is_refused():
         METHOD.config({"label_smoothing": 0.6})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 @pytest.mark.parametrize("entry", ["dpo", "cdpo", "rpo-sft"])
 def test_goldens(entry):
     assert {one.status for one in evaluate(GOLDENS, entry, [str(HERE)])} == {"equal"}

@@ -1,4 +1,4 @@
-"""Group relative policy optimisation against numbers worked by hand and the shared golden values."""
+"""Group relative policy optimisation against numbers worked by hand and the golden values."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -195,14 +195,12 @@ def test_the_constant_length_is_that_of_the_longest_completion():
         METHOD.config({"constant_length": 0})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "grpo", [str(HERE)])
     assert {one.status for one in results} == {"equal"}
     assert [one.quantity for one in results[0].comparisons] == ["loss", "advantages", "grad_logp_new"]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 @pytest.mark.parametrize(
     ("entry", "options"),
     [

@@ -1,4 +1,4 @@
-"""The Bradley-Terry reward model against numbers worked by hand and the shared golden values."""
+"""The Bradley-Terry reward model against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-offline.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 METHOD = load(str(HERE))
 CHOSEN = torch.tensor([1.2, 0.3], dtype=torch.float64)
 REJECTED = torch.tensor([0.4, 0.5], dtype=torch.float64)
@@ -88,7 +88,6 @@ def test_impossible_smoothing_is_refused():
         METHOD.config({"label_smoothing": -0.1})
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 @pytest.mark.parametrize("entry", ["rm-bt", "rm-bt-margin", "rm-bt-centered", "rm-bt-label-smoothing"])
 def test_goldens(entry):
     assert {one.status for one in evaluate(GOLDENS, entry, [str(HERE)])} == {"equal"}

@@ -1,4 +1,4 @@
-"""REINFORCE leave-one-out against numbers worked by hand and the shared golden values."""
+"""REINFORCE leave-one-out against numbers worked by hand and the golden values."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / ".." / "shared" / "methods" / "goldens-online.json"
+GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
 METHOD = load(str(HERE))
 D = torch.float64
 
@@ -145,7 +145,6 @@ def test_metrics_by_hand():
     assert per_token.values[per_token.mask].tolist() == [1, 0, 1]
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the shared golden values are not here")
 def test_goldens():
     results = evaluate(GOLDENS, "rloo", [str(HERE)])
     assert {one.status for one in results} == {"equal"}

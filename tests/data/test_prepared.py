@@ -2,7 +2,6 @@
 
 import json
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -191,13 +190,20 @@ def test_show_marks_what_is_learnt(made, tokenizer):
     assert "\x1b[2ma\x1b[0m|" in coloured
 
 
-def test_rows_of_a_real_dataset(made, tokenizer):
-    """Real rows, where they are at hand: all fit, and nothing learnt is lost."""
-    folder = Path(__file__).parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("../shared/data is not here")
+def test_rows_of_many_scripts_and_lengths(made, tokenizer, tmp_path):
+    """All fit, and nothing learnt is lost: a byte is a token, and the end is one more."""
+    texts = [
+        "What is 7 · 8?\n56",
+        "Größe",
+        "日本語のテキスト",
+        "مرحبا",
+        "👩🏽‍🚀 emoji",
+        "\ttabs\r\n",
+        "a" * 3000,
+        "é" * 500,
+    ]
+    rows = [{"question": text[::-1], "answer": text * (1 + place // 8)} for place, text in enumerate(texts * 5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     options = {"limit": 40, "columns": {"prompt": "question", "completion": "answer"}}
-    examples = made([str(folder / "gsm8k-train.jsonl")], "prompt-completion", tokenizer, max_length=10000, **options)
-    with (folder / "gsm8k-train.jsonl").open(encoding="utf-8") as handle:
-        answers = [json.loads(line)["answer"] for line in islice(handle, 40)]
-    assert examples.report["trained_tokens"] == sum(len(answer.encode()) + 1 for answer in answers)
+    examples = made([str(tmp_path / "rows.jsonl")], "prompt-completion", tokenizer, max_length=20000, **options)
+    assert examples.report["trained_tokens"] == sum(len(row["answer"].encode()) + 1 for row in rows)
