@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def train(
         own = _options_of(loaded)
         settings, options = resolve(loaded.card, own, {}, keywords)
     elif keywords:
-        settings = dataclasses.replace(settings, **keywords)
+        settings = settings.replace(**keywords)
     return _start(loaded, method if isinstance(method, str) else loaded.name, settings, options or {}, objects)
 
 

@@ -1,12 +1,11 @@
 """From defaults, the method's card, a file and flags to one set of options, each checked.
 
-Order: defaults of the dataclasses, ``FALLBACKS``, the card's ``[defaults]``, those of the example model, the file, the
+Order: defaults of the dataclasses, the card's ``[defaults]``, those of the example model, the file, the
 flags; later ones win.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tomllib
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from posttrain.cards import Card
 from posttrain.demo.example import example_defaults
 from posttrain.errors import CardError, MethodError, SettingsError
 from posttrain.options import Option, cast, read_options
-from posttrain.settings import FALLBACKS, Settings
+from posttrain.settings import Settings
 
 #: Learning rates of adapters are this many times those of whole weights (Thinking Machines, "LoRA without regret").
 LORA_LEARNING_RATE = 10
@@ -94,13 +93,13 @@ def resolve(
             given[key] = _checked(where, key, value, kinds[key])
     own = {key: given.pop(key) for key in [option.name for option in options] if key in given}
     example = example_defaults(card, defaults | given)
-    settings = dataclasses.replace(Settings(), **(FALLBACKS | defaults | example | given))  # type: ignore[arg-type]  # checked above
+    settings = Settings(**(defaults | example | given))
     return _with_adapters(settings, given), own
 
 
 def shared_defaults(card: Card) -> dict[str, Any]:
     """What the shared options are for this method when nobody says otherwise."""
-    return FALLBACKS | card.defaults
+    return {option.name: option.default for option in shared_options()} | card.defaults
 
 
 def unknown(key: str, names: Iterable[str], prefix: str = "") -> str:
@@ -129,14 +128,14 @@ def _card_defaults(card: Card, kinds: dict[str, Any]) -> dict[str, Any]:
 
 def _with_adapters(settings: Settings, given: dict[str, Any]) -> Settings:
     if settings.strategy == "qlora" and settings.quantize is None:
-        settings = dataclasses.replace(settings, quantize="nf4")
+        settings = settings.replace(quantize="nf4")
     implied = "quantize" if settings.quantize else "dora" if settings.dora else None
     if implied and given.get("lora") is False:
         raise SettingsError(f"Option '{implied}' trains an adapter, but lora is false. Leave one of them out.")
     changes: dict[str, Any] = {"lora": settings.lora or implied is not None}
-    if changes["lora"] and given.get("learning_rate") is None and settings.learning_rate is not None:
+    if changes["lora"] and given.get("learning_rate") is None:
         changes["learning_rate"] = settings.learning_rate * LORA_LEARNING_RATE
-    return dataclasses.replace(settings, **changes)
+    return settings.replace(**changes)
 
 
 def as_yaml(method: str, settings: Settings, options: dict[str, Any], own: list[Option]) -> str:
@@ -144,6 +143,6 @@ def as_yaml(method: str, settings: Settings, options: dict[str, Any], own: list[
     import yaml
 
     values: dict[str, Any] = {"method": method}
-    values |= {key: value for key, value in dataclasses.asdict(settings).items() if value not in (None, "")}
+    values |= {key: value for key, value in settings.flat().items() if value not in (None, "")}
     values |= {option.name: options.get(option.name, option.default) for option in own}
     return yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False, allow_unicode=True)

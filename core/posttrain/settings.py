@@ -1,14 +1,16 @@
 """The options that every run shares. A method adds its own: the fields of its ``Config``.
 
 One class, read by the command line (flags, kebab-case), by configuration files (keys, snake_case) and by
-``posttrain.train`` (keyword arguments). ``None`` means: the method's card decides, or the value in brackets. The
+``posttrain.train`` (keyword arguments). The method's card may have another default. ``None`` means
+the value in brackets. The
 string under a field is its help text. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -36,8 +38,8 @@ class Settings:
     """Split of a Hub dataset."""
     eval_fraction: float = 0.0
     """Share of the rows held out for evaluation when there is no eval-data."""
-    max_length: int | None = None
-    """Longest row in tokens, prompt and completion together. [1024, or the model's own limit if smaller]"""
+    max_length: int | None = 1024
+    """Longest row in tokens, prompt and completion together; none: 1024, or the model's own limit if that is less."""
     truncation: Literal["keep-prompt-end", "drop", "error"] = "keep-prompt-end"
     """What happens to longer rows: cut (the prompt from its start, then the completion from its end), drop, or stop."""
     end_of_sequence: bool = True
@@ -61,9 +63,9 @@ class Settings:
     # Length of the run
     steps: int | None = None
     """Optimiser steps. Overrides epochs."""
-    epochs: float | None = None
-    """Passes over the data. [1]"""
-    batch_size: int | None = None
+    epochs: float = 1.0
+    """Passes over the data."""
+    batch_size: int = 8
     """Examples per optimiser step over all devices; for online methods prompts per step."""
     micro_batch_size: int | None = None
     """Examples per forward pass. [as many as micro-batch-tokens allow]"""
@@ -74,12 +76,12 @@ class Settings:
     """Seed of everything random: order, initial adapters, sampling."""
 
     # Optimisation
-    learning_rate: float | None = None
+    learning_rate: float = 1e-5
     """Peak learning rate; with lora and no value given, ten times the method's."""
-    schedule: Literal["constant", "linear", "cosine"] | None = None
-    """How the learning rate falls after the warm-up. [linear]"""
-    warmup_steps: int | None = None
-    """Steps over which the learning rate rises from 0. [0]"""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
     optimizer: str = "adamw"
     """adamw, sgd, rmsprop, adagrad, adafactor, lion, or a name that transformers knows (adamw_torch_fused, ...)."""
     weight_decay: float = 0.0
@@ -173,10 +175,10 @@ class Settings:
     too. [that of deepspeed-config; else 2]"""
 
     # Online methods
-    group_size: int | None = None
-    """Completions per prompt. [8]"""
-    max_new_tokens: int | None = None
-    """Longest completion. [256]"""
+    group_size: int = 8
+    """Completions per prompt."""
+    max_new_tokens: int = 256
+    """Longest completion in tokens."""
     temperature: float = 1.0
     """Sampling temperature; log-probs are taken at the same temperature."""
     top_p: float = 1.0
@@ -262,15 +264,16 @@ class Settings:
     push_to_hub: str | None = None
     """Hub id to which the final model is uploaded."""
 
+    def replace(self, **changes: Any) -> Settings:
+        """Copy these settings with other values for the options named."""
+        return dataclasses.replace(self, **changes)
 
-#: Values of the options above where neither the user, nor the card of the method says anything.
-FALLBACKS: dict[str, object] = {
-    "max_length": 1024,
-    "epochs": 1.0,
-    "batch_size": 8,
-    "learning_rate": 1e-5,
-    "schedule": "linear",
-    "warmup_steps": 0,
-    "group_size": 8,
-    "max_new_tokens": 256,
-}
+    def flat(self) -> dict[str, Any]:
+        """List every option with its value, as run.json and configuration files hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any]) -> Settings:
+        """Build settings from what a run.json holds; options that no longer exist are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})

@@ -7,7 +7,6 @@ import torch
 from posttrain.engine.correction import Correction, choose_correction
 from posttrain.errors import SettingsError
 from posttrain.generation.hf import HfGenerator
-from posttrain.generation.protocol import Abilities
 from posttrain.settings import Settings
 
 #: Logarithms of trainer by sampler of three answers of 2, 3 and 1 tokens.
@@ -40,13 +39,12 @@ def test_wide_bounds_leave_the_ratios():
 
 
 def test_it_is_on_where_sampler_and_trainer_differ():
-    same, other = Abilities(False, exact=True), Abilities(True)
-    assert choose_correction(Settings(), same) is None
-    assert choose_correction(Settings(), other) == Correction("truncated-token", 0.5, 2.0)
-    assert choose_correction(Settings(max_staleness=1), same) == Correction("truncated-token", 0.5, 2.0)
-    assert choose_correction(Settings(max_staleness=1, correction="off"), same) is None
+    assert choose_correction(Settings(), needed=False) is None
+    assert choose_correction(Settings(), needed=True) == Correction("truncated-token", 0.5, 2.0)
+    assert choose_correction(Settings(correction="off"), needed=True) is None
+    assert choose_correction(Settings(correction="masked-token"), needed=False) == Correction("masked-token", 0.5, 2.0)
     with pytest.raises(SettingsError, match=r"correction-low is 1.5 .* expected 0 <= low < 1 < high"):
-        choose_correction(Settings(correction_low=1.5), same)
+        choose_correction(Settings(correction_low=1.5), needed=False)
 
 
 def shifted(difference):

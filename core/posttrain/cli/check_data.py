@@ -83,7 +83,7 @@ def _check(data: list[str], schemas: tuple[str, ...], settings: Settings, shown:
         return check_data(data, schemas, settings)[0], ""
     from posttrain.models.load import load_tokenizer, stop_ids_of
 
-    tokenizer = load_tokenizer(settings.model, settings)
+    tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
     report, prepared = check_data(data, schemas, settings, tokenizer, stop_ids_of(settings.model, tokenizer, settings))
     if not shown or prepared is None:
         return report, ""

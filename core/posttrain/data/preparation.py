@@ -20,11 +20,13 @@ from posttrain.data.templates import Templates
 from posttrain.data.tokenise import Encoder, Tokens
 from posttrain.data.truncate import cut_example
 from posttrain.errors import DataError, SettingsError
-from posttrain.settings import FALLBACKS, Settings
+from posttrain.settings import Settings
 from posttrain.views import Example
 
 #: Rows that go through the tokenizer together.
 _CHUNK = 256
+#: Tokens of the longest row where neither the user nor the model sets a limit.
+USUAL_LENGTH = 1024
 #: Rows among which streamed ones are shuffled.
 SHUFFLE_BUFFER = 1000
 
@@ -69,15 +71,14 @@ class Counts:
 
 def row_limit(settings: Settings, tokenizer: Any, schema: str) -> int:
     """Longest sequence in tokens; for prompts, what is left beside the longest completion."""
-    usual: Any = FALLBACKS["max_length"]
     limit = settings.max_length
     if limit is None:
-        limit = min(usual, int(getattr(tokenizer, "model_max_length", usual)))
+        limit = min(USUAL_LENGTH, int(getattr(tokenizer, "model_max_length", USUAL_LENGTH)))
     if limit < 2:
         raise SettingsError(f"max-length is {limit}, expected at least 2 tokens.")
     if schema != "prompt":
         return limit
-    new: Any = settings.max_new_tokens or FALLBACKS["max_new_tokens"]
+    new = settings.max_new_tokens
     if new >= limit:
         raise SettingsError(
             f"max-length {limit} leaves no room for a prompt beside max-new-tokens {new}. "

@@ -24,7 +24,7 @@ from posttrain.engine.forward import TokenModel
 from posttrain.engine.optim import build_schedule
 from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
-from posttrain.engine.source import Offline, Stream
+from posttrain.engine.source import Offline, Stream, order_of
 from posttrain.errors import DataError, SettingsError
 from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
@@ -95,11 +95,13 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
     held_out: Any = None
     if objects.eval_data is not None or settings.eval_data:
         source = objects.eval_data if objects.eval_data is not None else settings.eval_data
-        whole = dataclasses.replace(settings, limit=None, streaming=False)
+        whole = settings.replace(limit=None, streaming=False)
         held_out = read_rows(source, accepted, whole, what="eval-data")
     elif settings.eval_fraction:
         rows, held_out = _split(rows, settings)
-    tokenizer = objects.tokenizer if objects.tokenizer is not None else load_tokenizer(settings.model, settings)
+    tokenizer = objects.tokenizer
+    if tokenizer is None:
+        tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
     stops = (
         stop_ids_of(settings.model, tokenizer, settings)
         if objects.model is None
@@ -134,7 +136,14 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     card = method.card
     strategy, why = choose(settings)
     _check_strategy(strategy.name, settings)
-    loaded = load_policy(objects.model or settings.model, data.tokenizer, settings, _head(card, config))
+    loaded = load_policy(
+        objects.model or settings.model,
+        data.tokenizer,
+        settings,
+        _head(card, config),
+        seed=settings.seed,
+        split_layers=settings.tensor_parallel > 1,
+    )
     _add_modules(method, config, loaded.policy)
     # before the weights are spread, since it may begin as a copy of them
     reference = _reference(loaded.policy, settings, objects, strategy) if card.needs_now("reference", config) else None
@@ -239,16 +248,18 @@ def _judge(settings: Settings, objects: Objects, tokenizer: Any) -> Any:
 
 def _sources(run: Run, data: Prepared) -> None:
     settings = run.settings
-    assert settings.batch_size is not None
     if run.card.online:
         generator = make_generator(run)
-        run.correction = choose_correction(settings, generator.abilities)
+        run.correction = choose_correction(settings, settings.max_staleness > 0 or not generator.abilities.exact)
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
         if data.held_out is not None and (data.rewards or run.teacher is not None):
             limit = settings.eval_batches and settings.eval_batches * settings.batch_size
             run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards), limit)
         return
-    run.source = Stream(data.train, settings) if settings.streaming else Offline(data.train, settings)
+    if settings.streaming:
+        run.source = Stream(data.train, settings)
+    else:
+        run.source = Offline(data.train, order_of(len(data.train), settings), settings)
     if data.held_out is not None:
         run.evaluation = HeldOutLoss(data.held_out, settings.eval_batches, settings.batch_size)
 
@@ -260,7 +271,7 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "format": 1,
         "method": method_name,
         "card": {"name": card.name, "version": card.version, "tier": card.tier, "schema": card.schemas[0]},
-        "settings": dataclasses.asdict(run.settings),
+        "settings": run.settings.flat(),
         "options": dataclasses.asdict(run.config),
         "total_steps": run.total,
         "parameters": run.sizes,
@@ -302,15 +313,15 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
     if card.online:
         check_generation(settings)
     checks = {
-        "batch-size": settings.batch_size is not None and settings.batch_size >= 1,
+        "batch-size": settings.batch_size >= 1,
         "steps": settings.steps is None or settings.steps >= 1,
-        "epochs": settings.epochs is None or settings.epochs > 0,
+        "epochs": settings.epochs > 0,
         "micro-batch-size": settings.micro_batch_size is None or settings.micro_batch_size >= 1,
         "head-chunk-tokens": settings.head_chunk_tokens is None or settings.head_chunk_tokens >= 1,
-        "learning-rate": settings.learning_rate is not None and settings.learning_rate >= 0,
+        "learning-rate": settings.learning_rate >= 0,
         "max-length": settings.max_length is None or settings.max_length >= 2,
         "reference-every": settings.reference_every is None or settings.reference_every >= 1,
-        "group-size": not card.online or (settings.group_size is not None and settings.group_size >= 1),
+        "group-size": not card.online or settings.group_size >= 1,
         "save-total": settings.save_total >= 1,
         "max-staleness": settings.max_staleness >= 0,
     }

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from posttrain.engine.forward import pad_tokens
 from posttrain.errors import SettingsError
-from posttrain.generation.protocol import Abilities
 from posttrain.tensors import importance_ratio
 from posttrain.views import Example, View, Views
 
@@ -57,17 +56,13 @@ class Correction:
         return torch.where(mask, ratio, torch.ones_like(ratio))
 
 
-def choose_correction(settings: Settings, abilities: Abilities) -> Correction | None:
-    """The correction of a run, on where sampler and trainer cannot be one policy. Raises SettingsError for bounds.
-
-    ``abilities`` are the generator's.
-    """
+def choose_correction(settings: Settings, needed: bool) -> Correction | None:
+    """Choose the correction of a run; ``needed``: sampler and trainer may differ. Raises SettingsError for bounds."""
     low, high = settings.correction_low, settings.correction_high
     if not 0 <= low < 1 < high:
         raise SettingsError(
             f"correction-low is {low} and correction-high {high}. Ratios lie around 1: expected 0 <= low < 1 < high."
         )
-    needed = settings.max_staleness > 0 or not abilities.exact
     preset = settings.correction or (USUAL if needed else "off")
     return None if preset == "off" else Correction(preset, low, high)
 

@@ -144,8 +144,8 @@ def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: i
 
 def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
     """Keys and values of the rows sampled together, their logits, and the copies that ``generation.packed`` makes."""
-    length = (settings.max_new_tokens or 0) + min(settings.max_length or 0, 256)
-    rows = min(settings.generation_batch_size, (settings.batch_size or 1) * (settings.group_size or 1))
+    length = settings.max_new_tokens + min(settings.max_length or 256, 256)
+    rows = min(settings.generation_batch_size, settings.batch_size * settings.group_size)
     tokens = rows * length
     if settings.generation_cache_tokens is not None:
         tokens = min(tokens, settings.generation_cache_tokens)

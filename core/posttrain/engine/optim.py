@@ -57,7 +57,7 @@ def _from_transformers(model: Any, groups: list[dict[str, Any]], settings: Setti
     arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),
         optim=name,
-        learning_rate=settings.learning_rate or 0.0,
+        learning_rate=settings.learning_rate,
         adam_beta1=settings.adam_beta1,
         adam_beta2=settings.adam_beta2,
         adam_epsilon=settings.adam_epsilon,
@@ -87,7 +87,7 @@ def build_schedule(
     optimizer: torch.optim.Optimizer, settings: Settings, total: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Rise over ``warmup_steps``, then constant, a line to 0, or a half cosine to 0 at step ``total``."""
-    warmup, kind = settings.warmup_steps or 0, settings.schedule or "linear"
+    warmup, kind = settings.warmup_steps, settings.schedule
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -9,7 +9,7 @@ import torch
 
 from posttrain.engine.build import Objects, Prepared, prepare_data
 from posttrain.engine.estimate import Load, Sizes, estimate, in_mb, sizes_of, trained_numbers, weight_bytes
-from posttrain.engine.source import Order, count_steps
+from posttrain.engine.source import count_steps, order_of
 from posttrain.errors import SettingsError
 from posttrain.methods import Method
 from posttrain.models.load import choose_device, choose_dtype
@@ -43,16 +43,15 @@ def make_plan(method: Method, config: Any, settings: Settings, objects: Objects)
 
 
 def _length(method: Method, settings: Settings, data: Prepared) -> tuple[int, int | str]:
-    assert settings.batch_size is not None
     if settings.streaming:
         if settings.steps is None:
             raise SettingsError("Streaming does not know how many rows there are. Say how long to train: --steps N.")
         return settings.steps, "unknown: streaming"
-    per_epoch = Order(len(data.train), settings.batch_size, settings.shuffle, settings.seed).per_epoch
+    per_epoch = order_of(len(data.train), settings).per_epoch
     if method.card.online:
         per_epoch *= settings.updates_per_rollout * settings.minibatches_per_rollout
-        prompts = settings.batch_size * (settings.group_size or 1)
-        longest = (settings.max_new_tokens or 0) + data.report["tokens"] // max(1, data.report["examples"])
+        prompts = settings.batch_size * settings.group_size
+        longest = settings.max_new_tokens + data.report["tokens"] // max(1, data.report["examples"])
         return count_steps(per_epoch, settings), f"at most about {prompts * longest}"
     mean = data.report["tokens"] / max(1, data.report["examples"])
     return count_steps(per_epoch, settings), round(mean * min(settings.batch_size, len(data.train)))
@@ -65,7 +64,7 @@ def _teacher(settings: Settings, model: Sizes, device: torch.device) -> float:
         return trained_numbers(model, settings) * 4.0
     if name is None or name == "live" or name.startswith(("http://", "https://")) or (name == "base" and settings.lora):
         return 0.0
-    own = dataclasses.replace(settings, model=settings.model if name == "base" else name)
+    own = settings.replace(model=settings.model if name == "base" else name)
     return weight_bytes(sizes_of(own), own, device)
 
 

@@ -43,21 +43,23 @@ class Order:
         return self._epoch[1][place * self.batch_size : (place + 1) * self.batch_size]
 
 
+def order_of(rows: int, settings: Settings) -> Order:
+    """Build the order of ``rows`` rows from the batch size, the seed, and whether they are shuffled."""
+    return Order(rows, settings.batch_size, settings.shuffle, settings.seed)
+
+
 def count_steps(per_epoch: int, settings: Settings) -> int:
     """``steps``, or ``epochs`` passes."""
     if settings.steps is not None:
         return settings.steps
-    return max(1, math.ceil(per_epoch * (settings.epochs or 1.0)))
+    return max(1, math.ceil(per_epoch * settings.epochs))
 
 
 class Offline:
     """A fixed dataset, prepared before the run."""
 
-    def __init__(self, data: Sequence[Example], settings: Settings):
-        assert settings.batch_size is not None
-        self.data = data
-        self.order = Order(len(data), settings.batch_size, settings.shuffle, settings.seed)
-        self.settings = settings
+    def __init__(self, data: Sequence[Example], order: Order, settings: Settings):
+        self.data, self.order, self.settings = data, order, settings
 
     def examples(self, number: int) -> list[Example]:
         """The step's examples."""
@@ -85,7 +87,6 @@ class Stream:
 
     def examples(self, number: int) -> list[Example]:
         """The next batch; steps must be asked for in order."""
-        assert self.settings.batch_size is not None
         if self.iterator is None:
             self.iterator, self.next = self.open_stream(number * self.settings.batch_size), number
         if number != self.next:

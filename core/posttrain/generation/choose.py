@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain.data.preparation import USUAL_LENGTH
 from posttrain.endpoint import split_address
 from posttrain.errors import SettingsError
 from posttrain.generation.hf import HfGenerator
@@ -90,9 +91,7 @@ def _limits(run: Run) -> Any:
     from posttrain.generation.vllm_requests import Limits
 
     settings = run.settings
-    assert settings.max_length is not None
-    assert settings.max_new_tokens is not None
-    longest = settings.max_length + settings.max_new_tokens
+    longest = (settings.max_length or USUAL_LENGTH) + settings.max_new_tokens
     known = getattr(run.policy.inner.config.get_text_config(), "max_position_embeddings", None)
     return Limits(frozenset(run.stop_ids), min(longest, known or longest))
 

@@ -44,7 +44,7 @@ def generate_text(
         cache="off",
     )
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
-    tokenizer = load_tokenizer(settings.model, settings)
+    tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
     if tokenizer.chat_template:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     loaded = load_policy(settings.model, tokenizer, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +32,9 @@ def export(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(f"'{folder}' is not empty. Choose another folder.")
     quantize = trained.quantize if onto == "trained" else None
-    settings = dataclasses.replace(
-        Settings(trust_remote_code=trained.trust_remote_code, double_quantization=trained.double_quantization),
+    settings = Settings(
+        trust_remote_code=trained.trust_remote_code,
+        double_quantization=trained.double_quantization,
         dtype=dtype or trained.dtype or "float32",  # type: ignore[arg-type]  # checked when the model is loaded
         quantize=quantize,
         packing=False,
@@ -62,8 +62,7 @@ def _adapter(model: str) -> tuple[Path, Settings]:
     if not (run / "run.json").is_file():
         return path, Settings()
     stored = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
-    known = {field.name for field in dataclasses.fields(Settings)}
-    return path, Settings(**{name: value for name, value in stored.items() if name in known})
+    return path, Settings.from_record(stored)
 
 
 def _head(adapter: Path) -> str:

@@ -70,16 +70,19 @@ def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and frozen else torch.float32
 
 
-def load_tokenizer(model: str, settings: Settings) -> Any:
-    """The tokenizer of ``model`` with the chosen chat template. Raises ModelError where it is absent or broken."""
+def load_tokenizer(model: str, settings: Settings, chat_template: str | None = None) -> Any:
+    """Load the tokenizer of ``model``; ``chat_template`` is a file that replaces its chat template.
+
+    Raises ModelError where the tokenizer is absent or broken.
+    """
     source, extra = _source(adapter_base(model) or model, settings)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load("tokenizer", model, error) from None
     _check_round_trip(tokenizer, model)
-    if settings.chat_template is not None:
-        tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+    if chat_template is not None:
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return tokenizer
 
 
@@ -96,13 +99,22 @@ def _check_round_trip(tokenizer: Any, model: str) -> None:
         )
 
 
-def load_policy(model: str | nn.Module, tokenizer: Any, settings: Settings, head: str = "vocabulary") -> Loaded:
+def load_policy(
+    model: str | nn.Module,
+    tokenizer: Any,
+    settings: Settings,
+    head: str = "vocabulary",
+    *,
+    seed: int = 0,
+    split_layers: bool = False,
+) -> Loaded:
     """The model to train, on its device, with its adapter, and the layout it can be run in.
 
-    ``head``: "vocabulary", "score" (one number a row) or "steps" (two classes a token).
+    ``head``: "vocabulary", "score" (one number a row) or "steps" (two classes a token); it and new adapters are drawn
+    from ``seed``. ``split_layers``: a strategy will split the matrices of each layer over processes.
     """
     attention.register()
-    torch.manual_seed(settings.seed)  # a reward head and new adapters are drawn from here
+    torch.manual_seed(seed)  # a reward head and new adapters are drawn from here
     device = choose_device(settings)
     notes: list[str] = []
     if isinstance(model, str):
@@ -114,12 +126,14 @@ def load_policy(model: str | nn.Module, tokenizer: Any, settings: Settings, head
         module = cast("Any", model).to(device)
         if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
             module.set_attn_implementation(attention.NAME)
-    return finish(module, tokenizer, settings, head, notes)
+    torch.manual_seed(seed)  # loading has drawn too
+    return finish(module, tokenizer, settings, head, notes, split_layers)
 
 
-def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: list[str]) -> Loaded:
+def finish(
+    module: Any, tokenizer: Any, settings: Settings, head: str, notes: list[str], split_layers: bool = False
+) -> Loaded:
     """Adapters, head, self-checks; what is left to do once the weights are in memory."""
-    torch.manual_seed(settings.seed)
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
     _check_vocabulary(inner, tokenizer)
     for submodule in module.modules():
@@ -134,7 +148,8 @@ def finish(module: Any, tokenizer: Any, settings: Settings, head: str, notes: li
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
         module = add_adapter(module, settings, head)
     choose_products(inner)
-    make_lean(inner, narrowed=_narrowed(settings))
+    # transformers replaces the layers that it splits
+    make_lean(inner, narrowed=_narrowed(settings) and not split_layers)
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.eval()
     if settings.packing:
@@ -162,8 +177,7 @@ def _narrowed(settings: Settings) -> bool:
             f"--bfloat16-gradients is for float32 weights on a CPU, and these are {choose_dtype(settings, device)} on "
             f"{device.type}. Leave it out; --autocast computes both passes in bfloat16 over float32 weights anywhere."
         )
-    wanted = settings.bfloat16_gradients or settings.autocast is True
-    return wanted and settings.tensor_parallel == 1  # whose layers transformers replaces
+    return settings.bfloat16_gradients or settings.autocast is True
 
 
 def load_module(model: str, settings: Settings, device: torch.device, head: str, tokenizer: Any) -> Any:

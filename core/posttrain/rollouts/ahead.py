@@ -106,7 +106,6 @@ class Producer:
         line = self.ledger.issue(number, [order.index for order in orders])
         if line is not None:
             self.run.directory.ledger({"step": self.run.step + 1, **line})
-        assert settings.max_new_tokens is not None
         stop = tuple(settings.stop or ())
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, stop)
         self.queue[number] = Issued(orders, calls_of(self.run.strategy.share(orders), sampling))

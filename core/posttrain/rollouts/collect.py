@@ -44,9 +44,8 @@ class Collector:
 
     def __init__(self, run: Run, prompts: Any, generator: Generator, rewards: list[Reward], judge: Any = None):
         settings = run.settings
-        assert settings.batch_size is not None
         self.run, self.prompts, self.rewards, self.judge = run, prompts, rewards, judge
-        self.order = source.Order(len(prompts), settings.batch_size, settings.shuffle, settings.seed)
+        self.order = source.order_of(len(prompts), settings)
         self.ledger = Ledger()
         self.producer = Producer(run, generator, self._orders, self.ledger)
 

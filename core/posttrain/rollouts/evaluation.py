@@ -46,7 +46,6 @@ class GreedyAnswers:
 
     def _answers(self, run: Run, ask: Ask) -> list[Rollout]:
         settings = run.settings
-        assert settings.max_new_tokens is not None
         orders = [Order(place, i, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)]
         sampling = Sampling(settings.max_new_tokens, stop=tuple(settings.stop or ()), greedy=True)
         return self.collector.producer.answers(orders, sampling)

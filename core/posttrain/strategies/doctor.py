@@ -14,7 +14,7 @@ from posttrain.engine.plan import memory_of
 from posttrain.errors import SettingsError
 from posttrain.models.load import choose_device
 from posttrain.models.products import bfloat16_gain
-from posttrain.settings import FALLBACKS, Settings
+from posttrain.settings import Settings
 from posttrain.strategies.choose import planned
 from posttrain.strategies.requirements import findings
 from posttrain.watch import facts
@@ -49,7 +49,7 @@ def examine(config: str | None, model: str | None, processes: int | None) -> dic
 
 def _settings(config: str | None, model: str | None) -> tuple[Settings, methods.Method | None, dict[str, Any]]:
     if config is None:
-        return dataclasses.replace(Settings(), **FALLBACKS, model=model or ""), None, {}  # type: ignore[arg-type]
+        return Settings(model=model or ""), None, {}
     file = read_file(config)
     name = file.get("method")
     if not isinstance(name, str):
@@ -91,7 +91,7 @@ def _one(
     device: torch.device,
 ) -> dict[str, float]:
     if name == "qlora":
-        settings = dataclasses.replace(settings, lora=True, quantize=settings.quantize or "nf4")
+        settings = settings.replace(lora=True, quantize=settings.quantize or "nf4")
     if method is None:
         return estimate(model, settings, device, Load(), name, processes)
     return memory_of(method, method.config(options, settings), settings, model, device, name, processes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -25,9 +24,7 @@ def resumed_settings(path: str | Path, changes: dict[str, Any]) -> Settings:
     for key in changes:
         if key not in CHANGEABLE:
             raise SettingsError(f"'{key}' cannot change in a resumed run. What can: {', '.join(sorted(CHANGEABLE))}.")
-    known = {field.name for field in dataclasses.fields(Settings)}
-    stored = RunDirectory(path).facts()["settings"]
-    return Settings(**{k: v for k, v in stored.items() if k in known} | changes)
+    return Settings.from_record(RunDirectory(path).facts()["settings"]).replace(**changes)
 
 
 def continued(method: str, settings: Settings) -> Path | None:
@@ -43,7 +40,7 @@ def continued(method: str, settings: Settings) -> Path | None:
     if not restarts or not (path / "run.json").is_file() or (settings.overwrite and not again):
         return None
     facts = RunDirectory(path).facts()
-    asked = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    asked = json.loads(json.dumps(settings.flat(), default=str))
     if facts["method"] != method or facts["settings"] != asked:
         return None  # another run, which is not overwritten
     last = RunDirectory(path).last_event()
