@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.posttrain-setup
 VLLM_STAMP := $(VENV)/.posttrain-vllm-$(VLLM)
-PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml))
+# Every distribution beside the core: the conformance kit and each method.
+MEMBERS := $(patsubst %/pyproject.toml,%,$(wildcard testkit/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml))
 # A name on the path is not enough: version managers leave stubs that do not run.
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < $(PYTHON_FLOOR))' 2>/dev/null && echo $$name && break; done)
@@ -17,7 +18,7 @@ WORKERS ?= 2
 setup: $(STAMP)
 
 # Done again whenever a pyproject.toml changes or a plugin arrives.
-$(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
+$(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Name one: make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"  # the first that knows --group
@@ -29,7 +30,7 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 		$(BIN)/python -m pip install torch==$(TORCH); fi
 	$(BIN)/python -m pip install --quiet --group dev editables setuptools "transformers<5.20"  # vLLM 0.32 takes no newer one
 	@# DeepSpeed is built here, against that torch, without its kernels: those it compiles when a run wants them.
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,deepspeed,ray]" $(addprefix -e ./,$(PLUGINS))
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,deepspeed,ray]" $(addprefix -e ./,$(MEMBERS))
 	touch $@
 
 # vLLM beside everything else: --generation vllm runs it in the trainer's process. Its CPU build needs some care.

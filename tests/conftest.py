@@ -83,7 +83,9 @@ class Site:
 
     def run(self, *words: str, code: str | None = None) -> subprocess.CompletedProcess:
         """The command, or Python code, in a new process that sees this folder."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "core"), str(self.path)])}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "core"), str(ROOT / "testkit"), str(self.path)])
+        }
         command = [sys.executable, *(["-c", code] if code else ["-m", "posttrain"]), *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

@@ -9,7 +9,7 @@ import pytest
 from posttrain import methods
 from posttrain.authoring.new import new
 from posttrain.errors import PosttrainError
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from .conftest import CODE, ROOT
 

@@ -43,8 +43,11 @@ def test_tutorial_runs_as_printed(tmp_path, monkeypatch):
     (folder / "test_tutorial_simpo.py").write_text(codes[1])
     assert main(sync) == 0
     assert main([*check, "--group", "static"]) == 0
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "core"), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "core"), str(ROOT / "testkit")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "posttrain_testkit.pytest_plugin"]
     result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from posttrain.cards import Card
-from posttrain.testing.golden_layout import RANKING, lay_out
-from posttrain.testing.goldens import evaluate
+from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.goldens.layout import RANKING, lay_out
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIR = Card("some", "0", "experimental", "", ("preference",))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from posttrain.testing.goldens import evaluate
+from posttrain_testkit.goldens.compare import evaluate
 
 CARD = """
 name = "choosy"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from posttrain.errors import DataError, SettingsError
-from posttrain.testing.golden_inputs import columns_of, given_statistics, read_inputs, views_of
-from posttrain.testing.golden_rollouts import rollouts_of
-from posttrain.testing.goldens import evaluate, run
+from posttrain_testkit.goldens.compare import evaluate, run
+from posttrain_testkit.goldens.inputs import columns_of, given_statistics, read_inputs, views_of
+from posttrain_testkit.goldens.rollouts import rollouts_of
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = ROOT / "tests" / "goldens"

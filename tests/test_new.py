@@ -18,7 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(folder, *words):
-    environment = {"PYTHONPATH": f"{ROOT / 'core'}:{folder}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    environment = {
+        "PYTHONPATH": f"{ROOT / 'core'}:{ROOT / 'testkit'}:{folder}",
+        "OMP_NUM_THREADS": "1",
+        "PATH": "/usr/bin:/bin",
+    }
     return subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -41,7 +45,7 @@ def test_templates_cover_the_schemas():
 @pytest.mark.parametrize("schema", ["preference", "prompt"])
 def test_new_method_passes_its_own_tests(tmp_path, schema):
     folder = new("fake-loss", schema=schema, parent=tmp_path)
-    result = run(folder, "pytest", "-q", "-p", "no:cacheprovider")
+    result = run(folder, "pytest", "-q", "-p", "no:cacheprovider", "-p", "posttrain_testkit.pytest_plugin")
     assert result.returncode == 0, result.stdout
 
 
@@ -50,7 +54,7 @@ def test_other_kinds_pass_their_own_tests_and_name_their_group(tmp_path, kind):
     folder = new("fake-thing", kind=kind, parent=tmp_path)
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert list(project["entry-points"]) == [f"posttrain.{kind}s"]
-    result = run(folder, "pytest", "-q", "-p", "no:cacheprovider")
+    result = run(folder, "pytest", "-q", "-p", "no:cacheprovider", "-p", "posttrain_testkit.pytest_plugin")
     assert result.returncode == 0, result.stdout
 
 

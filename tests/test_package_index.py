@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 STABLE = ("sft", "reward", "dpo", "rloo", "grpo")

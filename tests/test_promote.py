@@ -10,7 +10,7 @@ from posttrain.cards import read_card
 from posttrain.cli.main import main
 from posttrain.deprecations import Deprecation
 from posttrain.errors import MethodError
-from posttrain.testing.trajectory import difference
+from posttrain_testkit.trajectory import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = """\

@@ -13,7 +13,7 @@ from posttrain.cards import read_card
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = {"plugins": {"stable", "retired"}, "contrib": {"experimental", "retired"}}
 PROJECTS = sorted(path for tier in TIERS for path in (ROOT / tier).iterdir() if path.is_dir())
-CORE = sorted((ROOT / "core").rglob("*.py"))
+CORE = sorted([*(ROOT / "core").rglob("*.py"), *(ROOT / "testkit").rglob("*.py")])
 CARD_LINES, MODULE_LINES, FILE_LINES, FUNCTION_LINES = 20, 150, 400, 60
 
 
@@ -36,7 +36,7 @@ def test_plugin_is_where_its_card_says_and_within_budget(project):
     assert "tool" not in tomllib.loads((project / "pyproject.toml").read_text())
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT / "core")))
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_core_file_is_within_budget(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
     long = [node.name for node in functions(path) if node.end_lineno - node.lineno + 1 > FUNCTION_LINES]
@@ -48,6 +48,12 @@ def test_version_and_python_floor_are_the_same_everywhere():
     assert project["version"] == posttrain.__version__
     assert project["requires-python"] == sync.PYTHON_FLOOR
     assert project["license"] == sync.LICENCE
+    kit = tomllib.loads((ROOT / "testkit" / "pyproject.toml").read_text())["project"]
+    assert [kit[key] for key in ("version", "requires-python", "license")] == [
+        project[key] for key in ("version", "requires-python", "license")
+    ]
+    assert f"posttrain=={posttrain.__version__}" in kit["dependencies"]
+    assert project["optional-dependencies"]["check"] == [f"posttrain-testkit=={posttrain.__version__}"]
 
 
 def test_public_names_resolve():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from posttrain.errors import MethodError
-from posttrain.testing.trajectory import difference, record, store
+from posttrain_testkit.trajectory import difference, record, store
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = sorted(card.parent.parent for card in (ROOT / "plugins").glob("*/*/method.toml"))

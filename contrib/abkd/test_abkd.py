@@ -7,7 +7,7 @@ import pytest
 import torch
 from posttrain.errors import SettingsError
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
+from posttrain_testkit.goldens.compare import evaluate
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
+from posttrain_testkit.goldens.compare import evaluate
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"

@@ -9,7 +9,7 @@ import torch
 from posttrain import Ask, Rollout
 from posttrain.generation.protocol import Completion
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
+from posttrain_testkit.goldens.compare import evaluate
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"

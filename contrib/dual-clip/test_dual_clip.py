@@ -8,8 +8,8 @@ import pytest
 import torch
 from posttrain.errors import SettingsError
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
+from posttrain_testkit.goldens.compare import evaluate
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"

@@ -13,8 +13,8 @@ from posttrain.errors import SettingsError
 from posttrain.generation.protocol import Completion
 from posttrain.methods import load
 from posttrain.rollouts.rollouts import Rollouts
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, Step, View, Views
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 HERE = Path(__file__).parent
 METHOD = load(str(HERE))

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import posttrain_method_loss_truncation as truncation
 import pytest
 import torch
-from posttrain.testing.goldens import evaluate
-from posttrain.testing.numbers import loss_of
 from posttrain.views import Example, Sequence
+from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.numbers import loss_of
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
-from posttrain.testing.goldens import evaluate
-from posttrain.testing.numbers import loss_of
+from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.numbers import loss_of
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"

@@ -10,9 +10,9 @@ import torch
 from posttrain import api
 from posttrain.errors import SettingsError
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, PerToken, Step, View, Views
+from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent

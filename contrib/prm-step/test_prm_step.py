@@ -8,9 +8,9 @@ from peft import PeftModel
 from posttrain import api
 from posttrain.engine.head import Request
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, PerToken, Step, View, Views
+from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForTokenClassification
 
 HERE = Path(__file__).parent

@@ -9,9 +9,9 @@ import torch
 from posttrain import api
 from posttrain.errors import DataError, SettingsError
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Batch, Step, View, Views
+from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"

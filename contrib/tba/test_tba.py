@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain.methods import load
-from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, Step, View, Views
+from posttrain_testkit.goldens.compare import evaluate
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"

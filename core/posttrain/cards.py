@@ -78,7 +78,8 @@ class Card:
     follows: dict[str, str] = field(default_factory=dict)
     """Option of the method -> shared option whose value it has where it is left at None."""
     goldens: dict[str, Any] = field(default_factory=dict)
-    """Name in a file of golden values -> name of the method's option or quantity; ``entries``: see testing.goldens."""
+    """Name in a file of golden values -> name of the method's option or quantity; ``entries``: see
+    ``posttrain_testkit.goldens.compare``."""
     path: Path | None = None
 
     @property

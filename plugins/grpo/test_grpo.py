@@ -10,8 +10,8 @@ import torch
 from posttrain.errors import SettingsError
 from posttrain.methods import load
 from posttrain.settings import Settings
-from posttrain.testing.goldens import evaluate
 from posttrain.views import Batch, PerToken, Step, View, Views
+from posttrain_testkit.goldens.compare import evaluate
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"

@@ -1,17 +1,17 @@
 """``posttrain check``: outcomes, texts, waivers, JSON, and what it does not import."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from posttrain.discovery import installed
 from posttrain.errors import MethodError, SettingsError
-from posttrain.testing import checks_for, parametrize_checks, run_check, subject_of
-from posttrain.testing.command import run
-from posttrain.testing.registry import find_check
+from posttrain_testkit import checks_for, run_check, subject_of
+from posttrain_testkit.command import run
+from posttrain_testkit.registry import find_check
 
 
 def waive(plants, folder, check, plant=None):
@@ -138,20 +138,15 @@ def test_broken_installed_method_is_a_failure_beside_the_good_ones(plants, tmp_p
     ]
 
 
-def test_ids_are_readable(plants, tmp_path):
-    mark = parametrize_checks(plants.write_method(tmp_path / "planted", "preference"), groups=("static",))
-    assert mark.args[1][0].id == "planted-check_card_is_valid"
-
-
 def test_static_checks_import_no_torch_and_take_hundred_methods(plants, tmp_path):
     folders = [str(plants.write_method(tmp_path / f"planted{i}", "preference")) for i in range(100)]
     code = (
-        "import sys\nfrom posttrain.testing.command import run\n"
+        "import sys\nfrom posttrain_testkit.command import run\n"
         f"code = run([*{folders!r}, '--group', 'static'])\n"
         "print(sorted({'torch', 'transformers', 'posttrain_method_planted'} & set(sys.modules)))\nsys.exit(code)"
     )
-    begun = time.monotonic()
+    begun = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    assert time.monotonic() - begun < 6  # 3 s on an idle machine
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begun < 6  # seconds of its own; 3 s when measured

@@ -1,8 +1,8 @@
 """Every check catches the bug that is planted for it, and finds nothing wrong with the method without the bug."""
 
 import pytest
-from posttrain.testing import checks_for, run_check, subject_of
-from posttrain.testing.registry import GROUPS, all_checks, find_check
+from posttrain_testkit import checks_for, run_check, subject_of
+from posttrain_testkit.registry import GROUPS, all_checks, find_check
 
 
 @pytest.mark.filterwarnings("ignore:std")  # of the planted modules

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from posttrain import api
-from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
 #: Rows of unlike lengths, so that a mean over the wrong count shows.
 PROMPTS = ["ab", "abc", "a", "abcd", "bc", "dcba", "c", "bad"]

@@ -14,8 +14,8 @@ from posttrain.methods import load
 from posttrain.models.head import find_head
 from posttrain.models.teacher import ModelTeacher
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Example, Sequence
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -9,8 +9,8 @@ from posttrain.engine.layout import PackedCost, lay_out, packed_tokens
 from posttrain.errors import ModelError
 from posttrain.models.head import find_head
 from posttrain.models.probe import check_logits, choose_layout
-from posttrain.testing.tiny import tiny_model
 from posttrain.views import Example, Sequence
+from posttrain_testkit.tiny import tiny_model
 from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,

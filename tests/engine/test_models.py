@@ -7,7 +7,7 @@ import torch
 from posttrain.errors import ModelError
 from posttrain.models.load import load_policy, load_tokenizer
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 

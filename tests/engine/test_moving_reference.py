@@ -7,7 +7,7 @@ import pytest
 import torch
 from posttrain import api, hookimpl
 from posttrain.errors import SettingsError
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 DPO = str(Path(__file__).parents[2] / "plugins" / "dpo")
 ROWS = [{"prompt": "ab", "chosen": "aa", "rejected": "h"}, {"prompt": "c", "chosen": "b", "rejected": "gg"}]

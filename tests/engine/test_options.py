@@ -6,7 +6,7 @@ import pytest
 import torch
 from posttrain import api
 from posttrain.errors import DataError, SettingsError
-from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
 from .conftest import ROWS
 

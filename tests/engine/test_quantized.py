@@ -6,8 +6,8 @@ from posttrain.engine.forward import sequences_of
 from posttrain.engine.head import Request
 from posttrain.models.load import load_policy
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_tokenizer
 from posttrain.views import Example, Sequence
+from posttrain_testkit.tiny import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="quantised models need the extra posttrain[qlora]")

@@ -13,8 +13,8 @@ from posttrain import api
 from posttrain.engine.forward import TokenModel, sequences_of
 from posttrain.engine.reference_cache import ReferenceCache
 from posttrain.models.reference import Reference
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Sequence
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from .conftest import ROWS

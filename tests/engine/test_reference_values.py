@@ -9,8 +9,8 @@ import torch
 from posttrain.engine.reference_cache import ReferenceCache
 from posttrain.models.identity import weights_identity
 from posttrain.strategies.single import Single
-from posttrain.testing.tiny import tiny_model
 from posttrain.views import Sequence
+from posttrain_testkit.tiny import tiny_model
 
 
 def unknown(sequences):

@@ -14,7 +14,7 @@ import torch
 import transformers
 from posttrain import api
 from posttrain.errors import CheckpointError, RunStopped, SettingsError
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from .conftest import ROWS
 
@@ -147,7 +147,7 @@ def test_resume_in_the_middle_of_a_batch_of_rollouts(train, phase):
     for checkpoint in (path / "checkpoints").iterdir():
         if int(checkpoint.name.partition("-")[2]) > 4 + phase:
             subprocess.run(["rm", "-r", str(checkpoint)], check=True)
-    from posttrain.testing.tiny import count_of_a
+    from posttrain_testkit.tiny import count_of_a
 
     api.resume(path, model=tiny_model(), tokenizer=tiny_tokenizer(), data=ROWS["grpo"], reward=count_of_a)
     assert losses(path) == expected

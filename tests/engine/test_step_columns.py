@@ -12,7 +12,7 @@ from posttrain.methods import from_module
 from posttrain.rollouts.generate import lend
 from posttrain.rollouts.rollouts import Rollout
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 
 def method(**hooks):

@@ -13,8 +13,8 @@ from posttrain.errors import ModelError, SettingsError
 from posttrain.generation.protocol import Completion
 from posttrain.models.teacher import AdapterTeacher, ModelTeacher
 from posttrain.rollouts.rollouts import Rollout
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.views import Sequence
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 ROWS = [{"prompt": "ab", "privileged_context": "cab"}, {"prompt": "b", "privileged_context": "aa"}]
 USUAL = {"batch_size": 2, "steps": 3, "learning_rate": 1e-2, "schedule": "constant", "max_new_tokens": 5, "seed": 3}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from posttrain import api
 from posttrain.errors import ModelError, SettingsError
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from .conftest import ROWS

@@ -9,7 +9,7 @@ from posttrain.generation.mixture import MixtureGenerator
 from posttrain.generation.protocol import Sampling
 from posttrain.models.head import find_head
 from posttrain.models.teacher import ModelTeacher
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [torch.tensor([4, 5, 6]), torch.tensor([7]), torch.tensor([8, 9, 10, 11, 4])]
 SEEDS = [[1, 2], [3], [4]]

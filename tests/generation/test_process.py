@@ -14,7 +14,7 @@ from posttrain.generation.hf import HfGenerator
 from posttrain.generation.process import ProcessGenerator
 from posttrain.generation.worker import Start
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([5, 6, 7])
 LONG = Sampling(55, greedy=True)

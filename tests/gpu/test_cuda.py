@@ -12,8 +12,8 @@ from posttrain.engine.segments import Segments
 from posttrain.models.head import find_head
 from posttrain.models.load import load_policy
 from posttrain.settings import Settings
-from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
 from posttrain.views import Sequence
+from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROWS = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in (("ab", "cab", "fg"), ("abcd", "a", "hefgh"))] * 4

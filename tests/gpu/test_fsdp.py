@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from posttrain import api
-from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
 ROWS = [{"prompt": p, "completion": c} for p, c in (("ab", "cab"), ("abcd", "a"), ("b", "ddab"), ("cab", "ba"))]
 

@@ -12,7 +12,7 @@ from posttrain.rewards.judge import Judge, load_judge
 from posttrain.rewards.judge_model import ModelJudge
 from posttrain.rewards.judge_prompt import fill
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_tokenizer
+from posttrain_testkit.tiny import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 

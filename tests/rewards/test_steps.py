@@ -10,7 +10,7 @@ from posttrain.rewards import load_rewards
 from posttrain.rewards.model import reward_model
 from posttrain.rewards.steps import encode_steps
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from transformers import LlamaForTokenClassification
 
 

@@ -14,7 +14,7 @@ from posttrain.errors import PosttrainError, RewardError, SettingsError
 from posttrain.rewards import load_rewards, score
 from posttrain.rewards.worker import ScoreServer
 from posttrain.roles.place import Placed, Role, fill, read_role
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

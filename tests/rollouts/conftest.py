@@ -9,7 +9,7 @@ import pytest
 from posttrain import api
 from posttrain.engine import build
 from posttrain.generation.hf import HfGenerator
-from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
 PROMPTS = ["ab", "abc", "a", "abcd", "bc", "dcba", "c", "bad"]
 ROWS = [{"prompt": prompt} for prompt in PROMPTS]

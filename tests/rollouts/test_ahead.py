@@ -15,7 +15,7 @@ from posttrain.errors import GeneratorLost, RunFailed, SettingsError
 from posttrain.generation.hf import HfGenerator
 from posttrain.generation.protocol import Health
 from posttrain.rollouts.ledger import audit
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from .conftest import PROMPTS, ROWS, Threaded, without_times
 

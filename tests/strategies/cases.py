@@ -49,7 +49,7 @@ def count_a(completions: list[str], **_: Any) -> list[float]:
 def train(method: str, output: Path, **options: Any) -> Any:
     """A run of ``method`` from objects in memory; returns it."""
     from posttrain import api
-    from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+    from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
     head = "reward-head" if method == "reward" else "vocabulary"
     given = {"model": tiny_model(head), "tokenizer": tiny_tokenizer(), "data": ROWS[method], "eval_data": ROWS[method]}
@@ -82,7 +82,7 @@ def work(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Make every case; an error of one is its outcome, as long as every rank meets it."""
     from posttrain import api
     from posttrain.errors import PosttrainError
-    from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+    from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
     found = {}
     for name, case in cases.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from .test_launch import bare
 

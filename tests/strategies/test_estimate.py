@@ -9,7 +9,7 @@ import pytest
 import torch
 from posttrain.cli.main import main
 from posttrain.models.products import bfloat16_gain
-from posttrain.testing.tiny import tiny_tokenizer
+from posttrain_testkit.tiny import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from .test_launch import bare

@@ -9,7 +9,7 @@ from posttrain.discovery import locate
 from posttrain.engine.estimate import sizes_of, weight_bytes
 from posttrain.models.load import load_policy
 from posttrain.settings import Settings
-from posttrain.testing.tiny import tiny_tokenizer
+from posttrain_testkit.tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from .cases import COMMON, ROWS

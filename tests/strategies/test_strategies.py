@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from posttrain.models import save
-from posttrain.testing.tiny import tiny_model
+from posttrain_testkit.tiny import tiny_model
 from safetensors.torch import load_file
 
 from .cases import STABLE

@@ -15,7 +15,6 @@ class Loss:
     hooks: str
     test: str
     imports: str = "\nfrom posttrain import PerToken, hookimpl\n"
-    test_imports: str = ""
     needs: str = ""
 
 
@@ -37,17 +36,23 @@ def posttrain_loss(policy, config):
     return PerToken(config.scale * nll.values, nll.mask), {"nll": PerToken(nll.values.detach(), nll.mask)}
 ''',
     test="""\
-def test_loss_is_the_negative_log_probability():
-    config = METHOD.config({"scale": 2.0})
-    policy = Views(completion=view(-1.0, -3.0))
-    loss, metrics = METHOD.loss(batch=None, policy=policy, reference=None, config=config, step=None)
-    assert loss.values.tolist() == [[2.0, 6.0]]
-    assert metrics["nll"].values.tolist() == [[1.0, 3.0]]
+import pytest
 
 
-def test_unknown_option_is_an_error():
+def test_loss_is_the_negative_log_probability(loss_of):
+    # the tokens cost 1 and 3, on average 2; twice that, and each has half of the gradient
+    found = loss_of({"policy_tok": [[-1.0, -3.0]]}, scale=2.0)
+    assert found.loss == 4
+    assert found.gradients["policy_tok"] == [[-1, -1]]
+
+
+def test_gradient_equals_finite_differences(gradcheck):
+    gradcheck({"policy_tok": [[-1.0, -3.0], [-2.0]]})
+
+
+def test_unknown_option_is_an_error(method):
     with pytest.raises(Exception, match="Did you mean 'scale'"):
-        METHOD.config({"scal": 1.0})
+        method.config({"scal": 1.0})
 """,
 )
 
@@ -65,14 +70,23 @@ def posttrain_loss(policy, config):
     loss = -logsigmoid(config.beta * margin)
     return loss, {"margin": margin.detach(), "accuracy": (margin > 0).to(margin.dtype)}
 ''',
-    test_imports="\nimport math\n",
     test="""\
-def test_loss_of_a_pair():
+import math
+
+import pytest
+
+PAIR = {"policy_chosen_tok": [[-0.5, -1.5]], "policy_rejected_tok": [[-2.0]]}
+
+
+def test_loss_of_a_pair(loss_of):
     # means -1 and -2: the margin is 1, the loss -log(sigmoid(2)) = log(1 + e^-2)
-    policy = Views(chosen=view(-0.5, -1.5), rejected=view(-2.0))
-    loss, metrics = METHOD.loss(batch=None, policy=policy, reference=None, config=METHOD.config({}), step=None)
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
-    assert metrics["margin"].item() == 1
+    found = loss_of(PAIR)
+    assert found.loss == pytest.approx(math.log(1 + math.exp(-2)))
+    assert found.metrics["margin"].tolist() == [1]
+
+
+def test_gradient_equals_finite_differences(gradcheck):
+    gradcheck(PAIR)
 """,
 )
 
@@ -90,19 +104,18 @@ def posttrain_loss(batch, policy, reference, config):
     margin = sign * (policy.completion.sum - reference.completion.sum)
     return -logsigmoid(config.beta * margin), {"margin": margin.detach()}
 ''',
-    test_imports="\nimport math\n",
     test="""\
-def test_loss_of_a_good_and_a_bad_answer():
-    policy, reference = Views(completion=view(-1.0, -1.0)), Views(completion=view(-2.0, -2.0))
-    losses = []
-    for label in (True, False):
-        batch = Batch(1, {"label": torch.tensor([label])})
-        loss, _ = METHOD.loss(
-            batch=batch, policy=policy, reference=reference, config=METHOD.config({"beta": 1.0}), step=None
-        )
-        losses.append(loss.item())
+import math
+
+import pytest
+
+
+@pytest.mark.parametrize(("label", "sign"), [(True, 1), (False, -1)])
+def test_loss_of_a_good_and_a_bad_answer(loss_of, gradcheck, label, sign):
     # the policy is e^2 times likelier than the reference: -log(sigmoid(2)) and -log(sigmoid(-2))
-    assert losses == pytest.approx([math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))])
+    answer = {"policy_tok": [[-1.0, -1.0]], "ref_tok": [[-2.0, -2.0]], "label": [label]}
+    assert loss_of(answer, beta=1.0).loss == pytest.approx(math.log(1 + math.exp(-2 * sign)))
+    gradcheck(answer)
 """,
 )
 
@@ -120,16 +133,19 @@ def posttrain_loss(batch, policy, config):
     return loss, {"nll": PerToken(-completion.logps.detach(), completion.mask)}
 ''',
     test="""\
-def test_score_weighs_the_likelihood():
-    batch = Batch(1, {"score": torch.tensor([0.5])})
-    policy = Views(completion=view(-1.0, -3.0))
-    loss, _ = METHOD.loss(batch=batch, policy=policy, reference=None, config=METHOD.config({"power": 2.0}), step=None)
-    assert loss.values.tolist() == [[0.25, 0.75]]
+import pytest
 
 
-def test_unknown_option_is_an_error():
+def test_score_weighs_the_likelihood(loss_of):
+    # 0.5 squared of the tokens' 1 and 3, on average 0.5
+    found = loss_of({"policy_tok": [[-1.0, -3.0]], "score": [0.5]}, power=2.0)
+    assert found.loss == 0.5
+    assert found.gradients["policy_tok"] == [[-0.125, -0.125]]
+
+
+def test_unknown_option_is_an_error(method):
     with pytest.raises(Exception, match="Did you mean 'power'"):
-        METHOD.config({"powr": 1.0})
+        method.config({"powr": 1.0})
 """,
 )
 
@@ -149,14 +165,21 @@ def posttrain_loss(policy, reference, config):
     loss = {"forget": -2 / config.beta * logsigmoid(-config.beta * ratio), "retain": nll}
     return loss, {"forgotten": ratio.detach(), "retained": PerToken(nll.values.detach(), nll.mask)}
 ''',
-    test_imports="\nimport math\n",
     test="""\
-def test_loss_at_the_first_step():
-    views = Views(forget=view(-1.0, -1.0), retain=view(-3.0))
-    loss, _ = METHOD.loss(batch=None, policy=views, reference=views, config=METHOD.config({"beta": 0.5}), step=None)
-    # no difference from the reference: -(2 / 0.5) * log(sigmoid(0)) = 4 ln 2
-    assert loss["forget"].item() == pytest.approx(4 * math.log(2))
-    assert loss["retain"].values.tolist() == [[3.0]]
+import math
+
+import pytest
+
+START = {"policy_forget_tok": [[-1.0, -1.0]], "ref_forget_tok": [[-1.0, -1.0]], "policy_retain_tok": [[-3.0]]}
+
+
+def test_loss_at_the_first_step(loss_of):
+    # no difference from the reference: -(2 / 0.5) * log(sigmoid(0)) = 4 ln 2; and 3 for what to retain
+    assert loss_of(START, beta=0.5).loss == pytest.approx(4 * math.log(2) + 3)
+
+
+def test_gradient_equals_finite_differences(gradcheck):
+    gradcheck(START)
 """,
 )
 
@@ -186,22 +209,23 @@ def posttrain_loss(batch, policy, config):
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
     return PerToken(loss, completion.mask), {"ratio": PerToken(ratio.detach(), completion.mask)}
 ''',
-    test_imports="from types import SimpleNamespace\n",
     test="""\
-def test_advantage_is_the_distance_from_the_group():
-    rollouts = SimpleNamespace(group=torch.tensor([0, 0, 1, 1]))
-    rewards = torch.tensor([1.0, 0.0, 3.0, 3.0])
-    advantages = METHOD.advantages(rewards=rewards, rollouts=rollouts, config=METHOD.config({}), state={})
-    assert advantages.tolist() == [0.5, -0.5, 0.0, 0.0]
+import pytest
 
 
-def test_ratio_is_clipped():
+def test_advantage_is_the_distance_from_the_group(advantages_of):
+    found, _ = advantages_of([1.0, 0.0, 3.0, 3.0], [0, 0, 1, 1])
+    assert found.tolist() == [0.5, -0.5, 0, 0]
+
+
+def test_ratio_is_clipped(loss_of):
     # old log-prob -1, new -0.5: the ratio e^0.5 = 1.65 is clipped to 1.2, times the advantage 2
-    batch = Batch(1, {"old_logps": torch.tensor([[-1.0]]), "advantages": torch.tensor([2.0])})
-    loss, _ = METHOD.loss(
-        batch=batch, policy=Views(completion=view(-0.5)), reference=None, config=METHOD.config({}), step=None
-    )
-    assert loss.values.item() == pytest.approx(-2.4)
+    found = loss_of({"logp_new": [[-0.5]], "logp_old": [[-1.0]], "advantages": [2.0]})
+    assert found.loss == pytest.approx(-2.4)
+
+
+def test_gradient_equals_finite_differences(gradcheck):
+    gradcheck({"logp_new": [[-1.1, -0.9]], "logp_old": [[-1.0, -1.0]], "advantages": [2.0]})
 """,
 )
 

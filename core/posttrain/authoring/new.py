@@ -73,20 +73,12 @@ def _method(name: str, schema: str) -> dict[str, str]:
         "check": "posttrain check .",
         **{key: getattr(loss, key) for key in ("words", "metrics", "options", "hooks", "imports", "needs")},
         "test": loss.test,
-        "test_imports": loss.test_imports,
     }
     module = facts["module"]
-    test = _fill(templates.METHOD_TEST, facts)
-    if "Batch(" in test:
-        test = test.replace("import View, Views", "import Batch, View, Views")
-    if "pytest." not in test:
-        test = test.replace("import pytest\n", "")
-    if loss.test_imports.startswith("\nimport"):  # plain imports stand before "from"
-        test = test.replace("\nfrom pathlib import Path\n\nimport math\n", "\nimport math\nfrom pathlib import Path\n")
     return {
         f"{module}/method.toml": _fill(templates.CARD, facts),
         f"{module}/__init__.py": _fill(templates.METHOD, facts),
-        f"test_{facts['function']}.py": test,
+        f"test_{facts['function']}.py": _fill(templates.METHOD_TEST, facts),
         **_common(facts),
     }
 

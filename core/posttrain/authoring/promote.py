@@ -66,7 +66,7 @@ def criteria(folder: Path, run_kit: Callable[[Path], bool], compare: Callable[[P
     """All criteria for the plugin in ``folder``.
 
     ``run_kit`` says whether the whole conformance kit passes, ``compare`` how the stored trajectory and the numbers
-    of today differ (``posttrain.testing.trajectory.difference``).
+    of today differ (``posttrain_testkit.trajectory.difference``).
     """
     card = _card(folder)
     evidence = _evidence(folder)

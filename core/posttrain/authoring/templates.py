@@ -38,31 +38,9 @@ def posttrain_config():
 $hooks'''
 
 METHOD_TEST = '''\
-"""$name: a number worked by hand, and the quick checks of the conformance kit."""
+"""$name: numbers worked by hand; posttrain-testkit adds the conformance checks."""
 
-from pathlib import Path
-$test_imports
-import pytest
-import torch
-from posttrain import load_method
-from posttrain.testing import parametrize_checks
-from posttrain.views import View, Views
-
-FOLDER = str(Path(__file__).parent)
-METHOD = load_method(FOLDER)
-
-
-def view(*logps):
-    values = torch.tensor([logps])  # (1, T)
-    return View(values, torch.ones_like(values, dtype=torch.bool))
-
-
-$test
-
-@parametrize_checks(FOLDER, groups=("static", "loss"))
-def test_conformance(check):
-    check()
-'''
+$test'''
 
 README = """\
 # $distribution
@@ -103,7 +81,7 @@ jobs:
         with:
           python-version: "3.11"
       - run: pip install torch
-      - run: pip install build pytest hypothesis .
+      - run: pip install build 'posttrain[check]' .
       - run: $check
       - run: python -m pytest
       - run: python -m build

@@ -1,10 +1,10 @@
-"""``posttrain check``: the conformance kit and golden values, see ``posttrain.testing``."""
+"""``posttrain check``: the conformance kit and golden values, see ``posttrain_testkit``."""
 
 from __future__ import annotations
+
+from posttrain.cli.testkit import testkit
 
 
 def run(arguments: list[str]) -> int:
     """Run the kit, or with ``--goldens FILE`` compare losses with the file's values; 1 if something differs."""
-    from posttrain.testing.command import run as run_checks
-
-    return run_checks(arguments)
+    return int(testkit("command").run(arguments))

@@ -10,6 +10,7 @@ from posttrain.authoring.promote import criteria, move, plugin_folder
 from posttrain.authoring.sync import repository
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json
+from posttrain.cli.testkit import testkit
 from posttrain.errors import MethodError
 
 
@@ -30,9 +31,7 @@ def run(arguments: list[str]) -> int:
         print(f"{options.method} is experimental now: {move(folder, 'experimental')}")
         return 0
     if options.store_trajectory:
-        from posttrain.testing.trajectory import store
-
-        print(f"wrote {store(folder)}")
+        print(f"wrote {testkit('trajectory').store(folder)}")
         return 0
     found = criteria(folder, _kit_passes, _trajectory_differs)
     met = all(one.met for one in found)
@@ -47,13 +46,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _kit_passes(folder: Path) -> bool:
-    from posttrain.testing.command import run as run_checks
-
     with contextlib.redirect_stdout(io.StringIO()):  # one line of the list of criteria; details: posttrain check
-        return run_checks([str(folder)]) == 0
+        return bool(testkit("command").run([str(folder)]) == 0)
 
 
 def _trajectory_differs(folder: Path) -> str | None:
-    from posttrain.testing.trajectory import difference
-
-    return difference(folder)
+    difference: str | None = testkit("trajectory").difference(folder)
+    return difference

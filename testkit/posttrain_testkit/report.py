@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.cards import Card
 from posttrain.errors import PosttrainError
-from posttrain.testing.registry import GROUPS, Check, CheckFailed, all_checks
-from posttrain.testing.subject import Subject, subject_of
+
+from posttrain_testkit.registry import GROUPS, Check, CheckFailed, all_checks
+from posttrain_testkit.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     from posttrain.methods import Method

@@ -100,7 +100,7 @@ def _from_place(place: str) -> Subject:
     if is_folder(place):
         if not folder.expanduser().is_dir():
             raise MethodError(f"There is no folder '{place}'. Make a plugin with: posttrain new NAME")
-        package = _package_in(folder.expanduser())
+        package = package_in(folder.expanduser())
         if package is None:
             raise MethodError(
                 f"{place}: holds no method. A plugin folder has a package posttrain_method_NAME with method.toml. "
@@ -119,7 +119,7 @@ def _from_card(card: Card, name: str) -> Subject:
     return Subject(name, card.path.parent, _project_of(card.path.parent), name)
 
 
-def _package_in(folder: Path) -> Path | None:
+def package_in(folder: Path) -> Path | None:
     """The one package with a card in a plugin folder: the folder itself, below it, or below ``src``."""
     for place in (folder, folder / "src"):
         if (place / "__init__.py").is_file() and (place / "method.toml").is_file():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from posttrain.testing.golden_inputs import Inputs
+    from posttrain_testkit.goldens.inputs import Inputs
 
 
 def join_data(inputs: Inputs) -> None:

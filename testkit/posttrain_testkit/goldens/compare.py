@@ -15,6 +15,9 @@ by that input. The entry is evaluated by the method of its name, or by the one w
     [goldens.entries]
     rm-bt-margin = {}                # this entry too belongs to this method; "awr@scored": only one of that schema
     "sft:sequence_mean_reduction" = { aggregation = "sequence" }  # another quantity of an entry, under these options
+
+Two keys of an entry are for tests alone (``faults``): ``not_compared`` lists the quantities that no installed method
+computes, and ``"implemented": false`` marks an entry that no method answers yet.
 """
 
 from __future__ import annotations
@@ -27,25 +30,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from posttrain.cards import Card
 from posttrain.discovery import find_folder, installed
 from posttrain.errors import DataError, MethodError, SettingsError
 from posttrain.methods import Method, load
-from posttrain.testing.golden_annotations import annotated_columns
-from posttrain.testing.golden_inputs import Inputs, columns_of
-from posttrain.testing.golden_rollouts import rollout_columns, rollouts_of
-from posttrain.testing.golden_selection import kept_rows, paired, pairing
-from posttrain.testing.numbers import NotImplementedHere, inputs_of, loss_on
 from posttrain.views import Batch, PerToken
+from torch import Tensor
+
+from posttrain_testkit.goldens.annotations import annotated_columns
+from posttrain_testkit.goldens.inputs import Inputs, columns_of
+from posttrain_testkit.goldens.rollouts import rollout_columns, rollouts_of
+from posttrain_testkit.goldens.selection import kept_rows, paired, pairing
+from posttrain_testkit.numbers import NotImplementedHere, inputs_of, loss_on
 
 #: The one hyper-parameter that is a setting of every run.
 TEMPERATURE = "temperature"
 #: Files give six decimals.
 TOLERANCE = 2e-6
 EQUAL, DIFFERS, MISSING = "equal", "differs", "not implemented"
-_FACTS = {"family", "schema", "confidence", "inputs", "input", "hyperparameters", "extra_checks", "note"}
+_FACTS = {
+    *("family", "schema", "confidence", "inputs", "input", "hyperparameters", "extra_checks", "note"),
+    *("implemented", "not_compared"),
+}
 
 
 @dataclass
@@ -122,6 +128,32 @@ def evaluate(file: str | Path, only: str | None = None, folders: Iterable[str] =
                 results.append(_evaluate(entries, name, quantity, places[method][1], options))
                 result.not_compared = [one for one in result.not_compared if one != quantity]
     return results
+
+
+def entries_of(file: str | Path, folder: str) -> list[str]:
+    """Names of the file's entries that the method in ``folder`` answers. Raises DataError as ``evaluate`` does."""
+    places = _places([folder])
+    owners = _owners(card for card, _ in places.values())
+    mine = {name for name, (_, place) in places.items() if place == str(find_folder(folder).folder)}
+    return [name for name in _read(Path(file)) if owners.get(name, ("", {}))[0] in mine]
+
+
+def faults(file: str | Path, name: str, folder: str) -> list[str]:
+    """What is wrong with entry ``name`` under the method in ``folder``, a sentence each; none if every number agrees.
+
+    A quantity that nothing is compared with is a fault too, unless the entry lists it.
+    """
+    entry = _read(Path(file))[name]
+    results = evaluate(file, name, [folder])
+    found = [one.line() for one in results if one.status != EQUAL]
+    if not entry.get("implemented", True):
+        found.append(f"'{name}' is marked as not implemented, and a method answers it. Remove \"implemented\".")
+    listed, left = set(entry.get("not_compared", [])), set(results[0].not_compared)
+    if left - listed:
+        found.append(f"nothing is compared with {', '.join(sorted(left - listed))}. If so, list it under not_compared.")
+    if listed - left:
+        found.append(f"{', '.join(sorted(listed - left))} is compared. Remove it from not_compared.")
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:

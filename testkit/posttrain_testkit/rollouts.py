@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from posttrain.generation.protocol import Completion
 from posttrain.methods import Method
 from posttrain.planning import Ask
 from posttrain.rollouts.rollouts import Rollout
-from posttrain.testing.inputs import VOCABULARY
+from torch import Tensor
+
+from posttrain_testkit.inputs import VOCABULARY
 
 
 @dataclass(frozen=True)

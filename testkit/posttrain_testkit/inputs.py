@@ -9,12 +9,11 @@ from types import NoneType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-
 from posttrain.cards import Card
 from posttrain.errors import SettingsError
 from posttrain.methods import Method
 from posttrain.views import Example, Sequence
+from torch import Tensor
 
 VOCABULARY = 7
 _ROLES = {"preference": ("chosen", "rejected"), "forget-retain": ("forget", "retain")}

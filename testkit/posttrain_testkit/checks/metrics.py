@@ -7,14 +7,14 @@ import re
 from typing import Any
 
 import torch
+from posttrain.views import PerToken, Step
 from torch import Tensor
 
-from posttrain.testing.bench import call
-from posttrain.testing.inputs import Shape
-from posttrain.testing.loss import USUAL, cases, whole_batch
-from posttrain.testing.registry import CheckFailed, check
-from posttrain.testing.subject import Subject
-from posttrain.views import PerToken, Step
+from posttrain_testkit.bench import call
+from posttrain_testkit.checks.loss import USUAL, cases, whole_batch
+from posttrain_testkit.inputs import Shape
+from posttrain_testkit.registry import CheckFailed, check
+from posttrain_testkit.subject import Subject
 
 
 @check("loss")

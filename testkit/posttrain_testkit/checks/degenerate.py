@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-
 from posttrain.cards import Card
-from posttrain.testing.bench import call, step_loss
-from posttrain.testing.inputs import Shape
-from posttrain.testing.loss import cases, check_finite, whole_batch
-from posttrain.testing.registry import CheckFailed, check
-from posttrain.testing.subject import Subject
 from posttrain.views import PerToken
+
+from posttrain_testkit.bench import call, step_loss
+from posttrain_testkit.checks.loss import cases, check_finite, whole_batch
+from posttrain_testkit.inputs import Shape
+from posttrain_testkit.registry import CheckFailed, check
+from posttrain_testkit.subject import Subject
 
 
 def _sees_tokens(card: Card) -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
-
 from posttrain.cards import NAME
 from posttrain.settings import Settings
-from posttrain.testing.registry import GROUPS, CheckFailed, check
-from posttrain.testing.subject import Subject
+
+from posttrain_testkit.registry import GROUPS, CheckFailed, check
+from posttrain_testkit.subject import Subject
 
 _GROUP = "posttrain.methods"
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from posttrain.generation.protocol import Completion
 from posttrain.methods import Method
 from posttrain.rollouts.rollouts import Rollout
-from posttrain.testing.golden_inputs import Inputs
-from posttrain.testing.golden_rollouts import rollouts_of
-from posttrain.testing.rollouts import Rollouts, make_rollouts
 from posttrain.views import Batch
+from torch import Tensor
+
+from posttrain_testkit.goldens.inputs import Inputs
+from posttrain_testkit.goldens.rollouts import rollouts_of
+from posttrain_testkit.rollouts import Rollouts, make_rollouts
 
 #: Column that says which row of the file a rollout is.
 _ROW = "row of the file"

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from posttrain.engine.annotate import add_columns
 from posttrain.engine.batches import build_batch
 from posttrain.engine.forward import build_views, sequences_of
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
 from posttrain.errors import PluginError
 from posttrain.methods import Method
-from posttrain.testing.inputs import Inputs
-from posttrain.testing.rollouts import make_rollouts
 from posttrain.views import Batch, Example, PerToken, Step, View, Views
+from torch import Tensor
+
+from posttrain_testkit.inputs import Inputs
+from posttrain_testkit.rollouts import make_rollouts
 
 _CPU = torch.device("cpu")
 

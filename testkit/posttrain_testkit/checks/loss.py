@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from posttrain.errors import SettingsError
 from posttrain.methods import Method
-from posttrain.testing.bench import MicroBatch, call, micro_batch, step_loss, values_of
-from posttrain.testing.inputs import Inputs, Shape, config_with, declared_choices, make_inputs, variants
-from posttrain.testing.registry import CheckFailed, check, uses_reference
-from posttrain.testing.rollouts import advantages_of, make_rollouts
-from posttrain.testing.subject import Subject
 from posttrain.views import PerToken
+from torch import Tensor
+
+from posttrain_testkit.bench import MicroBatch, call, micro_batch, step_loss, values_of
+from posttrain_testkit.inputs import Inputs, Shape, config_with, declared_choices, make_inputs, variants
+from posttrain_testkit.registry import CheckFailed, check, uses_reference
+from posttrain_testkit.rollouts import advantages_of, make_rollouts
+from posttrain_testkit.subject import Subject
 
 #: Four examples of unlike length: enough for a mean over the wrong axis to show.
 USUAL = Shape(lengths=(3, 1, 5, 2), seed=11)

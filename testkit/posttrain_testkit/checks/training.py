@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from posttrain import api
 from transformers.utils import logging
 
-from posttrain import api
-from posttrain.testing.registry import CheckFailed, check
-from posttrain.testing.rollouts import plans_of
-from posttrain.testing.subject import Subject
-from posttrain.testing.tiny import (
+from posttrain_testkit.registry import CheckFailed, check
+from posttrain_testkit.rollouts import plans_of
+from posttrain_testkit.subject import Subject
+from posttrain_testkit.tiny import (
     answer_scores,
     count_of_a,
     head_of,

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from posttrain.cards import Card
+from posttrain.methods import Method
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -15,9 +17,6 @@ from transformers import (
     LlamaForTokenClassification,
     PreTrainedTokenizerFast,
 )
-
-from posttrain.cards import Card
-from posttrain.methods import Method
 
 LETTERS = "abcdefgh "
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from posttrain.engine.reduction import Totals, reduce_loss, split_loss
 from posttrain.errors import PosttrainError
 from posttrain.methods import Method, load
-from posttrain.testing.golden_annotations import annotated_columns, chosen_rows
-from posttrain.testing.golden_inputs import Inputs, columns_of, given_statistics, read_inputs, views_of
-from posttrain.testing.golden_layout import lay_out
-from posttrain.testing.golden_rollouts import rollout_columns
-from posttrain.testing.golden_tensors import two_tokens
 from posttrain.views import Batch
+from torch import Tensor
+
+from posttrain_testkit.goldens.annotations import annotated_columns, chosen_rows
+from posttrain_testkit.goldens.inputs import Inputs, columns_of, given_statistics, read_inputs, views_of
+from posttrain_testkit.goldens.layout import lay_out
+from posttrain_testkit.goldens.rollouts import rollout_columns
+from posttrain_testkit.goldens.tensors import two_tokens
+
+#: Of the central differences of ``gradcheck``, and the largest gap that they explain.
+STEP, GAP = 1e-6, 1e-7
 
 
 class NotImplementedHere(PosttrainError):
@@ -37,7 +41,7 @@ class Numbers:
 def loss_of(method: Method | Path | str, inputs: dict[str, Any], **options: Any) -> Numbers:
     """The loss of ``method`` (a plugin's folder, a name, or loaded) on ``inputs``, in float64, reduced by the core.
 
-    ``inputs`` are named as in a golden file (``posttrain.testing.golden_inputs``), renamed by the card's [goldens]:
+    ``inputs`` are named as in a golden file (``posttrain_testkit.goldens.inputs``), renamed by the card's [goldens]:
     ``{"policy_tok": [[-1.0, -2.0]], "ref_tok": [[-1.5, -2.0]]}`` is one row of two tokens under policy and reference.
     """
     method = method if isinstance(method, Method) else load(str(method))
@@ -52,6 +56,45 @@ def loss_of(method: Method | Path | str, inputs: dict[str, Any], **options: Any)
     pairs = zip(leaves.items(), found, strict=False)
     gradients = {name: (torch.zeros_like(leaf) if one is None else one).tolist() for (name, leaf), one in pairs}
     return Numbers(loss.item(), gradients, terms, metrics)
+
+
+def gradcheck(method: Method | Path | str, inputs: dict[str, Any], **options: Any) -> None:
+    """Compare the gradient of the loss by each input with central differences. Raises AssertionError at the first gap.
+
+    ``inputs`` have to lie off every kink of the loss: the step is 1e-6 to either side.
+    """
+    method = method if isinstance(method, Method) else load(str(method))
+    gradients = loss_of(method, inputs, **options).gradients
+    if not gradients:
+        raise AssertionError("the loss has no gradient by any of the inputs")
+    for name, gradient in gradients.items():
+        for place, found in _numbered(gradient, inputs[name]):
+            ends = (
+                loss_of(method, inputs | {name: _moved(inputs[name], place, by)}, **options) for by in (STEP, -STEP)
+            )
+            up, down = (one.loss for one in ends)
+            expected = (up - down) / (2 * STEP)
+            if not abs(found - expected) <= GAP * max(1.0, abs(expected)):
+                raise AssertionError(f"gradient by {name}{list(place)}: {found:.9g}, by differences {expected:.9g}")
+
+
+def _numbered(gradient: Any, given: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], float]]:
+    """The numbers of ``gradient`` by their places in the nested lists ``given``, which lack its padding."""
+    if not isinstance(given, list):
+        while isinstance(gradient, list):  # a number that was given alone
+            (gradient,) = gradient
+        yield place, float(gradient)
+        return
+    if len(gradient) == 1 != len(given):  # one row that was given without the list around it
+        (gradient,) = gradient
+    for index, one in enumerate(given):
+        yield from _numbered(gradient[index], one, (*place, index))
+
+
+def _moved(given: Any, place: tuple[int, ...], by: float) -> Any:
+    if not place:
+        return given + by
+    return [_moved(one, place[1:], by) if index == place[0] else one for index, one in enumerate(given)]
 
 
 def inputs_of(method: Method, config: Any, raw: dict[str, Any], temperature: float = 1.0) -> Inputs:

@@ -14,24 +14,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
+from posttrain.cards import Card
+from posttrain.methods import Method
 from torch import Tensor
 
-from posttrain.cards import Card
-from posttrain.errors import DependencyError
-from posttrain.methods import Method
-from posttrain.testing.bench import Layout, step_loss, whole
-from posttrain.testing.inputs import Inputs, Shape, make_inputs, variants
-from posttrain.testing.registry import CheckFailed, check
-from posttrain.testing.subject import Subject
-
-try:
-    import hypothesis
-    from hypothesis import strategies as st
-    from hypothesis.configuration import set_hypothesis_home_dir
-except ImportError:
-    raise DependencyError(
-        "The checks of the group 'loss' need the package hypothesis. Install it with: pip install 'posttrain[check]'"
-    ) from None
+from posttrain_testkit.bench import Layout, step_loss, whole
+from posttrain_testkit.inputs import Inputs, Shape, make_inputs, variants
+from posttrain_testkit.registry import CheckFailed, check
+from posttrain_testkit.subject import Subject
 
 #: Largest difference that rounding in float64 explains.
 TOLERANCE = 1e-9

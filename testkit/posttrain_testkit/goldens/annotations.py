@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from posttrain.data.reshape import NUMBER
 from posttrain.engine.annotate import add_columns
 from posttrain.engine.batches import build_batch
 from posttrain.methods import Method
-from posttrain.testing.golden_inputs import Inputs
 from posttrain.views import Example, Sequence
+from torch import Tensor
+
+from posttrain_testkit.goldens.inputs import Inputs
 
 
 def chosen_rows(method: Method, config: Any, raw: dict[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from posttrain.errors import SettingsError
+from posttrain.views import Step, View, Views
 from torch import Tensor
 
-from posttrain.errors import SettingsError
-from posttrain.testing.golden_demonstrations import join_data
-from posttrain.testing.golden_layout import RANKING
-from posttrain.testing.golden_tensors import as_tensor, depth, numeric, padded, spread_evenly, spread_out
-from posttrain.views import Step, View, Views
+from posttrain_testkit.goldens.demonstrations import join_data
+from posttrain_testkit.goldens.layout import RANKING
+from posttrain_testkit.goldens.tensors import as_tensor, depth, numeric, padded, spread_evenly, spread_out
 
 KINDS = ("tok", "logp", "logits", "logratio", "logratios", "nll", "prob")
 #: Kinds of one token's quantity -> its log-prob.

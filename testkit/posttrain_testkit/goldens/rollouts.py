@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.testing.golden_inputs import Inputs, columns_of
-from posttrain.testing.golden_tensors import as_tensor, spread_out
+from posttrain_testkit.goldens.inputs import Inputs, columns_of
+from posttrain_testkit.goldens.tensors import as_tensor, spread_out
 
 
 def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:

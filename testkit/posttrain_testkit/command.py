@@ -8,9 +8,10 @@ from typing import Any
 from posttrain.cli.flags import Parser
 from posttrain.discovery import Installed
 from posttrain.errors import SettingsError
-from posttrain.testing.registry import GROUPS, Check, all_checks, find_check
-from posttrain.testing.report import Result, as_json, checks_for, run_checks
-from posttrain.testing.subject import Subject, installed_subjects, subject_of
+
+from posttrain_testkit.registry import GROUPS, Check, all_checks, find_check
+from posttrain_testkit.report import Result, as_json, checks_for, run_checks
+from posttrain_testkit.subject import Subject, installed_subjects, subject_of
 
 
 def run(arguments: Any) -> int:
@@ -44,7 +45,7 @@ def run(arguments: Any) -> int:
 
 def _goldens(wanted: Any, folders: list[str]) -> int:
     """Compare losses with a file of numbers instead; ``--only`` then names one entry of it."""
-    from posttrain.testing import goldens
+    from posttrain_testkit.goldens import compare
 
     entries = _as_list(getattr(wanted, "only", None))
     for flag in ("group", "list"):
@@ -54,7 +55,7 @@ def _goldens(wanted: Any, folders: list[str]) -> int:
         raise SettingsError(
             f"--goldens checks every entry or one, but --only names {len(entries)}: {', '.join(entries)}."
         )
-    return goldens.run(wanted.goldens, entries[0] if entries else None, bool(getattr(wanted, "json", False)), folders)
+    return compare.run(wanted.goldens, entries[0] if entries else None, bool(getattr(wanted, "json", False)), folders)
 
 
 def _chosen(subject: Subject, only: list[Check], groups: tuple[str, ...]) -> list[Check]:

@@ -16,7 +16,7 @@ from posttrain.cards import Card
 from posttrain.errors import PosttrainError, SettingsError
 
 if TYPE_CHECKING:
-    from posttrain.testing.subject import Subject
+    from posttrain_testkit.subject import Subject
 
 #: Group -> the modules that register its checks, in the order in which they run.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -89,7 +89,7 @@ def all_checks(groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
         if group not in GROUPS:
             raise SettingsError(f"No group of checks is called '{group}'. Groups: {', '.join(GROUPS)}.")
         for module in GROUPS[group]:
-            importlib.import_module(f"posttrain.testing.{module}")
+            importlib.import_module(f"posttrain_testkit.checks.{module}")
     return [one for group in wanted for one in _CHECKS.values() if one.group == group]
 
 

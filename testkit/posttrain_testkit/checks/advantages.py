@@ -9,11 +9,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posttrain.testing.inputs import variants
-from posttrain.testing.invariance import search_with
-from posttrain.testing.registry import CheckFailed, check, online
-from posttrain.testing.rollouts import Rollouts, advantages_of, make_rollouts
-from posttrain.testing.subject import Subject
+from posttrain_testkit.checks.invariance import search_with
+from posttrain_testkit.inputs import variants
+from posttrain_testkit.registry import CheckFailed, check, online
+from posttrain_testkit.rollouts import Rollouts, advantages_of, make_rollouts
+from posttrain_testkit.subject import Subject
 
 
 def _cases(subject: Subject) -> Iterator[tuple[str, Any]]:

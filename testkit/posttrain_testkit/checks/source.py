@@ -11,12 +11,12 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
-
 from posttrain import hookspecs
 from posttrain.errors import MethodError
 from posttrain.settings import Settings
-from posttrain.testing.registry import CheckFailed, check
-from posttrain.testing.subject import Subject
+
+from posttrain_testkit.registry import CheckFailed, check
+from posttrain_testkit.subject import Subject
 
 MODULE_LINES = 150
 FUNCTION_LINES = 60

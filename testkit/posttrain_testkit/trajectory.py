@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from packaging.version import Version
-from transformers.utils import logging
-
 from posttrain import api
 from posttrain.errors import MethodError
 from posttrain.methods import load
-from posttrain.testing.tiny import count_of_a, head_of, tiny_model, tiny_rows, tiny_tokenizer
+from transformers.utils import logging
+
+from posttrain_testkit.tiny import count_of_a, head_of, tiny_model, tiny_rows, tiny_tokenizer
 
 FILE = "trajectory.json"
 #: Largest difference, as a share of the largest number of the series. Far above what another processor changes in

@@ -1,0 +1,174 @@
+"""Call a method's hooks on numbers small enough to follow with a pencil: views, rollouts and the unreduced loss.
+
+Each function takes the method first; in a test the fixtures of ``posttrain_testkit.pytest_plugin`` have filled it in.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from posttrain.methods import Method
+from posttrain.views import Batch, PerToken, Step, View, Views
+from torch import Tensor
+
+
+def tensor(*values: Any) -> Tensor:
+    """The values in float64: numbers ``(n,)``, or rows ``(n, T)``."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def logsig(x: float) -> float:
+    """Log of the sigmoid, in plain Python."""
+    return -math.log(1 + math.exp(-x))
+
+
+def softmax(*values: float) -> list[float]:
+    """Probabilities of these logits, in plain Python."""
+    return [math.exp(one) / sum(map(math.exp, values)) for one in values]
+
+
+def view_of(rows: Any) -> View:
+    """View of rows of log-probs: lists, numbers (one token an answer), or a tensor in which zeros are padding."""
+    if isinstance(rows, Tensor):
+        return View(rows, rows != 0)
+    lists = [row if isinstance(row, list | tuple) else [row] for row in rows]
+    lengths = torch.tensor([len(row) for row in lists])
+    values = torch.zeros(len(lists), int(lengths.max()), dtype=torch.float64)  # (B, T)
+    for place, row in enumerate(lists):
+        values[place, : len(row)] = tensor(*row)
+    return View(values, torch.arange(values.shape[1]) < lengths[:, None])
+
+
+def pair(chosen: Any, rejected: Any) -> Views:
+    """Views of chosen and rejected answers, each as ``view_of`` takes them."""
+    return Views(chosen=view_of(chosen), rejected=view_of(rejected))
+
+
+def ranking(*answers: tuple[float, int], counts: list[int]) -> Views:
+    """Views of ranked answers, each as (log-prob of the whole, its tokens); ``counts``: answers of each prompt."""
+    mask = torch.arange(max(length for _, length in answers)) < torch.tensor([[length] for _, length in answers])
+    each = tensor(*([total / length] for total, length in answers))
+    return Views(completion=View(torch.where(mask, each, 0.0), mask, counts=torch.tensor(counts)))
+
+
+#: Two completions: ratios 1 and 3/2 to the sampler for a good one, 1/2 for a bad one of one token.
+MASK = torch.tensor([[True, True], [True, False]])
+OLD = tensor([-1.0, -2.0], [-0.5, 0.0])
+NEW = OLD + tensor([1.0, 1.5], [0.5, 1.0]).log()
+WORTH = tensor(2.0, -1.0)
+
+#: Two pairs of 4 and 5 tokens. Sums of the policy: -10 and -8 chosen, -12 and -7 rejected; log-ratios 1 and -0.5 of the
+#: first pair, -0.5 and 0.25 of the second.
+POLICY = pair([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
+REFERENCE = pair([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
+
+#: Rankings of three and of two answers, and their scores.
+RANKED = ranking((-4, 2), (-6, 3), (-9, 3), (-2, 1), (-8, 4), counts=[3, 2])
+RANKED_REFERENCE = ranking((-5, 2), (-6, 3), (-8, 3), (-2, 1), (-8.5, 4), counts=[3, 2])
+SCORES = torch.tensor([[2.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
+
+
+def call_loss(
+    method: Method,
+    policy: Views | Tensor,
+    reference: Views | Tensor | None = None,
+    columns: dict[str, Any] | None = None,
+    step: Step | None = None,
+    *,
+    mask: Tensor | None = None,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """What the method's loss returns, unreduced, and its metrics.
+
+    ``policy`` and ``reference`` are views, or log-probs ``(B, T)`` of completions with the ``mask`` [every token].
+    """
+    policy, reference = (_completions(one, mask) for one in (policy, reference))
+    assert policy is not None
+    (first, *_) = vars(policy).values()
+    rows = len(getattr(first, "counts", first.mask))  # of a ranking a prompt is a row
+    return method.loss(
+        batch=Batch(rows, columns or {}),
+        policy=policy,
+        reference=reference,
+        config=method.config(options),
+        step=step or Step(0, 1),
+    )
+
+
+def _completions(given: Views | Tensor | None, mask: Tensor | None) -> Views | None:
+    if not isinstance(given, Tensor):
+        return given
+    mask = torch.ones_like(given, dtype=torch.bool) if mask is None else mask
+    return Views(completion=View(given, mask, entropy=torch.ones_like(given)))
+
+
+def completion_loss(
+    method: Method,
+    new: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    old: Tensor | None = None,
+    options: dict[str, Any] | None = None,
+    reference: Tensor | None = None,
+    **columns: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The loss of sampled completions, unreduced, and its metrics; of a loss per token the trained ones ``(n,)``.
+
+    ``new``, ``old`` and ``reference`` are log-probs ``(B, T)`` under the policy, the one that sampled [``new``] and the
+    reference; ``columns`` are more columns of the batch.
+    """
+    columns |= {"advantages": advantages, "old_logps": new.detach() if old is None else old}
+    loss, metrics = call_loss(method, new, reference, columns, mask=mask, **options or {})
+    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
+
+
+def rollouts_of(rewards: Tensor, group: list[int], mask: Tensor | None = None, **facts: Any) -> SimpleNamespace:
+    """What hooks see of a step's rollouts: groups, who made them, lengths, chances of winning; and ``facts``."""
+    count = len(group)
+    mask = torch.ones(count, 2, dtype=torch.bool) if mask is None else mask
+    known = {
+        "group": torch.tensor(group),
+        "mask": mask,
+        "lengths": mask.sum(-1),
+        "finished": torch.ones(count, dtype=torch.bool),
+        "source": ["policy"] * count,
+        "items": list(range(count)),
+        "prefer": lambda first, second: torch.sigmoid(rewards[first] - rewards[second]),
+    }
+    given = {name: torch.tensor(one) if name in ("lengths", "finished") else one for name, one in facts.items()}
+    return SimpleNamespace(**(known | given))
+
+
+def advantages_of(
+    method: Method,
+    rewards: Any,
+    group: list[int],
+    mask: Tensor | None = None,
+    options: dict[str, Any] | None = None,
+    state: dict[str, Any] | None = None,
+    **facts: Any,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The advantages that the method gives to completions with these rewards, and the columns that it adds."""
+    rewards = tensor(*rewards)
+    rollouts = rollouts_of(rewards, group, mask, **facts)
+    state = {} if state is None else state
+    return method.worth(rewards=rewards, rollouts=rollouts, config=method.config(options or {}), state=state)
+
+
+def select_of(
+    method: Method,
+    rewards: Any,
+    group: list[int],
+    state: dict[str, Any] | None = None,
+    *,
+    facts: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """What the method selects from completions with these rewards; its rollouts and pairs are places in the lists."""
+    rewards = tensor(*rewards)
+    rollouts = rollouts_of(rewards, group, **facts or {})
+    state = {} if state is None else state
+    return method.select(rollouts=rollouts, rewards=rewards, config=method.config(options), state=state)
