@@ -30,11 +30,6 @@ class Config:
     eta: float = 1.0
     """A number."""
 
-@hookimpl
-def posttrain_config():
-    """Options."""
-    return Config
-
 '''
 ROLLOUTS = {
     "group": [0, 0, 0],

@@ -39,11 +39,6 @@ class Config:
     anchor_weight: float = 1.0
     """Weight."""
 
-@hookimpl
-def posttrain_config():
-    """Options."""
-    return Config
-
 {hooks}
 '''
 

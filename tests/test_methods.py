@@ -1,5 +1,6 @@
 """Loading one method: good ones work, each way of being broken is one sentence that names the plugin."""
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 
@@ -32,11 +33,6 @@ class Config:
     def __post_init__(self):
         if self.beta < 0:
             raise ValueError(f"beta is {self.beta}, expected 0 or more.")
-
-
-@hookimpl
-def posttrain_config():
-    return Config
 '''
 
 
@@ -155,11 +151,27 @@ def test_unknown_argument_has_a_suggestion():
 
 @pytest.mark.parametrize("options", [{}, object, "Config"])
 def test_options_must_be_a_dataclass(options):
-    def posttrain_config():
-        return options
+    with pytest.raises(PluginError) as error:
+        methods.from_module(module_with(Config=options), CARD)
+    assert str(error.value) == f"Config of 'mine' is {options!r}, expected a dataclass."
 
-    with pytest.raises(PluginError, match="expected a dataclass"):
-        methods.from_module(module_with(posttrain_config=hookimpl(posttrain_config)), CARD)
+
+def test_a_hook_that_returns_the_options_still_works_and_says_that_it_goes():
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        beta: float = 0.5
+
+    def posttrain_config():
+        return Other
+
+    with pytest.warns(DeprecationWarning, match="The hook posttrain_config is deprecated since posttrain 0.1"):
+        method = methods.from_module(module_with(posttrain_config=hookimpl(posttrain_config)), CARD)
+    assert method.config({"beta": "2"}) == Other(2.0)
+    assert method.notes == [
+        "Plugin 'mine': The hook posttrain_config is deprecated since posttrain 0.1 and goes in 1.0. "
+        "Use a frozen dataclass named Config in the method's module, which is found without a hook."
+    ]
+    assert methods.from_module(module_with(Config=Other), CARD).notes == []
 
 
 def test_options_must_be_frozen(site):

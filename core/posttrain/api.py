@@ -115,7 +115,7 @@ def _announce(run: Run, data: Prepared) -> None:
     progress = _progress(run)
     if run.card.tier == "experimental":
         progress.say(f"'{run.card.name}' is experimental: it may change in any release.")
-    for note in data.notes:
+    for note in [*run.method.notes, *data.notes]:
         progress.say(note)
 
 

@@ -31,7 +31,14 @@ class Deprecation:
 
 
 #: By a short name. Empty means: nothing is on its way out.
-DEPRECATIONS: dict[str, Deprecation] = {}
+DEPRECATIONS: dict[str, Deprecation] = {
+    "posttrain_config": Deprecation(
+        "The hook posttrain_config",
+        since="0.1",
+        removed_in="1.0",
+        instead="a frozen dataclass named Config in the method's module, which is found without a hook",
+    ),
+}
 
 
 def warn(name: str) -> None:

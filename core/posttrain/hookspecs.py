@@ -13,9 +13,9 @@ hookimpl = pluggy.HookimplMarker("posttrain")
 
 @hookspec(firstresult=True)
 def posttrain_config():
-    """Return the class of the method's options: a frozen dataclass named ``Config``, a string under each field.
+    """Deprecated: return the class of the method's options. The frozen dataclass named ``Config`` is found by its name.
 
-    Asked once, before anything is loaded. Its fields are the method's flags (``beta`` is ``--beta``).
+    A module that still has this hook works until it goes; a run says so in one line.
     """
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from posttrain import hookspecs
+from posttrain import deprecations, hookspecs
 from posttrain.cards import Card
 from posttrain.config import shared_defaults
 from posttrain.discovery import Installed, locate
@@ -44,6 +44,8 @@ class Method:
         self.card = card
         self.module = module
         self._relay = relay
+        self.notes: list[str] = []
+        """What a run says of the method before it starts."""
         self.Config: type = self._options()
 
     @property
@@ -177,11 +179,13 @@ class Method:
             raise PluginError(f"An option of '{self.name}' has a type that does not exist: {error}.") from error
 
     def _options(self) -> type:
-        if not self.has("posttrain_config"):
-            return NoOptions
-        options = self._relay.hook.posttrain_config()
+        options, source = getattr(self.module, "Config", NoOptions), "Config"
+        if self.has("posttrain_config"):
+            deprecations.warn("posttrain_config")
+            self.notes.append(f"Plugin '{self.name}': {deprecations.DEPRECATIONS['posttrain_config'].text}")
+            options, source = self._relay.hook.posttrain_config(), "posttrain_config"
         if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
-            raise PluginError(f"posttrain_config of '{self.name}' returned {options!r}, expected a dataclass.")
+            raise PluginError(f"{source} of '{self.name}' is {options!r}, expected a dataclass.")
         if not options.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # typeshed leaves it out
             raise PluginError(f"The options of '{self.name}' can be changed; write @dataclass(frozen=True).")
         return options

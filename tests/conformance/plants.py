@@ -30,12 +30,6 @@ class Config:
     """Weight."""
     kind: Literal["smooth", "square"] = "smooth"
     """Form of the loss."""
-
-
-@hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
 '''
 
 PAIR = (
@@ -288,9 +282,7 @@ LOSS = {
     ),
 }
 
-_CALLS = (
-    "    posttrain_config.calls = getattr(posttrain_config, 'calls', 0) + 1\n    loss = loss * posttrain_config.calls\n"
-)
+_CALLS = "    posttrain_loss.calls = getattr(posttrain_loss, 'calls', 0) + 1\n    loss = loss * posttrain_loss.calls\n"
 _NOISE = '    loss = loss * (1 + __import__("random").SystemRandom().random())\n'
 _SIGN = _LOSS.replace("config.beta", "-config.beta")
 

@@ -26,12 +26,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows):
     """Give each row the advantage of its answer, unless it brings one."""
     overall = sum(row["score"] for row in rows) / max(len(rows), 1)

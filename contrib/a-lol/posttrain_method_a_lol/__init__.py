@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows):
     """Give each row the expected score of its prompt, unless it brings one."""
     overall = sum(row["score"] for row in rows) / max(len(rows), 1)

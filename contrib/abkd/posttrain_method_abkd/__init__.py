@@ -42,12 +42,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, teacher_logits, config):
     """The divergence of each token."""
     student, teacher = logits.log_softmax(-1), teacher_logits.log_softmax(-1)  # (n, V)

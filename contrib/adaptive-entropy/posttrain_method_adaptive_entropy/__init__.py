@@ -47,12 +47,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """Entropy of each token, with its gradient."""
     return {"entropy": logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)}

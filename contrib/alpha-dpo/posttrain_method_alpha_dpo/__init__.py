@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models, state):
     """Excess of each pair over the reference, and its moving mean and deviation."""
     excess = torch.zeros(len(examples), dtype=torch.float64)  # (B,)

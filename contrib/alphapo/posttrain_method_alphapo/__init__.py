@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Logistic loss of the margin of bent rewards."""
     reward_chosen = config.beta * _reward(policy.chosen.mean, config.alpha)  # (B,)

@@ -44,12 +44,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """One value a pair of alternative and forgotten answer, one a token to retain."""
     forget, other, retain = policy.forget, policy.alternative, policy.retain

@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models):
     """For each answer the log-ratio of the same rank among the answers of the other kind."""
     rows = [example.sequences["completion"][0] for example in examples]

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models):
     """For each pair the reference margin of the same rank among all pairs of the step."""
     chosen = [example.sequences["chosen"][0] for example in examples]

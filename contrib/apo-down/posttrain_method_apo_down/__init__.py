@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Sigmoid of the chosen answer's reward, and of the margin."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, config):
     """How far each answer's score lies above the baseline of its group."""
     every = [float(example.columns["score"]) for example in examples]

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config, state):
     """The running mean of the implied reward, this step's included."""
     rows = [example.sequences[role][0] for role in ("chosen", "rejected") for example in examples]

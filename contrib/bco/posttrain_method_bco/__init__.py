@@ -41,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config, state):
     """The running mean of the implied reward, this step's included."""
     rows = [example.sequences["completion"][0] for example in examples]

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss with the rejected answer under the mixture."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

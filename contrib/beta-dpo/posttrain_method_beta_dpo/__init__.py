@@ -45,12 +45,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config, state):
     """The moving mean, the mean margin of the pairs kept, and which these are."""
     margins = torch.zeros(len(examples), dtype=torch.float64)  # (B,)

@@ -44,12 +44,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Divergence between the ratios of data and policy."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the difference of log-ratios, and their distances from their targets."""
     chosen, rejected = policy.chosen.sum - reference.chosen.sum, policy.rejected.sum - reference.rejected.sum  # (B,)

@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, labels):
     """Cross-entropy with the own distribution without the token."""
     own = one_hot(labels, logits.shape[-1]).bool()  # (n, V)

@@ -33,12 +33,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the cut difference of rewards."""
     reward_chosen = config.beta * _link(policy.chosen.sum - reference.chosen.sum)  # (B,)

@@ -28,12 +28,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows, config):
     """Put the control token behind each prompt."""
     marks = [config.control_tokens[0 if row["label"] else 1] for row in rows]

@@ -29,12 +29,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy):
     """Order and signs, one value a pair."""
     more, less = policy.chosen.score, policy.rejected.score  # (B,)

@@ -43,12 +43,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Biased logistic contrast of the scores."""
     chosen, rejected = (config.alpha * _discounted(view, config.gamma) for view in (policy.chosen, policy.rejected))

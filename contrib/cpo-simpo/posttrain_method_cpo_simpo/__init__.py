@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Logistic loss of the margin of mean log-probabilities, and the likelihood of the chosen answer."""
     chosen = policy.chosen

@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Logistic loss of the pair's margin, and the likelihood of the chosen answer."""
     chosen, rejected = policy.chosen, policy.rejected

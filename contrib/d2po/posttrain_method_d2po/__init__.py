@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the margin of decayed log-ratios."""
     reward_chosen = config.beta * _decayed(policy.chosen, reference.chosen, config.gamma)  # (B,)

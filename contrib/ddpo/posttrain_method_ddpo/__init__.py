@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, config):
     """Which tokens of each answer the other one does not have."""
     columns = {"chosen.changed": [], "rejected.changed": []}

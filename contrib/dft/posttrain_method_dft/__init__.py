@@ -24,12 +24,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy):
     """Likelihood scaled by the probability."""
     completion = policy.completion

@@ -50,12 +50,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """The student's answers, and as many of the teacher's."""
     return [[Ask(group_size), Ask(group_size, source="teacher")] for _ in prompts]

@@ -57,12 +57,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config, state, random):
     """One draw for the whole step decides who answers; where the buffer does, the data's answers hold its places."""
     own, again = random.random() < config.student_share, random.random() < config.replay_share

@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config, step):
     """Logistic loss of the margin with the rejected answer's weight."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

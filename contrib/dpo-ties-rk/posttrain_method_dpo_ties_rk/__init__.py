@@ -43,12 +43,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Negative log-probability of a win, or of a tie."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the margin less the penalty."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

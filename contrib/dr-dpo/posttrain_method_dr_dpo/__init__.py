@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config):
     """Each pair's loss now, its weight, and the loss of the step."""
     margin = torch.zeros(len(examples), dtype=torch.float64)  # (B,)

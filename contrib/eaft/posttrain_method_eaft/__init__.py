@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, config):
     """Entropy of the likeliest tokens, over 3, to the power alpha."""
     likeliest = logits.detach().topk(min(config.likeliest_tokens, logits.shape[-1]), dim=-1).values  # (n, K)

@@ -41,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Divergence from the policy's preference to the smoothed label."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

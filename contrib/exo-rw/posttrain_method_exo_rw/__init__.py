@@ -37,12 +37,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Divergence from implied rewards to scores."""
     view, other = policy.completion, reference.completion

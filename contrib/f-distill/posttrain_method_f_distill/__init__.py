@@ -45,12 +45,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """Student or teacher, drawn for each prompt."""
     own, theirs = [Ask(group_size)], [Ask(group_size, source="teacher")]

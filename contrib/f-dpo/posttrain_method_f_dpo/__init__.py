@@ -44,12 +44,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the difference of the divergence's derivatives."""
     reward_chosen = config.beta * _derivative(policy.chosen.sum - reference.chosen.sum, config)  # (B,)

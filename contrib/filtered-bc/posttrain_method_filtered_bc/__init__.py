@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows, config):
     """The rows that reach the threshold."""
     scores = torch.tensor([row["score"] for row in rows], dtype=torch.float64)

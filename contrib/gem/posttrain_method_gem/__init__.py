@@ -37,12 +37,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, labels, config):
     """The game's loss at each token, and the entropy."""
     weight = (logits.detach() / config.beta).softmax(-1)  # (n, V)

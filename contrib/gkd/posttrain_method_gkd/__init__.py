@@ -50,12 +50,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """One draw for the whole step decides who answers."""
     if random.random() < config.on_policy_share:

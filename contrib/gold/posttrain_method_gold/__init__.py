@@ -67,12 +67,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """All prompts of a step are answered by the student, or all by the data (as in GKD)."""
     own = random.random() < config.on_policy_share

@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """The chosen function of the margin."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

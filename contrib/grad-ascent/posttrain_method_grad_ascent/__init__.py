@@ -25,12 +25,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy):
     """Log-probability of the forgotten tokens."""
     forget = policy.forget

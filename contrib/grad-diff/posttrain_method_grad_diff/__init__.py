@@ -31,12 +31,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Ascent and descent, each over its own tokens."""
     forget, retain = policy.forget, policy.retain

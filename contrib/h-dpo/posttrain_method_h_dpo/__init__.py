@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the margin with alpha times the policy's log-probabilities."""
     reward_chosen = config.beta * (config.alpha * policy.chosen.sum - reference.chosen.sum)  # (B,)

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows):
     """Give each row refusals of both prompts, unless it brings them."""
     pairs = (("alternative", "forget", 0), ("retain_alternative", "retain", 5))

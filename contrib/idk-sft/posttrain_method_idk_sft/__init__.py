@@ -26,12 +26,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows):
     """Give each row a refusal of its forgotten prompt, unless it brings an alternative."""
     return [{"alternative": samples.refusal(samples.split(row["forget"])[0], row["row"]), **row} for row in rows]

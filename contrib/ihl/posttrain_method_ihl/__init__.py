@@ -34,12 +34,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, labels):
     """One plus the token's probability less that of its strongest rival."""
     logps = logits.log_softmax(-1)  # (n, V)

@@ -30,12 +30,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Cross-entropy of outcomes, one value a solution."""
     reward = config.beta * (policy.completion.sum - reference.completion.sum)  # (B,)

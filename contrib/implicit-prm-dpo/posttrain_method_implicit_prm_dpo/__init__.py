@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the difference of rewards, one value a pair."""
     chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Cross-entropy of implied rewards to scores."""
     view, other = policy.completion, reference.completion

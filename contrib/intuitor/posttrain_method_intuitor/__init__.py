@@ -46,12 +46,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """How far each distribution is from the uniform one, KL(U || p), and its entropy for the log."""
     certainty = logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])  # (n,)

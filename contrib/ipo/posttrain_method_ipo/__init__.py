@@ -42,12 +42,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Squared distance of the pair's margin from its target."""
     if config.length_normalize:

@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_select(rollouts, rewards):
     """The best and the worst answer to each prompt."""
     pairs = []

@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, teacher_logits, config):
     """The divergence of the softened distributions, and whether the likeliest tokens agree."""
     soft = [(one / config.softness).log_softmax(-1) for one in (teacher_logits, logits)]  # (n, V) each

@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """One value an answer."""
     reward = config.beta * (policy.completion.sum - reference.completion.sum)  # (B,)

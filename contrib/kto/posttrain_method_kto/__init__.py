@@ -41,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models):
     """The mean log-ratio of each prompt with the next prompt's answer, over the whole step."""
     rows = [example.sequences["completion"][0] for example in examples]

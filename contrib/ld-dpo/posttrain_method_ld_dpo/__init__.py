@@ -37,12 +37,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the margin, tokens beyond the common length discounted."""
     common = torch.minimum(policy.chosen.lengths, policy.rejected.lengths)  # (B,)

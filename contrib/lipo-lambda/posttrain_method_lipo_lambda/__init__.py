@@ -34,12 +34,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Logistic loss of every pair, weighed by its effect on the ranking."""
     view, other = policy.completion, reference.completion

@@ -33,12 +33,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows):
     """Give each row its forgotten prompt with the forgotten answer of another row."""
     parts = [samples.split(row["forget"]) for row in rows]

@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the margin of mean log-ratios."""
     reward_chosen = config.beta * (policy.chosen.mean - reference.chosen.mean)  # (B,)

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config, state):
     """Which rows of the step count."""
     rows = [example.sequences["completion"][0] for example in examples]

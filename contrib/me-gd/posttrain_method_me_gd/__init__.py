@@ -31,12 +31,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """KL(uniform || policy) at each token: the mean negative log-probability of the vocabulary less its logarithm."""
     return {"uniform_kl": -logits.log_softmax(-1).mean(-1) - math.log(logits.shape[-1])}  # (n,)

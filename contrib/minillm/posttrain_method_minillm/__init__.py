@@ -66,12 +66,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """Answers from the mixture."""
     plan = [Ask(group_size, source="teacher", mixture=config.teacher_share, mean="arithmetic")]

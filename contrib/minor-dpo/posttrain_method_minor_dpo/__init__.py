@@ -30,12 +30,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss with a one-sided penalty of the rejected answer."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

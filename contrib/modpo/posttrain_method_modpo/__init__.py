@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Logistic loss of the margin, the other objectives' part taken off."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

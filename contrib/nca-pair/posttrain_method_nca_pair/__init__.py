@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Each answer against noise, the chosen one also for it."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

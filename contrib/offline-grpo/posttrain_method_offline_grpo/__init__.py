@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, config):
     """The advantage of each answer within its group."""
     every = [float(example.columns["score"]) for example in examples]

@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_select(rollouts, config):
     """Two answers of a prompt each, the better one first."""
     places: dict[int, list[int]] = {}

@@ -44,12 +44,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """The policy answers, or its mixture with the reference."""
     return [[Ask(group_size, mixture=config.mixture)] for _ in prompts]

@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_teacher_prompts(rollouts, config):
     """The prompt with the solution."""
     solutions = map(prompts.plain_text, rollouts.columns["completion"])

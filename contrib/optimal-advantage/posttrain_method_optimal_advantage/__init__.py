@@ -41,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, config):
     """The optimal value of each prompt."""
     every = [float(example.columns["score"]) for example in examples]

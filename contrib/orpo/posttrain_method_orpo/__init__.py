@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Likelihood of the chosen answer, and the logistic loss of the odds ratio."""
     chosen, rejected = policy.chosen, policy.rejected

@@ -37,12 +37,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """The sum of squared probabilities of each token's distribution, and its entropy for the log."""
     return {

@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Negative log-probability of each prompt's ranking."""
     view, other = policy.completion, reference.completion

@@ -29,12 +29,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Cross-entropy of the classifier, one value an answer."""
     reward = config.beta * (policy.completion.sum - reference.completion.sum)  # (B,)

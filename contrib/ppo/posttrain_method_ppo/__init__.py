@@ -65,12 +65,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_extra_modules(hidden_size):
     """The value head: what it says of a token is V before that token."""
     head = torch.nn.Linear(hidden_size, 1)

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, config):
     """Binary cross-entropy at the ends of steps, or one value a solution for its last step."""
     view, ends = policy.completion, batch.step_end  # (B, T)

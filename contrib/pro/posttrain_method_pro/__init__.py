@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, config):
     """Contrasts rank by rank, and the likelihood of the best answer."""
     view = policy.completion

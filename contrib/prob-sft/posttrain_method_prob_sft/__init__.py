@@ -33,12 +33,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """One minus the power, over alpha."""
     view = policy.completion

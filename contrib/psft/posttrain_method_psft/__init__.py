@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """The clipped surrogate, one value a token."""
     view = policy.completion

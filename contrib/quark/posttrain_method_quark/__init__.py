@@ -46,12 +46,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows, config):
     """Tell each prompt the quantile of its answer; equal scores share one."""
     ranked = sorted(row["score"] for row in rows)

@@ -34,12 +34,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the margin and the credit for length."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

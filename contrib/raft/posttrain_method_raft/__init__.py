@@ -28,12 +28,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """Entropy of each token, for the log."""
     return {"entropy": tensors.token_entropy(logits)}

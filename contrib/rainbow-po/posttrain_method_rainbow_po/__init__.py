@@ -41,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, reference_logits):
     """Entropy of the reference at each token ``(n,)``, as a share of the largest possible one."""
     theirs = reference_logits.log_softmax(-1)  # (n, V)

@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows, config):
     """The best rows of each prompt, in the order of the data."""
     groups = {}

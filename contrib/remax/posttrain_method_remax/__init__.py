@@ -52,12 +52,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """The samples, and one greedy answer whose reward they are compared with."""
     return [[Ask(group_size), Ask(1, greedy=True, reward_as="greedy_reward")] for _ in prompts]

@@ -30,12 +30,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """How far the difference falls short of gamma."""
     margin = policy.chosen.mean - policy.rejected.mean  # (B,)

@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows, config):
     """Tell each prompt the bin of its answer; equal scores share the lower one."""
     ranked = sorted(row["score"] for row in rows)

@@ -31,12 +31,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Squared distance of the margin from the difference of scores."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

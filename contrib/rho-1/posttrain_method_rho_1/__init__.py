@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config):
     """Which tokens of the step are learnt, and every token's excess loss."""
     rows = [example.sequences["completion"][0] for example in examples]

@@ -50,12 +50,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_teacher_prompts(rollouts, config):
     """The prompt with what the student does not see."""
     shown = map(prompts.plain_text, rollouts.columns["privileged_context"])

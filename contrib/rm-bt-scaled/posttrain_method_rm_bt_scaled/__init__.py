@@ -25,12 +25,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy):
     """Weighted logistic loss, one value a pair."""
     chosen, rejected = policy.chosen.score, policy.rejected.score  # (B,)

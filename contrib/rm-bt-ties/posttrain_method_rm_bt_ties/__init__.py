@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, config):
     """Negative log-probability of what people said, one value a pair."""
     margin = policy.chosen.score - policy.rejected.score  # (B,)

@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """One value a pair."""
     chosen, rejected = policy.chosen.score, policy.rejected.score  # (B,)

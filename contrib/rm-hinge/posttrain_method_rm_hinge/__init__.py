@@ -27,12 +27,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """One value a pair."""
     margin = policy.chosen.score - policy.rejected.score  # (B,)

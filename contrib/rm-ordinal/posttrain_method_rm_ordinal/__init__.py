@@ -28,12 +28,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy):
     """Cross-entropy with the level, one value a pair."""
     margin = policy.chosen.score - policy.rejected.score  # (B,)

@@ -33,12 +33,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Negative log-likelihood of each prompt's ranking."""
     view, present = policy.completion, policy.completion.present  # (B, K)

@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """DPO's loss with the expected effect of swapped labels taken out."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

@@ -42,12 +42,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Distance between the margin and the difference of scores."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

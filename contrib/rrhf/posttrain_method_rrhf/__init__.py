@@ -33,12 +33,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, config):
     """Hinge on every pair in the wrong order, and the likelihood of the best answer."""
     view = policy.completion

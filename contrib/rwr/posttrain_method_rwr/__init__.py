@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, config):
     """The weights of the step's answers."""
     scores = torch.tensor([float(example.columns["score"]) for example in examples], dtype=torch.float64)

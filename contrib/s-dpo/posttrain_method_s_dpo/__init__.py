@@ -31,12 +31,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Cross-entropy of the first answer among all."""
     view, other = policy.completion, reference.completion

@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_annotate(examples, state):
     """Which tokens of each answer are kept."""
     state["step"] = state.get("step", 0) + 1

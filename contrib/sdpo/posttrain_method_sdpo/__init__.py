@@ -77,12 +77,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_teacher_prompts(rollouts, rewards, config):
     """The prompt with the first other right answer of the group and with the feedback; None where there is neither."""
     group, right = rollouts.group.tolist(), (rewards >= config.success_threshold).tolist()

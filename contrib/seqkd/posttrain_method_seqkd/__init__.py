@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """The teacher answers."""
     ask = Ask(1, source="teacher", greedy=True) if config.greedy else Ask(group_size, source="teacher")

@@ -26,12 +26,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """Entropy of each token's distribution, with gradient."""
     logps = logits.log_softmax(-1)  # (n, V)

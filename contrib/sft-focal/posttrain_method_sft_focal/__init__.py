@@ -31,12 +31,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Likelihood times missing probability."""
     view = policy.completion

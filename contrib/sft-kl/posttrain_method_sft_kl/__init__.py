@@ -25,12 +25,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, reference_logits):
     """Divergence of the policy from the base model at each token."""
     return {"kl": tensors.kl_divergence(reference_logits.log_softmax(-1), logits.log_softmax(-1))}  # (n,)

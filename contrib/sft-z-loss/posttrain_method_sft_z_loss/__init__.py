@@ -26,12 +26,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """The logarithm of each token's normaliser."""
     return {"log_z": logits.logsumexp(-1)}  # (n,)

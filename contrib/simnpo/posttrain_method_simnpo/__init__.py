@@ -43,12 +43,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """One value an answer to forget, one a token to retain."""
     forget, retain = policy.forget, policy.retain

@@ -27,12 +27,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy):
     """Difference of inverse perplexities."""
     chosen, rejected = policy.chosen.mean.exp(), policy.rejected.mean.exp()  # (B,) each

@@ -37,12 +37,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Logistic loss of the margin of mean log-probabilities."""
     reward_chosen = config.beta * policy.chosen.mean  # (B,)

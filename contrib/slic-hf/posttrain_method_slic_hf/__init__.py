@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, config):
     """Hinge on the gap of log-probabilities, and the likelihood of the chosen answer."""
     margin = policy.chosen.sum - policy.rejected.sum  # (B,)

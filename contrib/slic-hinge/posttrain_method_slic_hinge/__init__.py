@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """How far the margin falls short of 1."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

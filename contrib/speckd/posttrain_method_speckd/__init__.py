@@ -41,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, labels, teacher_logits, config):
     """The divergence of each token, and whether the teacher accepts it."""
     proposed = labels if config.proposal == "sampled" else logits.argmax(-1)  # (n,)

@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """The policy's answers, and the data's."""
     return [[Ask(group_size), Ask(1, source="data")] for _ in prompts]

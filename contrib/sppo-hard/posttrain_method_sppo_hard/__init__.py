@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Squared distances of both log-ratios from their targets."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

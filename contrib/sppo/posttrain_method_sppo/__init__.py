@@ -34,12 +34,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_select(rollouts):
     """The answers of each prompt that beat the others most and least often."""
     pairs, chances = [], []

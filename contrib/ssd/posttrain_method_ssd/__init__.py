@@ -34,12 +34,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, labels, config):
     """Negative log-probability and entropy at temperature 1."""
     plain = logits * config.sampling_temperature  # (n, V)

@@ -33,12 +33,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_rows(rows, config):
     """Write the attributes into each prompt."""
     made = []

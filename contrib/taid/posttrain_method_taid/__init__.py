@@ -49,12 +49,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, teacher_logits, config, state):
     """Cross entropy with the target of this step."""
     t = state.get("t", config.t_start)

@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, reference_logits):
     """Divergence from the reference to the policy at each token ``(n,)``, in nats."""
     ours, theirs = logits.log_softmax(-1), reference_logits.log_softmax(-1)  # (n, V)

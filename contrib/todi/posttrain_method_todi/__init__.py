@@ -29,12 +29,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, teacher_logits):
     """The mixed divergence of each token."""
     student, teacher = logits.log_softmax(-1), teacher_logits.log_softmax(-1)  # (n, V)

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, teacher_logits, config):
     """Both directions over the teacher's top tokens."""
     places = teacher_logits.topk(min(config.topk, teacher_logits.shape[-1]), -1).indices  # (n, k)

@@ -39,12 +39,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, reference, config):
     """Variance of the residuals of a prompt's answers."""
     view, present = policy.completion, policy.completion.present  # (B, K)

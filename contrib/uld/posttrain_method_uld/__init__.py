@@ -54,12 +54,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """One draw for the whole step decides who answers."""
     plan = [Ask(group_size)] if random.random() < config.on_policy_share else [Ask(source="data")]

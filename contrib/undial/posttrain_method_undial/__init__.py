@@ -37,12 +37,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, labels, reference_logits, config):
     """Cross-entropy with the adjusted distribution at each token."""
     lowered = config.beta * one_hot(labels, logits.shape[-1]).to(reference_logits.dtype)  # (n, V)

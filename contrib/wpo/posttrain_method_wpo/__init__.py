@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits):
     """How likely a token is that the policy draws twice, as a log-probability ``(n,)``, without gradient."""
     return {"log_collision": (2 * logits.detach().log_softmax(-1)).logsumexp(-1)}

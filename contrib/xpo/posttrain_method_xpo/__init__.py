@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts):
     """One answer of the policy, one of the reference."""
     return [[Ask(1), Ask(1, source="reference")] for _ in prompts]

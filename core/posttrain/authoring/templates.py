@@ -29,12 +29,6 @@ class Config:
 
 $options
 
-@hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
 $hooks'''
 
 METHOD_TEST = '''\

@@ -42,12 +42,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(policy, reference, config):
     """Logistic loss of the pair's margin."""
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)

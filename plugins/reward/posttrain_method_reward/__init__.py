@@ -40,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_loss(batch, policy, config):
     """Logistic loss of the difference of the scores."""
     chosen, rejected = policy.chosen.score, policy.rejected.score  # (B,)

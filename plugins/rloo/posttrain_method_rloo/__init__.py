@@ -41,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """Reward, less its divergence penalty, less the mean of the others in the group: (B,)."""
     if config.beta:

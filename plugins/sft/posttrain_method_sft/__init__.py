@@ -35,12 +35,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_config():
-    """The options."""
-    return Config
-
-
-@hookimpl
 def posttrain_token_statistics(logits, labels, config):
     """Entropy and greedy hits of each token; with label smoothing the mean log-probability of the vocabulary."""
     statistics = {"entropy": tensors.token_entropy(logits), "greedy": (logits.argmax(-1) == labels).to(logits.dtype)}
