@@ -21,6 +21,16 @@ def test_group_statistics_by_hand():
     assert tensors.group_std(values, group).tolist() == pytest.approx(deviation)
 
 
+def test_group_advantages_by_hand():
+    """Of {1, 0, 1}: mean 2/3, sample deviation 0.577350, plus 0.1 it is 0.677350. The last one has no reward."""
+    rewards, group = column(1, 5, 0, 1, math.nan), torch.tensor([0, 1, 0, 0, 0])
+    found = tensors.group_advantages(rewards, group, 0.1)
+    assert found.tolist() == pytest.approx([0.492114, 0, -0.984228, 0.492114, 0], abs=1e-6)
+    assert tensors.group_advantages(rewards, group).tolist() == pytest.approx([1 / 3, 0, -2 / 3, 1 / 3, 0])
+    equal = tensors.group_advantages(column(0.1, 0.1, 0.1), torch.zeros(3, dtype=torch.long), 1e-12)
+    assert equal.tolist() == [0, 0, 0]
+
+
 def test_leave_one_out_excludes_the_own_value():
     """G21. Of {1, 2, 6}: the others' means are 4, 3.5 and 1.5."""
     found = tensors.leave_one_out_mean(column(1, 2, 6), torch.zeros(3, dtype=torch.long))

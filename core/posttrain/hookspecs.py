@@ -49,12 +49,12 @@ def posttrain_loss(batch, policy, reference, config, step):
 
 @hookspec(firstresult=True)
 def posttrain_token_statistics(logits, labels, reference_logits, teacher_logits, alignment, config, state):
-    """Return named per-token tensors ``(n,)`` that need more than a log-prob: entropy, a divergence, smoothing.
+    """Return named per-token tensors ``(n,)`` that need more than a log-prob: a divergence, smoothing.
 
     Called on chunks: ``logits`` ``(n, V)`` in float32 after temperature, ``labels`` ``(n,)``, ``reference_logits`` and
     ``teacher_logits`` ``(n, V)`` without gradient at the same temperature, or None where the card does not need them.
-    The names become attributes of the views: ``policy.completion.entropy``, ``(B, T)``. Must treat each token alone:
-    chunks are cut anywhere.
+    The names become attributes of the views: ``policy.completion.divergence``, ``(B, T)``. Must treat each token alone:
+    chunks are cut anywhere. Online methods have ``entropy`` without this hook, in nats, without gradient, and logged.
 
     Who takes ``alignment`` also learns from teachers with another tokeniser. It is None for a teacher with the same
     one. Otherwise ``teacher_logits`` is ``(m, W)``, ``alignment`` (``posttrain.data.align.Alignment``) says which spans

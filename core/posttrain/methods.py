@@ -54,7 +54,11 @@ class Method:
         return self.card.name
 
     def has(self, hook: str) -> bool:
-        """Whether the method implements ``hook`` (its full name, such as "posttrain_loss")."""
+        """Whether ``hook`` (its full name, such as "posttrain_loss") has an answer: the method's, or the core's own."""
+        return self.implements(hook) or hook in self._usual()
+
+    def implements(self, hook: str) -> bool:
+        """Whether the method itself answers ``hook``."""
         if hook not in HOOKS:
             raise ValueError(f"there is no hook '{hook}'. Hooks: {', '.join(HOOKS)}")
         return bool(getattr(self._relay.hook, hook).get_hookimpls())
@@ -88,7 +92,7 @@ class Method:
 
     def takes(self, hook: str, argument: str) -> bool:
         """Whether the method implements ``hook`` and asks for ``argument`` there."""
-        return self.has(hook) and argument in inspect.signature(getattr(self.module, hook)).parameters
+        return self.implements(hook) and argument in inspect.signature(getattr(self.module, hook)).parameters
 
     def token_statistics(
         self,
@@ -101,8 +105,11 @@ class Method:
         alignment: Any = None,
         state: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """``posttrain_token_statistics``: per-token tensors ``(n,)`` by name, from logits ``(n, V)``."""
-        return self._relay.hook.posttrain_token_statistics(
+        """``posttrain_token_statistics``: per-token tensors ``(n,)`` by name, from logits ``(n, V)``.
+
+        Online methods always have ``entropy``: their own, or the core's, which has no gradient.
+        """
+        found = self._relay.hook.posttrain_token_statistics(
             logits=logits,
             labels=labels,
             reference_logits=reference_logits,
@@ -111,6 +118,11 @@ class Method:
             config=config,
             state={} if state is None else state,
         )
+        if not self.card.online or "entropy" in (found or {}):
+            return found
+        from posttrain.tensors import token_entropy  # loading a method alone needs no torch
+
+        return {**(found or {}), "entropy": token_entropy(logits)}
 
     def rows(self, *, rows: list[dict[str, Any]], config: Any) -> list[dict[str, Any]]:
         """``posttrain_rows``: the rows that the run learns from."""
@@ -171,6 +183,10 @@ class Method:
         """``posttrain_after_step``: the method follows a step with its state, where it has the hook."""
         if self.has("posttrain_after_step"):
             self._relay.hook.posttrain_after_step(step=step, metrics=metrics, config=config, state=state)
+
+    def _usual(self) -> tuple[str, ...]:
+        """Hooks that the core answers where the method does not."""
+        return ("posttrain_token_statistics",) if self.card.online else ()
 
     def _kinds(self) -> dict[str, Any]:
         try:

@@ -50,6 +50,18 @@ def leave_one_out_mean(values: Tensor, group: Tensor) -> Tensor:
     return torch.where(others > 0, mean, values)
 
 
+def group_advantages(rewards: Tensor, group: Tensor, epsilon: float | None = None) -> Tensor:
+    """How far each reward lies above its group's mean, ``(B,)``; 0 for a completion without a reward.
+
+    With ``epsilon`` in units of the group's sample standard deviation plus ``epsilon`` (GRPO, arXiv:2402.03300 section
+    4.1); without it in units of the reward (Dr. GRPO, arXiv:2503.20783).
+    """
+    advantages = rewards - group_mean(rewards, group)
+    if epsilon is not None:
+        advantages = advantages / (group_std(rewards, group) + epsilon)
+    return advantages.nan_to_num(0.0)
+
+
 def _group_sums(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per member ``(B,)``: its height above the lowest of its group, that lowest, the sum of heights, the group's size.
 

@@ -20,13 +20,12 @@ Metrics:
 - advantage: mean of R - V*. Below 0 at first, rises above it.
 - mismatch: mean absolute bracket. Falls.
 - kl: log-ratio of an answer to the reference, summed over its tokens. From 0 upwards.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
-from posttrain import Ask, PerToken, Selection, hookimpl, tensors
+from posttrain import Ask, Selection, hookimpl
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,6 @@ class Config:
             raise ValueError(
                 f"beta1 is {self.beta1} and value_samples {self.value_samples}, expected above 0 and at least 1"
             )
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -94,7 +87,7 @@ def posttrain_loss(batch, policy, reference, config):
     log_ratio = view.sum - reference.completion.sum  # (B,)
     mismatch = config.beta2 * log_ratio - batch.advantages
     metrics = {"v_star": batch.v_star, "advantage": batch.advantages, "mismatch": mismatch.detach().abs()}
-    return mismatch.square(), metrics | {"kl": log_ratio.detach(), "entropy": PerToken(view.entropy, view.mask)}
+    return mismatch.square(), metrics | {"kl": log_ratio.detach()}
 
 
 def _values(rewards: torch.Tensor, rollouts, config: Config) -> torch.Tensor:

@@ -55,14 +55,13 @@ def posttrain_token_statistics(logits):
 @hookimpl
 def posttrain_advantages(rewards, rollouts, config, state):
     """GRPO's advantages, and the weight of the entropy for this batch; then the weight moves: (B,) each."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
+    advantages = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)  # (B,)
     weight = state.get("entropy_weight", config.entropy_coef)
     low = float(rollouts.old("entropy")[rollouts.mask].mean()) <= config.entropy_target
     moved = weight + (config.entropy_coef_delta if low else -config.entropy_coef_delta)
     state["entropy_weight"] = min(max(moved, 0.0), config.entropy_coef_max)
     weight = torch.full_like(rewards, weight if low else 0.0)
-    return {"advantages": advantages.nan_to_num(0.0), "entropy_weight": weight}
+    return {"advantages": advantages, "entropy_weight": weight}
 
 
 @hookimpl
@@ -76,7 +75,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy.detach(),
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -20,7 +20,6 @@ Metrics:
 - solve_rate: mean of p. At 1 only the length is still learnt.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -43,18 +42,12 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """The penalised rewards, compared within their groups: (B,)."""
     size = (rollouts.group[:, None] == rollouts.group).sum(1)  # (B,)
     solved = tensors.group_mean(rewards, rollouts.group)
     shaped = rewards - config.beta * rollouts.lengths.to(rewards.dtype) * torch.maximum(solved, 1 / size)
-    advantages = _compared(shaped, rollouts.group, config)
+    advantages = tensors.group_advantages(shaped, rollouts.group, config.advantage_epsilon)
     return {"advantages": advantages, "shaped_rewards": shaped, "solve_rate": solved}
 
 
@@ -69,7 +62,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {
@@ -78,9 +70,3 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": batch.advantages.abs(),
     }
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -32,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """Reward less the shifted mean of the group: (B,)."""
     baseline = tensors.group_mean(rewards, rollouts.group) + config.baseline_shift
@@ -48,5 +42,5 @@ def posttrain_advantages(rewards, rollouts, config):
 def posttrain_loss(batch, policy):
     """Policy gradient of each token."""
     view = policy.completion
-    metrics = {"entropy": PerToken(view.entropy, view.mask), "nll": PerToken(-view.logps.detach(), view.mask)}
+    metrics = {"nll": PerToken(-view.logps.detach(), view.mask)}
     return PerToken(-batch.advantages[:, None] * view.logps, view.mask), metrics | {"advantage": batch.advantages}

@@ -46,12 +46,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """The weight of each answer, and how evenly they are spread: (B,)."""
     given = rollouts.columns.get("expected_reward")
@@ -71,5 +65,4 @@ def posttrain_loss(batch, policy, config):
         "weight": batch.advantages,
         "effective_share": batch.effective_share,
         "nll": PerToken(-view.logps.detach(), view.mask),
-        "entropy": PerToken(view.entropy, view.mask),
     }

@@ -23,7 +23,6 @@ Metrics:
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - clip_floor, clip_ceiling: the bounds of this step. Both at their largest for long: the target is out of reach.
 - balance: weight of good tokens relative to bad ones under these bounds. At least target_pos_neg_ratio.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -58,17 +57,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -107,7 +98,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < low) & bad).to(ratio.dtype),
         "clip_high": ((ratio > high) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}

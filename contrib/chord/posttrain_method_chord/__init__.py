@@ -22,7 +22,6 @@ Metrics:
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - demonstration_probability: mean probability of demonstrated tokens. Rises.
 - mu: weight of the demonstrations in this step.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -52,12 +51,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """Samples, and the row's own completion."""
     return [[Ask(group_size), Ask(1, source="data")] for _ in prompts]
@@ -68,9 +61,7 @@ def posttrain_advantages(rewards, rollouts, config):
     """GRPO's advantages of the samples, 0 for demonstrations: (B,)."""
     sampled = torch.tensor([who != "data" for who in rollouts.source])
     compared = rewards.where(sampled, torch.nan)
-    advantages = compared - tensors.group_mean(compared, rollouts.group)
-    advantages = advantages / (tensors.group_std(compared, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)
+    return tensors.group_advantages(compared, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -102,7 +93,6 @@ def posttrain_loss(batch, policy, config, step):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, batch.sampled) for name, values in metrics.items()}

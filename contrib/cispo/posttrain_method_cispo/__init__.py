@@ -17,7 +17,6 @@ distance from 1). There is no lower bound, as in the paper.
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - capped: share of tokens whose weight is cut. Near 0; above 0.1 the policy has moved far within one batch.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -39,17 +38,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -63,7 +54,6 @@ def posttrain_loss(batch, policy, config):
     metrics = {
         "ratio": ratio.detach(),
         "capped": (ratio > config.ratio_cap).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

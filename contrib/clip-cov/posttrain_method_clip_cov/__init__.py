@@ -19,7 +19,6 @@ Metrics:
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - left_out: share of tokens that are left out. At most clip_cov_ratio, or one token.
 - covariance: mean product of a token's centred advantage and log-probability. Positive while the policy sharpens.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -50,17 +49,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -102,7 +93,6 @@ def posttrain_loss(batch, policy, config):
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
         "left_out": batch.left_out,
         "covariance": batch.covariance,
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -20,7 +20,6 @@ Metrics:
 - correct: share of right completions. Rises.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -51,12 +50,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """The cosine of the length, by right and wrong, compared within the group: (B,)."""
     right = (rewards > 0).to(rewards.dtype)  # (B,)
@@ -64,7 +57,11 @@ def posttrain_advantages(rewards, rollouts, config):
     long = config.wrong_long + right * (config.correct_long - config.wrong_long)
     share = (rollouts.lengths.to(rewards.dtype) / config.longest).clamp(max=1)
     shaped = long + (short - long) / 2 * (1 + torch.cos(torch.pi * share)) + 0 * rewards  # NaN: it has no reward
-    return {"advantages": _compared(shaped, rollouts.group, config), "shaped_rewards": shaped, "correct": right}
+    return {
+        "advantages": tensors.group_advantages(shaped, rollouts.group, config.advantage_epsilon),
+        "shaped_rewards": shaped,
+        "correct": right,
+    }
 
 
 @hookimpl
@@ -78,7 +75,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {
@@ -87,9 +83,3 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": batch.advantages.abs(),
     }
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -14,13 +14,11 @@ Metrics:
 - rollouts_learnt: share of the completions that are learnt from, 1 - pruning_rate.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
 from dataclasses import dataclass, replace
 
-import torch
 from posttrain import PerToken, Selection, hookimpl, tensors
 
 
@@ -41,15 +39,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_select(rollouts, rewards, config):
     """The completions with the largest advantages of each group, which they keep."""
-    advantages = _compared(rewards, rollouts.group, config)
+    advantages = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
     kept = []
     for group in rollouts.group.unique().tolist():
         rows = (rollouts.group == group).nonzero()[:, 0]  # (n,)
@@ -61,7 +53,7 @@ def posttrain_select(rollouts, rewards, config):
 @hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """What each completion was worth in its whole group: (B,)."""
-    found = _compared(rewards, rollouts.group, config)
+    found = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
     known = rollouts.columns.get("whole_group_advantage", [None] * len(rewards))
     pairs = zip(known, found.tolist(), strict=True)
     return rewards.new_tensor([own if before is None else before for before, own in pairs])
@@ -82,14 +74,7 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"advantage_size": batch.advantages.abs()}
     return view.average(loss), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

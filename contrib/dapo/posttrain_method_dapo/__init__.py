@@ -60,12 +60,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_select(rollouts, rewards, config):
     """Only groups whose rewards differ; the step is filled up with other prompts."""
     if not config.dynamic_sampling:
@@ -80,9 +74,8 @@ def posttrain_advantages(rewards, rollouts, config):
     """How far each reward, less the punishment for its length, lies above its group's mean, in deviations: (B,)."""
     punishment = _overlong(rollouts.lengths.to(rewards.dtype), config)  # (B,)
     shaped = rewards + punishment
-    advantages = shaped - tensors.group_mean(shaped, rollouts.group)
-    advantages = advantages / (tensors.group_std(shaped, rollouts.group) + config.advantage_epsilon)
-    return {"advantages": advantages.nan_to_num(0.0), "overlong_punishment": punishment}  # NaN: it has no reward
+    advantages = tensors.group_advantages(shaped, rollouts.group, config.advantage_epsilon)  # (B,)
+    return {"advantages": advantages, "overlong_punishment": punishment}  # NaN: it has no reward
 
 
 @hookimpl
@@ -96,7 +89,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"overlong_punishment": batch.overlong_punishment, "advantage_size": batch.advantages.abs()}

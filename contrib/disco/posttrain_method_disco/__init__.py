@@ -22,7 +22,6 @@ completions above their group's mean reward: with rewards of 0 and 1, the correc
 Metrics:
 - score, score_good, score_bad: mean score of all, of good and of bad completions. The latter two move apart.
 - kl: mean log-ratio of the sampler to the policy. Stays near delta; far above it, lower the learning rate.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 """
 
 from dataclasses import dataclass
@@ -47,16 +46,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """How far each reward lies above its group's mean: its sign is the label: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group)
 
 
 @hookimpl
@@ -102,6 +94,5 @@ def posttrain_loss(batch, policy, config):
         "score_good": score.detach().where(good, torch.nan),
         "score_bad": score.detach().where(bad, torch.nan),
         "kl": PerToken(-log_ratio.detach(), view.mask),
-        "entropy": PerToken(view.entropy, view.mask),
     }
     return {"ranking": part + slope * (score - at), "divergence": PerToken(divergence, view.mask)}, metrics

@@ -27,7 +27,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import Ask, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,7 @@ def posttrain_token_statistics(logits, teacher_logits, config):
     near_teacher = torch.logaddexp(teacher + math.log(config.alpha_1), student + math.log(1 - config.alpha_1))
     held = student.detach() + math.log(config.alpha_2)
     near_student = torch.logaddexp(held, teacher + math.log(1 - config.alpha_2))
-    return {
-        "skl": tensors.kl_divergence(teacher, near_teacher),
-        "srkl": tensors.kl_divergence(student, near_student),
-        "entropy": tensors.token_entropy(logits),
-    }
+    return {"skl": tensors.kl_divergence(teacher, near_teacher), "srkl": tensors.kl_divergence(student, near_student)}
 
 
 @hookimpl
@@ -80,5 +76,4 @@ def posttrain_loss(batch, policy, config):
     return loss, {
         "skl": torch.where(theirs, skl.detach(), unknown),
         "srkl": torch.where(theirs, unknown, srkl.detach()),
-        "entropy": PerToken(view.entropy, view.mask),
     }

@@ -18,7 +18,6 @@ Metrics:
 - cut_off: share of completions beyond the truncation length. Falls; near 1 nothing can be learnt: raise it.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -40,12 +39,6 @@ class Config:
     """How far the probability ratio may leave 1 before it is clipped (PPO)."""
     epsilon_high: float = 0.28
     """How far it may rise above 1 (DAPO, arXiv:2503.14476)."""
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -84,7 +77,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {

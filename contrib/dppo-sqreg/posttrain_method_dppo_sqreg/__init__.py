@@ -20,7 +20,6 @@ Metrics:
 - ratio: probability relative to the generator's. Near 1.
 - left_out: share of tokens whose probability has moved too far. Under 0.1.
 - mismatch_kl: estimate (k3) of the divergence between the policy and the generator. Near 0.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage, in units of the reward. 0 means that nothing is learnt.
 """
 
@@ -47,16 +46,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """How far each reward lies above its group's mean: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group)
 
 
 @hookimpl
@@ -75,7 +67,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "left_out": far.to(ratio.dtype),
         "mismatch_kl": (ratio - 1 - log_ratio).detach(),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

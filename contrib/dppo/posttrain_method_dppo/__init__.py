@@ -17,7 +17,6 @@ Metrics:
 - ratio: probability relative to the generator's. Near 1.
 - left_out_low, left_out_high: share of tokens that are left out because they fell or rose too far. Under 0.1.
 - apart: mean divergence of a token from the policy that sampled it. Near 0.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -43,17 +42,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -73,7 +64,6 @@ def posttrain_loss(batch, policy, config):
         "left_out_low": gone_down.to(ratio.dtype),
         "left_out_high": gone_up.to(ratio.dtype),
         "apart": apart,
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

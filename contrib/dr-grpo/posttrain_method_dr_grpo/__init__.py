@@ -17,7 +17,6 @@ With AdamW another L changes no more than how often gradients are clipped. The p
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - kl: estimate (k3) of the divergence from the reference per token (only with beta). Starts at 0; above 2 is a runaway.
 - advantage_size: mean absolute advantage, in units of the reward; with rewards of 0 and 1 at most 0.5.
 - zero_advantage: share of completions that teach nothing, mostly of groups with equal rewards. Above 0.8 the task is
@@ -46,16 +45,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """How far each reward lies above its group's mean: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group)
 
 
 @hookimpl
@@ -69,7 +61,6 @@ def posttrain_loss(batch, policy, reference, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     if config.beta:
         kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)

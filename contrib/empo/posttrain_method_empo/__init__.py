@@ -21,7 +21,6 @@ Metrics:
 - semantic_entropy: mean of H in nats. Falls towards 0, where learning ends.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -51,12 +50,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """Share of the own cluster, compared within the group: (B,); 0 for prompts outside the bounds."""
     answers = [_answer(text, config.answer_pattern) for text in rollouts.completions]
@@ -68,7 +61,7 @@ def posttrain_advantages(rewards, rollouts, config):
     taught = entropy > config.entropy_low
     if config.entropy_high is not None:
         taught &= entropy < config.entropy_high
-    advantages = torch.where(taught, _compared(share, rollouts.group, config), 0.0)
+    advantages = torch.where(taught, tensors.group_advantages(share, rollouts.group, config.advantage_epsilon), 0.0)
     return {"advantages": advantages, "shaped_rewards": share, "semantic_entropy": entropy}
 
 
@@ -90,7 +83,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {
@@ -99,9 +91,3 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": batch.advantages.abs(),
     }
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -18,7 +18,6 @@ Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - bonus: mean of what entropy adds to an advantage. Falls with the entropy.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -49,16 +48,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """GRPO's advantages and the bonus of each token: (B, T)."""
-    above = rewards - tensors.group_mean(rewards, rollouts.group)
-    worth = (above / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)).nan_to_num(0.0)[:, None]
+    worth = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)[:, None]
     bonus = (config.alpha * rollouts.old("entropy").clamp(min=0)).minimum(worth.abs() / config.kappa)  # (B, T)
     return {"advantages": torch.where(rollouts.mask, worth + bonus, 0.0).to(rewards.dtype), "bonus": bonus}
 
@@ -74,7 +66,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "bonus": batch.bonus,
         "advantage_size": advantages.abs(),
     }

@@ -15,14 +15,12 @@ Metrics:
 - shaped_rewards: mean reward, in nats. Rises towards 0.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from posttrain import PerToken, hookimpl, tensors
 
 
@@ -39,19 +37,16 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rollouts, config):
     """Certainty of each completion, compared within the group: (B,)."""
     if config.certainty == "entropy":
         certainty = -tensors.masked_mean(rollouts.old("entropy"), rollouts.mask)  # (B,)
     else:
         certainty = tensors.masked_sum(rollouts.old_logps, rollouts.mask)
-    return {"advantages": _compared(certainty, rollouts.group, config), "shaped_rewards": certainty}
+    return {
+        "advantages": tensors.group_advantages(certainty, rollouts.group, config.advantage_epsilon),
+        "shaped_rewards": certainty,
+    }
 
 
 @hookimpl
@@ -65,14 +60,7 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"shaped_rewards": batch.shaped_rewards, "advantage_size": batch.advantages.abs()}
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -24,7 +24,7 @@ Metrics:
 from collections import Counter
 from dataclasses import dataclass
 
-from posttrain import PerToken, Selection, hookimpl, tensors
+from posttrain import PerToken, Selection, hookimpl
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.max_per_prompt < 1:
             raise ValueError(f"max_per_prompt is {self.max_per_prompt}, expected a number of answers from 1")
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -72,5 +66,5 @@ def posttrain_advantages(rewards, config):
 def posttrain_loss(batch, policy):
     """Negative log-probability of each token that is kept."""
     view = policy.completion
-    metrics = {"nll": PerToken(-view.logps.detach(), view.mask), "entropy": PerToken(view.entropy, view.mask)}
+    metrics = {"nll": PerToken(-view.logps.detach(), view.mask)}
     return PerToken(-batch.advantages[:, None] * view.logps, view.mask), metrics

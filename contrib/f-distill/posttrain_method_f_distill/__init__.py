@@ -60,7 +60,7 @@ def posttrain_token_statistics(logits, teacher_logits, config):
     else:
         beta = {"js": 0.5, "forward_kl": 0.0, "reverse_kl": 1.0}[config.divergence]
         divergence = tensors.generalised_jsd(student, teacher, beta)
-    return {"divergence": divergence, "entropy": tensors.token_entropy(logits)}
+    return {"divergence": divergence}
 
 
 @hookimpl

@@ -17,13 +17,11 @@ Metrics:
 - focal_weight: mean of (1 - p)^gamma. Falls as prompts get solved; near 0 other prompts are due.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
 from dataclasses import dataclass
 
-import torch
 from posttrain import PerToken, hookimpl, tensors
 
 
@@ -44,17 +42,14 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """Advantages within the group, weighted by how rarely it is right: (B,)."""
     solved = tensors.group_mean(rewards, rollouts.group).nan_to_num(0.0)
     weight = (1 - solved).clamp(0, 1) ** config.gamma  # (B,)
-    return {"advantages": weight * _compared(rewards, rollouts.group, config), "focal_weight": weight}
+    return {
+        "advantages": weight * tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon),
+        "focal_weight": weight,
+    }
 
 
 @hookimpl
@@ -68,14 +63,7 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"focal_weight": batch.focal_weight, "advantage_size": batch.advantages.abs()}
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

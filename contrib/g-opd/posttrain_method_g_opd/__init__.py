@@ -36,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """Nothing that the loss could not see; the teacher's log-probs are read."""
     rollouts.teacher_logps  # noqa: B018  (read now, so that the loss finds them in its batch)
@@ -60,7 +54,6 @@ def posttrain_loss(batch, policy, reference, config):
         "reverse_kl": logps - batch.teacher_logps,
         "kl": logps - start,
         "ratio": ratio.detach(),
-        "entropy": view.entropy,
     }
     return PerToken(-ratio * advantages, view.mask), {
         name: PerToken(values, view.mask) for name, values in metrics.items()

@@ -20,7 +20,6 @@ Metrics:
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - kept: share of completions that are kept, keep / group_size.
 - kept_length: mean length of these, in tokens. Falls.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage, of those not kept 0.
 """
 
@@ -48,12 +47,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far the reward of each kept completion lies above the mean of the kept, in deviations; 0 for others: (B,)."""
     lengths = rollouts.lengths.to(rewards.dtype)  # (B,)
@@ -65,10 +58,9 @@ def posttrain_advantages(rewards, rollouts, config):
             rows = rows[rewards[rows].argsort(descending=True, stable=True)]
         kept[rows[score[rows].argsort(descending=True, stable=True)[: config.keep]]] = True
     compared = rewards.where(kept, torch.nan)  # (B,)
-    advantages = compared - tensors.group_mean(compared, rollouts.group)
-    advantages = advantages / (tensors.group_std(compared, rollouts.group) + config.advantage_epsilon)
+    advantages = tensors.group_advantages(compared, rollouts.group, config.advantage_epsilon)  # (B,)
     columns = {"kept": kept.to(rewards.dtype), "kept_length": lengths.where(kept, torch.nan)}
-    return {"advantages": advantages.nan_to_num(0.0), **columns}
+    return {"advantages": advantages, **columns}
 
 
 @hookimpl
@@ -82,7 +74,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -67,7 +67,6 @@ def posttrain_token_statistics(logits, teacher_logits, config):
     divergence = tensors.generalised_jsd(logits.log_softmax(-1), teacher_logits.log_softmax(-1), config.beta)
     return {
         "divergence": divergence,
-        "entropy": tensors.token_entropy(logits),
         "teacher_entropy": tensors.token_entropy(teacher_logits),
     }
 
@@ -77,5 +76,5 @@ def posttrain_loss(batch, policy):
     """The divergence, averaged over the tokens of the step."""
     view = policy.completion
     mine = view.logps.new_tensor([who == "policy" for who in batch.source])  # (B,)
-    metrics = {name: PerToken(getattr(view, name), view.mask) for name in ("entropy", "teacher_entropy")}
+    metrics = {name: PerToken(getattr(view, name), view.mask) for name in ("teacher_entropy",)}
     return PerToken(view.divergence, view.mask), metrics | {"on_policy": mine}

@@ -88,7 +88,7 @@ def posttrain_token_statistics(logits, labels, teacher_logits, alignment, config
     losses = span_losses(logits, labels, spans, teacher_logits, teacher_labels, teacher_spans, matched, config)  # (S,)
     first = F.pad(spans[1:] != spans[:-1], (1, 0), value=True) & counts[spans]  # (n,)
     distance = torch.where(first, F.pad(losses, (0, len(counts) - len(losses)))[spans], 0.0)
-    return {"distance": distance, "span": first.to(logits.dtype), "entropy": tensors.token_entropy(logits)}
+    return {"distance": distance, "span": first.to(logits.dtype)}
 
 
 @hookimpl
@@ -99,7 +99,6 @@ def posttrain_loss(batch, policy):
     return loss, {
         "distance": loss.detach(),
         "spans_per_token": PerToken(view.span, view.mask),
-        "entropy": PerToken(view.entropy, view.mask),
         "on_policy": (~view.total(batch.sampled_logps).isnan()).to(loss.dtype)
         if "sampled_logps" in batch
         else loss * 0,

@@ -16,7 +16,6 @@ and mixed groups are half right.
 Metrics:
 - ratio: probability relative to the sampling policy. Exactly 1 while every batch serves one update.
 - alpha: by how much the signal is scaled up. 1 while every group disagrees; above 5 the task is too easy or too hard.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage, in units of the reward. 0 means that nothing is learnt.
 """
 
@@ -35,15 +34,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, times alpha: (B,)."""
-    above = (rewards - tensors.group_mean(rewards, rollouts.group)).nan_to_num(0.0)  # (B,)
+    above = tensors.group_advantages(rewards, rollouts.group)  # (B,)
     telling = tensors.group_std(rewards, rollouts.group) > 0  # (B,)
     alpha = len(rewards) / max(int(telling.sum()), 1)
     return {"advantages": alpha * above / config.f_norm, "alpha": torch.full_like(rewards, alpha)}
@@ -57,7 +50,6 @@ def posttrain_loss(batch, policy):
     loss = -advantages * view.logps  # (B, T)
     metrics = {
         "ratio": tensors.importance_ratio((view.logps - batch.old_logps).detach()),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}

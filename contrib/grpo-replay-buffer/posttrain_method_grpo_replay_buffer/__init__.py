@@ -24,7 +24,6 @@ Metrics:
 - ratio: probability relative to the sampling policy; of replayed completions that of long ago. 0.8 to 1.2 on average.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3; higher, the buffer is too old.
 - kl: estimate (k3) of the divergence from the reference per token (only with beta). Starts at 0; above 2 is a runaway.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree.
 """
 
@@ -50,12 +49,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.buffer_size < 1:
             raise ValueError(f"buffer_size is {self.buffer_size}, expected a number of groups from 1")
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -103,7 +96,6 @@ def posttrain_loss(batch, policy, reference, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     if config.beta:
         kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
@@ -115,8 +107,7 @@ def posttrain_loss(batch, policy, reference, config):
 
 
 def _advantages(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    above = rewards - tensors.group_mean(rewards, group)  # (B,)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)
+    return tensors.group_advantages(rewards, group, config.advantage_epsilon)
 
 
 def _draw(buffer: list[dict], wanted: int, state: dict) -> list[dict]:

@@ -17,14 +17,13 @@ one optimiser step.
 Metrics:
 - mismatch: mean absolute bracket. Falls within the updates of a batch.
 - log_ratio: mean r. 0 in the first update of a batch.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. 0 means that the rewards within each group are equal.
 """
 
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """Reward less the mean of the group: (B,)."""
-    return (rewards - tensors.group_mean(rewards, rollouts.group)).nan_to_num(0.0)  # NaN: it has no reward
+    return tensors.group_advantages(rewards, rollouts.group)  # NaN: it has no reward
 
 
 @hookimpl
@@ -72,6 +65,5 @@ def posttrain_loss(batch, policy, config):
     return mismatch.square() / (2 * config.beta), {
         "mismatch": mismatch.detach().abs(),
         "log_ratio": log_ratio.detach(),
-        "entropy": PerToken(view.entropy, view.mask),
         "advantage_size": batch.advantages.abs(),
     }

@@ -17,7 +17,6 @@ Metrics:
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - chosen: share of tokens that are learnt from. Near share.
 - entropy_threshold: entropy from which on a token is. Falls as the policy sharpens; near 0 little is left to decide.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -46,21 +45,14 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """GRPO's advantages (B,), and which tokens are uncertain enough to be learnt from (B, T)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
+    advantages = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)  # (B,)
     entropy = rollouts.old("entropy").to(rewards.dtype)  # (B, T)
     threshold = _quantile(entropy[rollouts.mask], 1 - config.share)
     chosen = rollouts.mask & (entropy >= threshold)
     columns = {"chosen": chosen.to(rewards.dtype), "entropy_threshold": torch.full_like(rewards, threshold)}
-    return {"advantages": advantages.nan_to_num(0.0), **columns}
+    return {"advantages": advantages, **columns}
 
 
 @hookimpl
@@ -76,7 +68,6 @@ def posttrain_loss(batch, policy, config):
         "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
         "chosen": batch.chosen,
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}

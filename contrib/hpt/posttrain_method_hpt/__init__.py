@@ -16,7 +16,6 @@ Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - gated: share of rows whose prompt is learnt from its demonstration. Falls as the policy learns.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage, in units of the reward. 0 means that nothing is learnt.
 """
 
@@ -42,12 +41,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """Samples, and the row's own completion."""
     return [[Ask(group_size), Ask(1, source="data")] for _ in prompts]
@@ -61,7 +54,7 @@ def posttrain_advantages(rewards, rollouts, config):
     right = (compared > config.correct_above).to(rewards.dtype).where(~compared.isnan(), torch.nan)
     shown = tensors.group_mean((~sampled).to(rewards.dtype), rollouts.group) > 0  # without one there is no choice
     gated = shown & ~(tensors.group_mean(right, rollouts.group) > config.gate)  # (B,)
-    advantages = (compared - tensors.group_mean(compared, rollouts.group)).nan_to_num(0.0)
+    advantages = tensors.group_advantages(compared, rollouts.group)
     return {"advantages": advantages.where(~gated, 0.0), "gated": gated.to(rewards.dtype)}
 
 
@@ -92,7 +85,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, batch.explored) for name, values in metrics.items()}

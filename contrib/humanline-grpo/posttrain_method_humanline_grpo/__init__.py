@@ -25,7 +25,6 @@ Metrics:
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - held: share of tokens at the ends of the band, without a gradient. Near 0.
 - kl: estimate (k3) of the divergence from the reference per token. Small: the reference follows.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -58,12 +57,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in the population's standard deviations: (B,)."""
     above = rewards - tensors.group_mean(rewards, rollouts.group)  # (B,)
@@ -87,7 +80,6 @@ def posttrain_loss(batch, policy, reference, config):
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
         "held": held.to(ratio.dtype),
         "kl": kl.detach(),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -19,7 +19,6 @@ Metrics:
 - kl: estimate (k3) of the divergence from the reference per token (only with beta). Starts at 0; above 2 is a runaway.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -27,7 +26,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from posttrain import PerToken, hookimpl, tensors
 
 
@@ -49,14 +47,17 @@ class Config:
 def posttrain_token_statistics(logits):
     """How far each distribution is from the uniform one, KL(U || p), and its entropy for the log."""
     certainty = logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])  # (n,)
-    return {"self_certainty": certainty.detach(), "entropy": tensors.token_entropy(logits)}
+    return {"self_certainty": certainty.detach()}
 
 
 @hookimpl
 def posttrain_advantages(rollouts, config):
     """Self-certainty of each completion, compared within the group: (B,)."""
     certainty = tensors.masked_mean(rollouts.old("self_certainty"), rollouts.mask)  # (B,)
-    return {"advantages": _compared(certainty, rollouts.group, config), "self_certainty": certainty}
+    return {
+        "advantages": tensors.group_advantages(certainty, rollouts.group, config.advantage_epsilon),
+        "self_certainty": certainty,
+    }
 
 
 @hookimpl
@@ -70,7 +71,6 @@ def posttrain_loss(batch, policy, reference, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     if config.beta:
         kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
@@ -78,9 +78,3 @@ def posttrain_loss(batch, policy, reference, config):
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"self_certainty": batch.self_certainty, "advantage_size": batch.advantages.abs()}
     return (PerToken(loss, view.mask) if config.aggregation == "token" else view.average(loss)), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -22,7 +22,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.early_weight < 0:
             raise ValueError(f"early_weight is {self.early_weight}, expected 0 or more")
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -59,7 +53,7 @@ def posttrain_loss(batch, policy):
     """Policy gradient of each token."""
     view = policy.completion
     advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    metrics = {"reverse_kl": view.logps.detach() - batch.teacher_logps, "entropy": view.entropy}
+    metrics = {"reverse_kl": view.logps.detach() - batch.teacher_logps}
     metrics["weight"] = batch.get("weight", torch.ones_like(view.logps))
     return PerToken(-advantages * view.logps, view.mask), {
         name: PerToken(values, view.mask) for name, values in metrics.items()

@@ -47,18 +47,10 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
     rollouts.teacher_logps  # noqa: B018  (read now, so that the loss finds them in its batch)
-    above = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = above / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # NaN: it has no reward
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -71,7 +63,7 @@ def posttrain_loss(batch, policy, config):
 
     gap = view.logps - batch.teacher_logps  # (B, T)
     pull = {"k1": gap, "k2": 0.5 * gap.square(), "reward": ratio * gap.detach()}[config.estimator]
-    metrics = {"reverse_kl": gap.detach(), "ratio": ratio.detach(), "entropy": view.entropy}
+    metrics = {"reverse_kl": gap.detach(), "ratio": ratio.detach()}
     terms = {"policy": config.rl_coef * loss, "distillation": config.kd_coef * pull}
     terms, metrics = ({name: PerToken(v, view.mask) for name, v in one.items()} for one in (terms, metrics))
     return terms, metrics | {"advantage_size": batch.advantages.abs()}

@@ -18,7 +18,6 @@ Metrics:
 - length_reward: mean of what is added. Below 0; near 0 when all answers of a group are equally long.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -41,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """The rewards with that for the length, compared within the group: (B,)."""
     lengths = rollouts.lengths.to(rewards.dtype)  # (B,)
@@ -56,7 +49,7 @@ def posttrain_advantages(rewards, rollouts, config):
     share = torch.where(spread > 0, 0.5 - (lengths - shortest) / spread.clamp(min=1), 0.0)
     length_reward = config.weight * torch.where(rewards > 0, share, share.clamp(max=0))
     shaped = rewards + length_reward
-    advantages = _compared(shaped, rollouts.group, config)
+    advantages = tensors.group_advantages(shaped, rollouts.group, config.advantage_epsilon)
     return {"advantages": advantages, "shaped_rewards": shaped, "length_reward": length_reward}
 
 
@@ -71,7 +64,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {
@@ -80,9 +72,3 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": batch.advantages.abs(),
     }
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

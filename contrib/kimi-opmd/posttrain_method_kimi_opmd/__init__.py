@@ -15,7 +15,6 @@ Differs from the paper: the optimiser is not reset between batches of rollouts. 
 
 Metrics:
 - distance: mean of (sum l - sum o)^2. 0 in the first update of a batch; far above 1 tau is too small.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. 0 means that the rewards within each group are equal.
 """
 
@@ -40,15 +39,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """Reward less the mean of the group: (B,)."""
-    return (rewards - tensors.group_mean(rewards, rollouts.group)).nan_to_num(0.0)  # NaN: it has no reward
+    return tensors.group_advantages(rewards, rollouts.group)  # NaN: it has no reward
 
 
 @hookimpl
@@ -62,6 +55,5 @@ def posttrain_loss(batch, policy, config):
         loss = -batch.advantages * view.sum + config.tau / 2 * distance
     return loss, {
         "distance": distance.detach(),
-        "entropy": PerToken(view.entropy, view.mask),
         "advantage_size": batch.advantages.abs(),
     }

@@ -14,7 +14,6 @@ Differs from the paper: nothing. The rewards have to judge demonstrations as wel
 Metrics:
 - ratio: probability of sampled tokens relative to the sampling policy. 1 in the first update of a batch.
 - demonstration_probability: mean probability of demonstrated tokens. Rises as far as they are better than samples.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage, in units of the reward. 0 means that nothing is learnt.
 """
 
@@ -33,12 +32,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """Samples, and the row's own completion."""
     return [[Ask(max(group_size - 1, 1)), Ask(1, source="data")] for _ in prompts]
@@ -47,8 +40,7 @@ def posttrain_plan_rollouts(prompts, group_size):
 @hookimpl
 def posttrain_advantages(rewards, rollouts):
     """How far each reward lies above its group's mean: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group)
 
 
 @hookimpl
@@ -64,7 +56,6 @@ def posttrain_loss(batch, policy, config):
     metrics = {
         "ratio": ratio.detach().where(~shown, torch.nan),
         "demonstration_probability": probability.detach().where(shown, torch.nan),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

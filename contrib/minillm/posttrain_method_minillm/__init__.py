@@ -79,7 +79,6 @@ def posttrain_token_statistics(logits, labels, teacher_logits):
     return {
         "divergence": tensors.kl_divergence(student, teacher),
         "teacher_logps": teacher.gather(1, labels[:, None])[:, 0],
-        "entropy": tensors.token_entropy(logits),
     }
 
 
@@ -104,7 +103,7 @@ def posttrain_loss(batch, policy, config):
     terms = {"policy": view.average(loss) if config.aggregation == "sequence" else PerToken(loss, view.mask)}
     if config.single_step_decomposition:
         terms["single_step"] = PerToken(ratio.detach() * view.divergence, view.mask)
-    metrics = {"reverse_kl": -rewards, "advantage": advantages, "ratio": ratio.detach(), "entropy": view.entropy}
+    metrics = {"reverse_kl": -rewards, "advantage": advantages, "ratio": ratio.detach()}
     return terms, {name: PerToken(values, view.mask) for name, values in metrics.items()}
 
 

@@ -47,17 +47,10 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """What the teacher thinks of each token, and the outcome of the whole; and the weights: (B, T)."""
     mask = rollouts.mask
-    above = rewards - tensors.group_mean(rewards, rollouts.group)
-    outcome = (above / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)).nan_to_num(0.0)  # (B,)
+    outcome = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)  # (B,)
     worth = rollouts.teacher_logps - rollouts.old_logps + config.orm_alpha * outcome[:, None]
     ratio = tensors.importance_ratio(rollouts.old_logps - rollouts.sampled_logps).nan_to_num(1.0)
     within = (ratio >= config.icepop_min) & (ratio <= config.icepop_max)
@@ -74,7 +67,6 @@ def posttrain_loss(batch, policy):
         "reverse_kl": view.logps.detach() - batch.teacher_logps,
         "weight": batch.weights,
         "gated": (batch.weights == 0).to(view.logps.dtype),
-        "entropy": view.entropy,
     }
     return PerToken(-batch.weights * advantages * view.logps, view.mask), {
         name: PerToken(values, view.mask) for name, values in metrics.items()

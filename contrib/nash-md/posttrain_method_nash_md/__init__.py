@@ -19,14 +19,13 @@ Metrics:
 - preference: probability that the policy's answer is preferred to the mixture's. Above 0.5 while it improves, back to
   0.5 at the equilibrium.
 - kl: log-ratio of a token to the reference. Starts at 0; above 1 beta is too small.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import Ask, PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,6 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.mixture <= 1:
             raise ValueError(f"mixture is {self.mixture}, expected a share from 0 to 1.")
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -77,5 +70,4 @@ def posttrain_loss(batch, policy, reference, config):
     return loss, {
         "preference": batch.advantages.reshape(len(loss), -1).mean(1) + 0.5,
         "kl": PerToken(log_ratio, view.mask),
-        "entropy": PerToken(view.entropy, view.mask),
     }

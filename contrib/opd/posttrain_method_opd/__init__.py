@@ -47,12 +47,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """What the teacher thinks of each token, and what the task thinks of the whole: (B, T)."""
     mask = rollouts.mask
@@ -76,7 +70,6 @@ def posttrain_loss(batch, policy, config):
     metrics = {
         "reverse_kl": view.logps.detach() - batch.teacher_logps,
         "ratio": ratio.detach(),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

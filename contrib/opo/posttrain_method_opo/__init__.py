@@ -14,7 +14,6 @@ minibatches-per-rollout at 1.
 Metrics:
 - ratio: probability relative to the sampling policy. Exactly 1 while every batch serves one update.
 - baseline: mean of the baselines. Below the mean reward where long answers are the worse ones.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage, in units of the reward. 0 means that nothing is learnt.
 """
 
@@ -30,12 +29,6 @@ class Config:
 
     length_weighted: bool = True
     """Weigh the baseline's rewards by the length of their completions (the paper). False: their plain mean."""
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -56,7 +49,6 @@ def posttrain_loss(batch, policy):
     loss = -advantages * view.logps  # (B, T)
     metrics = {
         "ratio": tensors.importance_ratio((view.logps - batch.old_logps).detach()),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}

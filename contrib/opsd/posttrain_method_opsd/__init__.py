@@ -53,7 +53,6 @@ def posttrain_token_statistics(logits, teacher_logits, config):
     beta = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[config.divergence]
     return {
         "divergence": tensors.generalised_jsd(logits.log_softmax(-1), teacher_logits.log_softmax(-1), beta),
-        "entropy": tensors.token_entropy(logits),
         "teacher_entropy": tensors.token_entropy(teacher_logits),
     }
 
@@ -62,6 +61,6 @@ def posttrain_token_statistics(logits, teacher_logits, config):
 def posttrain_loss(policy):
     """The divergence, averaged over the tokens of the step."""
     view = policy.completion
-    names = ("divergence", "entropy", "teacher_entropy")
+    names = ("divergence", "teacher_entropy")
     metrics = {name: PerToken(getattr(view, name).detach(), view.mask) for name in names}
     return PerToken(view.divergence, view.mask), metrics

@@ -21,7 +21,6 @@ Metrics:
 - left_out: share of tokens in completions that are left out. Near 0 while samples are fresh.
 - fallen: mean log-ratio of the sampler to the policy. Near 0; it grows as samples get older.
 - kl: estimate (k3) of the divergence from the reference per token (only with beta). Starts at 0; above 2 is a runaway.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -46,17 +45,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -75,7 +66,6 @@ def posttrain_loss(batch, policy, reference, config):
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
         "left_out": out.to(ratio.dtype),
         "fallen": fallen[:, None].expand_as(loss),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     if config.beta:

@@ -18,7 +18,6 @@ are those before the update. Where only one completion is long enough, its token
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage, in units of the reward. 0 means that nothing is learnt.
 """
 
@@ -39,10 +38,7 @@ class Config:
 @hookimpl
 def posttrain_token_statistics(logits):
     """The sum of squared probabilities of each token's distribution, and its entropy for the log."""
-    return {
-        "sum_pi_sq": logits.detach().softmax(-1).square().sum(-1),
-        "entropy": tensors.token_entropy(logits),
-    }
+    return {"sum_pi_sq": logits.detach().softmax(-1).square().sum(-1)}
 
 
 @hookimpl
@@ -73,7 +69,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

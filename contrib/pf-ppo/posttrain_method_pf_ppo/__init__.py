@@ -20,7 +20,6 @@ Metrics:
 - distinct: share of different completions among those drawn. 0.63 where all weights are equal; near 0 few decide all.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -46,15 +45,12 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_select(rollouts, rewards, config, state):
     """As many completions as there are, drawn with replacement; a resumed run draws the same ones."""
-    advantages, chances = _compared(rewards, rollouts.group, config), _chances(rewards, config)
+    advantages, chances = (
+        tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon),
+        _chances(rewards, config),
+    )
     state["draws"] = state.get("draws", 0) + 1
     generator = torch.Generator().manual_seed(state["draws"])
     drawn = torch.multinomial(chances, len(rewards), replacement=True, generator=generator).tolist()
@@ -69,7 +65,11 @@ def posttrain_select(rollouts, rewards, config, state):
 @hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """What each completion was worth before the draw: (B,)."""
-    plain = zip(_compared(rewards, rollouts.group, config).tolist(), _chances(rewards, config).tolist(), strict=True)
+    plain = zip(
+        tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon).tolist(),
+        _chances(rewards, config).tolist(),
+        strict=True,
+    )
     drawn = rollouts.columns.get("drawn") or [[worth, chance, 1.0] for worth, chance in plain]
     advantages, chances, distinct = rewards.new_tensor(drawn).unbind(1)  # (B,) each
     return {"advantages": advantages, "probability": chances, "distinct": distinct}
@@ -98,14 +98,7 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"probability": batch.probability, "distinct": batch.distinct, "advantage_size": batch.advantages.abs()}
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

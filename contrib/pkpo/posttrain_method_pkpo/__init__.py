@@ -17,7 +17,6 @@ loo, since a set of nothing has no best. The paper lowers k to 1 in the course o
 
 Metrics:
 - best_of_k: estimate of the expected best reward of k answers. Rises.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. 0 means that no answer raises the best of any set.
 """
 
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"k is {self.k}, expected a number of answers from 1")
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -69,7 +62,7 @@ def posttrain_advantages(rewards, rollouts, config):
 def posttrain_loss(batch, policy):
     """Log-probabilities of a completion, summed and weighted; the mean over prompts, not over completions."""
     view = policy.completion
-    metrics = {"entropy": PerToken(view.entropy, view.mask), "best_of_k": batch.best_of_k}
+    metrics = {"best_of_k": batch.best_of_k}
     return -batch.answers * batch.advantages * view.sum, metrics | {"advantage_size": batch.advantages.abs()}
 
 

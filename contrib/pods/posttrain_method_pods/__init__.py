@@ -14,7 +14,6 @@ Metrics:
 - rollouts_learnt: share of the completions that are learnt from, keep of group-size.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -37,12 +36,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_select(rollouts, rewards, config):
     """The most telling completions of each group."""
     kept = []
@@ -56,7 +49,7 @@ def posttrain_select(rollouts, rewards, config):
 @hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """The kept rewards, compared within their groups: (B,)."""
-    return _compared(rewards, rollouts.group, config)
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 def _telling(rewards: torch.Tensor, count: int) -> list[int]:
@@ -84,14 +77,7 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"advantage_size": batch.advantages.abs()}
     return view.average(loss), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

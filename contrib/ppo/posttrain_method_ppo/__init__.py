@@ -24,7 +24,6 @@ Metrics:
 - value_error: squared error of the values. Falls; value_clipped: share held by value_epsilon, under 0.3.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - kl, kl_weight: log-ratio of a token to the reference and its weight (only with kl_weight). From 0; above 2 a runaway.
 """
 
@@ -74,12 +73,6 @@ def posttrain_extra_modules(hidden_size):
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config, state):
     """Generalised advantages, whitened over all tokens of the step, and the returns that the values learn: (B, T)."""
     mask, values, columns = rollouts.mask, rollouts.old("values"), {}
@@ -126,7 +119,6 @@ def posttrain_loss(batch, policy, reference, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     if config.kl_weight:
         metrics["kl"] = tensors.kl_k1(view.logps.detach(), reference.completion.logps)

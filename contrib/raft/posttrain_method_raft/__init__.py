@@ -19,18 +19,12 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, Selection, hookimpl, tensors
+from posttrain import PerToken, Selection, hookimpl
 
 
 @dataclass(frozen=True)
 class Config:
     """Options: there are none; group-size is the paper's K."""
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -53,5 +47,5 @@ def posttrain_advantages(rewards):
 def posttrain_loss(batch, policy):
     """Negative log-probability of each token that is kept."""
     view = policy.completion
-    metrics = {"nll": PerToken(-view.logps.detach(), view.mask), "entropy": PerToken(view.entropy, view.mask)}
+    metrics = {"nll": PerToken(-view.logps.detach(), view.mask)}
     return PerToken(-batch.advantages[:, None] * view.logps, view.mask), metrics

@@ -18,13 +18,12 @@ Differs from the paper: where minibatches-per-rollout is above 1, a step has onl
 Metrics:
 - positive: share of completions that are labelled good.
 - score_good, score_bad: mean log-ratio of good and of bad completions. 0 in the first update of a batch, then apart.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 """
 
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """How far each reward lies above its group's mean: its sign is the label: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group)
 
 
 @hookimpl
@@ -80,6 +72,5 @@ def posttrain_loss(batch, policy):
         "positive": positive,
         "score_good": score.detach().where(positive > 0, torch.nan),
         "score_bad": score.detach().where(positive == 0, torch.nan),
-        "entropy": PerToken(view.entropy, view.mask),
     }
     return loss, metrics

@@ -18,7 +18,6 @@ Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
 - kl: estimate (k2) of the divergence from the reference per token (only with beta). Starts at 0; above 2 is a runaway.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage of a token. About 0.8; 0 means that nothing is learnt.
 """
 
@@ -39,15 +38,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts):
     """Rewards less their group's mean, whitened over all tokens of the step: (B, T)."""
-    above = (rewards - tensors.group_mean(rewards, rollouts.group)).nan_to_num(0.0)  # (B,)
+    above = tensors.group_advantages(rewards, rollouts.group)  # (B,)
     flat = above[:, None].expand(rollouts.mask.shape)[rollouts.mask]  # (n,)
     everyone = torch.zeros(len(flat), dtype=torch.long)
     centred = flat - tensors.group_mean(flat, everyone)
@@ -66,7 +59,6 @@ def posttrain_loss(batch, policy, reference, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     if config.beta:

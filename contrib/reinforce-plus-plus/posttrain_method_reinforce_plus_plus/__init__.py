@@ -20,7 +20,6 @@ where mask-truncated leaves them out of the loss.
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - kl: log-ratio of a token to the reference (only with beta). Starts at 0; above 2 is a runaway.
 - advantage_size: mean absolute advantage of a token. About 0.8; 0 means that all returns are equal: nothing to learn.
 """
@@ -50,12 +49,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """Discounted returns of each token, whitened over all tokens of the step: (B, T)."""
     mask = rollouts.mask
@@ -82,7 +75,6 @@ def posttrain_loss(batch, policy, reference, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     if config.beta:

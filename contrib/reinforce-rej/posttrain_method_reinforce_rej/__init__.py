@@ -14,7 +14,6 @@ Metrics:
 - rollouts_learnt: share of the completions that are learnt from. Falls as prompts get solved.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -32,12 +31,6 @@ class Config:
     """Completions with a reward above this are right."""
     epsilon: float = 0.2
     """How far the probability ratio may leave 1 before it is clipped (PPO)."""
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -72,7 +65,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"advantage_size": batch.advantages.abs()}

@@ -15,7 +15,6 @@ completions serves several updates, reinforce-plus-plus has the ratio and the cl
 
 Metrics:
 - baseline: mean reward so far, less the divergence. Follows the reward, the later the more slowly.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - kl: log-ratio of a token to the reference (only with beta). Starts at 0; above 2 is a runaway.
 - advantage_size: mean absolute advantage, in units of the reward. 0 means that nothing is learnt.
 """
@@ -39,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config, state):
     """How far each reward, less the divergence, lies above the mean so far: (B,)."""
     if config.beta:
@@ -63,7 +56,7 @@ def posttrain_advantages(rewards, rollouts, config, state):
 def posttrain_loss(batch, policy, reference, config):
     """Log-probabilities of a completion, summed and weighted by the advantage."""
     view = policy.completion
-    metrics = {"entropy": PerToken(view.entropy, view.mask), "baseline": batch.baseline}
+    metrics = {"baseline": batch.baseline}
     metrics["advantage_size"] = batch.advantages.abs()
     if config.beta:
         kl = tensors.kl_k1(view.logps.detach(), reference.completion.logps)  # (B, T)

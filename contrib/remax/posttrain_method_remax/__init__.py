@@ -22,7 +22,6 @@ Metrics:
 - advantage: mean of reward less baseline. A little below 0: the greedy answer is mostly better than a sample. Above 0
   for long, sampling finds what the greedy answer does not.
 - advantage_size: mean absolute value of the same. 0 means that samples are worth what greedy answers are: no signal.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - kl: log-ratio of a token to the reference (only with beta). Starts at 0; above 2 is a runaway.
 - ratio, clip_low, clip_high: probability relative to the sampling policy, and the shares of tokens that are clipped
   (only with epsilon). Ratio 0.8 to 1.2, shares under 0.3.
@@ -58,12 +57,6 @@ def posttrain_plan_rollouts(prompts, group_size):
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """Reward less that of the greedy answer, and the divergence to come: (B, T), or (B,) without beta."""
     greedy = rollouts.columns.get("greedy_reward", [None] * len(rewards))
@@ -83,7 +76,7 @@ def posttrain_loss(batch, policy, reference, config):
     """REINFORCE, summed over a completion's tokens; a clipped ratio in place of log-probabilities where asked for."""
     view = policy.completion
     advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, 1) or (B, T)
-    metrics = {"entropy": view.entropy}
+    metrics = {}
     if config.epsilon is None:
         loss = -advantages * view.logps  # (B, T)
     else:

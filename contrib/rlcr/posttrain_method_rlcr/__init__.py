@@ -23,14 +23,12 @@ Metrics:
 - readable: share of completions with a number. Near 1; otherwise ask for the tags in the prompt.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
 import re
 from dataclasses import dataclass
 
-import torch
 from posttrain import PerToken, hookimpl, tensors
 
 
@@ -51,12 +49,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """The rewards less the squared error of the confidence, compared within the group: (B,)."""
     said = [_confidence(text, config.confidence_pattern) for text in rollouts.completions]
@@ -65,7 +57,7 @@ def posttrain_advantages(rewards, rollouts, config):
     brier = (stated - rewards).square()
     shaped = rewards - brier
     return {
-        "advantages": _compared(shaped, rollouts.group, config),
+        "advantages": tensors.group_advantages(shaped, rollouts.group, config.advantage_epsilon),
         "shaped_rewards": shaped,
         "confidence": stated,
         "brier": brier,
@@ -96,7 +88,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {
@@ -104,9 +95,3 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": batch.advantages.abs(),
     }
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -19,7 +19,6 @@ Metrics:
 - reweight: the bracket. Between 1 - mix * clip_range and 1 + mix * clip_range; 1 everywhere: the context says nothing.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 """
 
 from dataclasses import dataclass
@@ -60,18 +59,10 @@ def posttrain_teacher_prompts(rollouts, config):
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
     rollouts.teacher_logps  # noqa: B018  (read now, so that the loss finds them in its batch)
-    above = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = above / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # NaN: it has no reward
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -91,6 +82,5 @@ def posttrain_loss(batch, policy, config, step):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -14,7 +14,6 @@ Differs from the paper: the standard deviation is the sample's plus ``advantage_
 Metrics:
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - gate_slope: how open the gate is: 1 at a ratio of 1, towards 0 far from it. Mostly above 0.9.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means that nothing is learnt.
 """
 
@@ -37,17 +36,9 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    advantages = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = advantages / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # a completion without a reward teaches nothing
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -62,7 +53,6 @@ def posttrain_loss(batch, policy, config):
     metrics = {
         "ratio": ratio.detach(),
         "gate_slope": (4 * gate * (1 - gate)).detach(),
-        "entropy": view.entropy,
         "advantage_size": advantages.abs(),
     }
     return view.average(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}

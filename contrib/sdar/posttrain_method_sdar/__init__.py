@@ -17,7 +17,6 @@ Metrics:
 - gap: q - l of a token in nats. Rises towards 0 as the student learns what the hint says.
 - gate: how far the gate is open, 0 to 1.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree.
 """
 
@@ -57,18 +56,10 @@ def posttrain_teacher_prompts(rollouts, config):
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
     rollouts.teacher_logps  # noqa: B018  (read now, so that the loss finds them in its batch)
-    above = rewards - tensors.group_mean(rewards, rollouts.group)
-    advantages = above / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)
-    return advantages.nan_to_num(0.0)  # NaN: it has no reward
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -82,6 +73,6 @@ def posttrain_loss(batch, policy, config):
     gap = batch.teacher_logps - view.logps  # (B, T)
     gate = (config.gate_beta * gap).sigmoid().detach()
     terms = {"policy": loss, "distillation": config.coef * gate * gap}
-    metrics = {"gap": gap.detach(), "gate": gate, "ratio": ratio.detach(), "entropy": view.entropy}
+    metrics = {"gap": gap.detach(), "gate": gate, "ratio": ratio.detach()}
     terms, metrics = ({name: PerToken(v, view.mask) for name, v in one.items()} for one in (terms, metrics))
     return terms, metrics | {"advantage_size": batch.advantages.abs()}

@@ -79,7 +79,7 @@ def posttrain_token_statistics(logits, teacher_logits, config):
     count = config.topk if config.mode == "topk_logits" else 0
     student, teacher = tensors.likeliest(logits, teacher_logits, count, config.add_tail)  # (n, k)
     divergence = tensors.generalised_jsd(student, teacher, config.alpha)
-    return {"divergence": divergence, "entropy": tensors.token_entropy(logits)}
+    return {"divergence": divergence}
 
 
 @hookimpl
@@ -90,6 +90,6 @@ def posttrain_loss(batch, policy, config):
     if config.importance_clip:
         weight = tensors.importance_ratio(view.logps.detach() - batch.old_logps).clamp(max=config.importance_clip)
     learnt = view.mask & (torch.arange(view.mask.shape[1], device=view.mask.device) >= config.skip_first_tokens)
-    metrics = {"divergence": view.divergence.detach(), "entropy": view.entropy, "weight": weight}
+    metrics = {"divergence": view.divergence.detach(), "weight": weight}
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     return tensors.masked_mean(weight * view.divergence, learnt), metrics

@@ -99,15 +99,13 @@ def posttrain_token_statistics(logits, labels, teacher_logits, config):
     return {
         "divergence": tensors.generalised_jsd(student, teacher, config.alpha),
         "teacher_logps": teacher_logits.log_softmax(-1).gather(1, labels[:, None])[:, 0],
-        "entropy": tensors.token_entropy(logits),
     }
 
 
 @hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    above = rewards - tensors.group_mean(rewards, rollouts.group)
-    return (above / (tensors.group_std(rewards, rollouts.group) + config.advantage_epsilon)).nan_to_num(0.0)
+    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl
@@ -124,5 +122,5 @@ def posttrain_loss(batch, policy, config):
         surrogate = tensors.clipped_surrogate(ratio, batch.advantages[:, None], config.epsilon, config.epsilon)
         loss["policy"] = (1 - config.weight) * view.average(surrogate)
     shown = -gap.masked_fill(~batch.taught[:, None], torch.nan)
-    metrics = {"advantage": shown, "entropy": view.entropy, "importance": factor}
+    metrics = {"advantage": shown, "importance": factor}
     return loss, {name: PerToken(one, view.mask) for name, one in metrics.items()} | {"taught": taught}

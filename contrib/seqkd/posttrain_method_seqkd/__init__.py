@@ -19,7 +19,7 @@ Metrics:
 
 from dataclasses import dataclass
 
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import Ask, PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,8 @@ def posttrain_plan_rollouts(prompts, group_size, config):
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_loss(policy):
     """Negative log-probability of the teacher's tokens."""
     view = policy.completion
-    metrics = {"nll": -view.logps.detach(), "entropy": view.entropy}
+    metrics = {"nll": -view.logps.detach()}
     return PerToken(-view.logps, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

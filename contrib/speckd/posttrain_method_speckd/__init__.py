@@ -48,7 +48,6 @@ def posttrain_token_statistics(logits, labels, teacher_logits, config):
     return {
         "accepted": (better.sum(-1) < config.topk).to(logits.dtype),
         "divergence": tensors.kl_divergence(teacher_logits.log_softmax(-1), logits.log_softmax(-1)),
-        "entropy": tensors.token_entropy(logits),
     }
 
 
@@ -57,7 +56,5 @@ def posttrain_loss(policy, config):
     """The gated divergence, averaged over the tokens of the step."""
     view = policy.completion
     gate = view.accepted + config.rejected_weight * (1 - view.accepted)  # (B, T)
-    metrics = {
-        name: PerToken(getattr(view, name).detach(), view.mask) for name in ("accepted", "divergence", "entropy")
-    }
+    metrics = {name: PerToken(getattr(view, name).detach(), view.mask) for name in ("accepted", "divergence")}
     return PerToken(gate * view.divergence, view.mask), metrics

@@ -18,13 +18,11 @@ Metrics:
 - reward_spread: mean standard deviation of the kept groups. Falling to 0: the policy has settled, other tasks are due.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
 from dataclasses import dataclass
 
-import torch
 from posttrain import PerToken, Selection, hookimpl, tensors
 
 
@@ -47,12 +45,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_select(rollouts, rewards, config):
     """The groups that vary most."""
     spread = tensors.group_std(rewards, rollouts.group)  # (B,)
@@ -66,7 +58,10 @@ def posttrain_select(rollouts, rewards, config):
 def posttrain_advantages(rewards, rollouts, config):
     """The kept rewards, compared within their groups: (B,)."""
     spread = tensors.group_std(rewards, rollouts.group)
-    return {"advantages": _compared(rewards, rollouts.group, config), "reward_spread": spread}
+    return {
+        "advantages": tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon),
+        "reward_spread": spread,
+    }
 
 
 @hookimpl
@@ -80,14 +75,7 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"reward_spread": batch.reward_spread, "advantage_size": batch.advantages.abs()}
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

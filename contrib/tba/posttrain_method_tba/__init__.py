@@ -17,13 +17,12 @@ Metrics:
 - violation: mean absolute bracket. Falls.
 - log_z: mean of log Z. Rises with the rewards.
 - kl: log-ratio of a completion to the reference, summed over its tokens. From 0 upwards.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 """
 
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ValueError(f"beta is {self.beta}, expected a number above 0")
-
-
-@hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
 
 
 @hookimpl
@@ -72,5 +65,4 @@ def posttrain_loss(batch, policy, reference, config):
         "violation": violation.detach().abs(),
         "log_z": log_z,
         "kl": log_ratio.detach(),
-        "entropy": PerToken(view.entropy, view.mask),
     }

@@ -47,7 +47,6 @@ def posttrain_token_statistics(logits, teacher_logits, config):
     return {
         "divergence": config.mixed_kl_weight * forward + (1 - config.mixed_kl_weight) * reverse,
         "topk_mass": student.detach().exp().sum(-1),
-        "entropy": tensors.token_entropy(logits),
     }
 
 
@@ -55,7 +54,5 @@ def posttrain_token_statistics(logits, teacher_logits, config):
 def posttrain_loss(policy):
     """The divergence, averaged over the tokens of the step."""
     view = policy.completion
-    metrics = {
-        name: PerToken(getattr(view, name).detach(), view.mask) for name in ("divergence", "topk_mass", "entropy")
-    }
+    metrics = {name: PerToken(getattr(view, name).detach(), view.mask) for name in ("divergence", "topk_mass")}
     return PerToken(view.divergence, view.mask), metrics

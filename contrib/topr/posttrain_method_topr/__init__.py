@@ -18,13 +18,12 @@ data's affair: choose prompts that are solved sometimes.
 Metrics:
 - weight: of bad completions. 1 in the first update of a batch; falls as they become unlikely.
 - correct: share of good completions. Rises.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 """
 
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, config):
     """+1 or -1: (B,)."""
     sign = torch.where(rewards > config.threshold, 1.0, -1.0).to(rewards.dtype)
@@ -68,5 +61,4 @@ def posttrain_loss(batch, policy, config):
     return -weight * batch.advantages * view.sum, {
         "weight": torch.where(good, torch.nan, weight),
         "correct": good.to(weight.dtype),
-        "entropy": PerToken(view.entropy, view.mask),
     }

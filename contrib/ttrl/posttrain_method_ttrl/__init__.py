@@ -16,7 +16,6 @@ Metrics:
 - majority: the same share; its group's label is trustworthy where it is far above the next one.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree; 0 means nothing to learn.
 """
 
@@ -24,7 +23,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
 from posttrain import PerToken, hookimpl, tensors
 
 
@@ -42,12 +40,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """Agreement with the majority, compared within the group: (B,)."""
     answers = [_answer(text, config.answer_pattern) for text in rollouts.completions]
@@ -60,7 +52,11 @@ def posttrain_advantages(rewards, rollouts, config):
     own = list(zip(rollouts.group.tolist(), answers, strict=True))
     agrees = rewards.new_tensor([float(answer == leading[group][0]) for group, answer in own])  # (B,)
     share = rewards.new_tensor([leading[group][1] / votes[group].total() for group, _ in own])
-    return {"advantages": _compared(agrees, rollouts.group, config), "shaped_rewards": agrees, "majority": share}
+    return {
+        "advantages": tensors.group_advantages(agrees, rollouts.group, config.advantage_epsilon),
+        "shaped_rewards": agrees,
+        "majority": share,
+    }
 
 
 def _answer(text: str, pattern: str) -> str:
@@ -81,7 +77,6 @@ def posttrain_loss(batch, policy, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {
@@ -90,9 +85,3 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": batch.advantages.abs(),
     }
     return PerToken(loss, view.mask), metrics
-
-
-def _compared(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:
-    """How far each lies above its group's mean, in standard deviations (B,); 0 for what has no reward."""
-    above = rewards - tensors.group_mean(rewards, group)
-    return (above / (tensors.group_std(rewards, group) + config.advantage_epsilon)).nan_to_num(0.0)

@@ -17,6 +17,7 @@ from posttrain.engine.head import Request
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
 from posttrain.engine.teaching import taught
 from posttrain.errors import PluginError
+from posttrain.surrogate import entropy_metric
 from posttrain.views import Batch, Example, Sequence, Step, Views
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def _micro_batch(
         correct(run, micro, policy, averages, extremes)
         returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
     parts, metrics = split_loss(returned, run.card.name)
+    if run.card.online:
+        metrics = entropy_metric(policy) | metrics
     loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
     return loss, shares, metrics
 

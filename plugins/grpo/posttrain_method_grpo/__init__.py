@@ -16,7 +16,6 @@ Metrics:
 - kl: estimate (k3) of the divergence from the reference per token (only with beta). Starts at 0; above 2 is a runaway.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3 (level "sequence": about 0.15 each).
-- entropy: of the next-token distribution in nats. Falls slowly; below 0.01 the policy has stopped exploring.
 - advantage_size: mean absolute advantage. About 0.8 when groups disagree.
 - zero_advantage: share of completions that teach nothing, mostly of groups with equal rewards. Above 0.8 the task is
   too easy or too hard.
@@ -62,12 +61,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_token_statistics(logits):
-    """Entropy of each token, for the log."""
-    return {"entropy": tensors.token_entropy(logits)}
-
-
-@hookimpl
 def posttrain_advantages(rewards, rollouts, config):
     """How far each reward lies above its group's mean, in standard deviations: (B,)."""
     advantages = rewards - tensors.group_mean(rewards, rollouts.group)
@@ -92,7 +85,6 @@ def posttrain_loss(batch, policy, reference, config):
         "ratio": ratio.detach(),
         "clip_low": ((ratio < 1 - low) & (advantages < 0)).to(ratio.dtype),
         "clip_high": ((ratio > 1 + high) & (advantages > 0)).to(ratio.dtype),
-        "entropy": view.entropy,
     }
     if config.beta:
         kl = tensors.kl_k3(view.logps, reference.completion.logps)
