@@ -71,7 +71,7 @@ def logged(batch: Batch, mask: Tensor, names: tuple[str, ...]) -> dict[str, Tens
     return {name: PerToken(values, mask) if values.dim() == 2 else values for name, values in columns.items()}
 
 
-def entropy_metric(policy: Any) -> dict[str, PerToken]:
+def entropy_metric(policy: Any) -> dict[str, Tensor | PerToken]:
     """The mean entropy of the sampled tokens of all roles, in nats; nothing where it was not computed."""
     views = [view for view in vars(policy).values() if "entropy" in vars(view)] if isinstance(policy, Views) else []
     if not views:

@@ -9,8 +9,8 @@ from posttrain import hookimpl, methods
 from posttrain.cards import Card
 from posttrain.generation.hf import HfGenerator
 from posttrain.surrogate import entropy_metric
-from posttrain.testing.tiny import tiny_model
 from posttrain.views import View, Views
+from posttrain_testkit.tiny import tiny_model
 
 RLOO = str(Path(__file__).resolve().parents[2] / "plugins" / "rloo")
 LOGITS = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64, requires_grad=True)
