@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from posttrain.engine import varlen
 from posttrain.engine.segments import Segments
-from posttrain.models.products import attend, exact_products
+from posttrain.models.products import attend, emulates_bfloat16, exact_products
 
 NAME = "posttrain_documents"
 
@@ -34,6 +34,11 @@ def document_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment of a packed row and to what it continues; plain sdpa without segments."""
+    if emulates_bfloat16(value):
+        with torch.autocast("cpu", enabled=False):
+            wide = (states.float() for states in (query, key, value))
+            mixed, _ = document_attention(module, *wide, attention_mask, dropout, scaling, segments, **kwargs)
+        return mixed.bfloat16(), None
     if segments is None:
         with exact_products(query):
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)

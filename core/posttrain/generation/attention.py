@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from posttrain.engine.attention import NAME as DOCUMENTS
-from posttrain.models.products import attend, exact_products
+from posttrain.models.products import attend, emulates_bfloat16, exact_products
 
 NAME = "posttrain_grouped"
 
@@ -37,6 +37,11 @@ def grouped_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """``(n, t, heads, d)``: grouped for one new token a row, transformers' sdpa for everything else."""
+    if emulates_bfloat16(value):
+        with torch.autocast("cpu", enabled=False):
+            wide = (states.float() for states in (query, key, value))
+            mixed, _ = grouped_attention(module, *wide, attention_mask, dropout, scaling, **kwargs)
+        return mixed.bfloat16(), None
     rows, heads, new, size = query.shape
     by_head = attention_mask is not None and attention_mask.size(1) > 1
     extra = any(kwargs.get(name) is not None for name in _EXTRA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,23 @@ def exact_products(states: Tensor) -> Iterator[None]:
 
 def _through_onednn(states: Tensor, chosen: str) -> bool:
     return states.device.type == "cpu" and chosen != "highest"
+
+
+def emulates_bfloat16(states: Tensor) -> bool:
+    """Tell whether attention over ``states`` would be computed in bfloat16 on a CPU without units for it.
+
+    There the fused kernel's result depends on how many queries it sees, so one new token of a sampler and the whole row
+    of a trainer differ by some thousandths of a nat; in float32 they agree.
+    """
+    if states.device.type != "cpu" or _has_bfloat16_units():
+        return False
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return autocast or states.dtype == torch.bfloat16
+
+
+@functools.cache
+def _has_bfloat16_units() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def slow_mkl() -> bool:
