@@ -6,8 +6,10 @@ import pytest
 import yaml
 from posttrain import config
 from posttrain.cards import Card
+from posttrain.engine.values import check_values
 from posttrain.errors import CardError, MethodError, SettingsError
 from posttrain.options import Option, read_options
+from posttrain.settings import Settings
 
 BETA = [Option("beta", float, 0.1, "Strength.")]
 
@@ -87,6 +89,12 @@ def test_values(key, text, value):
         ({"columns": "prompt"}, "run.yaml: Option 'columns' is 'prompt', expected NAME=VALUE pairs or none."),
         ({"model": ["a"]}, "run.yaml: Option 'model' is ['a'], expected text."),
         ({"beta": []}, "run.yaml: Option 'beta' is [], expected a number."),
+        ({"steps": float("inf")}, "run.yaml: Option 'steps' is inf, expected a whole number or none."),
+        ({"seed": "-inf"}, "run.yaml: Option 'seed' is '-inf', expected a whole number."),
+        ({"learning_rate": "nan"}, "run.yaml: Option 'learning_rate' is 'nan', expected a finite number."),
+        ({"beta": 10**400}, "run.yaml: Option 'beta' is a number of about 401 digits, expected a number."),
+        ({"steps": "x" * 100_000}, f"run.yaml: Option 'steps' is '{'x' * 56}..., expected a whole number or none."),
+        ({"s" * 100_000: 1}, f"run.yaml: Unknown option '{'s' * 97}...'."),
     ],
 )
 def test_mistakes_name_file_key_value_and_expectation(file, text):
@@ -130,6 +138,17 @@ def test_toml_and_yaml_say_the_same(tmp_path):
         ("a.ini", b"", "ends in '.ini', expected .yaml, .yml or .toml."),
         ("a.yaml", b"\xff", "cannot be read: invalid start byte."),
         ("b.yaml", None, "cannot be read: No such file or directory."),
+        ("a.yaml", b"a: " + b"[" * 100_000, " line 1: is nested more than 50 deep, expected keys and values."),
+        ("a.yaml", b"a: 1\nb: " + b"{a: " * 1000, " line 2: is nested more than 50 deep, expected keys and values."),
+        ("a.yaml", b"a:\n" + b"- " * 1000 + b"x", " line 2: is nested more than 50 deep, expected keys and values."),
+        (
+            "a.yaml",
+            b"\n".join(b" " * depth + b"a:" for depth in range(1000)),
+            "cannot be read: nested too deeply.",
+        ),
+        ("a.yaml", b"a: " + b"1" * 5001, "cannot be read: Exceeds the limit (4300"),
+        ("a.toml", b"a = " + b"[" * 100_000, "is not valid TOML: it is nested too deeply."),
+        ("a.toml", b"a = " + b"1" * 5001, "is not valid TOML: Exceeds the limit (4300"),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path, name, content, text):
@@ -175,3 +194,36 @@ def test_every_shared_option_is_documented_and_has_a_known_type():
 def test_printed_configuration_is_plain_yaml():
     text = config.as_yaml("mine", *config.resolve(card(), BETA, {}, {}), BETA)
     assert yaml.safe_load(text)["beta"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"adam_beta1": 1.0}, "adam-beta1 is 1, expected a number from 0 to below 1."),
+        ({"adam_beta2": -0.1}, "adam-beta2 is -0.1, expected a number from 0 to below 1."),
+        ({"adam_epsilon": -1.0}, "adam-epsilon is -1, expected a number from 0 upwards."),
+        ({"weight_decay": float("inf")}, "weight-decay is inf, expected a finite number."),
+        ({"learning_rate": float("nan")}, "learning-rate is nan, expected a finite number."),
+        ({"reward_timeout": -1.0}, "reward-timeout is -1, expected a number from 0 to below 1e+08."),
+        ({"data": ["a.jsonl", ""]}, "data is ['a.jsonl', ''], which names nothing. Leave it out, or give it a value."),
+        ({"reference_model": ""}, "reference-model is '', which names nothing. Leave it out, or give it a value."),
+        ({"chat_template": "a\0b"}, "chat-template is 'a\\x00b', which holds a null character."),
+    ],
+)
+def test_values_that_no_run_can_have(given, text):
+    with pytest.raises(SettingsError) as error:
+        check_values(Settings(**given))
+    assert str(error.value) == text
+
+
+def test_values_that_a_run_may_have():
+    check_values(Settings(max_grad_norm=float("inf"), stop=[" "], system_prompt=""))
+
+
+def test_an_alias_that_stands_for_billions_is_shown_shortened(tmp_path):
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    (tmp_path / "a.yaml").write_text("\n".join(lines) + "\nsteps: *a19\n")
+    file = config.read_file(tmp_path / "a.yaml")
+    with pytest.raises(SettingsError) as error:
+        settings({"steps": file["steps"]})
+    assert len(str(error.value)) < 200

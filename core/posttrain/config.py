@@ -7,6 +7,7 @@ flags; later ones win.
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -21,6 +22,9 @@ from posttrain.settings import Settings
 
 #: Learning rates of adapters are this many times those of whole weights (Thinking Machines, "LoRA without regret").
 LORA_LEARNING_RATE = 10
+#: How deep a configuration file may be nested.
+_DEEPEST = 50
+_DASHES = re.compile(r"\s*(?:[-?]\s+)*")
 #: List options whose items never hold a comma, so that one flag can name several.
 _COMMA_LISTS = ("lora_targets", "observers")
 
@@ -53,8 +57,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if path.suffix == ".toml":
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise SettingsError(f"{path}: is not valid TOML: {error}.") from None
+        except (ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.200}"
+            raise SettingsError(f"{path}: is not valid TOML: {reason}.") from None
     if path.suffix not in (".yaml", ".yml"):
         raise SettingsError(f"Configuration file '{path}' ends in '{path.suffix}', expected .yaml, .yml or .toml.")
     return _yaml(text, path)
@@ -63,15 +68,39 @@ def read_file(path: str | Path) -> dict[str, Any]:
 def _yaml(text: str, path: Path) -> dict[str, Any]:
     import yaml
 
+    # The reader takes time that grows with the square of the depth, and then the stack.
+    line = _too_deep(text)
+    if line is not None:
+        raise SettingsError(f"{path} line {line}: is nested more than {_DEEPEST} deep, expected keys and values.")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise SettingsError(f"{path}: is not valid YAML: {' '.join(str(error).split())[:400]}.") from None
+    except (RecursionError, ValueError, TypeError, OverflowError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.200}"
+        raise SettingsError(f"{path}: cannot be read: {' '.join(reason.split())}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: holds {type(values).__name__}, expected keys and values such as 'steps: 100'.")
     return {str(key): value for key, value in values.items()}
+
+
+def _too_deep(text: str) -> int | None:
+    """The first line on which more brackets or dashes are open than any configuration has."""
+    depth = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        dashes = _DASHES.match(line)
+        for character in line:
+            if character in "[{":
+                depth += 1
+            elif character in "]}":
+                depth = max(0, depth - 1)
+            if depth > _DEEPEST:
+                return number
+        if dashes and len(dashes[0].split()) > _DEEPEST:
+            return number
+    return None
 
 
 def resolve(
@@ -104,9 +133,9 @@ def shared_defaults(card: Card) -> dict[str, Any]:
 
 def unknown(key: str, names: Iterable[str], prefix: str = "") -> str:
     """The sentence for an option that does not exist."""
-    close = get_close_matches(key, list(names), n=1)
+    close = get_close_matches(key[:100], list(names), n=1)
     hint = f" Did you mean '{prefix}{close[0]}'?" if close else ""
-    return f"Unknown option '{prefix}{key}'.{hint}"
+    return f"Unknown option '{prefix}{key if len(key) <= 100 else key[:97] + '...'}'.{hint}"
 
 
 def _checked(where: str, key: str, value: Any, kind: Any) -> Any:

@@ -3,6 +3,24 @@
 The command line prints the text alone and exits with ``exit_code``; ``--debug`` adds the traceback.
 """
 
+import reprlib
+from typing import Any
+
+#: Structures are cut where they are deep or long, before they are written: an alias in YAML can stand for billions.
+_CUT = reprlib.Repr()
+_CUT.maxlevel, _CUT.maxlist, _CUT.maxdict, _CUT.maxtuple, _CUT.maxstring, _CUT.maxother = 4, 20, 20, 20, 200, 200
+
+
+def short(value: Any, length: int = 60) -> str:
+    """A value to be put into a sentence, whatever it is and however long."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
+    try:
+        text = repr(value[: 2 * length]) if isinstance(value, str) else _CUT.repr(value)
+    except Exception:  # of an object that is not ours, or a number too long to be written
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= length else text[: length - 3] + "..."
+
 
 class PosttrainError(Exception):
     """Base of all errors of this package. A subclass is a mistake somebody can mend, not a fault of the program."""

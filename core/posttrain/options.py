@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 import types
 import typing
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain.errors import MethodError, SettingsError
+from posttrain.errors import MethodError, SettingsError, short
 
 _NAMES = {
     "int": int,
@@ -96,9 +97,12 @@ def describe(kind: Any) -> str:
 def cast(key: str, value: Any, kind: Any) -> Any:
     """``value`` (from a flag, a file or Python) as ``kind``. Raises SettingsError naming key, value, expected."""
     try:
-        return _cast(value, kind)
-    except (ValueError, TypeError):
-        raise SettingsError(f"Option '{key}' is {value!r}, expected {describe(kind)}.") from None
+        found = _cast(value, kind)
+    except (ValueError, TypeError, OverflowError):
+        raise SettingsError(f"Option '{key}' is {short(value)}, expected {describe(kind)}.") from None
+    if isinstance(found, float) and math.isnan(found):
+        raise SettingsError(f"Option '{key}' is {short(value)}, expected a finite number.")
+    return found
 
 
 def _cast(value: Any, kind: Any) -> Any:
@@ -130,7 +134,7 @@ def _first(value: Any, kinds: tuple[Any, ...]) -> Any:
     for kind in sorted(kinds, key=lambda kind: kind is not type(None)):
         try:
             return _cast(value, kind)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     raise ValueError
 

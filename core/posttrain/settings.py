@@ -192,6 +192,8 @@ class Settings:
     (http://HOST:PORT). May be repeated; a weight follows after '='."""
     reward_options: dict[str, str] | None = None
     """Options of the rewards, as NAME.OPTION=VALUE."""
+    reward_timeout: float = 1200.0
+    """Seconds that a reward or judge function may take for one batch; 0 sets no limit. Other ranks wait 30 minutes."""
     judge: str | None = None
     """Compares two answers where a method learns from preferences: a folder or Hub id (chat model or reward model),
     file.py:function, or the address of an OpenAI-compatible server (http://HOST:PORT/v1#MODEL)."""

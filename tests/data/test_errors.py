@@ -112,6 +112,56 @@ BAD_ROWS = [
         "column 'forget' has no 'completion', expected text, messages, or an object with prompt and completion.",
     ),
     (
+        "prompt-completion",
+        {"prompt": "p", "completion": "a\ud800b"},
+        "column 'completion' has 'a\\ud800b', half of a character in UTF-16 (a lone surrogate), expected text.",
+    ),
+    (
+        "prompt-completion",
+        {"prompt": [{"role": "user", "content": "\udc00"}], "completion": [ANSWER]},
+        "column 'prompt' has '\\udc00', half of a character in UTF-16 (a lone surrogate), expected text.",
+    ),
+    (
+        "prompt-completion",
+        {"prompt": "p", "completion": "c", "mine": ["x", "\ud834"]},
+        "column 'mine' has '\\ud834', half of a character in UTF-16 (a lone surrogate), expected text.",
+    ),
+    (
+        "scored",
+        {"prompt": "p", "completion": "c", "score": 10**400},
+        "column 'score' is a number of about 401 digits, expected a finite number.",
+    ),
+    (
+        "preference",
+        {**PAIR, "margin": -(10**400)},
+        "column 'margin' is a number of about 401 digits, expected a finite number.",
+    ),
+    (
+        "scored",
+        {"prompt": "p", "completions": ["c", "d"], "scores": [1.0, 10**400]},
+        "column 'scores' is wrong: its entry 2 is a number of about 401 digits, expected a finite number.",
+    ),
+    *(
+        (
+            "language-modeling",
+            {"conversations": [{"from": "human", "value": "q"}, {"from": name, "value": "a"}]},
+            f"column 'messages' has role {shown} in message 2, expected one of system, developer, user, assistant, "
+            "tool.",
+        )
+        for name, shown in ((["gpt"], "['gpt']"), ({"a": 1}, "{'a': 1}"), (7, "7"))
+    ),
+    (
+        "prompt-completion",
+        {"prompt": "p", "completion": {"x": "y" * 100_000}},
+        f"column 'completion' is {{'x': '{'y' * 50}..., expected text or messages.",
+    ),
+    (
+        "prompt-completion",
+        {"prompt": "p", "z" * 100_000: 1},
+        "column 'completion' is missing. Schema 'prompt-completion' needs prompt, completion (text or messages). "
+        f"The row has: prompt, {'z' * 37}.... Name columns with: --columns completion=NAME",
+    ),
+    (
         "language-modeling",
         {"messages": [ASK, ANSWER], "tools": "search"},
         "column 'tools' is 'search', expected a list of tool schemas (objects).",
@@ -138,6 +188,27 @@ def test_the_second_row_is_checked_as_the_first(write):
     [
         ("empty.jsonl", b"", "empty.jsonl: is empty, expected at least one row."),
         ("empty.json", b"[]", "empty.json: is empty, expected at least one row."),
+        (
+            "deep.jsonl",
+            b'{"prompt": ' + b"[" * 100_000,
+            "deep.jsonl line 1: invalid JSON (nested too deeply). Expected one object with a column per key.",
+        ),
+        (
+            "deep.json",
+            b"[" * 100_000,
+            "deep.json: invalid JSON (nested too deeply). Expected one object with a column per key.",
+        ),
+        (
+            "digits.jsonl",
+            b'{"prompt": "p", "completion": "c", "score": -' + b"1" * 5001 + b"}",
+            "digits.jsonl line 1: column 'score' has a whole number of more than 4300 digits, expected a finite "
+            "number.",
+        ),
+        (
+            "digits.json",
+            b"[" + b"1" * 5001 + b"]",
+            "digits.json: a whole number of more than 4300 digits, expected a finite number.",
+        ),
         ("head.csv", b"text\n", "head.csv: is empty, expected at least one row."),
         (
             "latin.jsonl",
@@ -317,3 +388,24 @@ def test_no_room_for_a_prompt(tokenizer, made):
         "max-length 16 leaves no room for a prompt beside max-new-tokens 16. "
         "Raise --max-length above 16, or lower --max-new-tokens."
     )
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+@pytest.mark.parametrize(
+    "content", [b"", b"ARROW1\0\0" * 50, bytes(range(256)) * 16, b"\xff\xff\xff\xff\xff\xff\xff\x7f" * 9]
+)
+def test_noise_in_a_binary_file_is_one_line(tmp_path, suffix, content):
+    path = tmp_path / f"noise.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_rows([str(path)], ("prompt",), Settings())
+    text = str(caught.value)
+    assert text.startswith(f"{path}: is ")
+    assert len(text.splitlines()) == 1
+    assert len(text) < 400
+
+
+def test_a_row_that_a_program_gives_is_shortened(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_rows(["y" * 100_000, 3], ("prompt",), Settings())
+    assert len(str(caught.value)) < 200

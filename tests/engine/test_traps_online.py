@@ -1,8 +1,12 @@
 """Traps of online methods that show in whole runs of GRPO and RLOO; each test names its id."""
 
+import json
+import os
+
 import pytest
 import torch
 from posttrain.engine.step import optimiser_step
+from posttrain.errors import RunFailed
 from posttrain.views import Step
 
 ONLINE = ("grpo", "rloo")
@@ -87,3 +91,37 @@ def test_s4_a_minibatch_is_an_optimiser_step_of_its_own(train, method):
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3
     for name, gradient in whole.items():
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, gradient, rtol=1e-6, atol=1e-9)
+
+
+def leaves_things_changed(prompts, completions, **columns):
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(len(completions[0]))
+    os.chdir("/")
+    return [text.count("a") / 8 for text in completions]
+
+
+def clean(prompts, completions, **columns):
+    return [text.count("a") / 8 for text in completions]
+
+
+def test_what_a_reward_changes_in_the_process_does_not_reach_the_run(train):
+    """The same metrics and weights, in every bit, as with a reward that only scores."""
+    runs = [
+        train("grpo", steps=2, reward=reward, lora_dropout=0.3, lora=True) for reward in (clean, leaves_things_changed)
+    ]
+    lines = [[(line["loss"], line["grad_norm"], line["reward"]) for line in run.metrics] for run in runs]
+    assert lines[0] == lines[1]
+    weights = [list(run.policy.parameters()) for run in runs]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_reward_that_ends_the_process_fails_the_run(train, tmp_path):
+    def ends(completions, **columns):
+        os._exit(0)
+
+    with pytest.raises(RunFailed, match=r"^Reward 'ends' called os\._exit\(0\) at .* on completion 0 \("):
+        train("grpo", steps=1, reward=ends)
+    events = [json.loads(line) for line in (tmp_path / "run-0" / "events.jsonl").read_text().splitlines()]
+    (failed,) = [event for event in events if event["code"] == "failed"]
+    assert "called os._exit(0)" in failed["message"]

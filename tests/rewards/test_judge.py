@@ -145,7 +145,7 @@ def test_functions_that_are_no_judges():
     expected = "expected the probability from 0 to 1 that the first answer is better, or None."
     assert text_of(RewardError, returning([1.5])) == f"Judge 'judge' returned 1.5, {expected}"
     assert text_of(RewardError, returning([math.nan])) == f"Judge 'judge' returned nan, {expected}"
-    assert text_of(RewardError, returning(["A"])) == f"Judge 'judge' returned A, {expected}"
+    assert text_of(RewardError, returning(["A"])) == f"Judge 'judge' returned 'A', {expected}"
     each = "for 1 pairs, expected a probability or None each."
     assert text_of(RewardError, returning([0.1, 0.2])) == f"Judge 'judge' returned 2 values {each}"
     assert text_of(RewardError, returning(None)) == f"Judge 'judge' returned None {each}"
@@ -162,7 +162,7 @@ def test_an_exception_says_where():
     for function in (judge, later):
         text = text_of(RunFailed, lambda function=function: load_judge(function)(["q"], ["a"], ["b"]))
         assert text.startswith(f"Judge '{function.__name__}' raised KeyError at {__file__}:")
-        assert text.endswith("on a batch of 2 pairs: 'gone'. A judge returns None for a pair that it cannot judge.")
+        assert "on pair 0 ('a', prompt 'q') of a batch of 2 pairs: 'gone'. A judge returns None for a pair" in text
 
 
 def label_probability(folder, question):

@@ -63,8 +63,14 @@ def test_numbers_of_any_kind(value):
             "Reward 'fixed' returned None (NoneType), expected a list with a number or None "
             "for each of the 3 completions.",
         ),
-        ([1.0, "good", 0.0], "Reward 'fixed' returned 'good' (str) for completion 1, expected a number or None."),
-        ([[1.0], [2.0], [3.0]], "Reward 'fixed' returned [1.0] (list) for completion 0, expected a number or None."),
+        (
+            [1.0, "good", 0.0],
+            "Reward 'fixed' returned 'good' (str) for completion 1 ('bb'), expected a number or None.",
+        ),
+        (
+            [[1.0], [2.0], [3.0]],
+            "Reward 'fixed' returned [1.0] (list) for completion 0 ('a'), expected a number or None.",
+        ),
     ],
 )
 def test_results_of_the_wrong_shape_or_type(value, text):
@@ -73,7 +79,7 @@ def test_results_of_the_wrong_shape_or_type(value, text):
     assert str(caught.value) == text
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_not_finite_end_the_run(value):
     with pytest.raises(RunFailed) as caught:
         scored(returning([0.0, 0.0, value]))
@@ -97,7 +103,7 @@ def test_an_exception_ends_the_run_and_names_the_place(asynchronous):
     text = str(caught.value)
     assert text.startswith(f"Reward '{'breaks_later' if asynchronous else 'breaks'}' raised ValueError at {__file__}:")
     assert text.endswith(
-        "on a batch of 3 completions: invalid literal for int() with base 10: 'a'. A reward returns None for a "
+        "on completion 0 ('a', prompt 'p0') of a batch of 3 completions: invalid literal for int() with base 10: 'a'. A reward returns None for a "
         "completion that it cannot judge."
     )
     assert isinstance(caught.value.__cause__, ValueError)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 
 from posttrain.cli.flags import Parser
 from posttrain.errors import SettingsError
+from posttrain.listener import LOOPBACK, TOKEN
 
 
 def run(arguments: list[str]) -> int:
@@ -15,23 +17,50 @@ def run(arguments: list[str]) -> int:
     parser = Parser("serve-rewards", "Score completions for runs: train ... --reward http://HOST:PORT")
     parser.add_argument("reward", nargs="+", help="rewards as --reward takes them")
     parser.add_argument("--reward-options", action="append", default=[], metavar="NAME.OPTION=VALUE")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on, in a network you trust [127.0.0.1]")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; beyond this machine with a token [127.0.0.1]"
+    )
     parser.add_argument("--port", type=int, default=8100, help="port to listen on; 0 takes a free one [8100]")
+    parser.add_argument(
+        "--timeout", type=float, default=500.0, help="seconds for one batch; a run waits 600 for its answer [500]"
+    )
     options = parser.parse_args(arguments)
+    token = _token(options.host)
+    if not 0 <= options.port <= 65535:
+        raise SettingsError(f"--port is {options.port}, expected a number from 0 to 65535.")
+    if not 0 < options.timeout < 1e8:
+        raise SettingsError(f"--timeout is {options.timeout:g}, expected seconds.")
     from posttrain.rewards import load_rewards
     from posttrain.rewards.worker import ScoreServer
 
     pairs = dict(word.split("=", 1) for word in options.reward_options if "=" in word)
-    rewards = load_rewards(options.reward, pairs)
+    rewards = load_rewards(options.reward, pairs, limit=options.timeout)
     try:
-        server = ScoreServer(rewards, options.host, options.port)
-    except OSError as error:
+        server = ScoreServer(rewards, options.host, options.port, token)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no host has this name"
         raise SettingsError(
-            f"Nothing can listen on {options.host}:{options.port}: {error.strerror}. Choose another --port."
+            f"Nothing can listen on {options.host}:{options.port}: {reason}. Choose another --port."
         ) from None
-    stop = threading.Thread(target=server.shutdown, daemon=True)  # not from the thread that serves
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.start())
+        signal.signal(number, lambda *_: stop.set())
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     print(f"serve-rewards: http://{options.host}:{server.server_port}", file=sys.stderr, flush=True)
-    server.serve_forever(poll_interval=0.1)
+    stop.wait()
+    server.shutdown()
+    server.server_close()
     return 0
+
+
+def _token(host: str) -> str | None:
+    """The token of the environment. Raises SettingsError where other machines could ask and there is none."""
+    token = os.environ.get(TOKEN) or None
+    if token is None and host not in LOOPBACK:
+        raise SettingsError(
+            f"--host {host} lets other machines ask, which takes a token: export {TOKEN}=WORD here and where the run "
+            "is. Without one, only this machine can ask: --host 127.0.0.1"
+        )
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise SettingsError(f"The environment variable {TOKEN} holds characters that cannot be sent.")
+    return token

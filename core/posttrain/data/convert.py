@@ -31,7 +31,8 @@ def from_share_format(row: Row, notes: Notes) -> Row:
         messages = turns
     elif all("from" in turn and "value" in turn for turn in turns):
         roles = {"human": "user", "gpt": "assistant"}
-        messages = [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+        names = [roles.get(name, name) if isinstance(name := turn["from"], str) else name for turn in turns]
+        messages = [{"role": role, "content": turn["value"]} for role, turn in zip(names, turns, strict=True)]
     else:
         return row
     note(notes, "column 'conversations' read as messages")

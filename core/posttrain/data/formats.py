@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from posttrain.errors import DataError
 Row = dict[str, Any]
 Numbered = Iterator[tuple[int, Row]]
 _LONGEST_FIELD = 2**31 - 1
+#: A whole number that Python refuses to read, and its key if it has one.
+_LONG_NUMBER = re.compile(r'(?:"([^"\\]*)"\s*:\s*)?-?\d{4300}')
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
@@ -27,6 +30,15 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
                     f"{name} line {number}: byte {error.start + 1} (0x{raw[error.start]:02x}) is not valid UTF-8. "
                     f"Convert the file, for example with: iconv -f latin1 -t utf-8 {name}"
                 ) from None
+
+
+def _unreadable_json(origin: str, error: Exception, text: str) -> DataError:
+    """What JSON allows and Python does not read: structures and whole numbers without end."""
+    if isinstance(error, RecursionError):
+        return DataError(f"{origin}: invalid JSON (nested too deeply). Expected one object with a column per key.")
+    found = _LONG_NUMBER.search(text)
+    column = f"column '{found[1][:40]}' has " if found and found[1] is not None else ""
+    return DataError(f"{origin}: {column}a whole number of more than 4300 digits, expected a finite number.")
 
 
 def _invalid_json(origin: str, error: json.JSONDecodeError, column: bool = True) -> DataError:
@@ -50,6 +62,8 @@ def read_jsonl(path: Path, name: str) -> Numbered:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise _invalid_json(f"{name} line {number}", error) from None
+        except (ValueError, RecursionError) as error:
+            raise _unreadable_json(f"{name} line {number}", error, line) from None
         yield number, _object(value, f"{name} line {number}")
 
 
@@ -65,6 +79,8 @@ def read_json(path: Path, name: str) -> Numbered:
             yield from read_jsonl(path, name)
             return
         raise _invalid_json(name, error, column=False) from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable_json(name, error, text) from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if isinstance(value, dict):
@@ -108,7 +124,7 @@ def read_parquet(path: Path, name: str) -> Numbered:
     try:
         batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{name}: is not a readable Parquet file ({_first_line(error)}).") from None
 
 
@@ -124,12 +140,12 @@ def read_arrow(path: Path, name: str) -> Numbered:
                 reader = pyarrow.ipc.open_file(memory)
                 batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{name}: is not a readable Arrow file ({_first_line(error)}).") from None
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 #: Suffix -> reader, and what its numbers count.

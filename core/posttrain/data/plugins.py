@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from posttrain.data.formats import Numbered
-from posttrain.errors import DataError, PluginError
+from posttrain.errors import DataError, PluginError, short
 
 GROUP = "posttrain.sources"
 
@@ -35,5 +35,5 @@ def _rows(entry: importlib.metadata.EntryPoint, argument: str) -> Numbered:
         raise PluginError(f"Source '{entry.name}' is '{entry.value}', expected MODULE:FUNCTION.")
     for number, row in enumerate(function(argument), 1):
         if not isinstance(row, dict):
-            raise DataError(f"{entry.name} row {number}: is {row!r:.60}, expected a dictionary with a column per key.")
+            raise DataError(f"{entry.name} row {number}: is {short(row)}, expected a dictionary with a column per key.")
         yield number, row

@@ -242,7 +242,7 @@ class _Reader:
             if old not in raw:
                 raise DataError(
                     f"{origin}: column '{old}', which --columns names for '{new}', is missing. "
-                    f"The row has: {', '.join(map(str, raw)) or 'no column'}."
+                    f"The row has: {schemas.column_names(raw)}."
                 )
         taken = set(wanted) | set(wanted.values())
         return {new: raw[old] for new, old in wanted.items()} | {k: v for k, v in raw.items() if k not in taken}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data import values
+from posttrain.errors import short
 
 Kind = Callable[[Any], str | None]
 
@@ -102,11 +103,18 @@ def missing(row: dict[str, Any], schemas: tuple[str, ...]) -> str:
     candidates = [(schema, shape) for schema in schemas for shape in SHAPES[schema]]
     schema, shape = max(candidates, key=lambda pair: sum(name in row for name in pair[1].required))
     absent = next(name for name in shape.required if name not in row)
-    have = ", ".join(map(str, row)) or "no column"
+    have = column_names(row)
     return (
         f"column '{absent}' is missing. Schema '{schema}' needs {NEEDS[schema]}. "
         f"The row has: {have}. Name columns with: --columns {absent}=NAME"
     )
+
+
+def column_names(row: dict[str, Any]) -> str:
+    """The columns that a row has, in words."""
+    names = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, row)]
+    rest = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + rest or "no column"
 
 
 def problem(row: dict[str, Any], shape: Shape) -> str | None:
@@ -123,6 +131,10 @@ def problem(row: dict[str, Any], shape: Shape) -> str | None:
     for name, value in row.items():
         if _has_nan(value):
             return f"column '{name}' has NaN, expected a finite number or null."
+        if (text := _half_character(value)) is not None:
+            return (
+                f"column '{name}' has {short(text)}, half of a character in UTF-16 (a lone surrogate), expected text."
+            )
     return None
 
 
@@ -137,6 +149,22 @@ def _form_problem(first: str, value: Any, other: Any) -> str | None:
 def _has_nan(value: Any) -> bool:
     items = value if isinstance(value, list) else (value,)
     return any(isinstance(item, float) and math.isnan(item) for item in items)
+
+
+def _half_character(value: Any) -> str | None:
+    """The first lone surrogate with its surroundings; JSON can name one, no tokenizer can read it."""
+    if isinstance(value, str):
+        if value.isascii():
+            return None
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return value[max(0, error.start - 10) : error.start + 10]
+        return None
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    found = (_half_character(item) for item in value) if isinstance(value, list) else iter(())
+    return next((text for text in found if text is not None), None)
 
 
 def tidy(row: dict[str, Any], shape: Shape, filled: bool) -> dict[str, Any]:
@@ -195,7 +223,7 @@ def _number(value: str) -> Any:
 def _parsed(value: str) -> Any:
     try:
         parsed = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
     return parsed if isinstance(parsed, list | dict) else value
 

@@ -19,7 +19,7 @@ from posttrain.data.formats import READERS, Numbered
 from posttrain.data.plugins import plugin_rows
 from posttrain.demo.example import DATA as _EXAMPLE
 from posttrain.demo.rows import example_rows
-from posttrain.errors import DataError, SettingsError
+from posttrain.errors import DataError, SettingsError, short
 from posttrain.settings import Settings
 
 _GYM = "reasoning-gym:"
@@ -81,7 +81,7 @@ def open_sources(sources: Any, accepted: tuple[str, ...], settings: Settings, wh
         return list(chain.from_iterable(_named(str(source), accepted, settings, what) for source in sources))
     for number, row in enumerate(sources, 1):
         if not isinstance(row, dict):
-            raise DataError(f"{what} row {number}: is {row!r:.60}, expected a dictionary with a column per key.")
+            raise DataError(f"{what} row {number}: is {short(row)}, expected a dictionary with a column per key.")
     return [Source(what, lambda: iter(enumerate(sources, 1)))]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
+
+from posttrain.errors import short
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 #: Parts of a message's content that need an image, audio or video processor.
@@ -22,8 +25,7 @@ def describe(value: Any) -> str:
         return "null"
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return short(value)
 
 
 def message_text(message: dict[str, Any]) -> str:
@@ -148,8 +150,8 @@ def boolean(value: Any) -> str | None:
 
 
 def number(value: Any) -> str | None:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A finite number, also as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return f"is {describe(value)}, expected a finite number"
     return None
 

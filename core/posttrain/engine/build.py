@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from posttrain.engine.optim import build_schedule
 from posttrain.engine.reference_cache import begin_reference
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream, order_of
+from posttrain.engine.values import check_values
 from posttrain.errors import DataError, SettingsError
 from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
@@ -136,6 +138,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
     card = method.card
     strategy, why = choose(settings)
     _check_strategy(strategy.name, settings)
+    random.seed(settings.seed)  # rewards draw from what this gives
     loaded = load_policy(
         objects.model or settings.model,
         data.tokenizer,
@@ -243,7 +246,8 @@ def _judge(settings: Settings, objects: Objects, tokenizer: Any) -> Any:
     from posttrain.rewards.judge import load_judge
 
     named: Any = objects.judge if objects.judge is not None else settings.judge
-    return None if named is None else load_judge(named, settings.judge_options or {}, tokenizer)
+    limit = settings.reward_timeout or None
+    return None if named is None else load_judge(named, settings.judge_options or {}, tokenizer, limit)
 
 
 def _sources(run: Run, data: Prepared) -> None:
@@ -312,6 +316,7 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
         )
     if card.online:
         check_generation(settings)
+    check_values(settings)
     checks = {
         "batch-size": settings.batch_size >= 1,
         "steps": settings.steps is None or settings.steps >= 1,
@@ -386,6 +391,7 @@ def _rewards(card: Card, settings: Settings, objects: Objects, tokenizer: Any, r
                 + (" of a reward model; or a judge: --judge FOLDER or URL" if "preferences" in card.needs else "")
             )
         return []
-    rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer)
+    limit = settings.reward_timeout or None
+    rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer, limit=limit)
     check_columns(rewards, rows[0])
     return rewards

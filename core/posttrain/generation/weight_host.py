@@ -11,7 +11,6 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from posttrain.generation.vllm_weights import PART_BYTES
+from posttrain.listener import Handler, Listener, Unreadable, same
 
 
 class Store:
@@ -69,9 +69,8 @@ class WeightHost:
         self._offers: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._secret = secrets.token_urlsafe(16)
-        family, address = _own_address(server)
-        kind = type("Listener", (ThreadingHTTPServer,), {"address_family": family, "daemon_threads": True})
-        self._http = kind((address, 0), self._handler())
+        address = _own_address(server)
+        self._http = Listener(self._handler(), address, 0)
         host = f"[{address}]" if ":" in address else address
         self._url = f"http://{host}:{self._http.server_port}/{self._secret}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
@@ -94,29 +93,24 @@ class WeightHost:
         self._http.shutdown()
         self._http.server_close()
 
-    def _take(self, path: str) -> bytes | None:
+    def _take(self, path: str) -> bytes:
         secret, _, name = path.lstrip("/").partition("/")
         with self._lock:
-            content = self._offers.get(name) if secrets.compare_digest(secret, self._secret) else None
+            content = self._offers.get(name) if same(secret, self._secret) else None
             self.sent += len(content or b"")
+        if content is None:
+            raise Unreadable(404, "there is nothing here")
         return content
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Handler]:
         take = self._take
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Offers(Handler):
+            def answer(self, question: Any) -> bytes:
                 """One offer, or 404."""
-                content = take(self.path)
-                self.send_response(404 if content is None else 200)
-                self.send_header("Content-Length", str(len(content or b"")))
-                self.end_headers()
-                self.wfile.write(content or b"")
+                return take(self.path)
 
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        return Handler
+        return Offers
 
 
 def config_text(config: dict[str, Any]) -> str:
@@ -124,10 +118,10 @@ def config_text(config: dict[str, Any]) -> str:
     return json.dumps(config, default=str)
 
 
-def _own_address(server: str) -> tuple[int, str]:
-    """This machine's address on the way to ``server``, and its family; no packet is sent."""
+def _own_address(server: str) -> str:
+    """This machine's address on the way to ``server``; no packet is sent."""
     parts = urlsplit(server)
     family, _, _, _, address = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
-        return family, probe.getsockname()[0]
+        return str(probe.getsockname()[0])

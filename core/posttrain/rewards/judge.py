@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import options
-from posttrain.errors import PosttrainError, RewardError, RunFailed, SettingsError
+from posttrain.errors import RewardError, SettingsError, short
+from posttrain.rewards.blame import Batch, failure
+from posttrain.rewards.guard import LIMIT, Broken, guarded
 from posttrain.rewards.load import _arguments, _did_you_mean, _from_file, _installed, installed_rewards
+from posttrain.rewards.process import Own
 from posttrain.rewards.reward import is_async
-from posttrain.rewards.scoring import _await_all, _place
+from posttrain.rewards.scoring import await_all
 
 Ask = Callable[[list[Any], list[str], list[str]], Any]
 _FORMS = (
@@ -58,7 +61,7 @@ class Judge:
         result = self.ask(prompts, firsts, seconds)
         values = result.tolist() if callable(getattr(result, "tolist", None)) else result
         if not isinstance(values, list | tuple) or len(values) != len(questions):
-            size = f"{len(values)} values" if isinstance(values, list | tuple) else repr(values)[:60]
+            size = f"{len(values)} values" if isinstance(values, list | tuple) else short(values)
             raise RewardError(
                 f"Judge '{self.name}' returned {size} for {len(questions)} pairs, expected a probability or None each."
             )
@@ -70,22 +73,28 @@ class Judge:
         number = value.item() if callable(getattr(value, "item", None)) else value
         if not isinstance(number, int | float) or not 0 <= number <= 1:
             raise RewardError(
-                f"Judge '{self.name}' returned {str(value)[:60]}, expected the probability from 0 to 1 that the first "
+                f"Judge '{self.name}' returned {short(value)}, expected the probability from 0 to 1 that the first "
                 "answer is better, or None."
             )
         return float(number)
 
 
-def load_judge(spec: str | Callable[..., Any], given: dict[str, str] | None = None, tokenizer: Any = None) -> Judge:
+def load_judge(
+    spec: str | Callable[..., Any],
+    given: dict[str, str] | None = None,
+    tokenizer: Any = None,
+    limit: float | None = LIMIT,
+) -> Judge:
     """The judge that ``spec`` names, with its options ``given`` as NAME=VALUE.
 
     ``spec`` is ``http://HOST:PORT/v1#MODEL`` (an OpenAI-compatible chat server), the folder or Hub id of a chat model,
     the folder of a reward model, ``file.py:function``, an installed name, or a function ``(prompts, firsts, seconds)``;
-    one with a parameter ``tokenizer`` gets the run's. Raises RewardError, ModelError and SettingsError.
+    one with a parameter ``tokenizer`` gets the run's, and ``limit`` seconds for a call. Raises RewardError, ModelError
+    and SettingsError.
     """
     given = dict(given or {})
     if callable(spec):
-        return _function(str(getattr(spec, "__name__", type(spec).__name__)), spec, given, tokenizer)
+        return _function(str(getattr(spec, "__name__", type(spec).__name__)), spec, given, tokenizer, limit)
     file, colon, function = spec.rpartition(":")
     if spec.startswith(("http://", "https://")):
         from posttrain.rewards.judge_http import ServerJudge
@@ -93,9 +102,9 @@ def load_judge(spec: str | Callable[..., Any], given: dict[str, str] | None = No
         orders = _both_orders(given)
         return Judge(spec, ServerJudge(spec, **_checked(ServerJudge, given)), orders)
     if colon and file.endswith(".py"):
-        return _function(function, _from_file(Path(file), function, "judge"), given, tokenizer)
+        return _function(function, _from_file(Path(file), function, "judge"), given, tokenizer, limit)
     if spec in installed_rewards():
-        return _function(spec, _installed(spec), given, tokenizer)
+        return _function(spec, _installed(spec), given, tokenizer, limit)
     return _model(spec, given)
 
 
@@ -113,7 +122,9 @@ def _model(spec: str, given: dict[str, str]) -> Judge:
     return Judge(folder.name, ModelJudge(spec, **_checked(ModelJudge, given)), orders)
 
 
-def _function(name: str, function: Callable[..., Any], given: dict[str, str], tokenizer: Any) -> Judge:
+def _function(
+    name: str, function: Callable[..., Any], given: dict[str, str], tokenizer: Any, limit: float | None
+) -> Judge:
     parameters = inspect.signature(function).parameters
     missing = [argument for argument in _ARGUMENTS if argument not in parameters]
     if missing and "completions" in parameters:
@@ -127,35 +138,38 @@ def _function(name: str, function: Callable[..., Any], given: dict[str, str], to
     arguments = _arguments(name, function, given, "judge", _ARGUMENTS)
     if tokenizer is not None and "tokenizer" in parameters:
         arguments.setdefault("tokenizer", tokenizer)
-    return Judge(name, _Function(name, functools.partial(function, **arguments)), orders)
+    return Judge(name, _Function(name, functools.partial(function, **arguments), limit), orders)
 
 
 class _Function:
     """A function, plain or async, whose exceptions say where they come from."""
 
-    def __init__(self, name: str, function: functools.partial[Any]):
-        self.name = name
+    def __init__(self, name: str, function: functools.partial[Any], limit: float | None):
+        self.title = f"Judge '{name}'"
         self.function = function
+        self.limit = limit
+        self.own = Own()
 
     def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> Any:
-        named = {"prompts": prompts, "firsts": firsts, "seconds": seconds}
-        if is_async(self.function):
-            (result,) = _await_all([(None, self.function, [], named)])
-            if isinstance(result, BaseException):
-                raise self._failure(result, len(prompts)) from result
-            return result
         try:
-            return self.function(**named)
-        except Exception as error:
-            raise self._failure(error, len(prompts)) from error
+            return self._call(prompts, firsts, seconds)
+        except Broken as found:
+            batch = Batch("pair", firsts, prompts, lambda row: self._alone(prompts[row], firsts[row], seconds[row]))
+            raise failure(self.title, found, batch, self.limit) from found.error
 
-    def _failure(self, error: BaseException, count: int) -> BaseException:
-        if isinstance(error, PosttrainError):
-            return error
-        return RunFailed(
-            f"Judge '{self.name}' raised {type(error).__name__}{_place(error)} on a batch of {count} pairs: "
-            f"{' '.join(str(error).split()) or 'no message'}. A judge returns None for a pair that it cannot judge."
-        )
+    def _call(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> Any:
+        def call() -> Any:
+            return self.function(prompts=prompts, firsts=firsts, seconds=seconds)
+
+        if not is_async(self.function):
+            return guarded(call, self.title, self.limit, self.own)
+        (result,) = await_all([(call(), self.limit, self.own)], self.title)
+        if isinstance(result, Broken):
+            raise result
+        return result
+
+    def _alone(self, prompt: Any, first: str, second: str) -> Any:
+        return self._call([prompt], [first], [second])
 
 
 def _both_orders(given: dict[str, Any]) -> bool:

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import RewardError, SettingsError
+from posttrain.rewards.blame import reason
+from posttrain.rewards.guard import LIMIT, Broken, guarded
+from posttrain.rewards.process import EVERYBODY
 from posttrain.rewards.reward import STANDARD, Reward, is_async
 
 GROUP = "posttrain.rewards"
@@ -26,6 +29,7 @@ def load_rewards(
     options: dict[str, Any] | None = None,
     tokenizer: Any = None,
     model_loader: Callable[[Path], Callable[..., Any]] | None = None,
+    limit: float | None = LIMIT,
 ) -> list[Reward]:
     """Load exactly the rewards named by ``specs``, in their order.
 
@@ -33,7 +37,8 @@ def load_rewards(
     ``=WEIGHT``. ``options``
     are ``{"NAME.OPTION": value}``, texts are turned into the type of the parameter. A function with a parameter
     ``tokenizer`` gets the run's. ``model_loader`` makes the function for a reward model's folder
-    [``posttrain.rewards.model.reward_model``]. Raises RewardError and SettingsError.
+    [``posttrain.rewards.model.reward_model``]; ``limit`` are the seconds for a call, None for no limit. Raises
+    RewardError and SettingsError.
     """
     found = [_find(spec, model_loader) for spec in specs or []]
     names = _unique([name for name, _, _ in found], [isinstance(spec, str) for spec in specs or []])
@@ -44,8 +49,15 @@ def load_rewards(
         if tokenizer is not None and "tokenizer" in inspect.signature(function).parameters:
             arguments.setdefault("tokenizer", tokenizer)
         function = functools.partial(function, **arguments) if arguments else function
-        rewards.append(Reward(name, weight, function, is_async(function)))
+        rewards.append(Reward(name, weight, function, is_async(function), _limit(function, limit)))
     return rewards
+
+
+def _limit(function: Callable[..., Any], limit: float | None) -> float | None:
+    """``limit``, but for reward workers: a run asks them again for longer, and each has a limit of its own."""
+    from posttrain.rewards.worker import RemoteReward
+
+    return None if isinstance(function, RemoteReward) else limit
 
 
 def installed_rewards() -> list[str]:
@@ -95,9 +107,9 @@ def _from_file(path: Path, name: str, what: str = "reward") -> Callable[..., Any
         raise RewardError(f"{what} '{path}:{name}': '{path}' cannot be read as Python. Name a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise RewardError(f"{what} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+        guarded(lambda: spec.loader.exec_module(module), f"The import of '{path}'", own=EVERYBODY)  # type: ignore[union-attr]
+    except Broken as found:
+        raise RewardError(f"{what} file '{path}' cannot be imported: {reason(found.error)}") from found.error
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     function = vars(module).get(name)
     if not callable(function):
@@ -122,11 +134,11 @@ def _installed(name: str) -> Callable[..., Any]:
         packages = " and ".join(sorted(point.dist.name if point.dist else point.value for point in points))
         raise RewardError(f"Reward '{name}' is provided by {packages}. Uninstall one.")
     try:
-        function = points[0].load()
-    except Exception as error:
+        function = guarded(points[0].load, f"The import of reward '{name}'", own=EVERYBODY)
+    except Broken as found:
         raise RewardError(
-            f"Reward '{name}' ({points[0].value}) cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+            f"Reward '{name}' ({points[0].value}) cannot be loaded: {reason(found.error)}"
+        ) from found.error
     if not callable(function):
         raise RewardError(f"Reward '{name}' ({points[0].value}) is {function!r}, expected a function.")
     return function

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.errors import RewardError
+from posttrain.rewards.guard import LIMIT
+from posttrain.rewards.process import Own
 
 #: What every reward may ask for by name; all else comes from the columns of the data.
 STANDARD = ("prompts", "completions")
@@ -25,6 +27,10 @@ class Reward:
     function: Callable[..., Any]
     async_: bool
     """Whether calling it gives something to await."""
+    limit: float | None = LIMIT
+    """Seconds that a call may take; None for no limit."""
+    own: Own = field(default_factory=Own)
+    """What it keeps of the process for itself."""
 
     def arguments(self, available: dict[str, list[Any]]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and named arguments out of ``available``: only what the function's signature takes.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import PosttrainError, RewardError, RunFailed
+from posttrain.errors import RewardError, RunFailed, short
+from posttrain.rewards.blame import Batch, failure
+from posttrain.rewards.guard import Broken, TimedOut, broken, guarded, in_thread
+from posttrain.rewards.process import Own
 from posttrain.rewards.reward import Reward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Scores beyond this are infinite in float32.
-LARGEST = 3e38
+#: Methods that scale by the spread take the square, which must be finite in float32.
+LARGEST = 1e18
 
 
 def score(
@@ -31,35 +33,117 @@ def score(
     said None. A reward that returns ``(scores, columns)`` has more to say of the completions, such as feedback in
     words: the columns, one value a completion, are put into ``remarks``. Async rewards are awaited together, also
     where an event loop is already running. Raises RewardError for a result of the wrong shape or type, RunFailed for
-    an exception or a score that is not finite.
+    an exception, an attempt to end the process, a time limit that is over, or a score that is not finite.
     """
     import torch
 
     available = {**columns, "prompts": prompts, "completions": completions}
-    results: dict[str, list[float]] = {}
-    waiting = []
-    for reward in rewards:
-        positional, named = reward.arguments(available)
-        if reward.async_:
-            waiting.append((reward, reward.function, positional, named))
-        else:
-            try:
-                result = reward.function(*positional, **named)
-            except Exception as error:
-                raise _failure(reward, error, len(completions)) from error
-            results[reward.name] = _checked(reward, _scores(reward, result, len(completions), remarks), completions)
-    for (reward, *_), result in zip(waiting, _await_all(waiting), strict=True):
-        if isinstance(result, BaseException):
-            raise _failure(reward, result, len(completions)) from result
-        results[reward.name] = _checked(reward, _scores(reward, result, len(completions), remarks), completions)
-
+    results = {reward.name: _plain(reward, available, remarks) for reward in rewards if not reward.async_}
+    results |= _awaited([reward for reward in rewards if reward.async_], available, remarks)
     total = [math.nan] * len(completions)
     for reward in rewards:
         for row, value in enumerate(results[reward.name]):
             if not math.isnan(value):
                 total[row] = (0.0 if math.isnan(total[row]) else total[row]) + reward.weight * value
+    _check_sums(total, completions)
     by_name = {reward.name: torch.tensor(results[reward.name], dtype=torch.float32) for reward in rewards}  # (B,) each
     return torch.tensor(total, dtype=torch.float32), by_name  # (B,)
+
+
+def _plain(reward: Reward, available: dict[str, list[Any]], remarks: dict[str, list[Any]] | None) -> list[float]:
+    """What a reward that is not async says."""
+    positional, named = reward.arguments(available)
+
+    def call() -> list[float]:
+        return _read(reward, reward.function(*positional, **named), available["completions"], remarks)
+
+    try:
+        return guarded(call, _title(reward), reward.limit, reward.own)
+    except Broken as found:
+        raise failure(_title(reward), found, _batch(reward, available), reward.limit) from found.error
+
+
+def _awaited(
+    rewards: list[Reward], available: dict[str, list[Any]], remarks: dict[str, list[Any]] | None
+) -> dict[str, list[float]]:
+    """What async rewards say, by name."""
+    if not rewards:
+        return {}
+    arguments = [reward.arguments(available) for reward in rewards]
+
+    async def ask(reward: Reward, positional: list[Any], named: dict[str, Any]) -> list[float]:
+        return _read(reward, await reward.function(*positional, **named), available["completions"], remarks)
+
+    calls = [(ask(reward, *given), reward.limit, reward.own) for reward, given in zip(rewards, arguments, strict=True)]
+    results: dict[str, list[float]] = {}
+    for reward, result in zip(rewards, await_all(calls, " and ".join(map(_title, rewards))), strict=True):
+        if isinstance(result, Broken):
+            raise failure(_title(reward), result, _batch(reward, available), reward.limit) from result.error
+        results[reward.name] = result
+    return results
+
+
+def await_all(calls: list[tuple[Coroutine[Any, Any, Any], float | None, Own]], what: str) -> list[Any]:
+    """Results of user code that is awaited together, in one event loop; Broken for those that raised or took too long.
+
+    Also where an event loop is running already, as in a notebook. Each comes with its limit in seconds.
+    """
+
+    async def one(call: Coroutine[Any, Any, Any], limit: float | None) -> Any:
+        try:
+            async with asyncio.timeout(limit) as clock:
+                return await call
+        except BaseException as error:
+            if clock.expired() and error.__cause__ is not None:
+                return Broken(TimedOut(), broken(error.__cause__).frames)
+            return broken(error)
+
+    async def gather() -> list[Any]:
+        return await asyncio.gather(*(one(call, limit) for call, limit, _ in calls))
+
+    limits = [limit for _, limit, _ in calls]
+    # One that does not give way to the others is interrupted like a plain function, a little later.
+    longest = None if None in limits else max(limit for limit in limits if limit is not None) + 0.5
+    try:
+        return guarded(lambda: _run(gather(), longest), what, longest, calls[0][2])
+    except Broken as found:
+        return [found] * len(calls)
+
+
+def _run(call: Coroutine[Any, Any, Any], limit: float | None = None) -> Any:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(call)
+    # The loop of this thread, a notebook's, is busy: another thread can have its own.
+    return in_thread(lambda: asyncio.run(call), limit)
+
+
+def _title(reward: Reward) -> str:
+    return f"Reward '{reward.name}'"
+
+
+def _batch(reward: Reward, available: dict[str, list[Any]]) -> Batch:
+    def alone(row: int) -> Any:
+        positional, named = reward.arguments({name: [values[row]] for name, values in available.items()})
+        result = reward.function(*positional, **named)
+        return _run(result) if reward.async_ else result
+
+    return Batch("completion", available["completions"], available["prompts"], alone)
+
+
+def _read(reward: Reward, result: Any, completions: list[str], remarks: dict[str, list[Any]] | None) -> list[float]:
+    """The scores of a result as floats, NaN for None; columns that came with them go into ``remarks``."""
+    return _checked(reward, _scores(reward, result, len(completions), remarks), completions)
+
+
+def _check_sums(total: list[float], completions: list[str]) -> None:
+    for row, value in enumerate(total):
+        if abs(value) > LARGEST:
+            raise RunFailed(
+                f"The weighted sum of the rewards is {value:g} for completion {row} ({short(completions[row])}), "
+                f"expected at most {LARGEST:g}, whose square float32 can hold. Scale the scores or the weights."
+            )
 
 
 def _scores(reward: Reward, result: Any, count: int, remarks: dict[str, list[Any]] | None) -> Any:
@@ -69,48 +153,12 @@ def _scores(reward: Reward, result: Any, count: int, remarks: dict[str, list[Any
     for name, values in result[1].items():
         if not isinstance(values, list) or len(values) != count:
             raise RewardError(
-                f"Reward '{reward.name}' returned {_short(values)} for its column '{name}', expected a list with one "
+                f"Reward '{reward.name}' returned {short(values)} for its column '{name}', expected a list with one "
                 f"value for each of the {count} completions."
             )
         if remarks is not None:
             remarks[name] = values
     return result[0]
-
-
-def _await_all(calls: list[tuple[Any, ...]]) -> list[Any]:
-    """Results or exceptions of all async calls, run together in one event loop."""
-    if not calls:
-        return []
-
-    async def call(function: Any, positional: list[Any], named: dict[str, Any]) -> Any:
-        return await function(*positional, **named)
-
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*(call(*rest) for _, *rest in calls), return_exceptions=True)
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(gather())
-    # The loop of this thread, a notebook's, is busy: another thread can have its own.
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, gather()).result()
-
-
-def _failure(reward: Reward, error: BaseException, count: int) -> BaseException:
-    """The error to raise for an exception inside a reward: its own if it already says what to do."""
-    if isinstance(error, PosttrainError):
-        return error
-    text = " ".join(str(error).split()) or "no message"
-    return RunFailed(
-        f"Reward '{reward.name}' raised {type(error).__name__}{_place(error)} on a batch of {count} completions: "
-        f"{text}. A reward returns None for a completion that it cannot judge."
-    )
-
-
-def _place(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _checked(reward: Reward, result: Any, completions: list[str]) -> list[float]:
@@ -119,7 +167,7 @@ def _checked(reward: Reward, result: Any, completions: list[str]) -> list[float]
     values = result.tolist() if callable(getattr(result, "tolist", None)) else result
     if not isinstance(values, list | tuple):
         raise RewardError(
-            f"Reward '{reward.name}' returned {_short(result)} ({type(result).__name__}), expected a list with a "
+            f"Reward '{reward.name}' returned {short(result)} ({type(result).__name__}), expected a list with a "
             f"number or None for each of the {len(completions)} completions."
         )
     if len(values) != len(completions):
@@ -134,17 +182,14 @@ def _number(reward: Reward, row: int, value: Any, completion: str) -> float:
         value = value.item()
     if not isinstance(value, int | float):
         raise RewardError(
-            f"Reward '{reward.name}' returned {_short(value)} ({type(value).__name__}) for completion {row}, expected "
-            "a number or None."
+            f"Reward '{reward.name}' returned {short(value)} ({type(value).__name__}) for completion {row} "
+            f"({short(completion)}), expected a number or None."
         )
-    if not abs(value) <= LARGEST:
-        raise RunFailed(
-            f"Reward '{reward.name}' returned {value} for completion {row} ({_short(completion)}). A score is a finite "
-            "number; return None for a completion that cannot be judged."
-        )
-    return float(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if abs(value) <= LARGEST:
+        return float(value)
+    finite = isinstance(value, int) or math.isfinite(value)
+    raise RunFailed(
+        f"Reward '{reward.name}' returned {short(value)} for completion {row} ({short(completion)}). A score is a "
+        f"{f'number up to {LARGEST:g}, whose square float32 can hold' if finite else 'finite number'}; return None for "
+        "a completion that cannot be judged."
+    )

@@ -3,6 +3,7 @@
 The interface has a number, and both sides say theirs. ``GET /v1/health`` gives ``{"role": "rewards", "interface": 1,
 "rewards": [NAMES]}``; ``POST /v1/score`` takes ``{"interface": 1, "prompts": [...], "completions": [...], "columns":
 {NAME: [...]}}`` and gives ``{"scores": [number or null], "columns": {NAME: [...]}}``, the weighted sums.
+Beyond its own machine a worker wants the token that both sides find in the environment.
 """
 
 from __future__ import annotations
@@ -10,77 +11,71 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os
 from typing import Any
 
 from posttrain.endpoint import Endpoint, Refused, Unreachable, split_address
-from posttrain.errors import PosttrainError, RewardError
+from posttrain.errors import PosttrainError, RewardError, short
+from posttrain.listener import TOKEN, Handler, Listener, Unreadable
 from posttrain.rewards.reward import Reward
 from posttrain.rewards.scoring import score
 
 INTERFACE = 1
 
 
-class ScoreServer(ThreadingHTTPServer):
+class ScoreServer(Listener):
     """Answers for ``rewards`` on ``host`` and ``port`` (0: a free one); ``serve_forever`` runs it."""
 
-    daemon_threads = True
-
-    def __init__(self, rewards: list[Reward], host: str, port: int):
+    def __init__(self, rewards: list[Reward], host: str, port: int, token: str | None = None):
         self.rewards = rewards
-        super().__init__((host, port), _Handler)
+        super().__init__(_Handler, host, port, token)
 
     def health(self) -> dict[str, Any]:
         """Who this is."""
         return {"role": "rewards", "interface": INTERFACE, "rewards": [reward.name for reward in self.rewards]}
 
     def scores(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a question. Raises PosttrainError."""
+        """The answer to a question. Raises PosttrainError, and Unreadable for a question of another form."""
         if asked.get("interface") != INTERFACE:
             raise RewardError(
-                f"This reward worker speaks interface {INTERFACE}, the question was asked in {asked.get('interface')}. "
-                "Install the same posttrain on both sides."
+                f"This reward worker speaks interface {INTERFACE}, the question was asked in "
+                f"{short(asked.get('interface'))}. Install the same posttrain on both sides."
             )
+        prompts, completions, columns = (asked.get(name) for name in ("prompts", "completions", "columns"))
+        if not (isinstance(prompts, list) and isinstance(completions, list) and isinstance(columns, dict)):
+            raise Unreadable(400, "a question has the lists 'prompts' and 'completions' and the object 'columns'")
+        if not all(isinstance(completion, str) for completion in completions):
+            raise Unreadable(400, "'completions' are texts")
+        if any(
+            not isinstance(values, list) or len(values) != len(completions) for values in (prompts, *columns.values())
+        ):
+            raise Unreadable(400, f"prompts and every column are lists of {len(completions)}, one for each completion")
         remarks: dict[str, list[Any]] = {}
-        total, _ = score(self.rewards, asked["prompts"], asked["completions"], asked["columns"], remarks)
+        total, _ = score(self.rewards, prompts, completions, columns, remarks)
+        try:
+            json.dumps(remarks)
+        except (TypeError, ValueError) as error:
+            raise RewardError(f"The columns that the rewards returned cannot be sent: {error!s:.200}.") from None
         return {"scores": [None if math.isnan(value) else value for value in total.tolist()], "columns": remarks}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: ScoreServer
 
-    def do_GET(self) -> None:
-        """Health."""
-        known = self.path in ("/health", "/v1/health")
-        self._reply(200 if known else 404, self.server.health() if known else _error(f"there is no {self.path}"))
+    def knows(self) -> bool:
+        """Scores are asked for here."""
+        return self.path == "/v1/score"
 
-    def do_POST(self) -> None:
-        """Scores."""
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path != "/v1/score":
-            self._reply(404, _error(f"there is no {self.path}"))
-            return
+    def answer(self, question: Any) -> Any:
+        """Health or scores."""
+        if question is None and self.open():
+            return self.server.health()
+        if question is None:
+            raise Unreadable(404, f"there is no {self.path[:100]!r}")
         try:
-            self._reply(200, self.server.scores(json.loads(body)))
+            return self.server.scores(question)
         except PosttrainError as error:
-            self._reply(422, _error(str(error)))
-        except (ValueError, KeyError, TypeError) as error:
-            self._reply(400, _error(f"the question cannot be read: {type(error).__name__}: {error}"))
-
-    def _reply(self, status: int, answer: dict[str, Any]) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing: a run asks at every step."""
-
-
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message}}
+            raise Unreadable(422, str(error)) from None
 
 
 class RemoteReward:
@@ -92,7 +87,7 @@ class RemoteReward:
 
     def __init__(self, address: str, timeout: float = 600.0):
         urls = [split_address(word, "reward")[0].removesuffix("/v1") for word in address.split(",")]
-        self.endpoints = [Endpoint(f"{url}/v1", None, timeout, attempts=6) for url in urls]
+        self.endpoints = [Endpoint(f"{url}/v1", os.environ.get(TOKEN), timeout, attempts=6) for url in urls]
         self._turn = itertools.count()
 
     def __call__(self, prompts: list[Any], completions: list[str], **columns: list[Any]) -> Any:

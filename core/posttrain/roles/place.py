@@ -7,7 +7,9 @@ runs where this is called, under whatever launches it, and finds the addresses i
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
 import shlex
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import DependencyError, RunFailed, SettingsError
+from posttrain.listener import TOKEN
 
 #: Seconds between two starts of a server that ends by itself.
 PAUSE = 1.0
@@ -122,9 +125,11 @@ class Placed:
         self.ray.init(address=self.address, log_to_driver=True, include_dashboard=False)
         kind: Any = self.ray.remote(max_restarts=-1, max_task_retries=-1)(Keeper)
         port = self.first_port
+        token = os.environ.setdefault(TOKEN, secrets.token_urlsafe(16))  # the training command finds it there too
         for role in self.roles:
             for _ in range(role.count):
-                actor = kind.options(num_gpus=role.gpus, num_cpus=role.cpus).remote(role.words, port)
+                shares = {"num_gpus": role.gpus, "num_cpus": role.cpus}
+                actor = kind.options(**shares, runtime_env={"env_vars": {TOKEN: token}}).remote(role.words, port)
                 self.keepers.setdefault(role.name, []).append(actor)
                 port += 1
         return self

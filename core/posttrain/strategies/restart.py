@@ -13,7 +13,7 @@ from posttrain.watch.run_directory import RunDirectory
 
 #: What may be another in a resumed run: how far it goes, what it shows, and where it runs.
 CHANGEABLE = {
-    *("steps", "progress", "save_every", "log_every", "eval_every", "save_total"),
+    *("steps", "progress", "save_every", "log_every", "eval_every", "save_total", "reward_timeout"),
     *("device", "strategy", "tensor_parallel", "cpu_offload", "zero_stage"),
     *("nproc", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts"),
 }

@@ -1,0 +1,40 @@
+"""Values that the type of an option allows and no run can have."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from posttrain.errors import SettingsError, short
+from posttrain.settings import Settings
+
+#: For which an infinite value means: no limit.
+_UNBOUNDED = ("max_grad_norm", "correction_high")
+#: Which may be empty: they then have their default, or nothing is put before the prompt.
+_MAY_BE_EMPTY = ("model", "output", "system_prompt")
+#: From the first to below the second, or as far as there are numbers.
+_RANGES = {
+    "adam_beta1": (0.0, 1.0),
+    "adam_beta2": (0.0, 1.0),
+    "adam_epsilon": (0.0, math.inf),
+    "reward_timeout": (0.0, 1e8),
+    "generation_patience": (0.0, 1e8),
+}
+
+
+def check_values(settings: Settings) -> None:
+    """Raise SettingsError for numbers that are not finite, texts that are empty, and the decays of Adam."""
+    for field in dataclasses.fields(settings):
+        name, value = field.name.replace("_", "-"), getattr(settings, field.name)
+        if isinstance(value, float) and not math.isfinite(value) and field.name not in _UNBOUNDED:
+            raise SettingsError(f"{name} is {value}, expected a finite number.")
+        texts = value if isinstance(value, list) else [value]
+        if field.name not in _MAY_BE_EMPTY and any(text == "" for text in texts):
+            raise SettingsError(f"{name} is {short(value)}, which names nothing. Leave it out, or give it a value.")
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            raise SettingsError(f"{name} is {short(value)}, which holds a null character.")
+    for option, (least, bound) in _RANGES.items():
+        value = getattr(settings, option)
+        if not least <= value < bound:
+            below = f" to below {bound:g}" if math.isfinite(bound) else " upwards"
+            raise SettingsError(f"{option.replace('_', '-')} is {value:g}, expected a number from {least:g}{below}.")
