@@ -103,8 +103,8 @@ def test_an_exception_ends_the_run_and_names_the_place(asynchronous):
     text = str(caught.value)
     assert text.startswith(f"Reward '{'breaks_later' if asynchronous else 'breaks'}' raised ValueError at {__file__}:")
     assert text.endswith(
-        "on completion 0 ('a', prompt 'p0') of a batch of 3 completions: invalid literal for int() with base 10: 'a'. A reward returns None for a "
-        "completion that it cannot judge."
+        "on completion 0 ('a', prompt 'p0') of a batch of 3 completions: invalid literal for int() with base 10: 'a'. "
+        "A reward returns None for a completion that it cannot judge."
     )
     assert isinstance(caught.value.__cause__, ValueError)
 
