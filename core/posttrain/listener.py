@@ -98,9 +98,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         """Let go of a client that takes too long, however often it sends a byte."""
-        self.timeout = self.server.patience
         self._late = CLOCK.after(self.server.patience, self._let_go)
         super().setup()
+        self.connection.settimeout(self.server.patience)
 
     def finish(self) -> None:
         """Forget the client."""
