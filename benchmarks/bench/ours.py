@@ -97,9 +97,10 @@ def _never_share() -> None:
 
     chosen = load.choose_layout
 
-    def choose_layout(policy: Any) -> None:
-        chosen(policy)
+    def choose_layout(policy: Any, packing: bool) -> list[str]:
+        notes = chosen(policy, packing)
         policy.shared = False
+        return notes
 
     load.choose_layout = choose_layout
 

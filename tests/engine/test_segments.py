@@ -1,7 +1,8 @@
 """The plan of a packed row: what each segment sees, worked out by hand."""
 
 import torch
-from posttrain.engine.segments import Segments
+from posttrain.engine.segments import Segments, Sight
+from transformers.masking_utils import causal_mask_function
 
 CPU = torch.device("cpu")
 
@@ -24,8 +25,9 @@ def test_branches_of_a_trunk_see_it_too():
     pair = plan.shapes[2]  # the two completions, in one call
     assert (pair.own.count, pair.own.length, pair.own.places) == (2, 2, slice(3, 7))
     assert (pair.before.length, pair.before.places.tolist()) == (3, [0, 1, 2, 0, 1, 2])
-    assert pair.mask.tolist() == [[True, True, True, True, False], [True] * 5]
-    assert plan.shapes[0].before is plan.shapes[0].mask is None
+    masks = Sight(plan, causal_mask_function).masks
+    assert masks[2].tolist() == [[True, True, True, True, False], [True] * 5]
+    assert plan.shapes[0].before is masks[0] is None
 
 
 def test_rows_that_share_nothing_need_no_gathering():

@@ -8,13 +8,14 @@ from posttrain.engine import attention, varlen
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.head import Request, token_statistics
 from posttrain.engine.offload import offloaded
-from posttrain.engine.segments import Segments
+from posttrain.engine.segments import Segments, Sight
 from posttrain.models.head import find_head
 from posttrain.models.load import load_policy
 from posttrain.settings import Settings
 from posttrain.views import Sequence
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 ROWS = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in (("ab", "cab", "fg"), ("abcd", "a", "hefgh"))] * 4
 METHODS = {
@@ -45,16 +46,21 @@ def rows() -> list[Sequence]:
     return [shared[0], alone[0], shared[1], alone[1], shared[2]]
 
 
-def test_one_kernel_call_equals_segment_by_segment():
+WINDOW = sliding_window_causal_mask_function(12)
+
+
+@pytest.mark.parametrize(("rule", "window"), [(causal_mask_function, None), (WINDOW, 12)])
+def test_one_kernel_call_equals_segment_by_segment(rule, window):
     """Values and gradients in bfloat16, against the plain path in float32."""
     segments = Segments([40, 5, 17, 33, 9, 8], [-1, 0, 0, -1, 0, -1], torch.device("cuda"))
+    sight = Sight(segments, rule, window)
     torch.manual_seed(0)
     states = [torch.randn(4, 112, 64, device="cuda", requires_grad=True) for _ in range(3)]
     weights = torch.randn(1, 112, 4, 64, device="cuda")
-    plain = attention._by_segment(*states, segments, 0.0, None)
+    plain = attention._by_segment(*states, sight, 0.0, None)
     halves = [s.detach().bfloat16().requires_grad_() for s in states]
     assert varlen.fits(halves[0], 0.0)
-    fast = varlen.by_kernel(*halves, segments, None)
+    fast = varlen.by_kernel(*halves, sight, None)
     torch.testing.assert_close(fast.float(), plain, rtol=2e-2, atol=2e-2)
     (plain * weights).sum().backward()
     (fast.float() * weights).sum().backward()

@@ -1,7 +1,7 @@
 """The forward pass of every method: sequences in, log-probabilities of their trained tokens out.
 
 How the sequences are laid out is the core's business alone: behind each other where the model keeps them apart exactly
-(checked against the padded layout when the model is loaded), right-padded otherwise.
+(checked against each row alone when the model is loaded), right-padded otherwise.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.engine import attention
+from posttrain.engine import attention, rope
 from posttrain.engine.head import Head, Request, token_statistics
-from posttrain.engine.layout import lay_out
+from posttrain.engine.layout import Layout, beside, lay_out
 from posttrain.engine.segments import Segments
 from posttrain.views import Example, Sequence, View, Views
 
@@ -39,11 +39,18 @@ class TokenModel(nn.Module):
         self.shared = shared
         self.place: torch.device | None = None
         """Where passes are computed, when the weights rest elsewhere."""
+        self.scaled = rope.find_scaled(model)
+        """Rotary modules whose factors depend on a row's length."""
 
     @property
     def inner(self) -> Any:
         """The transformers model below any adapters."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def decoder(self) -> Any:
+        """What gives the hidden states that the head takes."""
+        return decoder_of(self.inner)
 
     @property
     def device(self) -> torch.device:
@@ -52,10 +59,12 @@ class TokenModel(nn.Module):
 
     def hidden(self, sequences: list[Sequence]) -> tuple[Tensor, list[Tensor]]:
         """Hidden states ``(N, H)`` of the layout's tokens, and for each sequence ``(n,)`` where its tokens lie."""
-        decoder = getattr(self.inner, self.inner.base_model_prefix)
+        kinds: dict[tuple[int, ...], list[int]] = {}  # rows by the rotary factors that they take
+        for row, sequence in enumerate(sequences):
+            kinds.setdefault(rope.factors_of(self.scaled, len(sequence)), []).append(row)
         if not self.packed:
-            return _padded(decoder, sequences, self.device)
-        return _packed(decoder, sequences, self.device, share=self.shared)
+            return _padded(self.decoder, sequences, self.device, list(kinds.values()))
+        return _packed(self.decoder, sequences, self.device, self.shared, list(kinds.values()))
 
     def forward(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
         """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)``, statistics, extras.
@@ -117,27 +126,50 @@ def _predicted(sequences: list[Sequence], places: list[Tensor], device: torch.de
     return predicting.to(device), labels.to(device)
 
 
-def _packed(decoder: Any, sequences: list[Sequence], device: torch.device, share: bool) -> tuple[Tensor, list[Tensor]]:
-    row = lay_out(sequences, share)
-    extra: dict[str, Any] = {}
-    if decoder.config._attn_implementation == attention.NAME:
-        # A mask that is already 4-D is passed through untouched; the function reads the segments instead.
-        extra = {
-            "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
-            "segments": Segments(row.lengths, row.parents, device),
-        }
+def decoder_of(inner: Any) -> Any:
+    """The part of a transformers model below its head."""
+    # The prefix of some families names the part of a larger model that they are.
+    return getattr(inner, inner.base_model_prefix, None) or inner.model
+
+
+def _packed(
+    decoder: Any, sequences: list[Sequence], device: torch.device, share: bool, kinds: list[list[int]]
+) -> tuple[Tensor, list[Tensor]]:
+    rows = [lay_out([sequences[row] for row in members], share) for members in kinds]
+    row = rows[0] if len(rows) == 1 else beside(rows, kinds)
     ids, positions = row.ids[None].to(device), row.positions[None].to(device)  # (1, N)
-    states = decoder(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state[0]  # (N, H)
-    return states, row.places
+    inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    with rope.rows_of(_kinds(sequences, kinds, row)):
+        if decoder.config._attn_implementation != attention.NAME:
+            return decoder(**inputs).last_hidden_state[0], row.places  # (N, H)
+        # Of a row without a mask transformers would look for the beginnings of texts.
+        inputs["attention_mask"] = torch.ones_like(ids)
+        with attention.reading(Segments(row.lengths, row.parents, device)):
+            return decoder(**inputs).last_hidden_state[0], row.places
 
 
-def _padded(decoder: nn.Module, sequences: list[Sequence], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+def _padded(
+    decoder: nn.Module, sequences: list[Sequence], device: torch.device, kinds: list[list[int]]
+) -> tuple[Tensor, list[Tensor]]:
     lengths = [len(s) for s in sequences]
     ids = nn.utils.rnn.pad_sequence([s.ids for s in sequences], batch_first=True).to(device)  # (R, L)
     mask = token_mask(lengths).to(device)  # (R, L)
-    states = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state  # (R, L, H)
+    # What stands on the right is seen by nothing on its left. Hidden, it would see nothing itself where a window has
+    # left the row, and some families' softmax over nothing is not a number.
+    everything = torch.ones_like(ids)
+    with rope.rows_of(_kinds(sequences, kinds, None)):
+        states = decoder(input_ids=ids, attention_mask=everything, use_cache=False).last_hidden_state  # (R, L, H)
     ends = torch.tensor(lengths).cumsum(0).tolist()
     return states[mask], [torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
+
+
+def _kinds(sequences: list[Sequence], kinds: list[list[int]], row: Layout | None) -> list[rope.Kind]:
+    """The rows of a pass by the rotary factors that they take; ``row`` is None for a padded one."""
+    found = []
+    for members in kinds:
+        places = None if row is None else torch.cat([row.places[one] for one in members]).unique()
+        found.append(rope.Kind(max(len(sequences[one]) for one in members), torch.tensor(members), places))
+    return found
 
 
 def roles_of(examples: list[Example]) -> list[str]:

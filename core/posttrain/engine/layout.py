@@ -58,6 +58,21 @@ def lay_out(sequences: list[Sequence], share: bool) -> Layout:
     return Layout(torch.cat(row.ids), torch.cat(row.positions), row.lengths, row.parents, ordered)
 
 
+def beside(rows: list[Layout], members: list[list[int]]) -> Layout:
+    """One row of several, of which each holds the sequences with the numbers ``members``, all of them together."""
+    places: dict[int, Tensor] = {}
+    lengths: list[int] = []
+    parents: list[int] = []
+    tokens = 0
+    for row, own in zip(rows, members, strict=True):
+        places |= {index: place + tokens for index, place in zip(own, row.places, strict=True)}
+        parents += [parent + len(lengths) if parent >= 0 else -1 for parent in row.parents]
+        lengths += row.lengths
+        tokens += len(row.ids)
+    ids, positions = torch.cat([row.ids for row in rows]), torch.cat([row.positions for row in rows])
+    return Layout(ids, positions, lengths, parents, [places[index] for index in range(len(places))])
+
+
 def packed_tokens(sequences: list[Sequence], share: bool) -> int:
     """Tokens of the row that ``lay_out`` would make."""
     return PackedCost(share).add(sequences)

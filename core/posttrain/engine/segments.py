@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import causal_mask_function
 
 
 @dataclass
@@ -32,8 +34,11 @@ class Shape:
     own: Pieces
     before: Pieces | None
     """What each of them continues, from its beginning."""
-    mask: Tensor | None
-    """``(length, before + length)``: what each token sees, where that is more than its own segment."""
+
+    @property
+    def seen(self) -> int:
+        """Tokens of each text up to the end of its segment."""
+        return self.own.length + (0 if self.before is None else self.before.length)
 
 
 @dataclass
@@ -69,11 +74,10 @@ class Segments:
         found = []
         for members in self._alike:
             length, seen = self.lengths[members[0]], self.seen[members[0]]
-            before, mask = None, None
+            before = None
             if seen > length:
                 before = self._pieces([s for m in members for s in self.lines[m]], len(members))
-                mask = torch.ones(length, seen, dtype=torch.bool, device=self.device).tril(seen - length)
-            found.append(Shape(self._pieces(members, len(members)), before, mask))
+            found.append(Shape(self._pieces(members, len(members)), before))
         return found
 
     @cached_property
@@ -124,3 +128,53 @@ class Segments:
         if all(parent < 0 for parent in self.parents):
             return None
         return self._places([s for segment, line in enumerate(self.lines) for s in (*line, segment)])
+
+
+@dataclass
+class Sight:
+    """What the tokens of a packed row see in a layer: what they would see if each text stood alone.
+
+    ``rule`` is the function by which the model asks transformers for a mask, of the indices of text, head, query and
+    key; it is asked for the places that the tokens have in their own texts. ``reach`` is the number of tokens within
+    which nothing but what lies ahead is hidden (a window's size); None where the model has not said.
+    """
+
+    segments: Segments
+    rule: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    reach: int | None = None
+
+    @cached_property
+    def masks(self) -> list[Tensor | None]:
+        """For each of the segments' shapes ``(length, seen)``; None for a kernel's own causal mask."""
+        return [self._mask(shape) for shape in self.segments.shapes]
+
+    @cached_property
+    def window(self) -> int | None:
+        """Tokens that each sees, itself included, where that is all that the rule says; -1 for all; None for others."""
+        if self._causal(max(self.segments.seen)):
+            return -1
+        size = self.reach
+        if size is None:
+            return None
+        device = self.segments.device
+        queries = torch.tensor([0, size // 2, size - 1, size, 2 * size + 1], device=device) + size  # (5,)
+        places = [queries - size, queries - size + 1, queries, queries + 1]
+        at = self._see(queries, torch.stack(places))  # (4, 5)
+        return size if at.tolist() == [[False] * 5, [True] * 5, [True] * 5, [False] * 5] else None
+
+    def _mask(self, shape: Shape) -> Tensor | None:
+        length, seen, device = shape.own.length, shape.seen, self.segments.device
+        if self._causal(seen):
+            if shape.before is None:
+                return None
+            return torch.ones(length, seen, dtype=torch.bool, device=device).tril(seen - length)
+        places = torch.arange(seen, device=device)
+        return self._see(places[seen - length :, None], places[None])
+
+    def _causal(self, seen: int) -> bool:
+        return self.rule is causal_mask_function or (self.reach is not None and seen <= self.reach)
+
+    def _see(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Whether ``queries`` see ``keys``, both of one shape or of shapes that broadcast."""
+        first = queries.new_zeros(())
+        return self.rule(first, first, queries, keys).expand(torch.broadcast_shapes(queries.shape, keys.shape))

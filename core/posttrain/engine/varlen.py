@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.engine.segments import Segments
+from posttrain.engine.segments import Sight
 
 #: The kernel knows no other types.
 _TYPES = (torch.bfloat16, torch.float16)
-_CAUSAL = (-1, 0)
 
 
 @cache
@@ -44,10 +43,11 @@ def _type(query: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
 
 
-def by_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    """Causal attention of ``(heads, N, d)`` within each segment and to what it continues, as ``(1, N, heads, d)``."""
-    kernel = _kernel()
+def by_kernel(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scaling: float | None) -> Tensor:
+    """Attention of ``(heads, N, d)`` to what ``sight``, which has to have a window, shows; ``(1, N, heads, d)``."""
+    kernel, segments = _kernel(), sight.segments
     assert kernel is not None
+    assert sight.window is not None
     kind = _type(query)
     query, key, value = (
         states.transpose(0, 1).to(kind).contiguous() for states in (query, key, value)
@@ -56,4 +56,5 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments, sca
         key, value = key.index_select(0, segments.keys), value.index_select(0, segments.keys)  # (sum(seen), heads, d)
     longest = max(segments.lengths), max(segments.seen)
     ends = segments.query_ends, segments.key_ends
-    return kernel(query, key, value, *ends, *longest, scale=scaling, window_size=_CAUSAL)[None]
+    before = sight.window - 1 if sight.window > 0 else -1  # tokens that each sees besides itself; -1 for all
+    return kernel(query, key, value, *ends, *longest, scale=scaling, window_size=(before, 0))[None]

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from posttrain.engine.attention import NAME as DOCUMENTS
+from posttrain.engine.attention import document_attention
 from posttrain.models.products import attend, emulates_bfloat16, exact_products
 
 NAME = "posttrain_grouped"
@@ -36,7 +36,7 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """``(n, t, heads, d)``: grouped for one new token a row, transformers' sdpa for everything else."""
+    """``(n, t, heads, d)``: grouped for one new token a row, as in training for everything else."""
     if emulates_bfloat16(value):
         with torch.autocast("cpu", enabled=False):
             wide = (states.float() for states in (query, key, value))
@@ -46,8 +46,7 @@ def grouped_attention(
     by_head = attention_mask is not None and attention_mask.size(1) > 1
     extra = any(kwargs.get(name) is not None for name in _EXTRA)
     if new > 1 or heads == key.size(1) or by_head or extra or dropout:
-        with exact_products(query):
-            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        return document_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     grouped = query.reshape(rows, key.size(1), heads // key.size(1), size)  # (n, key-value heads, group, d)
     plain = attention_mask is None or attention_mask.dtype == torch.bool
     if query.device.type == "cpu" and query.dtype == torch.float32 and plain:

@@ -115,7 +115,8 @@ class Decoder:
             samples += len(group.samples)
             longest = max(longest, group.text.numel())
             too_long = self._joinable and (len(groups) + 1) * longest > most
-            if groups and (group.stem is not None or too_long or samples > self._free(longest)):
+            unlike = group.text.numel() != self.waiting[0].text.numel() and not self.network.pads()
+            if groups and (group.stem is not None or too_long or unlike or samples > self._free(longest)):
                 break
             groups.append(group)
         stem = self.network.read([group.text for group in groups])

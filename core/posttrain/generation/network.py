@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.engine import rope
 from posttrain.errors import ModelError
 from posttrain.generation.attention import grouped
 from posttrain.generation.cache import joinable
@@ -42,11 +43,27 @@ class Network:
         config = self.inner.config.get_text_config(decoder=True)
         self.positions = getattr(config, "max_position_embeddings", None)
         """Positions the model knows; None where they are not learnt."""
+        self.placed = "position_ids" in self._accepted
+        """Whether positions can be given."""
+        self._pads = None if not self.placed or config._attn_implementation == "eager" else True
+        self._scaled = rope.find_scaled(self.inner)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    def pads(self) -> bool:
+        """Whether texts of unlike length can be read together; tried once where that is in doubt.
+
+        Positions that a model counts by columns are off behind padding, and some families' own attention gives what is
+        not a number for padding, which sees nothing.
+        """
+        if self._pads is None:
+            texts = [torch.arange(n, device=self.device) + 1 for n in (7, 3)]
+            alone, together = self.read(texts[1:]).logits[0].float(), self.read(texts).logits[1].float()  # (V,)
+            self._pads = bool((together - alone).abs().max() <= 0.05 * alone.abs().max())
+        return self._pads
 
     def read(self, texts: list[Tensor]) -> Stem:
         """One forward pass over texts ``(n_i,)``, padded on the left."""
@@ -57,8 +74,7 @@ class Network:
         for row, text in zip(ids, texts, strict=True):
             row[width - text.numel() :] = text
         logits, cache = self.forward(ids, mask.long(), (mask.cumsum(-1) - 1).clamp(min=0), None)
-        # Positions that a model counts by columns are off where another row's padding comes or goes.
-        return Stem(cache, width, logits, "position_ids" in self._accepted and joinable(cache))
+        return Stem(cache, width, logits, self.placed and joinable(cache))
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last column, ``(n, V)``, and the cache that now holds ``ids`` ``(n, t)`` too.
@@ -71,13 +87,22 @@ class Network:
         # Some older architectures derive positions from the mask, or cannot leave out logits.
         optional = {"position_ids": positions, "logits_to_keep": 1}
         arguments |= {name: value for name, value in optional.items() if name in self._accepted}
-        output = self.model(**arguments)
+        with rope.rows_of(self._kinds(positions)):
+            output = self.model(**arguments)
         if getattr(output, "past_key_values", None) is None:
             raise ModelError(
                 f"{type(self.inner).__name__} gives back no past_key_values, which sampling goes on from. Expected a "
                 "causal language model that keeps keys and values; train this one with an offline method."
             )
         return output.logits[:, -1], output.past_key_values
+
+    def _kinds(self, positions: Tensor) -> list[rope.Kind]:
+        """Rows by the rotary factors that their texts, as long as they are now, take."""
+        lengths = (positions[:, -1] + 1).tolist() if self._scaled else []
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, length in enumerate(lengths):
+            rows.setdefault(rope.factors_of(self._scaled, length), []).append(row)
+        return [rope.Kind(positions.shape[1], torch.tensor(own)) for own in rows.values()]
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

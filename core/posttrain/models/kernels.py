@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain.engine.forward import decoder_of
 from posttrain.errors import DependencyError, ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -64,4 +65,4 @@ def use_liger(inner: Any, device: torch.device) -> str:
 def _states(inner: Any, device: torch.device) -> Tensor:
     """Hidden states ``(1, 32, H)`` of a few tokens."""
     ids = (torch.arange(32, device=device) * 7 + 3) % inner.config.get_text_config().vocab_size
-    return getattr(inner, inner.base_model_prefix)(input_ids=ids[None], use_cache=False).last_hidden_state.float()
+    return decoder_of(inner)(input_ids=ids[None], use_cache=False).last_hidden_state.float()

@@ -124,10 +124,16 @@ def load_policy(
             module = load_adapter(module, model)
     else:
         module = cast("Any", model).to(device)
-        if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
-            module.set_attn_implementation(attention.NAME)
+        if settings.attention is None:  # who has built it may want the model's own
+            _use_documents(module, "sdpa")
     torch.manual_seed(seed)  # loading has drawn too
     return finish(module, tokenizer, settings, head, notes, split_layers)
+
+
+def _use_documents(module: Any, *instead_of: str) -> None:
+    """The core's own attention, where a model that can take it has one of those; ``choose_layout`` then tries it."""
+    if module.config._attn_implementation in instead_of and module._can_set_attn_implementation():
+        module.set_attn_implementation(attention.NAME)
 
 
 def finish(
@@ -152,13 +158,7 @@ def finish(
     make_lean(inner, narrowed=_narrowed(settings) and not split_layers)
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.eval()
-    if settings.packing:
-        choose_layout(policy)
-    if policy.packed and not policy.shared:
-        how = inner.config._attn_implementation
-        notes.append(f"{type(inner).__name__} cannot share prompts under {how}; each row reads its own.")
-    if settings.packing and not policy.packed:
-        notes.append(f"{type(inner).__name__} cannot keep packed rows apart here; rows are padded instead.")
+    notes += choose_layout(policy, settings.packing)
     if head == "vocabulary":
         check_logits(policy)
     policy.train()
@@ -210,8 +210,8 @@ def load_module(model: str, settings: Settings, device: torch.device, head: str,
         )
     if "gguf_file" in extra:
         _forget_quantisation(module)
-    if settings.packing and settings.attention is None and module.config._attn_implementation == "sdpa":
-        module.set_attn_implementation(attention.NAME)
+    if settings.attention is None:
+        _use_documents(module, "sdpa", "eager")
     if head == "score":
         module.config.pad_token_id = pad_id(tokenizer)
     if settings.quantize is None:

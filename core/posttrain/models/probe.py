@@ -1,20 +1,27 @@
-"""Two checks at load time: does the core's short cut give what the model itself gives?"""
+"""Two checks when a model is loaded: do passes give what the model itself gives for each row alone?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from posttrain.engine import attention
-from posttrain.engine.forward import TokenModel, _packed, _padded
+from posttrain.engine import attention, rope
+from posttrain.engine.forward import TokenModel
 from posttrain.engine.layout import SHORTEST_TRUNK
 from posttrain.errors import ModelError
+from posttrain.models.shrunk import shrunk
 from posttrain.views import Sequence
 
 #: transformers' names for layers that only attend; anything else carries a state across documents.
-_ATTENDING = {"full_attention", "sliding_attention"}
+_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+#: Plain code of each family's own, which says what its attention is: kernels leave out what they do not know.
+PLAIN = "eager"
+#: Tokens that all but one of the rows begin with.
+_PROMPT = SHORTEST_TRUNK + 2
 
 
 def _sample(policy: TokenModel, length: int, offset: int) -> Sequence:
@@ -23,37 +30,142 @@ def _sample(policy: TokenModel, length: int, offset: int) -> Sequence:
     return Sequence(ids, torch.arange(length) > 0)
 
 
+def _rows(policy: TokenModel) -> list[Sequence]:
+    """A row that shares nothing, two with one prompt, and one whose prompt branches from the same trunk."""
+    trunk = _sample(policy, SHORTEST_TRUNK, 2).ids
+    prompts = [torch.cat([trunk, _sample(policy, 2, offset).ids]) for offset in (1, 1, 3)]
+    ends = [_sample(policy, n, offset).ids for n, offset in ((5, 5), (5, 9), (4, 4))]
+    texts = [torch.cat([prompt, end]) for prompt, end in zip(prompts, ends, strict=True)]
+    return [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= _PROMPT) for ids in texts)]
+
+
 def _tolerance(policy: TokenModel) -> float:
-    return {torch.float64: 1e-8, torch.float32: 1e-3}.get(next(policy.parameters()).dtype, 5e-2)
+    """Of float64 a part of many families is computed in float32: norms, softmaxes, rotary positions."""
+    return {torch.float64: 1e-5, torch.float32: 1e-3}.get(next(policy.parameters()).dtype, 5e-2)
 
 
 @torch.no_grad()
-def choose_layout(policy: TokenModel) -> None:
-    """Pack rows, and share their prompts, where that gives the hidden states that the rows have alone (M4)."""
-    config = policy.inner.config.get_text_config()
-    implementation = config._attn_implementation or ""
+def choose_layout(policy: TokenModel, packing: bool = True) -> list[str]:
+    """Choose the fastest way to lay rows out in which they have the hidden states that they have alone (M4).
+
+    That is tried with windows and contexts so small that the rows reach beyond them: the code is the same, and rows
+    beyond those that a model comes with would take as long as a training step. Returns lines that say what was given
+    up. Raises ModelError for a model whose rows depend on their neighbours, or on what comes later in them.
+    """
+    inner = policy.inner
+    chosen = inner.config._attn_implementation or ""
+    rows = _rows(policy)
+    with shrunk(inner):
+        plain = _alone(policy, rows)
+        _refuse_foresight(policy, plain)
+        for name, packed, shared in _ways(inner, chosen, packing):
+            use_attention(inner, name)
+            policy.packed, policy.shared = packed, shared
+            if _error(policy, rows, plain) <= _bound(policy):
+                return _say(policy, chosen, packing)
+    use_attention(inner, chosen)
     policy.packed = policy.shared = False
-    if not set(getattr(config, "layer_types", None) or _ATTENDING) <= _ATTENDING:
-        return
-    if implementation != attention.NAME and not implementation.startswith("flash"):
-        return
-    trunk = _sample(policy, SHORTEST_TRUNK, 2).ids
-    branches = [torch.cat([trunk, _sample(policy, 2, offset).ids]) for offset in (1, 1, 3)]  # two have one prompt
-    texts = [torch.cat([prompt, _sample(policy, n, n).ids]) for prompt, n in zip(branches, (5, 3, 4), strict=True)]
-    rows = [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= len(trunk) + 2) for ids in texts)]
-    decoder = getattr(policy.inner, policy.inner.base_model_prefix)
-    plain, _ = _padded(decoder, rows, policy.device)
-    policy.shared = implementation == attention.NAME and _agrees(policy, decoder, rows, plain, share=True)
-    policy.packed = policy.shared or _agrees(policy, decoder, rows, plain, share=False)
+    kind = type(inner).__name__
+    if chosen not in ("", PLAIN, attention.NAME):
+        return [f"{kind}: attention '{chosen}' gives other numbers than the model's own. Leave --attention out."]
+    raise ModelError(
+        f"{kind} gives rows of a batch other hidden states than the same rows alone, so losses would depend on the "
+        "batch. Expected a causal language model that reads each row by itself; choose another model."
+    )
 
 
-def _agrees(policy: TokenModel, decoder: Any, rows: list[Sequence], plain: Tensor, share: bool) -> bool:
+def _ways(inner: Any, chosen: str, packing: bool) -> list[tuple[str, bool, bool]]:
+    """Attention, packed and shared, the fastest way first."""
+    attends = set(getattr(inner.config.get_text_config(), "layer_types", None) or _ATTENDING) <= _ATTENDING
+    found = [(chosen, False, False)]
+    if packing and attends and (chosen == attention.NAME or chosen.startswith("flash")):
+        found.insert(0, (chosen, True, False))
+    if packing and attends and chosen == attention.NAME:
+        found.insert(0, (chosen, True, True))
+    return found if chosen not in (attention.NAME, "sdpa") else [*found, (PLAIN, False, False)]
+
+
+def _say(policy: TokenModel, asked: str, packing: bool) -> list[str]:
+    """Lines for a person: what was given up."""
+    kind, now = type(policy.inner).__name__, policy.inner.config._attn_implementation
+    found = []
+    if now != asked:
+        found.append(f"{kind}: attention is '{PLAIN}', the model's own; kernels give other numbers.")
+    if policy.packed and not policy.shared:
+        found.append(f"{kind} cannot share prompts under {now}; each row reads its own.")
+    if packing and not policy.packed:
+        found.append(f"{kind} cannot keep packed rows apart here; rows are padded instead.")
+    return found
+
+
+def use_attention(inner: Any, name: str) -> None:
+    """Have all parts of ``inner`` attend by ``name``, also in families for which transformers only warns."""
+    configs = {id(module.config): module.config for module in inner.modules() if hasattr(module, "config")}
+    for config in configs.values():
+        if getattr(config, "_attn_implementation", name) != name:
+            config._attn_implementation = {"": name}  # this configuration, not those inside it
+
+
+@contextmanager
+def _plainly(inner: Any) -> Iterator[None]:
+    before = inner.config._attn_implementation
+    use_attention(inner, PLAIN)
     try:
-        states, places = _packed(decoder, rows, policy.device, share)
-    except (attention.NotSupported, TypeError, ValueError, RuntimeError):  # the family takes no such argument
-        return False
-    found = states[torch.cat(places).to(states.device)]
-    return bool((found - plain).abs().max() <= _tolerance(policy) * plain.abs().max())
+        yield
+    finally:
+        use_attention(inner, before)
+
+
+def _alone(policy: TokenModel, rows: list[Sequence]) -> list[Tensor]:
+    """Hidden states ``(n, H)`` of each row, read by the model's own code as if nothing had been read before."""
+    found = []
+    with _plainly(policy.inner):
+        for row in rows:
+            for module in policy.scaled:
+                rope.forget(module)
+            states = policy.decoder(input_ids=row.ids[None].to(policy.device), use_cache=False).last_hidden_state
+            found.append(states[0])
+    return found
+
+
+def _refuse_foresight(policy: TokenModel, plain: list[Tensor]) -> None:
+    """Two of the rows are of one length and have one prompt, and what follows it differs."""
+    first, second = (states[:_PROMPT] for states in plain[1:3])
+    if not _difference(policy, [first], [second]) <= _bound(policy):
+        raise ModelError(
+            f"{type(policy.inner).__name__} lets tokens see what comes after them, so it has no log-probs of a next "
+            "token. Expected a causal language model; set is_decoder in its config.json if it has that field."
+        )
+
+
+def _error(policy: TokenModel, rows: list[Sequence], plain: list[Tensor]) -> float:
+    try:
+        states, places = policy.hidden(rows)
+    except (attention.NotSupported, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return torch.inf  # the family's code does not take rows laid out like that
+    return _difference(policy, [states[place.to(states.device)] for place in places], plain)
+
+
+def _bound(policy: TokenModel) -> float:
+    wide = next(policy.parameters()).dtype in (torch.float32, torch.float64)
+    return _tolerance(policy) if wide else 2 * _tolerance(policy)
+
+
+def _difference(policy: TokenModel, found: list[Tensor], plain: list[Tensor]) -> float:
+    """Largest over rows of a token's difference, relative to the states' size: the largest token's in float32.
+
+    In half precision the middle one's: there a rounded score now and then sends a single token to another expert, while
+    a window ignored or a text seen by the next one changes nearly all tokens of these rows.
+    """
+    size = torch.cat(plain).double().pow(2).mean().sqrt()
+    wide = next(policy.parameters()).dtype in (torch.float32, torch.float64)
+    worst = []
+    for ours, theirs in zip(found, plain, strict=True):
+        if not bool(ours.isfinite().all()):
+            return torch.inf
+        tokens = (ours.double() - theirs.double()).pow(2).mean(-1).sqrt()  # (n,)
+        worst.append(tokens.max() if wide else tokens.median())
+    return float(torch.stack(worst).max() / size)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from posttrain.models.adapters import REFERENCE_ADAPTER
 from posttrain.models.average import Average
 from posttrain.models.frozen import Frozen
 from posttrain.models.head import find_head
+from posttrain.models.probe import choose_layout
 from posttrain.views import Sequence
 
 if TYPE_CHECKING:
@@ -41,15 +42,18 @@ class Reference(Frozen):
         self.model: TokenModel | None = None
         self.cache: ReferenceCache | None = None
         self.is_policy = False
-        if other is None and later is None and not hasattr(policy.model, "peft_config"):
-            other = copy.deepcopy(policy.model)
         if other is not None:
             self._use(other)
+        elif later is None and not hasattr(policy.model, "peft_config"):
+            self._use(copy.deepcopy(policy.model))
 
     def _use(self, module: Any) -> None:
-        self.model = TokenModel(module, find_head(module), self.policy.packed, self.policy.shared)
+        policy = self.policy
+        self.model = TokenModel(module, find_head(module), policy.packed, policy.shared)
         self.model.requires_grad_(False)
         self.model.eval()
+        if type(module) is not type(policy.model):
+            choose_layout(self.model, policy.packed)
         self.strategy.prepare(self.model)
 
     def begin(self, same: bool) -> None:

@@ -43,8 +43,7 @@ class ModelTeacher(Frozen):
         self.tokenizer = tokenizer
         self.matched: tuple[Tensor, Tensor] | None = None
         """Ids (k,) of tokens that mean the same, the policy's and this model's, where it has its own tokeniser."""
-        if packing:
-            choose_layout(self.model)
+        choose_layout(self.model, packing)
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:

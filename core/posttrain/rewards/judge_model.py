@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from posttrain.engine.forward import decoder_of
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import adapter_base, merged
 from posttrain.models.head import find_head
@@ -76,7 +77,7 @@ class ModelJudge:
             ids[place, : len(row)] = torch.tensor(row)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()  # (b, w)
         device = self.model.device
-        decoder = getattr(self.model, self.model.base_model_prefix)
+        decoder = decoder_of(self.model)
         states = decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
         last = states[torch.arange(len(rows), device=device), lengths.to(device) - 1]  # (b, H)
         logits = self.head.logits(last).float().cpu()  # (b, V)

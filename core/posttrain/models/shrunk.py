@@ -1,0 +1,50 @@
+"""Windows and contexts of a few tokens for the length of a check, so that short rows reach beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: Fields of configurations and modules that are a layer's window, in tokens.
+_WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
+_CONTEXT = "original_max_position_embeddings"
+WINDOW, CONTEXT = 4, 12
+
+
+@contextmanager
+def shrunk(inner: Any) -> Iterator[None]:
+    """Meanwhile ``inner`` has windows of 4 tokens, and rotary factors change with the 12th."""
+    undo: list[tuple[Any, str, Any]] = []
+    try:
+        for module in inner.modules():
+            for holder in (module, getattr(module, "config", None)):
+                for name in _WINDOWS:
+                    _set(vars(holder) if holder is not None else {}, name, WINDOW, undo)
+            _shrink_context(module, undo)
+        yield
+    finally:
+        for fields, name, value in reversed(undo):
+            fields[name] = value
+
+
+def _shrink_context(module: Any, undo: list[tuple[Any, str, Any]]) -> None:
+    """For the modules whose factors depend on the length of the text."""
+    kinds = getattr(module, "rope_type", None)
+    kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+    if "dynamic" in kinds:
+        for name in ("original_max_seq_len", "max_seq_len_cached"):
+            _set(vars(module), name, CONTEXT, undo)
+        _set(vars(module.config), "max_position_embeddings", CONTEXT, undo)
+    if "longrope" in kinds:
+        parameters = module.config.rope_parameters
+        for own in (vars(module.config), parameters, *parameters.values()):  # transformers copies the first's again
+            if isinstance(own, dict):
+                _set(own, _CONTEXT, CONTEXT, undo)
+
+
+def _set(fields: dict[str, Any], name: str, most: int, undo: list[tuple[Any, str, Any]]) -> None:
+    value = fields.get(name)
+    if isinstance(value, int) and not isinstance(value, bool) and value > most:
+        undo.append((fields, name, value))
+        fields[name] = most
