@@ -13,8 +13,8 @@ from posttrain.generation.protocol import Sampling
 from posttrain.models.head import find_head
 from posttrain.models.probe import choose_layout, use_attention
 from posttrain.models.shrunk import shrunk
-from posttrain_testkit.tiny import tiny_tokenizer
 from posttrain.views import Sequence
+from posttrain_testkit.tiny import tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import causal_mask_function
 
