@@ -26,10 +26,16 @@ def worked_out(rewards, group, lengths, **options):
 
 
 def test_short_right_answers_lose_least():
-    """Right ones of 2, 4, 6 tokens: mean 4, deviation 2, sigmoids of -1, 0, 1; a wrong one has no say in the mean."""
+    """Right ones of 2, 4, 6 tokens: mean 4, deviation the root of 8/3; a wrong one has no say in the mean."""
     shaped, _ = worked_out([1, 1, 1, 0], [0] * 4, [2, 4, 6, 100], alpha=0.2)
-    s = 1 / (1 + math.exp(1))
+    s = 1 / (1 + math.exp(2 / math.sqrt(8 / 3)))
     assert shaped == pytest.approx([1 - 0.2 * s, 0.9, 1 - 0.2 * (1 - s), 0])
+
+
+def test_the_deviation_has_the_divisor_n():
+    """Two right ones of 2 and 3 tokens: mean 2.5, deviation 0.5, sigmoids of -1 and 1."""
+    shaped, _ = worked_out([1, 1], [0, 0], [2, 3], alpha=0.2)
+    assert shaped == pytest.approx([0.946212, 0.853788], abs=1e-6)
 
 
 def test_baseline_is_the_mean_of_the_others():

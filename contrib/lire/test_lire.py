@@ -54,12 +54,15 @@ def test_gradient_equals_finite_differences():
     assert torch.autograd.gradcheck(total, (start.requires_grad_(),))
 
 
-def test_by_hand():
-    """Log-probabilities -4, -6, -9 and -2, -8, halved."""
+@pytest.mark.parametrize("normalise", [True, False])
+def test_by_hand(normalise):
+    """Log-probabilities -4, -6, -9 and -2, -8, halved; scores as they are, or the softmax of a list's own."""
     expected = []
     for logps, scores in (((-4, -6, -9), (2, 1, 0.5)), ((-2, -8), (1, 0))):
-        expected.append(-sum(s * q for s, q in zip(scores, softmax(*(one / 2 for one in logps)), strict=True)))
-    assert loss_of()[0].tolist() == pytest.approx(expected)
+        weights = softmax(*scores) if normalise else scores
+        expected.append(-sum(s * q for s, q in zip(weights, softmax(*(one / 2 for one in logps)), strict=True)))
+    assert loss_of(normalise_scores=normalise)[0].tolist() == pytest.approx(expected)
+    assert METHOD.config({}).normalise_scores is True
 
 
 def test_equal_scores_teach_nothing():

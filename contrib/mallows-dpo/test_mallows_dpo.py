@@ -32,7 +32,7 @@ def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **optio
         batch=Batch(len(policy.chosen.logps), columns or {}),
         policy=policy,
         reference=reference,
-        config=METHOD.config(options),
+        config=METHOD.config({"c": 1.0} | options),
         step=step or Step(0, 1),
     )
 
@@ -51,6 +51,13 @@ def test_by_hand():
     assert loss[0].item() == pytest.approx(0.626785, abs=1e-6)
     square = loss_of(uncertain(0.5, 0.3), loss_type="ipo")[0]
     assert square[0].item() == pytest.approx((0.916291 * 1.5 - 5) ** 2, abs=1e-4)
+
+
+def test_the_scale_is_that_of_the_authors():
+    """0.29 times the index."""
+    assert METHOD.config({}).c == 0.29
+    _, metrics = loss_of(uncertain(0.5, 0.3), c=0.29)
+    assert metrics["dispersion"].tolist() == pytest.approx([0.29 * 0.916291] * 2, abs=1e-6)
 
 
 def test_entropy_of_known_distributions():

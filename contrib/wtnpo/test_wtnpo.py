@@ -20,6 +20,13 @@ def test_by_hand():
     assert found.gradients["forget_tok"][0] == pytest.approx([0.25], abs=1e-4)
 
 
+def test_the_authors_powers():
+    """beta 4, alpha_w 1.5, p = q = 1/4: 2 / 4^5.5 / (2 / 4^4 + 1e-5) = 2^-11 * 2 / (2^-7 + 1e-5)."""
+    quarter = math.log(0.25)
+    found = loss_of(HERE, {"forget_tok": [[quarter]], "forget_ref_tok": [[quarter]]}, retain_weight=0.0)
+    assert found.loss == pytest.approx(quarter * 2**-10 / (2**-7 + 1e-5), rel=1e-6)
+
+
 def test_goldens():
     results = evaluate(GOLDENS, "wtnpo", [str(HERE)])
     assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -9,6 +9,7 @@ with the clipped policy gradient, averaged over a completion's
 tokens, then over those kept.
 
 Differs from the paper: the slots that pruning frees are not filled with further prompts: raise --batch-size by hand.
+There is no divergence from a reference in the loss; the authors' code has one of weight 0.04.
 
 Metrics:
 - rollouts_learnt: share of the completions that are learnt from, 1 - pruning_rate.

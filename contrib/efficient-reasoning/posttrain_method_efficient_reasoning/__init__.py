@@ -10,8 +10,8 @@ prompt; a wrong answer has nothing to lose:
 What a completion is worth is R' less the mean R' of the prompt's other completions; the clipped policy gradient of
 that is averaged over all tokens of the step. A completion counts as right where its reward is above 0.
 
-Differs from the paper: nothing known. The deviation is that of a sample; where it is 0, all right answers lose alpha /
-2.
+Differs from the paper: nothing known. The deviation is the root of the mean square (divisor n, as in the authors'
+code); where it is 0, all right answers lose alpha / 2.
 
 Metrics:
 - shaped_rewards: mean of R'. Between (1 - alpha) of the reward and the reward.
@@ -47,7 +47,7 @@ def posttrain_advantages(rewards, rollouts, config):
     right = rewards > 0
     lengths = torch.where(right, rollouts.lengths.to(rewards.dtype), torch.nan)  # (B,), of right ones alone
     above = lengths - tensors.group_mean(lengths, rollouts.group)
-    deviation = tensors.group_std(lengths, rollouts.group).nan_to_num(0.0)
+    deviation = tensors.group_mean(above.square(), rollouts.group).sqrt().nan_to_num(0.0)
     cost = torch.sigmoid(above / deviation.clamp(min=1e-7)).nan_to_num(0.0)
     shaped = rewards * (1 - config.alpha * cost)
     advantages = shaped - tensors.leave_one_out_mean(shaped, rollouts.group)

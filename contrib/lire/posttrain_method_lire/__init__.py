@@ -4,10 +4,11 @@ Paper: Zhu et al. 2024, "LIRE: listwise reward enhancement for preference alignm
 
 Loss: the shares of a prompt's answers are the softmax of their log-probabilities (sums over tokens) over a
 temperature. The loss is minus the sum of share times score: the expected score if the policy had only these answers, a
-policy gradient without sampling.
+policy gradient without sampling. The scores of a list are made to sum to 1 by a softmax, as in the authors' code;
+``normalise_scores`` false takes them as they are.
 
-Differs from the paper: scores are taken as they are; the paper normalises those of a list. The term that imitates the
-best answer is left out. Sums favour short answers, so the temperature has to grow with their length.
+Differs from the paper: the term that imitates the best answer is left out. Sums favour short answers, so the
+temperature has to grow with their length.
 
 Metrics:
 - expected_score: mean score under the shares. Rises towards the best answer's.
@@ -29,6 +30,9 @@ class Config:
     temperature_of_list: float = 2.0
     """Temperature of the shares, T in arXiv:2405.13516, above 0."""
 
+    normalise_scores: bool = True
+    """Whether a softmax makes the scores of a list sum to 1."""
+
     def __post_init__(self) -> None:
         if not self.temperature_of_list > 0:
             raise ValueError(f"temperature_of_list is {self.temperature_of_list}, expected a number above 0.")
@@ -40,7 +44,10 @@ def posttrain_loss(batch, policy, config):
     view = policy.completion
     rewards, present = view.listed(view.sum), view.present  # (B, K) each
     share = torch.where(present, rewards / config.temperature_of_list, -torch.inf).softmax(1)  # (B, K)
-    expected = (share * batch.scores.to(rewards)).sum(1)  # (B,)
+    scores = batch.scores.to(rewards)  # (B, K), zeros behind a list's answers
+    if config.normalise_scores:
+        scores = torch.where(present, scores, -torch.inf).softmax(1)
+    expected = (share * scores).sum(1)  # (B,)
     loss = -expected
     metrics = {"expected_score": expected.detach()}
     return loss, metrics | {

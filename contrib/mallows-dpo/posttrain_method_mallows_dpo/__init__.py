@@ -9,7 +9,7 @@ answer and over both. DPO's margin is multiplied by phi: agreed-upon pairs teach
 of the scaled log-ratio difference instead.
 
 Differs from the paper: H below 1e-6 counts as 1e-6. The paper scales with c so that phi is 1 on average over the data;
-here c is an option, 1 by default.
+here c is an option, by default the 0.29 of the authors' code.
 
 Metrics:
 - dispersion: phi of the pair; its mean is what 1 / c should be.
@@ -33,7 +33,7 @@ class Config:
 
     beta: float = 0.1
     """Strength of the pull towards the reference."""
-    c: float = 1.0
+    c: float = 0.29
     """Scale of the dispersion index; the inverse of the data's mean index makes it 1 on average."""
     loss_type: Literal["dpo", "ipo"] = "dpo"
     """Logistic loss of the scaled margin, or squared distance from 1 / (2 beta)."""

@@ -10,8 +10,8 @@ original model weighs w, held fixed; beside it the likelihood of the retain set.
 
 In NPO the weight is one for the whole answer; a few tokens that are forgotten quickly then save all others.
 
-Differs from the paper: the weight of the retain term, 1, is an option. The denominator has the 1e-5 of the authors'
-code.
+Differs from the paper: the retain term is the likelihood of the retain set, of weight 1; the authors' code has the
+divergence from the original model there, or nothing (``--retain-weight 0``). The denominator has the 1e-5 of that code.
 
 Metrics:
 - weight: mean w of forgotten tokens. Starts at 1, falls towards 0.
@@ -30,8 +30,8 @@ EPSILON = 1e-5
 class Config:
     """Options of token-level negative preference optimisation."""
 
-    beta: float = 1.0
-    """How soon a token's weight falls as it is forgotten (the paper tries 0.1 to 5)."""
+    beta: float = 4.0
+    """How soon a token's weight falls as it is forgotten (4 in the authors' code; the paper tries 0.1 to 5)."""
     retain_weight: float = 1.0
     """Weight of the likelihood of the retain set; 0 leaves it out."""
 
@@ -44,10 +44,8 @@ def posttrain_loss(policy, reference, config):
     q = (config.beta * reference.forget.logps).exp()
     weight = 2 * p / (p + q + EPSILON)
     loss = {"forget": PerToken(weight * forget.logps, forget.mask)}
+    metrics = {"weight": PerToken(weight, forget.mask), "forget_nll": PerToken(-forget.logps.detach(), forget.mask)}
     if config.retain_weight:
         loss["retain"] = PerToken(-config.retain_weight * retain.logps, retain.mask)
-    return loss, {
-        "weight": PerToken(weight, forget.mask),
-        "forget_nll": PerToken(-forget.logps.detach(), forget.mask),
-        "retain_nll": PerToken(-retain.logps.detach(), retain.mask),
-    }
+        metrics["retain_nll"] = PerToken(-retain.logps.detach(), retain.mask)
+    return loss, metrics

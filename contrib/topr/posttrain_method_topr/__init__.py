@@ -12,7 +12,8 @@ alone.
 
 averaged over completions.
 
-Differs from the paper: nothing known. Its balance of good and bad samples ("effective proportion of positives") is the
+Differs from the paper: the estimator there multiplies by the reward; here its size is dropped, and only whether it is
+above the threshold counts. Its balance of good and bad samples ("effective proportion of positives") is the
 data's affair: choose prompts that are solved sometimes.
 
 Metrics:

@@ -3,14 +3,14 @@
 Paper: Wang et al. 2024, "UNA: Unifying Alignments of RLHF/PPO, DPO and KTO by a Generalized Implicit Reward Function",
 arXiv:2408.15339.
 
-Loss: the implied reward of an answer is beta times its log-ratio of policy to reference. ``mse`` is its squared
-distance from the row's score. ``bce`` is for scores that are probabilities, 0 to 1: the cross-entropy of the sigmoid
-of the reward.
+Loss: the implied reward of an answer is beta times its log-ratio of policy to reference. Scores lie between 0 and 1.
+``mse``, that of the authors' code, is the squared distance of the reward's sigmoid from the row's score, ``bce`` the
+cross-entropy of that sigmoid. ``mse-reward`` takes scores of any size: the squared distance of the reward itself.
 
 Differs from the paper: pairs are left to dpo, to which the paper reduces them.
 
 Metrics:
-- reward: beta times the log-ratio, policy over reference; nears the score.
+- reward: beta times the log-ratio, policy over reference; its sigmoid, with mse-reward itself, nears the score.
 - logp: log-probability of the whole answer under the policy.
 """
 
@@ -25,9 +25,9 @@ from torch.nn.functional import logsigmoid
 class Config:
     """Options of UNA."""
 
-    beta: float = 0.1
-    """Strength of the pull towards the reference."""
-    distance: Literal["mse", "bce"] = "mse"
+    beta: float = 0.03
+    """Strength of the pull towards the reference (0.03 in the authors' code)."""
+    distance: Literal["mse", "bce", "mse-reward"] = "mse"
     """How the reward is compared with the score."""
 
 
@@ -37,8 +37,8 @@ def posttrain_loss(batch, policy, reference, config):
     view = policy.completion
     reward = config.beta * (view.sum - reference.completion.sum)  # (B,)
     score = batch.score.to(reward)
-    if config.distance == "mse":
-        loss = (score - reward) ** 2  # (B,)
+    if config.distance == "bce":
+        loss = -score * logsigmoid(reward) - (1 - score) * logsigmoid(-reward)  # (B,)
     else:
-        loss = -score * logsigmoid(reward) - (1 - score) * logsigmoid(-reward)
+        loss = (score - (reward if config.distance == "mse-reward" else reward.sigmoid())) ** 2  # (B,)
     return loss, {"reward": reward.detach(), "logp": view.sum.detach()}

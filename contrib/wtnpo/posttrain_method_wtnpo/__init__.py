@@ -10,7 +10,8 @@ original model weighs w, held fixed; beside it the likelihood of the retain set.
 
 With alpha_w = 0 this is ``tnpo``; where beta is 0 it is ``wga``.
 
-Differs from the paper: the weight of the retain term, 1, is an option.
+Differs from the paper: the retain term is the likelihood of the retain set, of weight 1; the authors' code has the
+divergence from the original model there, or nothing (``--retain-weight 0``).
 
 Metrics:
 - weight: mean w of forgotten tokens. Falls towards 0.
@@ -29,10 +30,10 @@ EPSILON = 1e-5
 class Config:
     """Options of weighted token-level negative preference optimisation."""
 
-    beta: float = 0.1
-    """How soon a token's weight falls as it is forgotten."""
-    alpha_w: float = 1.0
-    """Power of the probability on top of that (the paper tries 1 to 10)."""
+    beta: float = 4.0
+    """How soon a token's weight falls as it is forgotten (4 in the authors' code)."""
+    alpha_w: float = 1.5
+    """Power of the probability on top of that (1.5 in the authors' code; the paper tries 1 to 10)."""
     retain_weight: float = 1.0
     """Weight of the likelihood of the retain set; 0 leaves it out."""
 
