@@ -95,6 +95,10 @@ class Settings:
     max_grad_norm: float = 1.0
     """Largest gradient norm; larger ones are scaled down. 0 turns it off."""
 
+    router_loss_coefficient: float | None = None
+    """Weight of the load-balancing loss of a mixture of experts; 0 is none. [the model's configuration:
+    router_aux_loss_coef where output_router_logits is true, else 0]"""
+
     # Model and memory
     dtype: Literal["float32", "bfloat16", "float64"] | None = None
     """Type of the weights. [float32 on a CPU, bfloat16 on a GPU with adapters, else float32]"""
@@ -114,6 +118,9 @@ class Settings:
     """Use the kernels of the package liger-kernel for norms and gated layers (NVIDIA GPUs)."""
     head_chunk_tokens: int | None = None
     """Tokens whose logits exist at one time. [256 on a CPU; on a GPU as many as make 256 MiB]"""
+    dropout: bool | None = None
+    """Keep the dropout, layer dropout and router noise of the model's configuration in training. [on where only given
+    texts are imitated, off where the policy is compared with anything: a reference, a teacher, its own samples]"""
     trust_remote_code: str | None = None
     """Name of the one model whose own Python code may run."""
     lora: bool = False
@@ -123,7 +130,7 @@ class Settings:
     lora_alpha: float | None = None
     """Scale of the adapter. [twice the rank]"""
     lora_dropout: float = 0.0
-    """Dropout before the adapter."""
+    """Dropout before the adapter; above 0 it is on whatever the option dropout says."""
     lora_targets: list[str] | None = None
     """Module names that get an adapter. [every linear layer but the head]"""
     dora: bool = False

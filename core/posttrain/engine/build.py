@@ -24,6 +24,7 @@ from posttrain.engine.evaluate import HeldOutLoss
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.optim import build_schedule
 from posttrain.engine.reference_cache import begin_reference
+from posttrain.engine.router_loss import find_router_loss
 from posttrain.engine.run import Run
 from posttrain.engine.source import Offline, Stream, order_of
 from posttrain.engine.values import check_values
@@ -146,8 +147,10 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         _head(card, config),
         seed=settings.seed,
         split_layers=settings.tensor_parallel > 1,
+        noise=keeps_noise(card, config, settings),
     )
     _add_modules(method, config, loaded.policy)
+    router_loss = find_router_loss(loaded.policy, settings)
     # before the weights are spread, since it may begin as a copy of them
     reference = _reference(loaded.policy, settings, objects, strategy) if card.needs_now("reference", config) else None
     teacher = None
@@ -166,6 +169,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         reference=reference,
         teacher=teacher,
         strategy=strategy,
+        router_loss=router_loss,
         directory=RunDirectory(path, writes=strategy.rank == 0),
         model_in_memory=objects.model is not None,
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
@@ -226,6 +230,14 @@ def _start(
     if isinstance(reference, Reference) and settings.reference_model is None:
         return reference
     return Reference(policy, strategy)
+
+
+def keeps_noise(card: Card, config: Any, settings: Settings) -> bool:
+    """Whether the model's dropout and router noise stay on: as asked for, else where given texts are imitated alone."""
+    if settings.dropout is not None:
+        return settings.dropout
+    imitates = card.schemas[0] in ("language-modeling", "prompt-completion")
+    return imitates and not any(card.needs_now(what, config) for what in ("reference", "teacher"))
 
 
 def _head(card: Card, config: Any) -> str:

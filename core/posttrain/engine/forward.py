@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from posttrain.engine import attention, rope
 from posttrain.engine.head import Head, Request, token_statistics
 from posttrain.engine.layout import Layout, beside, lay_out
+from posttrain.engine.routing import recorded, routing_sums
 from posttrain.engine.segments import Segments
+from posttrain.models.modes import Modes
 from posttrain.views import Example, Sequence, View, Views
 
 #: A row for passes that are made only because other ranks make one.
@@ -37,10 +39,19 @@ class TokenModel(nn.Module):
         self.head = head
         self.packed = packed
         self.shared = shared
+        self.modes: Modes | None = None
+        """Which modules train in training mode; None for all."""
         self.place: torch.device | None = None
         """Where passes are computed, when the weights rest elsewhere."""
         self.scaled = rope.find_scaled(model)
         """Rotary modules whose factors depend on a row's length."""
+
+    def train(self, mode: bool = True) -> TokenModel:
+        """Set the mode; in training, modules that would only make noise stay in evaluation mode."""
+        super().train(mode)
+        if mode and self.modes is not None:
+            self.modes.train()
+        return self
 
     @property
     def inner(self) -> Any:
@@ -70,8 +81,21 @@ class TokenModel(nn.Module):
         """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)``, statistics, extras.
 
         With a reward head: ``score`` ``(R,)`` of each sequence's last token; with one for steps: ``scores`` ``(n,)``.
+        Where it is asked for ``routing`` ``(2, E)`` (see ``routing.routing_sums``).
         """
-        states, places = self.hidden(sequences)
+        if request.routing:
+            return self._routed(sequences, request)
+        return self._results(*self.hidden(sequences), sequences, request)
+
+    def _routed(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+        with recorded(getattr(self.inner, self.inner.base_model_prefix)) as passes:
+            states, places = self.hidden(sequences)
+        results = {} if request.only_routing else self._results(states, places, sequences, request)
+        return results | {"routing": routing_sums(passes, places, request.routing)}
+
+    def _results(
+        self, states: Tensor, places: list[Tensor], sequences: list[Sequence], request: Request
+    ) -> dict[str, Tensor]:
         if self.head is None:
             return self._scores(states, sequences, places)
         predicting, labels = _predicted(sequences, places, states.device)

@@ -80,6 +80,10 @@ class Request:
     """Where chunks are cut when they may not be cut anywhere."""
     extras: bool = False
     """Whether the model's extra modules are wanted too."""
+    routing: int = 0
+    """Experts that each token chooses, where it is wanted how the routers choose."""
+    only_routing: bool = False
+    """Whether nothing but that is wanted."""
 
 
 def token_statistics(hidden: Tensor, labels: Tensor, head: Head, request: Request) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from posttrain.engine.correction import Correction
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.head import Request, chunk_tokens
 from posttrain.engine.offload import offloaded
+from posttrain.engine.router_loss import RouterLoss
 from posttrain.engine.source import Source
 from posttrain.engine.teaching import give_teacher
 from posttrain.methods import Method
@@ -51,6 +52,8 @@ class Run:
     """Whether a program handed its model over, so that no other process can load it by name."""
     correction: Correction | None = None
     """How what the sampler's policy differs from the trainer's is made up for; None where it is not."""
+    router_loss: RouterLoss | None = None
+    """Load-balancing loss of a mixture of experts that is added to the method's; None for none."""
     say: Callable[[str], None] = print
     """Shows a person one line."""
     optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
@@ -122,7 +125,9 @@ class Run:
         return offloaded() if self.settings.offload_activations else nullcontext()
 
     def close(self) -> None:
-        """End what belongs to the run alone: processes that sample for it."""
+        """End what belongs to the run alone: processes that sample for it, and modes of the model's modules."""
+        if self.policy.modes is not None:
+            self.policy.modes.restore()
         close = getattr(self.source, "close", None)
         if close is not None:
             close()

@@ -17,11 +17,16 @@ from posttrain.engine.head import Request
 from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
 from posttrain.engine.teaching import taught
 from posttrain.errors import PluginError
+from posttrain.models.modes import evaluating
 from posttrain.surrogate import entropy_metric
 from posttrain.views import Batch, Example, Sequence, Step, Views
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
+
+
+#: Name of the load-balancing loss, before its coefficient, among the metrics.
+ROUTER = "router_loss"
 
 
 @dataclass
@@ -47,16 +52,15 @@ def optimiser_step(run: Run, examples: list[Example], step: Step) -> Outcome:
 
 def evaluate_loss(run: Run, examples: list[Example], step: Step) -> Outcome:
     """The same loss over ``examples`` without gradient; training mode and random state stay as they are."""
-    training = run.policy.training
-    run.policy.eval()
-    with torch.no_grad():
-        outcome = _accumulate(run, examples, Step(step.number, step.total, training=False))
-    run.policy.train(training)
-    return outcome
+    with evaluating(run.policy), torch.no_grad():
+        return _accumulate(run, examples, Step(step.number, step.total, training=False))
 
 
 def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
-    totals = run.strategy.sum_totals(Totals.of(examples))
+    totals = Totals.of(examples)
+    if run.router_loss is not None and step.training:
+        run.router_loss.count(run, examples, totals)
+    totals = run.strategy.sum_totals(totals)
     terms: dict[str, float] = {}
     averages = Averages()
     extremes: list[float] = []
@@ -71,13 +75,18 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
         for name, share in shares.items():
             terms[name] = terms.get(name, 0.0) + float(share)
     terms, averages = run.strategy.sum_results(terms, averages)
+    router = terms.pop(ROUTER, None)
     if run.reference is not None and run.reference.cache is not None:
         run.reference.cache.exchange(run.strategy)
     tokens = sum(e.tokens for e in examples)
     found = averages.result()
     if run.card.online:
         found = summary(found, run.strategy.gather([extremes]))
-    return Outcome(sum(terms.values()), terms, found, int(run.strategy.sum_number(tokens)))
+    loss = sum(terms.values())
+    if run.router_loss is not None and router is not None:
+        loss += run.router_loss.coefficient * router
+        found[ROUTER] = router
+    return Outcome(loss, terms, found, int(run.strategy.sum_number(tokens)))
 
 
 def _micro_batch(
@@ -85,13 +94,16 @@ def _micro_batch(
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """One forward pass: the loss to call backward on, each term's share of the step's loss, and metrics."""
     with run.autocast(), run.saving():
-        batch, policy, reference, masks = forward(run, micro)
+        batch, policy, reference, masks, routing = forward(run, micro)
         correct(run, micro, policy, averages, extremes)
         returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
     parts, metrics = split_loss(returned, run.card.name)
     if run.card.online:
         metrics = entropy_metric(policy) | metrics
     loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
+    if run.router_loss is not None and routing is not None:
+        share = run.router_loss.share(routing, totals)
+        loss, shares = loss + run.router_loss.coefficient * share, shares | {ROUTER: share.detach()}
     return loss, shares, metrics
 
 
@@ -100,18 +112,26 @@ def _idle(run: Run) -> Tensor:
     with run.autocast(), run.saving():
         if run.reference is not None:
             _reference_logps(run, [])
-        results = run.policy([IDLE], run.request([IDLE]))
+        results = run.policy([IDLE], _policy_request(run, [IDLE]))
     return torch.stack([values.float().sum() * 0.0 for values in results.values()]).sum()
 
 
-def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, Tensor]]:
-    """Batch, policy views, reference views (or None) and all masks of one micro-batch."""
+def _policy_request(run: Run, sequences: list[Sequence]) -> Request:
+    request = run.request(sequences)
+    if run.router_loss is not None and run.policy.training:
+        request.routing = run.router_loss.choices
+    return request
+
+
+def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, Tensor], Tensor | None]:
+    """Batch, policy views, reference views (or None), all masks and the routing of one micro-batch."""
     batch, masks = build_batch(examples, run.policy.device)
     sequences = sequences_of(examples)
     reference = None
     if run.reference is not None:
         reference = reference_views(run, examples)
-    results = run.policy(sequences, run.request(sequences))
+    results = run.policy(sequences, _policy_request(run, sequences))
+    routing = results.pop("routing", None)
     policy = build_views(examples, results)
     for role, view in vars(policy).items():
         masks[role] = view.mask
@@ -120,7 +140,7 @@ def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | No
     if run.card.online and "old_logps" not in batch and hasattr(policy, "completion"):
         # Rollouts that are used once: the policy that samples is the policy that is updated.
         batch.columns["old_logps"] = policy.completion.logps.detach()
-    return batch, policy, reference, masks
+    return batch, policy, reference, masks, routing
 
 
 def reference_views(run: Run, examples: list[Example]) -> Views:
@@ -146,9 +166,7 @@ def no_grad_results(
 
     Of the policy also the outputs of extra modules, and with ``full`` the method's token statistics.
     """
-    training = run.policy.training
-    run.policy.eval()
-    with torch.no_grad():
+    with evaluating(run.policy), torch.no_grad():
         for micro, _ in run.passes(examples):
             sequences = sequences_of(micro) if micro else [IDLE]
             with run.autocast():
@@ -164,7 +182,6 @@ def no_grad_results(
             pieces = {name: values.cpu().split([s.count for s in sequences]) for name, values in results.items()}
             for row, example in enumerate(micro):
                 yield example, {name: values[row] for name, values in pieces.items()}
-    run.policy.train(training)
 
 
 def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from posttrain.errors import SettingsError
 from posttrain.generation.choice import choose
 from posttrain.generation.protocol import Completion, Sampling
+from posttrain.models.modes import evaluating
 
 #: Logit of a token that only the policy's vocabulary has.
 _NEVER = -1e4
@@ -54,14 +55,12 @@ class MixtureGenerator:
     def generate(self, prompts: list[Tensor], sampling: Sampling, seeds: list[list[int]]) -> list[list[Completion]]:
         """Complete each prompt ``(n,)`` once per seed; log-probs are the mixture's."""
         jobs = [(index, seed) for index, own in enumerate(seeds) for seed in own]
-        training = self.policy.training
-        self.policy.eval()
         done: list[Completion] = []
-        for start in range(0, len(jobs), self.batch_size):
-            wave = jobs[start : start + self.batch_size]
-            randoms = [random.Random(seed) for _, seed in wave]
-            done += self._complete([prompts[index] for index, _ in wave], randoms, sampling)
-        self.policy.train(training)
+        with evaluating(self.policy):
+            for start in range(0, len(jobs), self.batch_size):
+                wave = jobs[start : start + self.batch_size]
+                randoms = [random.Random(seed) for _, seed in wave]
+                done += self._complete([prompts[index] for index, _ in wave], randoms, sampling)
         found: list[list[Completion]] = [[] for _ in prompts]
         for (index, _), completion in zip(jobs, done, strict=True):
             found[index].append(completion)

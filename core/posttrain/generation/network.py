@@ -16,6 +16,7 @@ from posttrain.errors import ModelError
 from posttrain.generation.attention import grouped
 from posttrain.generation.cache import joinable
 from posttrain.generation.packed import packed
+from posttrain.models.modes import evaluating
 
 
 @dataclass
@@ -107,12 +108,6 @@ class Network:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Every module in evaluation mode and no gradient; each module is back in its own mode afterwards."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            # Not inference_mode: tensors that a model or a wrapper caches under it could never take part in training.
-            with torch.no_grad(), grouped(self.inner), packed(self.model):
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        # Not inference_mode: tensors that a model or a wrapper caches under it could never take part in training.
+        with evaluating(self.model), torch.no_grad(), grouped(self.inner), packed(self.model):
+            yield

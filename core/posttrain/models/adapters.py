@@ -63,7 +63,7 @@ def add_adapter(module: Any, settings: Settings, head: str) -> Any:
 
 def load_adapter(module: Any, folder: str) -> Any:
     """A trained adapter to go on with, and a frozen copy of it to serve as the reference (R1)."""
-    model = _peft().PeftModel.from_pretrained(module, folder, is_trainable=True)
+    model = attach(module, folder, is_trainable=True)
     model.load_adapter(folder, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     model.set_adapter("default")
     return model
@@ -71,4 +71,40 @@ def load_adapter(module: Any, folder: str) -> Any:
 
 def merged(module: Any, folder: str) -> Any:
     """A base with the adapter in ``folder`` put into its weights."""
-    return _peft().PeftModel.from_pretrained(module, folder).merge_and_unload()
+    return attach(module, folder).merge_and_unload()
+
+
+def attach(module: Any, folder: str, name: str = "default", is_trainable: bool = False) -> Any:
+    """Put the adapter in ``folder`` around ``module``, or beside the adapters that it has.
+
+    Raises ModelError for a folder without weights, or with weights that do not fit: peft would go on with random ones.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(folder).expanduser() / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ModelError(
+            f"Adapter '{folder}' has no {file.name}. Expected a folder with the weights that peft's save_pretrained "
+            "writes beside adapter_config.json."
+        )
+    try:
+        with safe_open(file, "pt") as stored:
+            found = set(stored.keys())
+        if hasattr(module, "peft_config"):
+            module.load_adapter(folder, adapter_name=name, is_trainable=is_trainable)
+            model = module
+        else:
+            model = _peft().PeftModel.from_pretrained(module, folder, adapter_name=name, is_trainable=is_trainable)
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
+        mismatch = [line for line in reasons if line.startswith("size mismatch")]  # the first line names no weight
+        raise ModelError(f"Adapter '{folder}' cannot be loaded from {file.name}: {(mismatch or reasons)[0]}") from None
+    wanted = set(_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    lost, unknown = sorted(wanted - found), sorted(found - wanted - set(model.state_dict()))
+    if lost or unknown:
+        raise ModelError(
+            f"Adapter '{folder}' does not fit {type(model.get_base_model()).__name__}: {file.name} lacks {len(lost)} "
+            f"of its weights and holds {len(unknown)} that belong nowhere, first '{(lost + unknown)[0]}'. Expected an "
+            "adapter that was trained on this base model."
+        )
+    return model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from posttrain.models.frozen import Frozen
+from posttrain.models.modes import evaluating
 
 if TYPE_CHECKING:
     from posttrain.engine.forward import TokenModel
@@ -37,13 +38,11 @@ class Average(Frozen):
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
         """The policy with the averaged weights, in evaluation mode."""
-        training = self.policy.training
         self._swap()
-        self.policy.eval()
         try:
-            yield self.policy
+            with evaluating(self.policy):
+                yield self.policy
         finally:
-            self.policy.train(training)
             self._swap()
 
     def _swap(self) -> None:

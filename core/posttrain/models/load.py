@@ -18,11 +18,12 @@ from posttrain.demo.made import place_of
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError, SettingsError
-from posttrain.models.adapters import adapter_base, add_adapter, load_adapter
+from posttrain.models.adapters import adapter_base, add_adapter, load_adapter, merged
 from posttrain.models.head import find_head
 from posttrain.models.kernels import use_liger
 from posttrain.models.lean import make_lean
-from posttrain.models.probe import check_logits, choose_layout
+from posttrain.models.modes import Modes, noise_of
+from posttrain.models.probe import check_logits, choose_layout, silence
 from posttrain.models.products import choose_products
 
 if TYPE_CHECKING:
@@ -107,11 +108,13 @@ def load_policy(
     *,
     seed: int = 0,
     split_layers: bool = False,
+    noise: bool = True,
 ) -> Loaded:
     """The model to train, on its device, with its adapter, and the layout it can be run in.
 
     ``head``: "vocabulary", "score" (one number a row) or "steps" (two classes a token); it and new adapters are drawn
-    from ``seed``. ``split_layers``: a strategy will split the matrices of each layer over processes.
+    from ``seed``. ``split_layers``: a strategy will split the matrices of each layer over processes. ``noise``: whether
+    dropout and router noise stay as the model has them.
     """
     attention.register()
     torch.manual_seed(seed)  # a reward head and new adapters are drawn from here
@@ -127,7 +130,7 @@ def load_policy(
         if settings.attention is None:  # who has built it may want the model's own
             _use_documents(module, "sdpa")
     torch.manual_seed(seed)  # loading has drawn too
-    return finish(module, tokenizer, settings, head, notes, split_layers)
+    return finish(module, tokenizer, settings, head, notes, split_layers, noise)
 
 
 def _use_documents(module: Any, *instead_of: str) -> None:
@@ -137,7 +140,13 @@ def _use_documents(module: Any, *instead_of: str) -> None:
 
 
 def finish(
-    module: Any, tokenizer: Any, settings: Settings, head: str, notes: list[str], split_layers: bool = False
+    module: Any,
+    tokenizer: Any,
+    settings: Settings,
+    head: str,
+    notes: list[str],
+    split_layers: bool = False,
+    noise: bool = True,
 ) -> Loaded:
     """Adapters, head, self-checks; what is left to do once the weights are in memory."""
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
@@ -157,16 +166,32 @@ def finish(
     # transformers replaces the layers that it splits
     make_lean(inner, narrowed=_narrowed(settings) and not split_layers)
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
+    policy.modes = Modes(module, noise=True)
     policy.eval()
     notes += choose_layout(policy, settings.packing)
     if head == "vocabulary":
         check_logits(policy)
+    if not noise:
+        silence(policy, adapters=settings.lora_dropout > 0)
     policy.train()
+    notes += _noise_notes(inner, noise)
     if not any(p.requires_grad for p in policy.parameters()):
         raise ModelError(
             f"{type(inner).__name__} has no parameter that requires a gradient. Unfreeze some, or use --lora."
         )
     return Loaded(policy, tokenizer, stop_ids(inner, tokenizer), notes)
+
+
+def _noise_notes(inner: Any, kept: bool) -> list[str]:
+    found = ", ".join(f"{name} {value:g}" for name, value in noise_of(inner).items())
+    if not found:
+        return []
+    if kept:
+        return [f"The model's own dropout and router noise are on ({found}). Off: --no-dropout"]
+    return [
+        f"The model's own dropout and router noise are off ({found}): they would stand in every ratio and margin. "
+        "On: --dropout"
+    ]
 
 
 def _narrowed(settings: Settings) -> bool:
@@ -181,7 +206,10 @@ def _narrowed(settings: Settings) -> bool:
 
 
 def load_module(model: str, settings: Settings, device: torch.device, head: str, tokenizer: Any) -> Any:
-    """A transformers model with safetensors weights on ``device``."""
+    """A transformers model with safetensors weights on ``device``; of an adapter folder its base with it merged in."""
+    base = adapter_base(model)
+    if base is not None:
+        return merged(load_module(base, settings, device, head, tokenizer), model)
     source, extra = _source(model, settings)
     if settings.attention is not None:
         extra["attn_implementation"] = settings.attention
@@ -220,9 +248,6 @@ def load_module(model: str, settings: Settings, device: torch.device, head: str,
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.clone()
-    for submodule in module.modules():  # dropout in the policy would be noise in every ratio and margin
-        if isinstance(submodule, nn.Dropout):
-            submodule.p = 0.0
     return module
 
 

@@ -1,4 +1,4 @@
-"""Two checks when a model is loaded: do passes give what the model itself gives for each row alone?"""
+"""Checks when a model is loaded: do passes give what the model gives for each row alone, and twice the same?"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from posttrain.engine import attention, rope
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.layout import SHORTEST_TRUNK
 from posttrain.errors import ModelError
+from posttrain.models.modes import Modes, evaluating, noise_of
 from posttrain.models.shrunk import shrunk
 from posttrain.views import Sequence
 
@@ -182,3 +183,31 @@ def check_logits(policy: TokenModel) -> None:
             f"{type(policy.inner).__name__} changes its logits after the vocabulary projection in a way not known "
             f"here (largest difference {worst:.3g}). Report the model family, or choose another model."
         )
+
+
+@torch.no_grad()
+def silence(policy: TokenModel, adapters: bool) -> None:
+    """Train without the noise that the model has, if it has any; ``adapters`` keeps the adapters' dropout.
+
+    Raises ModelError for a model that reads a row differently in training than in evaluation all the same.
+    """
+    if not noise_of(policy.inner) and _trains_as_it_evaluates(policy):
+        return
+    assert policy.modes is not None
+    policy.modes.restore()
+    policy.modes = Modes(policy.model, noise=False, adapters=adapters)
+    if not (adapters or _trains_as_it_evaluates(policy)):
+        raise ModelError(
+            f"{type(policy.inner).__name__} reads a row differently in training than in evaluation, though its dropout "
+            "and router noise are off. Every ratio and margin would carry that. To train with it nevertheless: "
+            "--dropout"
+        )
+
+
+def _trains_as_it_evaluates(policy: TokenModel) -> bool:
+    row = _sample(policy, 8, 5)
+    with evaluating(policy):
+        calm, _ = policy.hidden([row])
+        policy.train()
+        trained, _ = policy.hidden([row])
+    return bool((trained - calm).abs().max() <= _tolerance(policy) * calm.abs().max())

@@ -16,6 +16,7 @@ from posttrain.models.adapters import REFERENCE_ADAPTER
 from posttrain.models.average import Average
 from posttrain.models.frozen import Frozen
 from posttrain.models.head import find_head
+from posttrain.models.modes import evaluating
 from posttrain.models.probe import choose_layout
 from posttrain.views import Sequence
 
@@ -91,9 +92,7 @@ class Reference(Frozen):
             yield self.model
             return
         adapters: Any = self.policy.model
-        training = self.policy.training
-        self.policy.eval()  # dropout in the reference would be noise (R3)
-        try:
+        with evaluating(self.policy):  # dropout in the reference would be noise (R3)
             if self.is_policy:
                 yield self.policy
             elif REFERENCE_ADAPTER in adapters.peft_config:
@@ -105,8 +104,6 @@ class Reference(Frozen):
             else:
                 with adapters.disable_adapter():
                     yield self.policy
-        finally:
-            self.policy.train(training)
 
 
 class MovingReference(Average):

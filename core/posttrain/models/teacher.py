@@ -13,11 +13,12 @@ from torch import Tensor
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.teaching import matching
 from posttrain.errors import ModelError, SettingsError
-from posttrain.models.adapters import TEACHER_ADAPTER, adapter_base, merged
+from posttrain.models.adapters import TEACHER_ADAPTER, adapter_base, attach
 from posttrain.models.average import Average
 from posttrain.models.frozen import Frozen
 from posttrain.models.head import find_head
 from posttrain.models.load import choose_device, load_module, load_tokenizer
+from posttrain.models.modes import evaluating
 from posttrain.models.probe import choose_layout
 from posttrain.views import Sequence
 
@@ -95,12 +96,8 @@ class LiveTeacher(Frozen):
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
         """The policy in evaluation mode."""
-        training = self.policy.training
-        self.policy.eval()
-        try:
+        with evaluating(self.policy):
             yield self.policy
-        finally:
-            self.policy.train(training)
 
 
 class AdapterTeacher(LiveTeacher):
@@ -108,7 +105,7 @@ class AdapterTeacher(LiveTeacher):
 
     def __init__(self, policy: TokenModel, folder: str):
         super().__init__(policy)
-        policy.model.load_adapter(folder, adapter_name=TEACHER_ADAPTER, is_trainable=False)
+        attach(policy.model, folder, TEACHER_ADAPTER)
         policy.model.set_adapter("default")
 
     @contextmanager
@@ -164,9 +161,7 @@ def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: 
     base = adapter_base(name)
     if base is not None and hasattr(policy.model, "peft_config") and _same(base, policy):
         return AdapterTeacher(policy, name)
-    module = load_module(base or name, settings, choose_device(settings), "vocabulary", None)
-    if base is not None:
-        module = merged(module, name)
+    module = load_module(name, settings, choose_device(settings), "vocabulary", None)
     own = load_tokenizer(name, settings)
     if _same_tokens(own, tokenizer):
         return ModelTeacher(module, None, settings.packing, vocabulary)

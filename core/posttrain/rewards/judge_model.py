@@ -11,7 +11,6 @@ import torch
 
 from posttrain.engine.forward import decoder_of
 from posttrain.errors import ModelError, SettingsError
-from posttrain.models.adapters import adapter_base, merged
 from posttrain.models.head import find_head
 from posttrain.models.load import load_module, load_tokenizer
 from posttrain.rewards.judge_prompt import LABELS, fill, read_template
@@ -34,10 +33,7 @@ class ModelJudge:
         self.tokenizer = load_tokenizer(model, settings)
         if not self.tokenizer.chat_template:
             raise ModelError(f"The judge '{model}' has no chat template. Expected a model that was trained to chat.")
-        base = adapter_base(model)
-        module = load_module(base or model, settings, chosen, "vocabulary", self.tokenizer)
-        if base is not None:
-            module = merged(module, model)
+        module = load_module(model, settings, chosen, "vocabulary", self.tokenizer)
         self.model = module.eval().requires_grad_(False)
         self.head = find_head(self.model)
         self.name = model

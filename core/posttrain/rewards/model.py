@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ModelError, RewardError
-from posttrain.models.adapters import adapter_base
+from posttrain.models.adapters import adapter_base, merged
 from posttrain.rewards.steps import step_reward
 
 
@@ -112,15 +112,22 @@ def _load(folder: Path) -> tuple[Any, int]:
     base = adapter_base(str(folder))
     if base is None:
         kind, labels = kinds[_check_folder(folder)]
-        return kind.from_pretrained(folder), labels
-    from peft import PeftConfig, PeftModel
+        model, report = kind.from_pretrained(folder, output_loading_info=True)
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"reward model '{folder}' lacks {len(missing)} of its weights, first '{missing[0]}'. transformers "
+                "would fill it with random numbers; check the copy, or train one with: posttrain train reward"
+            )
+        return model, labels
+    from peft import PeftConfig
 
     task = PeftConfig.from_pretrained(str(folder)).task_type
     if task not in kinds:
         raise ModelError(f"The adapter in '{folder}' has no reward head. Train one with: posttrain train reward --lora")
     kind, labels = kinds[task]
     model = kind.from_pretrained(base, num_labels=labels)
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload(), labels
+    return merged(model, str(folder)), labels
 
 
 def _check_folder(folder: Path) -> str:

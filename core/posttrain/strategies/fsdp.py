@@ -33,6 +33,7 @@ from posttrain.engine.head import Request
 from posttrain.engine.optim import build_optimizer, reserve_moments
 from posttrain.engine.run import casts_to_bfloat16
 from posttrain.errors import DependencyError, SettingsError
+from posttrain.models.modes import evaluating
 from posttrain.strategies.allocator import give_memory_back
 from posttrain.strategies.ranks import Ranks
 from posttrain.strategies.sharded import load_sharded, save_sharded
@@ -98,11 +99,8 @@ class FullyShardedData(Ranks):
             module.set_gradient_divide_factor(1.0)  # shares of the loss are summed, not averaged
             module.set_force_sum_reduction_for_comms(True)
         self.placed.append(spread)
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model([IDLE], Request())
-        model.train(training)
         self._rest()
 
     def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
