@@ -101,6 +101,11 @@ class Card:
         """Whether ``what`` is needed with these option values ("reference when beta")."""
         return what in _now(self.needs, config)
 
+    def imitates(self, config: object) -> bool:
+        """Whether the loss learns given texts and compares the policy with nothing."""
+        alone = not any(self.needs_now(what, config) for what in ("reference", "teacher"))
+        return alone and self.schemas[0] in ("language-modeling", "prompt-completion")
+
     def columns_now(self, config: object) -> list[str]:
         """The columns that the rows must have with these option values."""
         return _now(self.columns, config)

@@ -46,13 +46,28 @@ def count_a(completions: list[str], **_: Any) -> list[float]:
     return [text[:4].count("a") / 4 for text in completions]
 
 
-def train(method: str, output: Path, **options: Any) -> Any:
+def mixture() -> Any:
+    """A tiny mixture of experts whose configuration asks for a router loss."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
+    routing: dict[str, Any] = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    torch.manual_seed(3)
+    return MixtralForCausalLM(MixtralConfig(**sizes, **special, **routing, sliding_window=None))
+
+
+def train(method: str, output: Path, experts: bool = False, **options: Any) -> Any:
     """A run of ``method`` from objects in memory; returns it."""
     from posttrain import api
     from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
     head = "reward-head" if method == "reward" else "vocabulary"
     given = {"model": tiny_model(head), "tokenizer": tiny_tokenizer(), "data": ROWS[method], "eval_data": ROWS[method]}
+    if experts:
+        given["model"] = mixture()
     if method == "gkd" and "teacher_model" not in options:
         given |= {"teacher": tiny_model(seed=7)}
     if method in ("grpo", "rloo", "ppo"):

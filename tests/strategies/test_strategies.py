@@ -36,6 +36,7 @@ MORE = {
     "gkd-other": ("gkd", {}, {}),
     "gkd-live": ("gkd", {"teacher_model": "live", "optimizer": "sgd"}, {}),
     "ppo": ("ppo", {}, {}),
+    "sft-experts": ("sft", {"experts": True, "optimizer": "sgd"}, {}),
     "sft-tensor": ("sft", {}, {"tensor_parallel": 2}),
     "grpo-tensor": ("grpo", {}, {"tensor_parallel": 2}),
 }

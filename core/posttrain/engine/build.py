@@ -147,7 +147,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         _head(card, config),
         seed=settings.seed,
         split_layers=settings.tensor_parallel > 1,
-        noise=keeps_noise(card, config, settings),
+        noise=card.imitates(config) if settings.dropout is None else settings.dropout,
     )
     _add_modules(method, config, loaded.policy)
     router_loss = find_router_loss(loaded.policy, settings)
@@ -230,14 +230,6 @@ def _start(
     if isinstance(reference, Reference) and settings.reference_model is None:
         return reference
     return Reference(policy, strategy)
-
-
-def keeps_noise(card: Card, config: Any, settings: Settings) -> bool:
-    """Whether the model's dropout and router noise stay on: as asked for, else where given texts are imitated alone."""
-    if settings.dropout is not None:
-        return settings.dropout
-    imitates = card.schemas[0] in ("language-modeling", "prompt-completion")
-    return imitates and not any(card.needs_now(what, config) for what in ("reference", "teacher"))
 
 
 def _head(card: Card, config: Any) -> str:

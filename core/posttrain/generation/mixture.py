@@ -118,12 +118,9 @@ class MixtureGenerator:
 
 
 def _next(model: TokenModel, tokens: Tensor, mask: Tensor, positions: Tensor, caches: list[Any], place: int) -> Tensor:
-    output = model.model(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=caches[place],
-        use_cache=True,
-    )
+    arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+    if getattr(model.inner.config, "output_router_logits", False):
+        arguments["output_router_logits"] = False  # the router loss cannot be computed of new columns alone
+    output = model.model(**arguments, past_key_values=caches[place], use_cache=True)
     caches[place] = output.past_key_values
     return output.logits[:, -1].float()

@@ -85,8 +85,9 @@ class Network:
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
         if cache is not None:
             arguments["past_key_values"] = cache
-        # Some older architectures derive positions from the mask, or cannot leave out logits.
-        optional = {"position_ids": positions, "logits_to_keep": 1}
+        # Some older architectures derive positions from the mask, or cannot leave out logits. The router loss that a
+        # mixture's configuration may ask for cannot be computed of new columns alone.
+        optional = {"position_ids": positions, "logits_to_keep": 1, "output_router_logits": False}
         arguments |= {name: value for name, value in optional.items() if name in self._accepted}
         with rope.rows_of(self._kinds(positions)):
             output = self.model(**arguments)

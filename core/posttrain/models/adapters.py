@@ -96,9 +96,11 @@ def attach(module: Any, folder: str, name: str = "default", is_trainable: bool =
         else:
             model = _peft().PeftModel.from_pretrained(module, folder, adapter_name=name, is_trainable=is_trainable)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reasons = [line.strip() for line in text.splitlines() if line.strip()]
         mismatch = [line for line in reasons if line.startswith("size mismatch")]  # the first line names no weight
-        raise ModelError(f"Adapter '{folder}' cannot be loaded from {file.name}: {(mismatch or reasons)[0]}") from None
+        first = (mismatch or reasons or [type(error).__name__])[0]
+        raise ModelError(f"Adapter '{folder}' cannot be loaded from {file.name}: {first}") from None
     wanted = set(_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     lost, unknown = sorted(wanted - found), sorted(found - wanted - set(model.state_dict()))
     if lost or unknown:
