@@ -10,7 +10,7 @@ from posttrain.errors import ModelError
 from posttrain.models.export import export
 from posttrain.rewards.judge_model import ModelJudge
 from posttrain.rewards.model import reward_model
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 PAIRS = [{"prompt": "ab", "chosen": "cab", "rejected": "fgh"}, {"prompt": "dcba", "chosen": "a", "rejected": "gg"}]

@@ -8,8 +8,8 @@ from posttrain import api
 from posttrain.engine.step import evaluate_loss, shared_logps
 from posttrain.errors import ModelError
 from posttrain.models.modes import evaluating, noise_of
-from posttrain.testing.tiny import count_of_a, tiny_tokenizer
 from posttrain.views import Sequence, Step
+from posttrain_testkit.tiny import count_of_a, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SIZES = {

@@ -5,7 +5,7 @@ import torch
 from posttrain import api
 from posttrain.engine.router_loss import RouterLoss
 from posttrain.errors import ModelError, SettingsError
-from posttrain.testing.tiny import count_of_a, tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM
 
