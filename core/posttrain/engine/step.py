@@ -82,11 +82,11 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     found = averages.result()
     if run.card.online:
         found = summary(found, run.strategy.gather([extremes]))
-    loss = sum(terms.values())
+    total = sum(terms.values())
     if run.router_loss is not None and router is not None:
-        loss += run.router_loss.coefficient * router
+        total += run.router_loss.coefficient * router
         found[ROUTER] = router
-    return Outcome(loss, terms, found, int(run.strategy.sum_number(tokens)))
+    return Outcome(total, terms, found, int(run.strategy.sum_number(tokens)))
 
 
 def _micro_batch(
