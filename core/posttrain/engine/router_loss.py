@@ -19,6 +19,7 @@ from posttrain.engine.forward import IDLE, TokenModel, sequences_of, token_mask
 from posttrain.engine.head import Request
 from posttrain.engine.reduction import Totals
 from posttrain.errors import ModelError, SettingsError
+from posttrain.models.modes import evaluating
 from posttrain.views import Example, Sequence
 
 if TYPE_CHECKING:
@@ -97,19 +98,16 @@ def _agrees(policy: TokenModel, choices: int) -> bool:
     """Whether the family's own loss of two rows, one of them padded, is the one computed here."""
     vocabulary = policy.inner.config.get_text_config().vocab_size
     rows = [Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.arange(n) > 0) for n in (9, 5)]
-    training = policy.training
-    policy.eval()
     try:
-        sums = policy(rows, Request(routing=choices, only_routing=True))["routing"]
-        if policy.head is None:
-            return True  # transformers' classifiers have no such loss; the choices are all that there is to know
-        ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(policy.device)
-        mask = token_mask([len(row) for row in rows]).long().to(policy.device)
-        own = policy.inner(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True).aux_loss
+        with evaluating(policy):
+            sums = policy(rows, Request(routing=choices, only_routing=True))["routing"]
+            if policy.head is None:
+                return True  # transformers' classifiers have no such loss; the choices are all that there is to know
+            ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(policy.device)
+            mask = token_mask([len(row) for row in rows]).long().to(policy.device)
+            own = policy.inner(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True).aux_loss
     except (KeyError, AttributeError, TypeError):  # no routers, or none that are shown
         return False
-    finally:
-        policy.train(training)
     ours = RouterLoss(1.0, choices).share(sums, Totals())
     tolerance = 1e-4 if sums.dtype == torch.float64 or next(policy.parameters()).dtype == torch.float32 else 5e-2
     return own is not None and bool((ours - own).abs() <= tolerance * own.abs())
