@@ -32,14 +32,7 @@ from posttrain.errors import DataError, SettingsError
 from posttrain.generation.choose import check_generation, make_generator
 from posttrain.methods import Method
 from posttrain.models.average import Average
-from posttrain.models.load import (
-    choose_device,
-    load_module,
-    load_policy,
-    load_tokenizer,
-    stop_ids,
-    stop_ids_of,
-)
+from posttrain.models.load import choose_device, load_module, load_policy, load_tokenizer, stop_ids, stop_ids_of
 from posttrain.models.reference import MovingReference, Reference
 from posttrain.models.teacher import ModelTeacher, check_teacher, load_teacher
 from posttrain.rewards import Reward, check_columns, load_rewards

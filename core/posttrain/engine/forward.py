@@ -88,10 +88,13 @@ class TokenModel(nn.Module):
         return self._results(*self.hidden(sequences), sequences, request)
 
     def _routed(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
-        with recorded(getattr(self.inner, self.inner.base_model_prefix)) as passes:
+        with recorded(self.decoder) as layers:
             states, places = self.hidden(sequences)
+        if not self.packed:
+            real = token_mask([len(s) for s in sequences]).flatten().to(states.device)  # (R * L,)
+            layers = [logits[real] for logits in layers]
         results = {} if request.only_routing else self._results(states, places, sequences, request)
-        return results | {"routing": routing_sums(passes, places, request.routing)}
+        return results | {"routing": routing_sums(layers, places, request.routing)}
 
     def _results(
         self, states: Tensor, places: list[Tensor], sequences: list[Sequence], request: Request

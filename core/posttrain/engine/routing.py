@@ -11,20 +11,15 @@ from torch import Tensor
 
 
 @contextmanager
-def recorded(decoder: Any) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Collect, inside the block, the router logits ``(N, E)`` by layer of the real tokens of each pass."""
-    found: list[tuple[Tensor, ...]] = []
-    masks: list[Tensor | None] = []
+def recorded(decoder: Any) -> Iterator[list[Tensor]]:
+    """Collect, inside the block, the router logits ``(N, E)`` of each layer of one pass over N tokens."""
+    found: list[Tensor] = []
 
     def ask(module: Any, positional: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        mask = named.get("attention_mask")
-        masks.append(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
         return positional, named | {"output_router_logits": True}
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
-        mask = masks.pop()
-        layers = [logits.flatten(0, -2) for logits in output["router_logits"]]
-        found.append(tuple(layers if mask is None else (logits[mask.flatten().bool()] for logits in layers)))
+        found.extend(logits.flatten(0, -2) for logits in output["router_logits"])
 
     hooks = [decoder.register_forward_pre_hook(ask, with_kwargs=True), decoder.register_forward_hook(keep)]
     try:
@@ -34,12 +29,11 @@ def recorded(decoder: Any) -> Iterator[list[tuple[Tensor, ...]]]:
             hook.remove()
 
 
-def routing_sums(passes: list[tuple[Tensor, ...]], places: list[Tensor], choices: int) -> Tensor:
+def routing_sums(layers: list[Tensor], places: list[Tensor], choices: int) -> Tensor:
     """Choices and sums of probabilities of each expert over all layers, ``(2, E)``; a token counts as often as placed.
 
-    ``places`` are where each sequence's tokens lie among those of ``passes``.
+    ``places`` are where each sequence's tokens lie among those of ``layers``, whose router logits are ``(N, E)``.
     """
-    layers = [torch.cat(logits) for logits in zip(*passes, strict=True)]  # (N, E) each
     count, experts = layers[0].shape
     device = layers[0].device
     weights = torch.cat(places).to(device).bincount(minlength=count)  # (N,)
