@@ -205,17 +205,18 @@ def test_audit_hashes_every_file(site, capsys):
     assert (row["distribution"], row["version"], row["tier"]) == ("posttrain-method-fake", "1.2.0", "experimental")
 
 
-def test_allow_plugins(site, api, capsys, monkeypatch):
-    site.add("fake")
-    site.metadata("fake-rewards", "1", "[posttrain.rewards]\nfake-score = fake_rewards:score\n")
-    common = ["train", "fake", "--model", "m", "--reward", "fake-score=0.5"]
-    assert error_of(capsys, *common, "--allow-plugins", "other").startswith(
-        "Method 'fake' of posttrain-method-fake is not among the allowed plugins (other). "
-    )
-    assert error_of(capsys, *common, "--allow-plugins", "fake").startswith("Reward 'fake-score' of fake-rewards is not")
-    assert main([*common, "--allow-plugins", "fake,fake-score"]) == 0
-    monkeypatch.setenv("POSTTRAIN_ALLOW_PLUGINS", "")
-    assert "is not among the allowed plugins" in error_of(capsys, *common)
+def test_text_that_the_terminal_cannot_show_is_escaped(site, monkeypatch):
+    site.add("fake").rename(site.path / "fäke")
+    card = site.path / "fäke" / "method.toml"
+    card.write_text(card.read_text(encoding="utf-8").replace("Summary", "Größe"), encoding="utf-8")
+    for name, value in (("LC_ALL", "C"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")):
+        monkeypatch.setenv(name, value)
+    shown = site.run("show", str(site.path / "fäke"))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("fake 1.2.0 (experimental): Gr\\xf6\\xdfe of fake.")
+    absent = site.run("show", str(site.path / "ä"))
+    assert absent.returncode == 2
+    assert absent.stderr.count("\n") == 1
 
 
 def test_version_and_help(capsys):

@@ -1,10 +1,16 @@
 """Discovery: every state a plugin can be in is one row or one sentence, and nothing is imported."""
 
+import importlib.machinery
+import json
+import shutil
 import sys
 
 import pytest
-from posttrain import catalogue, discovery
-from posttrain.errors import MethodError
+from posttrain import catalogue, discovery, methods
+from posttrain.cli.main import main
+from posttrain.errors import MethodError, PosttrainError, SettingsError
+
+from .conftest import CARD, ROOT
 
 HOSTILE = "raise SystemExit('imported')"
 
@@ -129,18 +135,123 @@ def test_own_word_does_not_make_a_third_party_stable(site):
     assert discovery.find("fake").card.tier == "experimental"
 
 
-def test_catalogue_grants_stable_to_its_own_package_only(site, monkeypatch):
-    fact = catalogue.Known("fake", "stable", "", ("preference",), (), "", "", "posttrain-method-fake")
+def released(monkeypatch, package):
+    """Let the catalogue know the files in ``package`` as those of the stable method fake."""
+    digest = catalogue.digest_of(package)
+    fact = catalogue.Known("fake", "stable", "", ("preference",), (), "", "", "posttrain-method-fake", digest)
     monkeypatch.setattr(discovery, "known", lambda: {"fake": fact})
-    site.add("fake", tier="stable")
+
+
+def test_stable_are_the_very_files_that_were_released(site, monkeypatch):
+    package = site.add("fake", tier="stable")
+    released(monkeypatch, package)
+    assert discovery.find("fake").card.tier == "stable"
+    assert discovery.find_folder(package).card.tier == "stable"
+    assert discovery.modified(discovery.find("fake").card) is None
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "__init__.cpython-311.pyc").write_bytes(b"compiled")
+    code = package / "__init__.py"
+    code.write_bytes(code.read_bytes().replace(b"\n", b"\r\n"))
     assert discovery.find("fake").card.tier == "stable"
 
 
-def test_catalogue_does_not_grant_stable_to_another_package(site, monkeypatch):
-    fact = catalogue.Known("fake", "stable", "", ("preference",), (), "", "", "posttrain-method-fake")
-    monkeypatch.setattr(discovery, "known", lambda: {"fake": fact})
-    site.add("fake", tier="stable", distribution="somebody-elses")
-    assert discovery.find("fake").card.tier == "experimental"
+@pytest.mark.parametrize("change", ["code", "card", "file", "earlier", "compiled", "namesake"])
+def test_other_files_under_a_stable_name_count_as_experimental_and_need_permission(site, tmp_path, monkeypatch, change):
+    package = site.add("fake", tier="stable")
+    released(monkeypatch, package)
+    if change == "code":
+        (package / "__init__.py").write_text((package / "__init__.py").read_text() + "# more\n")
+    elif change == "card":
+        (package / "method.toml").write_text((package / "method.toml").read_text() + "family = 'x'\n")
+    elif change == "file":
+        (package / "more.py").write_text("")
+    elif change == "earlier":  # a module of that name before the installed one
+        shutil.copytree(package, tmp_path / "early" / package.name)
+        (tmp_path / "early" / package.name / "__init__.py").write_text(HOSTILE)
+        monkeypatch.syspath_prepend(str(tmp_path / "early"))
+    elif change == "compiled":  # Python takes it before the source
+        (package / f"__init__{importlib.machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"")
+    else:  # another distribution, of the same name or not, that has the files of another
+        (package / "__init__.py").write_text(HOSTILE)
+    row = discovery.find("fake")
+    assert row.card.tier == "experimental"
+    assert discovery.modified(row.card) == (
+        "'fake' is not the stable method of that name which posttrain 0.1.0 knows: its files are others. It counts as "
+        "experimental."
+    )
+    monkeypatch.setenv("POSTTRAIN_ALLOW_PLUGINS", "other")
+    with pytest.raises(SettingsError, match=r"^Method 'fake' of posttrain-method-fake is not among the allowed"):
+        methods.load("fake")
+
+
+def test_listings_and_show_say_that_a_stable_name_stands_for_other_files(site, monkeypatch, capsys):
+    package = site.add("fake", tier="stable")
+    released(monkeypatch, package)
+    (package / "__init__.py").write_text((package / "__init__.py").read_text() + "# more\n")
+    text = "'fake' is not the stable method of that name which posttrain 0.1.0 knows: its files are others."
+    for words in (["list-methods"], ["plugins"], ["show", "fake"]):
+        discovery.installed.cache_clear()
+        assert main(words) == 0
+        assert text in capsys.readouterr().out
+
+
+def test_the_stable_methods_of_this_project_are_those_of_the_catalogue():
+    stable = [fact for fact in catalogue.known().values() if fact.tier == "stable"]
+    assert len(stable) == 5
+    for fact in stable:
+        assert discovery.find_folder(ROOT / "plugins" / fact.name).card.tier == "stable"
+
+
+LINES = CARD.format(name="fake-bad", version="1", tier="experimental", schema="preference", requires="posttrain")
+HEADERS = b"Metadata-Version: 2.4\nName: fake-bad\nVersion: 1\nAuthor: J\xf6rg\n"
+POINT = b"[posttrain.methods]\nfake-bad"
+#: Kind -> one file of a neighbour that is otherwise sound, its content, and the reason that the neighbour's row gives.
+NEIGHBOURS = {
+    "latin-metadata": ("METADATA", HEADERS, "its METADATA is not UTF-8 (byte 69)"),
+    "latin-points": (
+        "entry_points.txt",
+        b"# J\xf6rg\n" + POINT + b" = posttrain_method_fake_bad\n",
+        "its entry_points.txt is not UTF-8",
+    ),
+    "colons": ("entry_points.txt", POINT + b" = b:::c\n", "its entry point is 'fake-bad = b:::c', expected NAME ="),
+    "empty": ("entry_points.txt", POINT + b" =\n", "its entry point is 'fake-bad =', expected NAME ="),
+    "no-sign": ("entry_points.txt", POINT + b"\n", "its entry point is 'fake-bad', expected NAME ="),
+    "latin-card": ("method.toml", b"name = '\xff'", "method.toml: is not valid TOML"),
+    "deep-card": (
+        "method.toml",
+        b"name = " + b"[" * 1000,
+        "method.toml: is not a card: its values are nested",
+    ),
+    "long-number": ("method.toml", b"name = " + b"9" * 5000, "method.toml: is not valid TOML"),
+    "lines": ("method.toml", LINES.replace("y of", "y\\nof").encode(), "summary has 2 lines, expected one"),
+    "deep-code": ("__init__.py", b"x = " + b"-" * 100_000 + b"1\n", "nested too deep"),
+}
+
+
+def test_broken_neighbours_are_a_row_each_and_touch_nobody(site, capsys):
+    site.add("fake-good")
+    for kind, (file, content, _) in NEIGHBOURS.items():
+        package = site.add(f"fake-{kind}", version="1")
+        info = site.path / f"posttrain_method_fake_{kind.replace('-', '_')}-1.dist-info"
+        content = content.replace(b"fake_bad", package.name.removeprefix("posttrain_method_").encode())
+        place = package if (package / file).exists() else info
+        (place / file).write_bytes(content.replace(b"fake-bad", f"fake-{kind}".encode()))
+    discovery.installed.cache_clear()
+    for command in ("list-methods", "plugins"):
+        assert main([command, "--json"]) == 0
+        listed = {row["name"]: row["problem"] for row in json.loads(capsys.readouterr().out)}
+        assert listed["fake-good"] is None
+        for kind, (_, _, reason) in NEIGHBOURS.items():
+            assert reason.replace("fake-bad", f"fake-{kind}") in listed[f"fake-{kind}"]
+            assert "\n" not in listed[f"fake-{kind}"]
+    assert main(["list-methods"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {words[0] for words in printed if words[1] == "broken"} >= {f"fake-{kind}" for kind in NEIGHBOURS}
+    assert methods.load("fake-good").name == "fake-good"
+    for kind in NEIGHBOURS:
+        with pytest.raises(PosttrainError) as error:
+            methods.load(f"fake-{kind}")
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("place", [".", "src", "package"])

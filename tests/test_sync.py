@@ -1,5 +1,6 @@
 """What is generated from cards: complete, readable again, stale exactly when a source changed."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -39,6 +40,9 @@ def test_everything_follows_from_the_card(copy):
     assert "tool" not in project
     (entry,) = json.loads((copy / "core/posttrain/catalogue.json").read_text())["methods"]
     assert (entry["name"], entry["schemas"], entry["needs"]) == ("dpo", ["preference"], ["reference"])
+    files = sorted((copy / "plugins/dpo/posttrain_method_dpo").iterdir())
+    content = b"".join(f"{file.name} {len(file.read_bytes())}\n".encode() + file.read_bytes() for file in files)
+    assert entry["digest"] == hashlib.sha256(content).hexdigest()
     page = (copy / "docs/methods/dpo.md").read_text()
     for part in ("| `--beta` | a number | `0.1` |", "- `reward_chosen`, `reward_rejected`:", '"rejected": " green."'):
         assert part in page
@@ -55,7 +59,7 @@ def test_check_finds_each_stale_file_and_says_what_mends_it(copy, capsys):
     assert main(["sync", "--check", str(copy)]) == 1
     captured = capsys.readouterr()
     assert '+version = "1.0.1"' in captured.out
-    assert captured.err == f"2 generated files are stale. Mend them with: posttrain sync {copy}\n"
+    assert captured.err == f"3 generated files are stale. Mend them with: posttrain sync {copy}\n"
 
 
 def test_page_of_a_removed_method_goes_and_pages_by_hand_stay(copy):

@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain import methods
 from posttrain.config import method_options, resolve
+from posttrain.discovery import modified
 from posttrain.engine.build import Objects, Prepared, build_run, prepare_data, run_facts
 from posttrain.engine.checkpoint import latest_checkpoint, restore_checkpoint
 from posttrain.engine.loop import train_loop
@@ -114,7 +115,8 @@ def _progress(run: Run) -> Progress:
 def _announce(run: Run, data: Prepared) -> None:
     progress = _progress(run)
     if run.card.tier == "experimental":
-        progress.say(f"'{run.card.name}' is experimental: it may change in any release.")
+        changed = modified(run.card)
+        progress.say(changed or f"'{run.card.name}' is experimental: it may change in any release.")
     for note in [*run.method.notes, *data.notes]:
         progress.say(note)
 

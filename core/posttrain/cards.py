@@ -123,8 +123,10 @@ def read_card(path: Path) -> Card:
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the syntax, the encoding, or a number
         raise CardError(f"{path}: is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise CardError(f"{path}: is not a card: its values are nested too deep.") from None
     return _card(facts, path)
 
 
@@ -144,6 +146,8 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
     schemas = (facts["schema"],) if isinstance(facts["schema"], str) else tuple(facts["schema"])
     if not NAME.fullmatch(facts["name"]):
         raise CardError(f"{path}: name {facts['name']!r} is not lower-case words joined by hyphens.")
+    if len(facts["summary"].splitlines()) > 1:
+        raise CardError(f"{path}: summary has {len(facts['summary'].splitlines())} lines, expected one.")
     if facts["tier"] not in TIERS:
         raise CardError(f"{path}: tier {facts['tier']!r} is unknown. Tiers: {', '.join(TIERS)}.")
     for schema in schemas or ("",):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Known:
     paper: str
     family: str
     distribution: str
+    digest: str = ""
+    """Of a stable method: that of the files that make it."""
 
 
 @functools.cache
@@ -31,3 +34,12 @@ def known() -> dict[str, Known]:
     return {
         row["name"]: Known(**row | {"schemas": tuple(row["schemas"]), "needs": tuple(row["needs"])}) for row in rows
     }
+
+
+def digest_of(package: Path) -> str:
+    """SHA-256 over the names and contents of a method's files, whatever their line ends; compiled ones left out."""
+    total = hashlib.sha256()
+    for file in sorted(file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts):
+        content = file.read_bytes().replace(b"\r\n", b"\n")
+        total.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return total.hexdigest()

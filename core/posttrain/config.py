@@ -18,6 +18,7 @@ from posttrain.cards import Card
 from posttrain.demo.example import example_defaults
 from posttrain.errors import CardError, MethodError, SettingsError
 from posttrain.options import Option, cast, read_options
+from posttrain.secret_options import hidden
 from posttrain.settings import Settings
 
 #: Learning rates of adapters are this many times those of whole weights (Thinking Machines, "LoRA without regret").
@@ -172,6 +173,6 @@ def as_yaml(method: str, settings: Settings, options: dict[str, Any], own: list[
     import yaml
 
     values: dict[str, Any] = {"method": method}
-    values |= {key: value for key, value in settings.flat().items() if value not in (None, "")}
+    values |= {key: value for key, value in hidden(settings.flat()).items() if value not in (None, "")}
     values |= {option.name: options.get(option.name, option.default) for option in own}
     return yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False, allow_unicode=True)

@@ -6,7 +6,6 @@ Looking a method up is the entry points' job (group ``posttrain.methods``), call
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import re
 from collections import Counter
@@ -14,14 +13,14 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from posttrain import __version__
 from posttrain.cards import NAME, Card, read_card
-from posttrain.catalogue import known
+from posttrain.catalogue import digest_of, known
+from posttrain.entries import Entry, entries
 from posttrain.errors import CardError, MethodError
 from posttrain.versions import incompatible
 
-GROUP = "posttrain.methods"
 CARD = "method.toml"
-_HEADER = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE)
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -42,11 +41,11 @@ class Installed:
 @functools.cache
 def installed() -> list[Installed]:
     """All installed methods by name, broken ones included: each failure is one row. Scans once per process."""
-    return _rows(_entries())
+    return _rows(entries("method"))
 
 
-def _rows(entries: list[importlib.metadata.EntryPoint]) -> list[Installed]:
-    rows = [_row(entry) for entry in entries]
+def _rows(found: list[Entry]) -> list[Installed]:
+    rows = [_row(entry) for entry in found]
     counts = Counter(row.name for row in rows)
     marked = [replace(row, problem=_clash(rows, row)) if counts[row.name] > 1 else row for row in rows]
     return sorted(marked, key=lambda row: (row.name, row.distribution))
@@ -54,7 +53,7 @@ def _rows(entries: list[importlib.metadata.EntryPoint]) -> list[Installed]:
 
 def find(name: str) -> Installed:
     """The usable installed method ``name``. Raises MethodError if it is missing, misspelt, provided twice or broken."""
-    rows = _rows([entry for entry in _entries() if entry.name == name])  # no other method's card is read
+    rows = _rows(entries("method", name))  # no other method's card is read
     if not rows:
         raise MethodError(_missing(name))
     if len(rows) > 1:
@@ -89,8 +88,8 @@ def find_folder(path: str | Path) -> Installed:
         raise MethodError(
             f"Folder '{path}' holds {len(cards)} methods: {', '.join(map(str, cards))}. Name one of them."
         )
-    card = _granted(read_card(cards[0]), None)
     package = cards[0].parent.resolve()
+    card = _granted(read_card(cards[0]), package)
     problem = None if (package / "__init__.py").is_file() else f"{package} has no __init__.py."
     row = Installed(card.name, card, card.distribution, card.version, card.module, problem, package)
     return usable(row)
@@ -101,26 +100,19 @@ def locate(name_or_folder: str) -> Installed:
     return find_folder(name_or_folder) if is_folder(name_or_folder) else find(name_or_folder)
 
 
-def _entries() -> list[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=GROUP))
-
-
-def _row(entry: importlib.metadata.EntryPoint) -> Installed:
-    distribution, version = _identity(entry.dist)
+def _row(entry: Entry) -> Installed:
     module = entry.value.strip()
+    row = Installed(entry.name, None, entry.package, entry.version, module, entry.problem)
+    if entry.problem:
+        return row
     try:
         card = _card(entry.name, module)
     except MethodError as error:
-        return Installed(entry.name, None, distribution, version, module, str(error))
-    card = _granted(card, distribution)
-    return Installed(entry.name, card, distribution, version, module, incompatible(card))
-
-
-def _identity(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
-    """Name and version from two header lines: the full e-mail parser costs more than everything else here."""
-    text = (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")) if distribution else None
-    headers = dict(reversed(_HEADER.findall((text or "").split("\n\n", 1)[0])))
-    return headers.get("Name", "(unknown package)"), headers.get("Version", "?")
+        return replace(row, problem=str(error))
+    except Exception as error:  # whatever a neighbour's files do to a parser must not hide the other methods
+        detail = " ".join(str(error).split())[:200]
+        return replace(row, problem=f"its card cannot be read: {type(error).__name__}: {detail}")
+    return replace(row, card=card, problem=incompatible(card))
 
 
 def _card(name: str, module: str) -> Card:
@@ -142,14 +134,30 @@ def _card(name: str, module: str) -> Card:
     card = read_card(path)
     if card.name != name:
         raise CardError(f"its card says name '{card.name}', its entry point says '{name}'.")
-    return card
+    # A compiled module would come before the source that the digest is of.
+    from_source = spec.origin is not None and Path(spec.origin) == path.parent / "__init__.py"
+    return _granted(card, path.parent if from_source else None)
 
 
-def _granted(card: Card, distribution: str | None) -> Card:
-    """A card may call itself stable; that only counts where the catalogue of this posttrain says so too."""
+def _granted(card: Card, package: Path | None) -> Card:
+    """A card may call itself stable; that only counts for the very files that this posttrain knows as stable."""
     fact = known().get(card.name)
-    ours = fact is not None and fact.tier == "stable" and distribution in (None, fact.distribution)
-    return card if ours or card.tier != "stable" else replace(card, tier="experimental")
+    if card.tier != "stable":
+        return card
+    known_files = fact.digest if fact is not None and fact.tier == "stable" else ""
+    ours = package is not None and known_files and known_files == digest_of(package)
+    return card if ours else replace(card, tier="experimental")
+
+
+def modified(card: Card) -> str | None:
+    """What is to be said of a method with the name of a stable one that is not the files which were released."""
+    fact = known().get(card.name)
+    if fact is None or fact.tier != "stable" or card.tier != "experimental":
+        return None
+    return (
+        f"'{card.name}' is not the stable method of that name which posttrain {__version__} knows: its files are "
+        "others. It counts as experimental."
+    )
 
 
 def _clash(rows: list[Installed], row: Installed) -> str:

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 from posttrain import hookspecs
 from posttrain.discovery import Installed
@@ -27,14 +28,19 @@ def problem_of(row: Installed) -> str | None:
         return row.problem
     file = row.card.path.parent / "__init__.py"
     try:
-        tree = ast.parse(file.read_bytes())
+        return _of_file(file)
     except OSError as error:
         return f"{file}: cannot be read ({error.strerror})."
     except SyntaxError as error:
         return f"{file} line {error.lineno}: {error.msg}."
     except ValueError as error:  # null bytes
         return f"{file}: {error}."
-    found = (_of_statement(statement) for statement in tree.body)
+    except (RecursionError, MemoryError):
+        return f"{file}: is nested too deep to be read."
+
+
+def _of_file(file: Path) -> str | None:
+    found = (_of_statement(statement) for statement in ast.parse(file.read_bytes()).body)
     return next((f"{file.name} line {line}: {text}" for line, text in filter(None, found)), None)
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import inspect
-import sys
 import typing
 from difflib import get_close_matches
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +14,9 @@ import pluggy
 from posttrain import deprecations, hookspecs
 from posttrain.cards import Card
 from posttrain.config import shared_defaults
-from posttrain.discovery import Installed, locate
-from posttrain.errors import DependencyError, PluginError, PosttrainError, SettingsError
+from posttrain.discovery import locate
+from posttrain.entries import import_plugin
+from posttrain.errors import PluginError, PosttrainError, SettingsError
 from posttrain.options import cast
 
 if TYPE_CHECKING:
@@ -211,7 +208,9 @@ def load(name_or_folder: str) -> Method:
     """Load one method, by name or from a plugin's folder. Raises MethodError, PluginError or DependencyError."""
     row = locate(name_or_folder)
     assert row.card is not None  # locate() raises for a row without a card
-    return from_module(_import(row), row.card)
+    origin = row.distribution if row.folder is None else f"folder {row.folder}"
+    own = row.card.tier == "stable"  # which discovery grants to the very files that were released
+    return from_module(import_plugin("method", row.name, row.module, origin, own, row.folder), row.card)
 
 
 def from_module(module: ModuleType, card: Card) -> Method:
@@ -225,48 +224,6 @@ def from_module(module: ModuleType, card: Card) -> Method:
     except pluggy.PluginValidationError as error:
         raise PluginError(f"Plugin '{card.name}' does not fit the hooks: {' '.join(str(error).split())}") from error
     return Method(card, module, relay)
-
-
-def import_plugin(name: str, module: str, package: Path | None = None) -> ModuleType:
-    """Import a plugin's module, from ``package`` where it is not installed. Whatever it raises becomes one line."""
-    try:
-        return importlib.import_module(module) if package is None else _from_folder(module, package)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == module:
-            raise PluginError(f"Plugin '{name}' cannot be imported: {error}.") from error
-        missing = error.name.partition(".")[0]
-        raise DependencyError(
-            f"Plugin '{name}' needs the module '{missing}', which is not installed. "
-            f"List it under requires in the plugin's card and install it, e.g. with: pip install {missing}"
-        ) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a plugin may raise anything, even SystemExit, and must not end the host
-        detail = " ".join(str(error).split())
-        reason = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
-        raise PluginError(f"Plugin '{name}' cannot be imported: {reason}") from error
-
-
-def _import(row: Installed) -> ModuleType:
-    return import_plugin(row.name, row.module, row.folder)
-
-
-def _from_folder(name: str, package: Path) -> ModuleType:
-    for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
-        del sys.modules[loaded]  # a folder is read anew each time: its author is editing it
-    spec = importlib.util.spec_from_file_location(
-        name, package / "__init__.py", submodule_search_locations=[str(package)]
-    )
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{package} is not a Python package")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _check_hooks(module: ModuleType, plugin: str) -> None:

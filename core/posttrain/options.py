@@ -76,6 +76,8 @@ def _parse(source: Path) -> tuple[str, ast.Module]:
         return text, ast.parse(text)
     except (OSError, SyntaxError, UnicodeDecodeError, ValueError) as error:
         raise MethodError(f"{source}: cannot be read: {' '.join(str(error).split())}") from None
+    except (RecursionError, MemoryError):
+        raise MethodError(f"{source}: cannot be read: it is nested too deep.") from None
 
 
 def describe(kind: Any) -> str:

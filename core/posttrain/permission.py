@@ -1,60 +1,65 @@
-"""``--allow-plugins``: a list of the plugins that a run may load, for machines where not everybody is trusted.
+"""``--allow-plugins``: a list of the plugins that may be loaded, for machines where not everybody is trusted.
 
-Nothing loads that was not named, so without a list everything named in the run is allowed. The methods and rewards
-that belong to posttrain itself are always allowed.
+Nothing loads that was not named in a command, so without a list everything named is allowed. What belongs to posttrain
+itself (its rewards, and the stable methods in the files that it released) is always allowed.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from posttrain.catalogue import known
-from posttrain.discovery import Installed
 from posttrain.errors import SettingsError
-from posttrain.settings import Settings
 
 VARIABLE = "POSTTRAIN_ALLOW_PLUGINS"
+FLAG = "--allow-plugins"
 
 
-def check_allowed(row: Installed, settings: Settings, allowed: list[str] | None) -> None:
-    """Raise SettingsError if the run names a plugin outside ``allowed``, or outside the variable's list if None."""
-    listed = allowed if allowed is not None else _from_environment()
+def check(kind: str, name: str, origin: str) -> None:
+    """Raise SettingsError if the plugin ``name``, which comes from ``origin``, is not in the list."""
+    listed = os.environ.get(VARIABLE)
     if listed is None:
         return
-    names = {name.strip() for text in listed for name in text.split(",")}
-    for kind, name, distribution in _named(row, settings):
-        if name not in names:
-            raise SettingsError(
-                f"{kind} '{name}' of {distribution} is not among the allowed plugins ({', '.join(sorted(names))}). "
-                f"Add it with: --allow-plugins {','.join(sorted({*names, name}))}"
-            )
+    names = {word.strip() for word in listed.split(",")} - {""}
+    if name not in names:
+        raise SettingsError(
+            f"{kind.capitalize()} '{name}' of {origin} is not among the allowed plugins "
+            f"({', '.join(sorted(names)) or 'none'}). Add it with: {FLAG} {','.join(sorted({*names, name}))}"
+        )
 
 
-def _from_environment() -> list[str] | None:
-    value = os.environ.get(VARIABLE)
-    return None if value is None else [value]
+def take_flag(words: list[str]) -> tuple[list[str], str | None]:
+    """The words of a command without ``--allow-plugins``, and its value; what follows ``--`` is another command's.
+
+    Raises SettingsError for a flag without a value.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    rest: list[str] = []
+    given: list[str] = []
+    own = iter(words[:end])
+    for word in own:
+        flag, equals, value = word.partition("=")
+        if flag != FLAG:
+            rest.append(word)
+            continue
+        value = value if equals else next(own, "--")
+        if value.startswith("--"):
+            raise SettingsError(f"Flag '{FLAG}' needs a value: names of plugins, separated by commas.")
+        given.append(value)
+    return rest + words[end:], ",".join(given) if given else None
 
 
-def _data(settings: Settings) -> list[str]:
-    return [*(settings.data or []), *(settings.eval_data or [])]
-
-
-def _named(row: Installed, settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """Kind, name and package of each plugin that the run names and that is not posttrain's own."""
-    fact = known().get(row.name)
-    if row.folder is not None:
-        yield "Method", row.name, f"folder {row.folder}"
-    elif fact is None or fact.distribution != row.distribution:
-        yield "Method", row.name, row.distribution
-    for kind, group, names in (
-        ("Reward", "posttrain.rewards", [reward.partition("=")[0] for reward in settings.reward or []]),
-        ("Judge", "posttrain.rewards", [settings.judge] if settings.judge else []),
-        ("Source", "posttrain.sources", [data.partition(":")[0] for data in _data(settings)]),
-        ("Observer", "posttrain.observers", settings.observers or []),
-    ):
-        for entry in importlib.metadata.entry_points(group=group):
-            package = entry.dist.name if entry.dist else "(unknown package)"
-            if entry.name in names and package != "posttrain":
-                yield kind, entry.name, package
+@contextmanager
+def allowing(names: str | None) -> Iterator[None]:
+    """Let ``names`` be the list for this process and those it starts; None leaves the list as it is."""
+    before = os.environ.get(VARIABLE)
+    try:
+        if names is not None:
+            os.environ[VARIABLE] = names
+        yield
+    finally:
+        if names is not None:
+            os.environ.pop(VARIABLE, None)
+            if before is not None:
+                os.environ[VARIABLE] = before

@@ -198,7 +198,8 @@ class Settings:
     """Rewards: an installed name, file.py:function, the folder of a reward model, or the address of a reward worker
     (http://HOST:PORT). May be repeated; a weight follows after '='."""
     reward_options: dict[str, str] | None = None
-    """Options of the rewards, as NAME.OPTION=VALUE."""
+    """Options of the rewards, as NAME.OPTION=VALUE. One named like a secret (key, token, secret, password) is written
+    nowhere; NAME.api_key=env:VARIABLE takes it from the environment."""
     reward_timeout: float = 1200.0
     """Seconds that a reward or judge function may take for one batch; 0 sets no limit. Other ranks wait 30 minutes."""
     judge: str | None = None

@@ -48,7 +48,7 @@ def test_code_of_a_model_runs_only_when_named(folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "modeling_evil.EvilConfig"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=f"brings its own Python code; to run it: --trust-remote-code {folder}"):
+    with pytest.raises(ModelError, match=f"--trust-remote-code {folder} runs this one's code"):
         load(folder)
     with pytest.raises(ModelError):
         load(folder, trust_remote_code="another/model")

@@ -273,6 +273,7 @@ def test_the_command_of_a_server_names_what_a_run_needs(monkeypatch):
         "--worker-extension-cls posttrain.generation.vllm_worker.WeightReceiver",
         '--weight-transfer-config {"backend": "posttrain"}',
         "--max-model-len 99",
+        "--no-trust-remote-code",
         "--enable-lora --max-lora-rank 8",
         "--gpu-memory-utilization 0.5 --seed 1",
     ):

@@ -1,6 +1,5 @@
-import importlib.metadata
-
 import pytest
+from posttrain import entries
 
 SHIPPED = {
     "math": "posttrain.rewards.verifiers:math",
@@ -10,18 +9,26 @@ SHIPPED = {
 }
 
 
+class Package:
+    """Metadata of an installed package with one reward."""
+
+    def __init__(self, name, reward, value):
+        self.files = {
+            "METADATA": f"Name: {name}\nVersion: 1\n",
+            "entry_points.txt": f"[posttrain.rewards]\n{reward} = {value}\n",
+        }
+
+    def read_text(self, file):
+        return self.files.get(file)
+
+
 @pytest.fixture
 def install(monkeypatch):
     """Make the metadata list exactly these rewards: ``install(name=("package", "module:function"))``."""
 
     def set_points(**points):
-        found = []
-        for name, (package, value) in points.items():
-            point = importlib.metadata.EntryPoint(name.rstrip("_"), value, "posttrain.rewards")
-            found.append(point._for(type("Distribution", (), {"name": package})()))
-        monkeypatch.setattr(
-            importlib.metadata, "entry_points", lambda group: found if group == "posttrain.rewards" else []
-        )
+        found = [Package(package, name.rstrip("_"), value) for name, (package, value) in points.items()]
+        monkeypatch.setattr(entries, "_distributions", lambda: found)
 
     return set_points
 

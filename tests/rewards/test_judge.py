@@ -1,17 +1,14 @@
 """Judges in memory: functions, chat models, reward models. Those behind a server: tests/servers/test_server_judge.py"""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from posttrain.errors import ModelError, RewardError, RunFailed, SettingsError
-from posttrain.permission import check_allowed
 from posttrain.rewards.judge import Judge, load_judge
 from posttrain.rewards.judge_model import ModelJudge
 from posttrain.rewards.judge_prompt import fill
-from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -268,15 +265,9 @@ def test_a_reward_model_gives_the_sigmoid_of_the_difference(reward_folder):
     )
 
 
-def test_an_installed_judge_is_a_plugin_that_may_be_forbidden(install):
+def test_an_installed_judge_is_a_plugin_that_may_be_forbidden(install, monkeypatch):
     install(alphabet=("mine", "judge_of_mine:better"), length=("posttrain", "posttrain.rewards.text:length"))
-    method = SimpleNamespace(name="m", folder="/here", distribution="posttrain")
-
-    def check(judge, allowed):
-        check_allowed(method, Settings(judge=judge), allowed)
-
-    check("length", ["m"])
-    check("alphabet", ["m", "alphabet"])
-    assert text_of(SettingsError, lambda: check("alphabet", ["m"])) == (
-        "Judge 'alphabet' of mine is not among the allowed plugins (m). Add it with: --allow-plugins alphabet,m"
+    monkeypatch.setenv("POSTTRAIN_ALLOW_PLUGINS", "m")
+    assert text_of(SettingsError, lambda: load_judge("alphabet")) == (
+        "Reward 'alphabet' of mine is not among the allowed plugins (m). Add it with: --allow-plugins alphabet,m"
     )

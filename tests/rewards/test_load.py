@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from posttrain.errors import RewardError, SettingsError
+from posttrain.errors import PluginError, RewardError, SettingsError
 from posttrain.rewards import check_columns, installed_rewards, load_rewards
 
 
@@ -72,9 +72,8 @@ def test_the_tokenizer_goes_to_those_that_ask(shipped):
 def test_only_the_named_reward_is_imported(install):
     install(broken=("other", "no_such_module_anywhere:f"), regex=("posttrain", "posttrain.rewards.text:regex"))
     assert [reward.name for reward in load_rewards(["regex"])] == ["regex"]
-    assert text_of(RewardError, lambda: load_rewards(["broken"])) == (
-        "Reward 'broken' (no_such_module_anywhere:f) cannot be loaded: ModuleNotFoundError: "
-        "No module named 'no_such_module_anywhere'"
+    assert text_of(PluginError, lambda: load_rewards(["broken"])) == (
+        "Plugin 'broken' cannot be imported: No module named 'no_such_module_anywhere'."
     )
 
 
@@ -101,7 +100,7 @@ def test_unknown_names(shipped):
 
 def test_two_packages_with_one_name(install):
     install(good=("one", "a:f"), good_=("two", "b:f"))
-    assert text_of(RewardError, lambda: load_rewards(["good"])) == (
+    assert text_of(PluginError, lambda: load_rewards(["good"])) == (
         "Reward 'good' is provided by one and two. Uninstall one."
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 from posttrain.authoring import toml
 from posttrain.authoring.samples import COLUMNS, SAMPLES
 from posttrain.cards import Card
+from posttrain.catalogue import digest_of
 from posttrain.config import method_options
 from posttrain.demo import example
 from posttrain.options import Option, describe, docstring
@@ -145,6 +146,11 @@ def _emphasised(metrics: str) -> str:
     return "\n".join(lines)
 
 
+def _digest(card: Card) -> dict[str, str]:
+    """What the files of a stable method are known by; those of other methods may change."""
+    return {"digest": digest_of(card.path.parent)} if card.tier == "stable" and card.path is not None else {}
+
+
 def catalogue(cards: list[Card]) -> str:
     """``catalogue.json``: what posttrain knows about methods that may not be installed."""
     rows = [
@@ -157,6 +163,7 @@ def catalogue(cards: list[Card]) -> str:
             "paper": card.paper,
             "family": card.family,
             "distribution": card.distribution,
+            **_digest(card),
         }
         for card in cards
     ]

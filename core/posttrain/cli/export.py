@@ -18,11 +18,18 @@ def run(arguments: list[str]) -> int:
         default="trained",
         help="the weights that training saw (of a quantised base the dequantised ones), or the base's own [trained]",
     )
+    parser.add_argument("--trust-remote-code", metavar="BASE", help="name of the base whose own Python code may run")
     parser.add_json()
     options = parser.parse_args(arguments)
     from posttrain.models.export import export
 
-    done = export(options.model, options.folder, dtype=options.dtype, onto=options.onto)
+    done = export(
+        options.model,
+        options.folder,
+        dtype=options.dtype,
+        onto=options.onto,
+        trust_remote_code=options.trust_remote_code,
+    )
     if options.json:
         print_json(done)
     else:

@@ -8,7 +8,7 @@ from posttrain.cards import SCHEMAS, TIERS
 from posttrain.catalogue import Known, known
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
-from posttrain.discovery import Installed, installed
+from posttrain.discovery import Installed, installed, modified
 from posttrain.inspection import problem_of
 
 
@@ -29,6 +29,9 @@ def run(arguments: list[str]) -> int:
         print_json(rows)
     elif rows:
         print_table(["METHOD", "TIER", "SCHEMA", "VERSION", "SUMMARY"], [_cells(row) for row in rows])
+        for row in rows:
+            if row["note"]:
+                print(f"{row['note']} Package: {row['distribution']} {row['version']}.")
     else:
         print("No method fits. All methods: posttrain list-methods --available")
     return 0
@@ -47,6 +50,7 @@ def _installed(row: Installed) -> dict[str, Any]:
         "distribution": row.distribution,
         "installed": True,
         "problem": problem_of(row),
+        "note": modified(card) if card else None,
     }
 
 
@@ -62,6 +66,7 @@ def _known(fact: Known) -> dict[str, Any]:
         "distribution": fact.distribution,
         "installed": False,
         "problem": None,
+        "note": None,
     }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
-from posttrain import __version__
+from posttrain import __version__, permission
 from posttrain.config import unknown
 from posttrain.errors import PosttrainError, SettingsError
 
@@ -33,11 +34,15 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 failed run, 2 mistake of the user, 3 stopped by an alert."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # under a locale of ASCII alone, text of others must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        words, allowed = permission.take_flag(words)
+        with permission.allowing(allowed):
+            return _dispatch(words)
     except PosttrainError as error:
         if _shown_elsewhere(error, error.exit_code):
             return error.exit_code
@@ -98,6 +103,7 @@ def _usage() -> str:
             *lines,
             "",
             "posttrain COMMAND --help says more. --debug shows where an error came from, --version the version.",
+            "--allow-plugins NAME,NAME, with any command: of plugins from other hands only these may be loaded.",
         ]
     )
 

@@ -9,16 +9,9 @@ from typing import Any
 
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
-from posttrain.discovery import GROUP, installed
+from posttrain.discovery import installed, modified
+from posttrain.entries import entries
 from posttrain.inspection import problem_of
-
-#: Entry point group -> what its members are.
-GROUPS = {
-    GROUP: "method",
-    "posttrain.rewards": "reward",
-    "posttrain.sources": "source",
-    "posttrain.observers": "observer",
-}
 
 
 def run(arguments: list[str]) -> int:
@@ -37,44 +30,52 @@ def run(arguments: list[str]) -> int:
         print_json(rows)
         return 0
     headings = ["KIND", "NAME", "PACKAGE", "VERSION", "TIER", "ENTRY POINT", "STATE"]
-    keys = ["kind", "name", "distribution", "version", "tier", "entry_point", "problem"]
-    table = [[str(row[key] or "-") for key in keys] for row in rows]
+    keys = ["kind", "name", "distribution", "version", "tier", "entry_point"]
+    table = [[*(str(row[key] or "-") for key in keys), _state(row)] for row in rows]
     if not options.audit:
-        print_table(headings, [[*cells[:-1], "ok" if cells[-1] == "-" else cells[-1]] for cells in table])
+        print_table(headings, table)
         return 0
     for row, cells in zip(rows, table, strict=True):
-        print("  ".join([*cells[:-1], "ok" if cells[-1] == "-" else cells[-1]]))
+        print("  ".join(cells))
         for name, digest in row["files"].items():
             print(f"    sha256:{digest}  {name}")
     return 0
 
 
+def _state(row: dict[str, Any]) -> str:
+    return f"broken: {row['problem']}" if row["problem"] else row["note"] or "ok"
+
+
 def _rows() -> list[dict[str, Any]]:
-    methods = {(row.name, row.distribution): row for row in installed()}
+    methods = {(row.name, row.distribution, row.version): row for row in installed()}
     rows = []
-    for group, kind in GROUPS.items():
-        for entry in importlib.metadata.entry_points(group=group):
-            package = entry.dist.name if entry.dist else "(unknown package)"
-            method = methods.get((entry.name, package)) if kind == "method" else None
-            rows.append(
-                {
-                    "kind": kind,
-                    "name": entry.name,
-                    "distribution": package,
-                    "version": entry.dist.version if entry.dist else "?",
-                    "tier": method.card.tier if method and method.card else None,
-                    "entry_point": entry.value,
-                    "problem": problem_of(method) if method else None,
-                    "_distribution": entry.dist,
-                }
-            )
+    for entry in entries():
+        method = methods.get((entry.name, entry.package, entry.version)) if entry.kind == "method" else None
+        card = method.card if method else None
+        rows.append(
+            {
+                "kind": entry.kind,
+                "name": entry.name,
+                "distribution": entry.package,
+                "version": entry.version,
+                "tier": card.tier if card else None,
+                "entry_point": entry.value,
+                "problem": problem_of(method) if method else entry.problem,
+                "note": modified(card) if card else None,
+                "_distribution": entry.distribution,
+            }
+        )
     return sorted(rows, key=lambda row: (row["kind"], row["name"], row["distribution"]))
 
 
 def _hashes(distribution: importlib.metadata.Distribution | None) -> dict[str, str]:
     """SHA-256 of each file that the package's record lists and that is there; compiled files are left out."""
     digests: dict[str, str] = {}
-    for file in (distribution.files or []) if distribution else []:
+    try:
+        files = (distribution.files or []) if distribution else []
+    except (ValueError, OSError):  # a record that cannot be read lists nothing
+        files = []
+    for file in files:
         path = Path(str(file.locate()))
         if path.suffix != ".pyc" and path.is_file():
             digests[str(file)] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from posttrain.cli.flags import Parser, help_text
 from posttrain.cli.output import print_json
 from posttrain.config import method_options, shared_defaults, shared_options
 from posttrain.demo import example
-from posttrain.discovery import Installed, locate
+from posttrain.discovery import Installed, locate, modified
 from posttrain.options import Option, describe, docstring
 
 
@@ -29,6 +29,8 @@ def run(arguments: list[str]) -> int:
     card = row.card
     assert card is not None  # locate() raises for a row without a card
     print(f"{card.name} {card.version} ({card.tier}): {card.summary}\n")
+    if facts["note"]:
+        print(f"{facts['note']}\n")
     print(textwrap.indent(facts["documentation"], "  ") + "\n")
     for label in ("schemas", "needs", "columns", "paper", "family", "defaults", "distribution"):
         if value := facts[label]:
@@ -51,6 +53,7 @@ def describe_method(row: Installed) -> dict[str, Any]:
         "name": card.name,
         "version": card.version,
         "tier": card.tier,
+        "note": modified(card),
         "summary": card.summary,
         "schemas": list(card.schemas),
         "needs": list(card.needs),

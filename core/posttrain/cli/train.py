@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from posttrain import secret_options
 from posttrain.cards import Card
 from posttrain.cli.flags import help_text, parse
 from posttrain.cli.imports import load_api
@@ -13,7 +14,6 @@ from posttrain.config import as_yaml, method_options, read_file, resolve, shared
 from posttrain.discovery import locate
 from posttrain.errors import SettingsError
 from posttrain.options import Option
-from posttrain.permission import check_allowed
 from posttrain.strategies import launch as launching
 from posttrain.strategies.restart import continued
 from posttrain.strategies.world import quieten
@@ -31,7 +31,6 @@ OWN = [
         ("print_config", bool, False, "Print the resolved options as YAML and stop."),
         ("dry_run", bool, False, "Say what would happen and what memory it needs, and stop; no weights are loaded."),
         ("json", bool, False, "With dry-run: print JSON."),
-        ("allow_plugins", list[str], None, "Names of the plugins from other hands that may be loaded. [any you name]"),
         ("help", bool, False, "Print this and stop."),
     )
 ]
@@ -56,7 +55,6 @@ def run(arguments: list[str]) -> int:
         _print_help(row.card, own)
         return 0
     settings, options = resolve(row.card, own, file, flags, file_name)
-    check_allowed(row, settings, command.get("allow_plugins"))
     if command.get("print_config"):
         print(as_yaml(name, settings, options, own), end="")
         return 0
@@ -71,7 +69,7 @@ def run(arguments: list[str]) -> int:
     api = load_api()
     started = continued(name, settings)
     if started is not None:
-        api.resume(started)
+        api.resume(started, **secret_options.given(settings))
         return 0
     api.train(name, settings, options)
     return 0

@@ -5,14 +5,12 @@ The entry point is a function of the argument (text, empty without a colon) that
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from functools import partial
 
 from posttrain.data.formats import Numbered
+from posttrain.entries import Entry, load_entry, one
 from posttrain.errors import DataError, PluginError, short
-
-GROUP = "posttrain.sources"
 
 
 def plugin_rows(text: str) -> Callable[[], Numbered] | None:
@@ -21,16 +19,12 @@ def plugin_rows(text: str) -> Callable[[], Numbered] | None:
     The plugin is imported when the rows are read. Raises PluginError where two packages provide NAME.
     """
     name, _, argument = text.partition(":")
-    found = list(importlib.metadata.entry_points(group=GROUP, name=name))
-    if len(found) > 1:
-        raise PluginError(f"Source '{name}' is provided by {len(found)} packages. Uninstall all but one.")
-    return partial(_rows, found[0], argument) if found else None
+    entry = one("source", name)
+    return partial(_rows, entry, argument) if entry else None
 
 
-def _rows(entry: importlib.metadata.EntryPoint, argument: str) -> Numbered:
-    from posttrain.methods import import_plugin
-
-    function = getattr(import_plugin(entry.name, entry.module), entry.attr or entry.module, None)
+def _rows(entry: Entry, argument: str) -> Numbered:
+    function = load_entry(entry)
     if not callable(function):
         raise PluginError(f"Source '{entry.name}' is '{entry.value}', expected MODULE:FUNCTION.")
     for number, row in enumerate(function(argument), 1):

@@ -39,11 +39,12 @@ from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
 from posttrain.rollouts.evaluation import GreedyAnswers
 from posttrain.rollouts.source import Online
+from posttrain.secret_options import hidden
 from posttrain.settings import Settings
 from posttrain.strategies.choose import choose
 from posttrain.strategies.protocol import Strategy
 from posttrain.watch import facts
-from posttrain.watch.observers import Observers
+from posttrain.watch.observers import Observers, load_observer
 from posttrain.watch.run_directory import RunDirectory
 
 
@@ -272,7 +273,7 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "format": 1,
         "method": method_name,
         "card": {"name": card.name, "version": card.version, "tier": card.tier, "schema": card.schemas[0]},
-        "settings": run.settings.flat(),
+        "settings": hidden(run.settings.flat()),
         "options": dataclasses.asdict(run.config),
         "total_steps": run.total,
         "parameters": run.sizes,
@@ -314,6 +315,8 @@ def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
     if card.online:
         check_generation(settings)
     check_values(settings)
+    for name in settings.observers or []:
+        load_observer(name)  # one that is absent, broken or not allowed is known before anything is read
     checks = {
         "batch-size": settings.batch_size >= 1,
         "steps": settings.steps is None or settings.steps >= 1,

@@ -16,8 +16,9 @@ import transformers
 from posttrain.engine.batches import token_budget
 from posttrain.engine.head import chunk_tokens
 from posttrain.generation import packed
+from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base
-from posttrain.models.load import _source, choose_dtype
+from posttrain.models.load import _source, cannot_load, choose_dtype
 from posttrain.settings import Settings
 
 #: States that an optimiser keeps per trained number, in units of that number's own size.
@@ -70,9 +71,13 @@ class Load:
 def sizes_of(settings: Settings) -> Sizes:
     """Sizes of the settings' model; the modules are built without memory. Raises ModelError."""
     source, extra = _source(adapter_base(settings.model) or settings.model, settings)
-    config = transformers.AutoConfig.from_pretrained(source, **extra)
-    with torch.device("meta"):
-        module = transformers.AutoModelForCausalLM.from_config(config)
+    trusted = extra.get("trust_remote_code", False)
+    try:
+        config = foreign.read(transformers.AutoConfig, source, **extra)
+        with torch.device("meta"):
+            module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise cannot_load("configuration", settings.model, error) from None
     text = config.get_text_config()
     head = module.get_output_embeddings()
     linear = [m for m in module.modules() if isinstance(m, torch.nn.Linear) and m is not head]

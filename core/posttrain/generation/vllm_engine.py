@@ -198,6 +198,7 @@ def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank:
         gpu_memory_utilization=options.gpu_memory,
         logprobs_mode=mode,
         generation_config="vllm",
+        trust_remote_code=False,
         weight_transfer_config=WeightTransferConfig(backend=vllm_worker.BACKEND),
         **more,
     )

@@ -57,7 +57,8 @@ class ServerOptions:
             "vllm",
             "--enable-scale-out",
         ]
-        words += ["--disable-uvicorn-access-log"]
+        # vLLM's answer where nobody asks; after -- its own flag says otherwise
+        words += ["--disable-uvicorn-access-log", "--no-trust-remote-code"]
         if self.max_length is not None:
             words += ["--max-model-len", str(self.max_length)]
         if self.adapter_rank:

@@ -11,11 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +26,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from posttrain.generation.adapter_folder import adapter_folder
 
 #: Name of the transfer engine in vLLM's configuration.
 BACKEND = "posttrain"
@@ -94,7 +94,7 @@ class WeightReceiver:
 
     def receive_adapter(self, url: str, name: str) -> str:
         """Fetch a LoRA adapter from the trainer; gives the folder where vLLM finds it, the same on every worker."""
-        folder = Path(tempfile.gettempdir()) / "posttrain-adapters" / name
+        folder = adapter_folder(name)
         if not (folder / "adapter_config.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             content = read(url)

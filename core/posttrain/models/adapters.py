@@ -30,6 +30,11 @@ def adapter_base(model: str) -> str | None:
     file = Path(model).expanduser() / "adapter_config.json"
     if model in EXAMPLES or not file.is_file():
         return None
+    if (file.parent / "adapter_model.bin").is_file() and not (file.parent / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"Adapter '{model}' has its weights in adapter_model.bin. Only safetensors weights are loaded; convert "
+            "them with peft's save_pretrained."
+        )
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ModelError(

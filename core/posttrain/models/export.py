@@ -16,13 +16,19 @@ from posttrain.settings import Settings
 
 
 def export(
-    model: str, folder: str, *, dtype: str | None = None, onto: Literal["trained", "full"] = "trained"
+    model: str,
+    folder: str,
+    *,
+    dtype: str | None = None,
+    onto: Literal["trained", "full"] = "trained",
+    trust_remote_code: str | None = None,
 ) -> dict[str, Any]:
     """Write the adapter of a run (or an adapter folder) and its base as one model that transformers loads.
 
     ``onto`` "trained": into the weights that training saw, which for a quantised base are the dequantised ones, so
-    that the model answers as the adapter did; "full": into the base's own weights. Returns what was done. Raises
-    SettingsError where there is nothing to put in, or ``folder`` is taken.
+    that the model answers as the adapter did; "full": into the base's own weights. ``trust_remote_code`` names the base
+    whose own code may run, whatever the run's files say. Returns what was done. Raises SettingsError where there is
+    nothing to put in, or ``folder`` is taken.
     """
     adapter, trained = _adapter(model)
     base = adapter_base(str(adapter))
@@ -33,7 +39,7 @@ def export(
         raise SettingsError(f"'{folder}' is not empty. Choose another folder.")
     quantize = trained.quantize if onto == "trained" else None
     settings = Settings(
-        trust_remote_code=trained.trust_remote_code,
+        trust_remote_code=trust_remote_code,
         double_quantization=trained.double_quantization,
         dtype=dtype or trained.dtype or "float32",  # type: ignore[arg-type]  # checked when the model is loaded
         quantize=quantize,

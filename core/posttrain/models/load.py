@@ -18,6 +18,7 @@ from posttrain.demo.made import place_of
 from posttrain.engine import attention
 from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError, SettingsError
+from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter, merged
 from posttrain.models.head import find_head
 from posttrain.models.kernels import use_liger
@@ -76,11 +77,12 @@ def load_tokenizer(model: str, settings: Settings, chat_template: str | None = N
 
     Raises ModelError where the tokenizer is absent or broken.
     """
-    source, extra = _source(adapter_base(model) or model, settings)
+    base = adapter_base(model) or model
+    source, extra = _source(base, settings)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
+        tokenizer = foreign.read(transformers.AutoTokenizer, source, **extra)
     except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load("tokenizer", model, error) from None
+        raise cannot_load("tokenizer", base, error) from None
     _check_round_trip(tokenizer, model)
     if chat_template is not None:
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -227,9 +229,9 @@ def load_module(model: str, settings: Settings, device: torch.device, head: str,
         extra |= {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     try:
         dtype = choose_dtype(settings, device)
-        module, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **extra)
+        module, report = foreign.read(kind, source, dtype=dtype, output_loading_info=True, **extra)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _cannot_load("model", model, error) from None
+        raise cannot_load("model", model, error) from None
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(NEW_HEADS[head]))
     if missing:  # transformers fills them with random numbers and goes on
         raise ModelError(
@@ -262,7 +264,7 @@ def stop_ids_of(model: str, tokenizer: Any, settings: Settings) -> set[int]:
     configuration = None
     if "gguf_file" not in extra:
         with contextlib.suppress(OSError, ValueError):  # without a generation config the tokenizer's token stops
-            configuration = transformers.GenerationConfig.from_pretrained(source)
+            configuration = foreign.read(transformers.GenerationConfig, source)
     return _stop_ids(configuration, tokenizer)
 
 
@@ -294,7 +296,7 @@ def _source(model: str, settings: Settings) -> tuple[str, dict[str, Any]]:
                 "GGUF files need the package gguf. Install it with: pip install 'posttrain[gguf]'"
             ) from None
         return str(path.parent), {"gguf_file": path.name}
-    extra: dict[str, Any] = {"trust_remote_code": True} if settings.trust_remote_code == model else {}
+    extra: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code == model}
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise ModelError(
@@ -306,12 +308,17 @@ def _source(model: str, settings: Settings) -> tuple[str, dict[str, Any]]:
     return model, extra
 
 
-def _cannot_load(what: str, model: str, error: Exception) -> ModelError:
+def cannot_load(what: str, model: str, error: Exception) -> ModelError:
+    """The error that says in one line why the ``what`` of ``model`` cannot be loaded, and what would mend it."""
+    if foreign.needs_own_code(error):
+        return ModelError(
+            f"The {what} of '{model}' cannot be loaded: it needs Python code from its own folder or repository "
+            "(auto_map), which does not run unasked. Expected a model that transformers itself knows; where a command "
+            f"takes the flag, --trust-remote-code {model} runs this one's code."
+        )
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     hint = ""
-    if "trust_remote_code" in str(error):
-        hint = f" It brings its own Python code; to run it: --trust-remote-code {model}"
-    elif "safetensors" in str(error):
+    if "safetensors" in str(error):
         hint = " Only safetensors weights are loaded; convert others with transformers' save_pretrained."
     return ModelError(f"The {what} of '{model}' cannot be loaded: {first}{hint}")
 

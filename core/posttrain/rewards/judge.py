@@ -16,6 +16,7 @@ from posttrain.rewards.load import _arguments, _did_you_mean, _from_file, _insta
 from posttrain.rewards.process import Own
 from posttrain.rewards.reward import is_async
 from posttrain.rewards.scoring import await_all
+from posttrain.secret_options import revealed
 
 Ask = Callable[[list[Any], list[str], list[str]], Any]
 _FORMS = (
@@ -92,7 +93,7 @@ def load_judge(
     one with a parameter ``tokenizer`` gets the run's, and ``limit`` seconds for a call. Raises RewardError, ModelError
     and SettingsError.
     """
-    given = dict(given or {})
+    given = revealed("judge_options", given or {})
     if callable(spec):
         return _function(str(getattr(spec, "__name__", type(spec).__name__)), spec, given, tokenizer, limit)
     file, colon, function = spec.rpartition(":")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.metadata
 import importlib.util
 import inspect
 import math
@@ -14,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import RewardError, SettingsError
+from posttrain.entries import entries, load_entry, one
+from posttrain.errors import PosttrainError, RewardError, SettingsError
 from posttrain.rewards.blame import reason
 from posttrain.rewards.guard import LIMIT, Broken, guarded
 from posttrain.rewards.process import EVERYBODY
 from posttrain.rewards.reward import STANDARD, Reward, is_async
+from posttrain.secret_options import revealed
 
-GROUP = "posttrain.rewards"
 _FORMS = "Give an installed name, file.py:function, the folder of a reward model, or a reward worker's address"
 
 
@@ -34,15 +34,15 @@ def load_rewards(
     """Load exactly the rewards named by ``specs``, in their order.
 
     A spec is a callable or ``NAME``, ``FILE.py:FUNCTION``, ``FOLDER``, ``http://HOST:PORT``, each with an optional
-    ``=WEIGHT``. ``options``
-    are ``{"NAME.OPTION": value}``, texts are turned into the type of the parameter. A function with a parameter
+    ``=WEIGHT``. ``options`` are ``{"NAME.OPTION": value}``; texts are turned into the type of the parameter, and
+    ``env:VARIABLE`` of an option named like a secret into what the environment has. A function with a parameter
     ``tokenizer`` gets the run's. ``model_loader`` makes the function for a reward model's folder
     [``posttrain.rewards.model.reward_model``]; ``limit`` are the seconds for a call, None for no limit. Raises
     RewardError and SettingsError.
     """
     found = [_find(spec, model_loader) for spec in specs or []]
     names = _unique([name for name, _, _ in found], [isinstance(spec, str) for spec in specs or []])
-    bound = _options_by_reward(options or {}, names)
+    bound = _options_by_reward(revealed("reward_options", options or {}), names)
     rewards = []
     for name, (_, weight, function) in zip(names, found, strict=True):
         arguments = _arguments(name, function, bound[name])
@@ -62,7 +62,7 @@ def _limit(function: Callable[..., Any], limit: float | None) -> float | None:
 
 def installed_rewards() -> list[str]:
     """Names of all installed rewards, sorted. Imports none of them."""
-    return sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})
+    return sorted({entry.name for entry in entries("reward")})
 
 
 def _find(spec: str | Callable[..., Any], model_loader: Any) -> tuple[str, float, Callable[..., Any]]:
@@ -121,26 +121,21 @@ def _from_file(path: Path, name: str, what: str = "reward") -> Callable[..., Any
 
 
 def _installed(name: str) -> Callable[..., Any]:
-    points = [point for point in importlib.metadata.entry_points(group=GROUP) if point.name == name]
-    # An editable install and a folder on the path can list the same entry point twice.
-    points = list({point.value: point for point in points}.values())
-    if not points:
+    entry = one("reward", name)
+    if entry is None:
         names = installed_rewards()
         raise RewardError(
             f"No reward is called '{name}'.{_did_you_mean(name, names)} Installed: {', '.join(names) or 'none'}. "
             f"{_FORMS}."
         )
-    if len(points) > 1:
-        packages = " and ".join(sorted(point.dist.name if point.dist else point.value for point in points))
-        raise RewardError(f"Reward '{name}' is provided by {packages}. Uninstall one.")
     try:
-        function = guarded(points[0].load, f"The import of reward '{name}'", own=EVERYBODY)
+        function = guarded(functools.partial(load_entry, entry), f"The import of reward '{name}'", own=EVERYBODY)
     except Broken as found:
-        raise RewardError(
-            f"Reward '{name}' ({points[0].value}) cannot be loaded: {reason(found.error)}"
-        ) from found.error
+        if isinstance(found.error, PosttrainError):  # it is not allowed, absent or broken, and says so
+            raise found.error from None
+        raise RewardError(f"Reward '{name}' ({entry.value}) cannot be loaded: {reason(found.error)}") from found.error
     if not callable(function):
-        raise RewardError(f"Reward '{name}' ({points[0].value}) is {function!r}, expected a function.")
+        raise RewardError(f"Reward '{name}' ({entry.value}) is {function!r}, expected a function.")
     return function
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ModelError, RewardError
+from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, merged
 from posttrain.rewards.steps import step_reward
 
@@ -28,9 +29,9 @@ def reward_model(
 
     try:
         model, labels = _load(Path(folder))
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = foreign.read(AutoTokenizer, folder)
     except (OSError, ValueError) as error:
-        raise ModelError(f"reward model '{folder}' cannot be loaded: {' '.join(str(error).split())}") from error
+        raise _cannot_load(folder, error) from error
     if model.config.num_labels != labels:
         raise ModelError(
             f"'{folder}' gives {model.config.num_labels} numbers, a reward model gives {labels}. "
@@ -112,7 +113,7 @@ def _load(folder: Path) -> tuple[Any, int]:
     base = adapter_base(str(folder))
     if base is None:
         kind, labels = kinds[_check_folder(folder)]
-        model, report = kind.from_pretrained(folder, output_loading_info=True)
+        model, report = foreign.read(kind, folder, use_safetensors=True, output_loading_info=True)
         missing = sorted(report["missing_keys"])
         if missing:
             raise ModelError(
@@ -126,8 +127,18 @@ def _load(folder: Path) -> tuple[Any, int]:
     if task not in kinds:
         raise ModelError(f"The adapter in '{folder}' has no reward head. Train one with: posttrain train reward --lora")
     kind, labels = kinds[task]
-    model = kind.from_pretrained(base, num_labels=labels)
+    model = foreign.read(kind, base, use_safetensors=True, num_labels=labels)
     return merged(model, str(folder)), labels
+
+
+def _cannot_load(folder: Path | str, error: Exception) -> ModelError:
+    reason, hint = " ".join(str(error).split()), ""
+    if foreign.needs_own_code(error):
+        reason = "it needs Python code from its own folder (auto_map), which does not run"
+        hint = ". Expected a model that transformers itself knows."
+    elif "safetensors" in reason:
+        hint = " Only safetensors weights are loaded; convert others with transformers' save_pretrained."
+    return ModelError(f"reward model '{folder}' cannot be loaded: {reason}{hint}")
 
 
 def _check_folder(folder: Path) -> str:

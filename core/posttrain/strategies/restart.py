@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from posttrain import secret_options
 from posttrain.errors import RunStopped, SettingsError
 from posttrain.settings import Settings
 from posttrain.watch.run_directory import RunDirectory
@@ -22,9 +23,12 @@ CHANGEABLE = {
 def resumed_settings(path: str | Path, changes: dict[str, Any]) -> Settings:
     """The settings of the run at ``path`` with ``changes``. Raises SettingsError for what may not change."""
     for key in changes:
-        if key not in CHANGEABLE:
+        if key not in (*CHANGEABLE, *secret_options.FIELDS):
             raise SettingsError(f"'{key}' cannot change in a resumed run. What can: {', '.join(sorted(CHANGEABLE))}.")
-    return Settings.from_record(RunDirectory(path).facts()["settings"]).replace(**changes)
+    stored = RunDirectory(path).facts()["settings"]
+    for field in set(secret_options.FIELDS) & set(changes):
+        changes = changes | {field: secret_options.restored(field, stored.get(field), changes[field])}
+    return Settings.from_record(stored).replace(**changes)
 
 
 def continued(method: str, settings: Settings) -> Path | None:
@@ -40,7 +44,7 @@ def continued(method: str, settings: Settings) -> Path | None:
     if not restarts or not (path / "run.json").is_file() or (settings.overwrite and not again):
         return None
     facts = RunDirectory(path).facts()
-    asked = json.loads(json.dumps(settings.flat(), default=str))
+    asked = json.loads(json.dumps(secret_options.hidden(settings.flat()), default=str))
     if facts["method"] != method or facts["settings"] != asked:
         return None  # another run, which is not overwritten
     last = RunDirectory(path).last_event()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import pluggy
 
 from posttrain import hookspecs
+from posttrain.entries import entries, load_entry, one
 from posttrain.errors import PluginError
-
-GROUP = "posttrain.observers"
 
 
 class Observers:
@@ -20,7 +18,7 @@ class Observers:
         self.relay = pluggy.PluginManager("posttrain")
         self.relay.add_hookspecs(hookspecs)
         for item in named or []:
-            plugin = _load(item) if isinstance(item, str) else item
+            plugin = load_observer(item) if isinstance(item, str) else item
             try:
                 self.relay.register(plugin)
                 self.relay.check_pending()
@@ -34,16 +32,10 @@ class Observers:
         getattr(self.relay.hook, f"posttrain_{hook}")(**arguments)
 
 
-def _load(name: str) -> Any:
-    entries = importlib.metadata.entry_points(group=GROUP)
-    found = [entry for entry in entries if entry.name == name]
-    if not found:
-        known = ", ".join(sorted(entry.name for entry in entries)) or "none"
+def load_observer(name: str) -> Any:
+    """The installed observer of that name. Raises PluginError, and SettingsError where it may not be loaded."""
+    entry = one("observer", name)
+    if entry is None:
+        known = ", ".join(sorted(entry.name for entry in entries("observer"))) or "none"
         raise PluginError(f"No observer is called '{name}'. Installed: {known}.")
-    if len(found) > 1:
-        raise PluginError(f"Observer '{name}' is provided by {len(found)} packages. Uninstall all but one.")
-    from posttrain.methods import import_plugin
-
-    module, _, attribute = found[0].value.partition(":")
-    plugin = import_plugin(name, module)
-    return getattr(plugin, attribute) if attribute else plugin
+    return load_entry(entry)

@@ -1,0 +1,75 @@
+"""Options of rewards and judges that are named like secrets: used by a run, and written nowhere.
+
+``judge.api_key=env:NAME`` takes the value from the environment when it is needed, and may be written as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from posttrain.errors import SettingsError
+
+#: Fields of Settings that hold such options.
+FIELDS = ("reward_options", "judge_options")
+#: Stands in a file in place of a secret.
+HIDDEN = "(not kept)"
+_FROM = "env:"
+_NAMED = re.compile(r"(^|[_.-])(api)?(key|token|secret|password|passwd|passphrase|credentials?)$", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Whether an option of that name holds a secret; ``key_env`` only names where one is."""
+    return _NAMED.search(name) is not None
+
+
+def hidden(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run as they may be written to a file."""
+    return settings | {field: _hidden(settings[field]) for field in FIELDS if settings.get(field)}
+
+
+def _hidden(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: HIDDEN if is_secret(name) and not _named(value) else value for name, value in options.items()}
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(_FROM)
+
+
+def given(settings: Any) -> dict[str, Any]:
+    """The secrets among the settings, by field: what a resumed run has to be given again."""
+    found = {field: getattr(settings, field) or {} for field in FIELDS}
+    secrets = {field: {n: v for n, v in options.items() if is_secret(n)} for field, options in found.items()}
+    return {field: options for field, options in secrets.items() if options}
+
+
+def restored(field: str, stored: dict[str, Any] | None, changes: dict[str, Any]) -> dict[str, Any]:
+    """Stored options with the secrets in ``changes``. Raises SettingsError for a change of anything else."""
+    for name in changes:
+        if not is_secret(name) or name not in (stored or {}):
+            raise SettingsError(
+                f"'{field} {name}' cannot change in a resumed run; of these options only secrets that were not kept "
+                f"are given again: {', '.join(n for n in stored or {} if is_secret(n)) or 'this run has none'}."
+            )
+    return (stored or {}) | changes
+
+
+def revealed(field: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options as they are used: ``env:NAME`` is looked up. Raises SettingsError where a secret is not there."""
+    return {name: _revealed(field, name, value) if is_secret(name) else value for name, value in options.items()}
+
+
+def _revealed(field: str, name: str, value: Any) -> Any:
+    flag = "--" + field.replace("_", "-")
+    if value == HIDDEN:
+        raise SettingsError(
+            f"Option '{name}' is named like a secret, so its value was not kept in the run's files. Give it again: "
+            f"{flag} {name}=VALUE, or {flag} {name}=env:VARIABLE"
+        )
+    if not _named(value):
+        return value
+    variable = value.removeprefix(_FROM)
+    if variable not in os.environ:
+        raise SettingsError(f"Option '{name}' is '{value}', and the environment has no variable '{variable}'. Set it.")
+    return os.environ[variable]
