@@ -72,7 +72,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """The wheels of the core and the stable methods, built and served."""
+    """The wheels of the core, the conformance kit and the stable methods, built and served."""
     folder = tmp_path_factory.mktemp("simple")
     asked: list[str] = []
 
@@ -84,7 +84,7 @@ def index(tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     found = Index(folder, f"http://127.0.0.1:{server.server_port}/", asked)
     built = tmp_path_factory.mktemp("built")
-    for project in (ROOT, *(ROOT / "plugins" / name for name in STABLE)):
+    for project in (ROOT, ROOT / "testkit", *(ROOT / "plugins" / name for name in STABLE)):
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -177,3 +177,16 @@ def test_wheels_of_methods_are_small(index):
     sizes = {file.name: file.stat().st_size for file in index.folder.glob("posttrain-method-*/*.whl")}
     assert len(sizes) >= len(STABLE)
     assert [name for name, size in sizes.items() if size >= WHEEL] == []
+
+
+def test_the_conformance_kit_is_an_extra(index, heavy, tmp_path):
+    environment = Environment(tmp_path / "author", index, heavy)
+    environment.pip("install", "posttrain-method-dpo")
+    missing = environment.run("posttrain", "check", "dpo")
+    assert (missing.returncode, missing.stderr) == (
+        2,
+        "The conformance kit is not installed. Install it with: pip install 'posttrain[check]'\n",
+    )
+    environment.pip("install", "posttrain[check]")
+    assert environment.do("posttrain", "check", "dpo", "--group", "static").startswith("dpo: 11 passed")
+    assert "posttrain_testkit.pytest_plugin" in environment.do("python", "-m", "pytest", "--trace-config", "--version")

@@ -1,17 +1,9 @@
-"""AltPO against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
+def test_by_hand(loss_of):
     """rho of the alternative 0.5, of the forgotten answer 2.5, beta 1: 2 ln(1 + e^2) = 4.253856."""
     inputs = {
         "forget_logp": [-1.5],
@@ -20,12 +12,7 @@ def test_by_hand():
         "alternative_ref_logp": [-4.0],
         "retain_tok": [[-2.0, -4.0]],
     }
-    found = loss_of(HERE, inputs, beta=1.0)
+    found = loss_of(inputs, beta=1.0)
     assert found.loss == pytest.approx(2 * math.log(1 + math.exp(2)) + 3)
     assert found.metrics["margin"].tolist() == [pytest.approx(-2)]
     assert found.gradients["forget_logp"] == pytest.approx([2 / (1 + math.exp(-2))])
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "alt-po", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,32 +1,12 @@
-"""Advantage-weighted regression against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import MASK, OLD, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
-
-MASK = torch.tensor([[True, True], [True, False]])
-
-
-def loss_of(new, columns, reference=None, **options):
-    view = View(new, MASK, entropy=torch.ones_like(new))
-    return METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=view),
-        reference=None if reference is None else Views(completion=View(reference, MASK)),
-        config=METHOD.config(options),
-        step=Step(0, 1),
-    )
 
 
 def worked_out(rewards, group, columns=None, **options):
@@ -57,14 +37,7 @@ def test_a_completion_without_a_reward_teaches_nothing():
     assert worked_out([1.0, math.nan], [0, 0])["advantages"].tolist() == [1, 0]
 
 
-def test_both_means():
-    new = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-    columns = {"advantages": torch.tensor([2.0, 1.0], dtype=D), "effective_share": torch.ones(2, dtype=D)}
-    assert loss_of(new, columns)[0].values[MASK].tolist() == [2, 4, 0.5]
-    assert loss_of(new, columns, aggregation="sequence")[0].tolist() == [3, 0.5]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "awr", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+def test_both_means(call_loss):
+    columns = {"advantages": tensor(2.0, 1.0), "effective_share": torch.ones(2, dtype=D)}
+    assert call_loss(OLD, columns=columns, mask=MASK)[0].values[MASK].tolist() == [2, 4, 0.5]
+    assert call_loss(OLD, columns=columns, aggregation="sequence", mask=MASK)[0].tolist() == [3, 0.5]

@@ -1,18 +1,12 @@
-"""Binary classifier optimisation against numbers worked by hand and the golden values."""
-
 import copy
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Example, Sequence, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import Example, Sequence, View, Views
+from posttrain_testkit.by_hand import call_loss, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
 
 
@@ -21,12 +15,12 @@ def loss_of(logratios, labels, delta, beta=0.1):
     mask = torch.ones(len(labels), 1, dtype=torch.bool)
     reference = torch.full((len(labels), 1), -2.0, dtype=D)
     columns = {"label": torch.tensor(labels), "delta": torch.full((len(labels),), delta, dtype=D)}
-    return METHOD.loss(
-        batch=Batch(len(labels), columns),
-        policy=Views(completion=View(logratios[:, None] + reference, mask)),
-        reference=Views(completion=View(reference, mask)),
-        config=METHOD.config({"beta": beta}),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD,
+        Views(completion=View(logratios[:, None] + reference, mask)),
+        Views(completion=View(reference, mask)),
+        columns,
+        beta=beta,
     )
 
 
@@ -115,8 +109,3 @@ def test_far_rewards_stay_finite():
     loss.sum().backward()
     assert loss.tolist() == pytest.approx([1e4, 1e4])
     assert leaf.grad.tolist() == pytest.approx([0.1, -0.1])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "bco", [str(HERE)])
-    assert result.status == "equal", result.line()

@@ -1,64 +1,21 @@
-"""Balanced preference optimisation against numbers worked by hand and the golden values."""
-
-import math
-from pathlib import Path
-
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def logsig(x):
-    return -math.log(1 + math.exp(-x))
-
-
-def test_by_hand():
+def test_by_hand(call_loss):
     """min(0.1, 0.025) = 0.025: 0.680725. min(-0.05, -0.0125) = -0.05; with alpha 1 min(-0.05, -0.025) too: 0.718460."""
-    loss, metrics = loss_of()
+    loss, metrics = call_loss(POLICY, REFERENCE)
     assert loss.tolist() == pytest.approx([0.680725, 0.718460], abs=1e-6)
     assert loss.tolist() == pytest.approx([-logsig(0.025), -logsig(-0.05)])
     assert metrics["chosen_lags"].tolist() == [0, 1]
 
 
-def test_one_answer_of_a_pair_learns_and_at_first_the_chosen_one():
+def test_one_answer_of_a_pair_learns_and_at_first_the_chosen_one(call_loss):
     rows = [one.logps.clone().requires_grad_() for one in (POLICY.chosen, POLICY.rejected)]
     policy = Views(chosen=View(rows[0], POLICY.chosen.mask), rejected=View(rows[1], POLICY.rejected.mask))
-    one = torch.autograd.grad(loss_of(policy)[0].sum(), rows)
+    one = torch.autograd.grad(call_loss(policy, REFERENCE)[0].sum(), rows)
     assert [side.abs().sum(-1).gt(0).tolist() for side in one] == [[False, True], [True, False]]
-    first = torch.autograd.grad(loss_of(policy, POLICY)[0].sum(), rows)
+    first = torch.autograd.grad(call_loss(policy, POLICY)[0].sum(), rows)
     assert [side.abs().sum(-1).gt(0).tolist() for side in first] == [[True, True], [False, False]]
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "bpo-balanced", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("bpo-balanced",), "equal")

@@ -1,52 +1,12 @@
-"""CHORD against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import Batch, Step, View, Views
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
+METHOD = method_beside(__file__)
 
 
 def terms_of(new, source, number=0, total=1, **options):
@@ -89,13 +49,7 @@ def test_mu_rises_and_falls():
     assert found == pytest.approx([0, 0.45, 0.9, 0.5])
 
 
-def test_demonstrations_are_not_compared():
+def test_demonstrations_are_not_compared(advantages_of):
     """Rewards 1, 0 of samples beside a demonstration with 100."""
-    found, _ = advantages([1, 0, 100], [0, 0, 0], source=["policy", "policy", "data"])
+    found, _ = advantages_of([1, 0, 100], [0, 0, 0], source=["policy", "policy", "data"])
     assert found.tolist() == pytest.approx([0.707106, -0.707106, 0], abs=1e-5)
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "chord", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

@@ -1,62 +1,17 @@
-"""CPL against numbers worked by hand and the golden values."""
-
-import math
-from pathlib import Path
-
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def logsig(x):
-    return -math.log(1 + math.exp(-x))
-
-
-def test_by_hand():
+def test_by_hand(call_loss):
     """-1 + 0.5 * 1.2 = -0.4: log(1 + e^0.4) = 0.913015; -0.8 + 0.5 * 0.7 = -0.45."""
-    loss, _ = loss_of()
+    loss, _ = call_loss(POLICY, REFERENCE)
     assert loss["preference"].tolist() == pytest.approx([0.913015, -logsig(-0.45)], abs=1e-6)
     assert "nll" not in loss
 
 
-def test_discount_and_likelihood():
+def test_discount_and_likelihood(call_loss):
     """Of -1, -2, -3, -4 at half the weight each time: -1 - 1 - 0.75 - 0.5 = -3.25."""
-    loss, metrics = loss_of(gamma=0.5, sft_weight=0.2)
+    loss, metrics = call_loss(POLICY, REFERENCE, gamma=0.5, sft_weight=0.2)
     rejected = -1 - 1.25 - 0.5 - 3.5 / 8 - 3 / 16
     assert metrics["margin"][0].item() == pytest.approx(0.1 * (-3.25 - rejected))
     assert loss["nll"].tolist() == pytest.approx([0.1 * (2.5 + 2.4), 0.1 * (2 + 1.4)])
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "cpl", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("cpl",), "equal")

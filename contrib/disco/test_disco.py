@@ -1,31 +1,12 @@
-"""DisCO against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
 from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import examples_of, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
-
-
-def examples_of(new, old, worth, groups):
-    """Examples with these log-probs now and under the sampler, advantages and groups, and the models that say so."""
-    new, old = ([torch.tensor(row, dtype=D) for row in rows] for rows in (new, old))
-    sequences = [SimpleNamespace(per_token={"old_logps": row}) for row in old]
-    columns = [{"advantages": a, "group": float(g)} for a, g in zip(worth, groups, strict=True)]
-    examples = [
-        SimpleNamespace(sequences={"completion": [one]}, columns=row)
-        for one, row in zip(sequences, columns, strict=True)
-    ]
-    return examples, SimpleNamespace(logps=lambda sequences, model: new)
 
 
 def step(new, old, worth, groups, **options):
@@ -76,9 +57,3 @@ def test_within_delta_nothing_is_punished():
     """Fresh samples, one good at -1 and one bad at -2: the loss is -2 + 1, the slopes -1 and 1."""
     loss, gradient = step([-1.0, -2.0], [-1.0, -2.0], [1.0, -1.0], [0, 0])
     assert (loss, gradient) == (pytest.approx(-1), pytest.approx([-1, 1]))
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "disco", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

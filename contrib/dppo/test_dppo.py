@@ -1,85 +1,32 @@
-"""DPPO against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
+from posttrain_testkit.by_hand import MASK, WORTH, tensor
 
 #: Probabilities 0.5 and 0.01 double, 0.6 falls to 0.3.
-THEN = matrix([0.5, 0.01], [0.6, 1.0]).log()
-NOW = matrix([1.0, 0.02], [0.3, 1.0]).log()
+THEN = tensor([0.5, 0.01], [0.6, 1.0]).log()
+NOW = tensor([1.0, 0.02], [0.3, 1.0]).log()
 
 
-def test_a_rare_token_may_double_and_a_likely_one_may_not():
-    loss, metrics = loss_of(NOW, WORTH, MASK, NOW, sampled_logps=THEN)
+def test_a_rare_token_may_double_and_a_likely_one_may_not(completion_loss):
+    loss, metrics = completion_loss(NOW, WORTH, MASK, NOW, sampled_logps=THEN)
     assert loss.tolist() == pytest.approx([0, -4, 0])
     assert metrics["left_out_high"].values[MASK].tolist() == [1, 0, 0]
     assert metrics["left_out_low"].values[MASK].tolist() == [0, 0, 1]
     assert metrics["apart"].values[MASK].tolist() == pytest.approx([0.5, 0.01, 0.3])
 
 
-def test_what_pulls_back_is_kept():
-    loss, _ = loss_of(NOW, -WORTH, MASK, NOW, sampled_logps=THEN)
+def test_what_pulls_back_is_kept(completion_loss):
+    loss, _ = completion_loss(NOW, -WORTH, MASK, NOW, sampled_logps=THEN)
     assert loss.tolist() == pytest.approx([4, 4, -0.5])
 
 
-def test_divergence_by_hand():
+def test_divergence_by_hand(completion_loss):
     """From 0.6 to 0.3: 0.6 ln 2 + 0.4 ln(0.4 / 0.7) = 0.192046 lies below 0.2."""
-    loss, metrics = loss_of(NOW, WORTH, MASK, NOW, {"divergence": "binary_kl"}, sampled_logps=THEN)
+    loss, metrics = completion_loss(NOW, WORTH, MASK, NOW, {"divergence": "binary_kl"}, sampled_logps=THEN)
     assert metrics["apart"].values[1, 0].item() == pytest.approx(0.192042, abs=1e-5)
     assert loss[2].item() == pytest.approx(0.5)
 
 
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """Of {1, 0, 1}: mean 2/3, sample deviation 0.577350. Equal rewards are worth nothing, also a lone one's."""
-    found, _ = advantages([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
+    found, _ = advantages_of([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
     assert found.tolist() == pytest.approx([0.577349, -1.154699, 0.577349, 0, 0, 0], abs=1e-6)
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "dppo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

@@ -1,46 +1,12 @@
-"""Dr. DPO against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Example, Sequence, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import Example, Sequence, View, Views
+from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
-
-
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def logsig(x):
-    return -math.log(1 + math.exp(-x))
+METHOD = method_beside(__file__)
 
 
 def annotated(margins, **options):
@@ -55,16 +21,16 @@ def annotated(margins, **options):
     return METHOD.annotate(examples=examples, models=models, config=METHOD.config(options), state={})
 
 
-def test_by_hand():
+def test_by_hand(call_loss):
     """Losses 0.620957 and 0.731350: -log of the mean of sigmoid(0.15) and sigmoid(-0.075)."""
-    loss, _ = loss_of(columns=annotated((1.5, -0.75)))
+    loss, _ = call_loss(POLICY, REFERENCE, columns=annotated((1.5, -0.75)))
     likely = [math.exp(logsig(z)) for z in (0.15, -0.075)]
     assert loss.mean().item() == pytest.approx(-math.log(sum(likely) / 2), abs=1e-6)
     assert loss.mean().item() == pytest.approx(0.674631, abs=1e-6)
     assert annotated((1.5, -0.75))["weight"].tolist() == pytest.approx([2 * one / sum(likely) for one in likely])
 
 
-def test_gradient_is_that_of_the_formula():
+def test_gradient_is_that_of_the_formula(call_loss):
     """By finite differences of -b log mean exp(-l / b), taken as a whole."""
 
     def formula(logps):
@@ -75,11 +41,6 @@ def test_gradient_is_that_of_the_formula():
     chosen = POLICY.chosen.logps.clone().requires_grad_()
     (expected,) = torch.autograd.grad(formula(chosen), chosen)
     policy = Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected)
-    loss, _ = loss_of(policy, columns=annotated((1.5, -0.75), b=0.5), b=0.5)
+    loss, _ = call_loss(policy, REFERENCE, columns=annotated((1.5, -0.75), b=0.5), b=0.5)
     (found,) = torch.autograd.grad(loss.mean(), chosen)
     assert found.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-7)
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "dr-dpo", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("dr-dpo",), "equal")

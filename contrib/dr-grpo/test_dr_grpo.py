@@ -1,47 +1,29 @@
-"""Dr. GRPO against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.settings import Settings
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, call_loss, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def column(*values):
-    return torch.tensor(values, dtype=D)
+METHOD = method_beside(__file__)
 
 
 def advantages(rewards, group):
     rollouts = SimpleNamespace(group=torch.tensor(group))
-    return METHOD.advantages(rewards=column(*rewards), rollouts=rollouts, config=METHOD.config({}), state={}).tolist()
+    return METHOD.advantages(rewards=tensor(*rewards), rollouts=rollouts, config=METHOD.config({}), state={}).tolist()
 
 
 def loss_of(new, old, worth, mask, reference=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(new), {"advantages": worth, "old_logps": old}),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config({"constant_length": 4, **options}),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD,
+        Views(completion=View(new, mask, entropy=torch.ones_like(new))),
+        None if reference is None else Views(completion=View(reference, mask)),
+        {"advantages": worth, "old_logps": old},
+        **{"constant_length": 4, **options},
     )
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-NEW = OLD + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
-WORTH = column(2, -1)
 
 
 def test_advantages_are_not_divided_by_a_deviation():
@@ -74,7 +56,7 @@ def test_sum_over_tokens_by_a_constant():
 def test_a_token_weighs_the_same_in_short_and_in_long_completions():
     """G3: at ratio 1 every token's gradient is -A / 4, whatever the length of its completion."""
     new = OLD.clone().requires_grad_()
-    loss_of(new, OLD, column(-2, -2), MASK)[0].sum().backward()
+    loss_of(new, OLD, tensor(-2, -2), MASK)[0].sum().backward()
     assert new.grad.tolist() == [[0.5, 0.5], [0.5, 0]]
 
 
@@ -106,9 +88,3 @@ def test_the_length_is_that_of_the_longest_completion_where_none_is_given():
 def test_a_length_of_zero_is_refused():
     with pytest.raises(SettingsError, match="constant_length is 0, expected a number of tokens from 1"):
         METHOD.config({"constant_length": 0})
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "dr-grpo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

@@ -1,57 +1,17 @@
-"""GDPO against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, advantages_of, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
+METHOD = method_beside(__file__)
+advantages = partial(advantages_of, METHOD)
 
 
 def of_parts(*parts, **options):
-    named = {f"reward {place}": torch.tensor(part, dtype=D) for place, part in enumerate(parts)}
+    named = {f"reward {place}": torch.tensor(part, dtype=torch.float64) for place, part in enumerate(parts)}
     return advantages(parts[0], [0, 0, 1, 1], reward_parts=named, options=options)[0].tolist()
 
 
@@ -71,11 +31,5 @@ def test_weights_and_what_is_not_scored():
         of_parts([1.0, 0, 1, 0], [0.0, 1, 0, 1], weights=(1.0,))
 
 
-def test_loss_is_averaged_over_a_completion():
-    assert loss_of(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2.2, 0.8])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "gdpo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+def test_loss_is_averaged_over_a_completion(completion_loss):
+    assert completion_loss(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2.2, 0.8])

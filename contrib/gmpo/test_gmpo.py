@@ -1,85 +1,34 @@
-"""GMPO against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, tensor
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_loss_by_hand():
+def test_loss_by_hand(completion_loss):
     """Log-ratios 0 and ln 1.5 = 0.405, held at 0.4: -2 e^0.2 = -2.442806. -ln 2 is held at -0.4: e^-0.4 = 0.670320."""
-    loss, metrics = loss_of(NEW, WORTH, MASK, OLD)
+    loss, metrics = completion_loss(NEW, WORTH, MASK, OLD)
     assert loss.tolist() == pytest.approx([-2.442806, 0.670320], abs=1e-6)
     assert metrics["clip_low"].values[MASK].tolist() == [0, 0, 1]
     assert metrics["clip_high"].values[MASK].tolist() == [0, 1, 0]
 
 
-def test_one_outlier_of_two_tokens_is_clipped_alone():
+def test_one_outlier_of_two_tokens_is_clipped_alone(completion_loss):
     """Log-ratios 0.1 and 5: the mean of 0.1 and 0.4 is 0.25, and the outlier has no gradient."""
-    new = (OLD + matrix([0.1, 5.0], [0.0, 0.0])).requires_grad_()
-    loss, _ = loss_of(new, WORTH, MASK, OLD)
+    new = (OLD + tensor([0.1, 5.0], [0.0, 0.0])).requires_grad_()
+    loss, _ = completion_loss(new, WORTH, MASK, OLD)
     loss[0].backward()
     assert loss[0].item() == pytest.approx(-2 * math.exp(0.25))
     assert new.grad[0].tolist() == pytest.approx([-math.exp(0.25), 0])
 
 
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """Of {1, 0, 1}: mean 2/3, sample deviation 0.577350. Equal rewards are worth nothing, also a lone one's."""
-    found, _ = advantages([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
+    found, _ = advantages_of([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
     assert found.tolist() == pytest.approx([0.577349, -1.154699, 0.577349, 0, 0, 0], abs=1e-6)
 
 
-def test_first_update_is_the_policy_gradient():
+def test_first_update_is_the_policy_gradient(completion_loss):
     """With old equal to new the gradient by each log-prob is -A / length."""
     new = OLD.clone().requires_grad_()
-    loss_of(new, WORTH, MASK, OLD)[0].sum().backward()
+    completion_loss(new, WORTH, MASK, OLD)[0].sum().backward()
     assert new.grad.tolist() == [[-1, -1], [1, 0]]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "gmpo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

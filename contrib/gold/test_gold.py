@@ -1,5 +1,3 @@
-"""GOLD by hand: the golden values, spans of several tokens in plain Python, gradients."""
-
 import importlib.util
 import json
 import math
@@ -7,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from posttrain_testkit.by_hand import tensor
 
 HERE = Path(__file__).resolve().parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
@@ -98,8 +97,8 @@ def test_gradient_equals_finite_differences(merge, beta):
 
 def test_the_text_as_it_stands_has_the_probability_of_the_span():
     """Two tokens against one: 1/2 * 1/4 under the student is what the teacher gives to its one token."""
-    student = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]], dtype=D).log()
-    teacher = torch.tensor([[0.875, 0.125]], dtype=D).log()
+    student = tensor([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]).log()
+    teacher = tensor([0.875, 0.125]).log()
     config = gold.Config(beta=1.0, matched_weight=1.0)
     found = gold.span_losses(student, ids(0, 1), ids(0, 0), teacher, ids(1), ids(0), (ids(0), ids(1)), config)
     assert found.tolist() == pytest.approx([0.0], abs=1e-12)
@@ -117,8 +116,8 @@ def test_equal_models_with_one_vocabulary_lose_nothing():
 
 def test_without_shared_tokens_only_ranks_count():
     """Teacher 0.7, 0.2, 0.1 and student 0.6, 0.4: |0.7 - 0.6| + |0.2 - 0.4| + 0.1 = 0.4, in any order."""
-    student = torch.tensor([[0.4, 0.6]], dtype=D).log()
-    teacher = torch.tensor([[0.1, 0.7, 0.2]], dtype=D).log()
+    student = tensor([0.4, 0.6]).log()
+    teacher = tensor([0.1, 0.7, 0.2]).log()
     found = gold.span_losses(student, ids(0), ids(0), teacher, ids(0), ids(0), (NOTHING, NOTHING), gold.Config())
     assert found.tolist() == pytest.approx([0.4])
 
@@ -170,7 +169,7 @@ def test_options_say_what_they_take():
         gold.Config(on_policy_share=-0.1)
 
 
-def test_goldens():
+def test_spans_of_the_goldens():
     """Two answers of two tokens and of one: the mean over answers of the mean over their spans."""
     file = json.loads(GOLDENS.read_text())
     inputs, entry = file["_shared"]["distillation"], file["gold"]

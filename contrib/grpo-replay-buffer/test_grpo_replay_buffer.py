@@ -3,7 +3,6 @@
 import copy
 import math
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,18 +10,12 @@ import torch
 from posttrain import Rollout, api
 from posttrain.errors import SettingsError
 from posttrain.generation.protocol import Completion
-from posttrain.methods import load
 from posttrain.rollouts.rollouts import Rollouts
-from posttrain.views import Batch, Step, View, Views
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import MASK, NEW, OLD, call_loss, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
-HERE = Path(__file__).parent
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def tensor(*values):
-    return torch.tensor(values, dtype=D)
+METHOD = method_beside(__file__)
 
 
 def step(groups, text="new"):
@@ -108,20 +101,14 @@ def test_the_same_state_draws_the_same():
         assert first[0].columns["prompt"] == second[0].columns["prompt"]
 
 
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-NEW = OLD + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
-
-
 def loss_of(new, reference=None, **options):
     columns = {"advantages": tensor(2, -1), "old_logps": OLD, "replayed": tensor(0, 1), "buffer_score": tensor(3, 3)}
-    return METHOD.loss(
-        batch=Batch(2, columns),
-        policy=Views(completion=View(new, MASK, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, MASK)),
-        config=METHOD.config(options),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD,
+        Views(completion=View(new, MASK, entropy=torch.ones_like(new))),
+        None if reference is None else Views(completion=View(reference, MASK)),
+        columns,
+        **options,
     )
 
 

@@ -1,46 +1,31 @@
-"""Group sequence policy optimisation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import MASK, OLD, WORTH, call_loss, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def column(*values):
-    return torch.tensor(values, dtype=D)
+METHOD = method_beside(__file__)
 
 
 def advantages(rewards, group, **options):
     rollouts = SimpleNamespace(group=torch.tensor(group))
     config = METHOD.config(options)
-    return METHOD.advantages(rewards=column(*rewards), rollouts=rollouts, config=config, state={}).tolist()
+    return METHOD.advantages(rewards=tensor(*rewards), rollouts=rollouts, config=config, state={}).tolist()
 
 
 def loss_of(new, old, worth, mask, reference=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(new), {"advantages": worth, "old_logps": old}),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD,
+        Views(completion=View(new, mask, entropy=torch.ones_like(new))),
+        None if reference is None else Views(completion=View(reference, mask)),
+        {"advantages": worth, "old_logps": old},
+        **options,
     )
 
 
-#: Mean log-ratios 0.0003 over two tokens and -0.001 over one.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-NEW = OLD + torch.tensor([[0.001, -0.0004], [-0.001, 0.0]], dtype=D)
-WORTH = column(2, -1)
+NEW = OLD + tensor([0.001, -0.0004], [-0.001, 0.0])
 
 
 def test_advantages_by_hand():
@@ -77,7 +62,7 @@ def test_ratio_of_the_whole_completion():
 
 def test_a_completion_is_clipped_as_a_whole():
     """A mean log-ratio of 0.0005 exceeds 0.0004: the loss is -2 * 1.0004 and no token of it has a gradient."""
-    new = (OLD + torch.tensor([[0.002, -0.001], [0.0, 0.0]], dtype=D)).requires_grad_()
+    new = (OLD + tensor([0.002, -0.001], [0.0, 0.0])).requires_grad_()
     loss, metrics = loss_of(new, OLD, WORTH, MASK)
     loss.sum().backward()
     assert loss[0].item() == pytest.approx(-2.0008)
@@ -96,8 +81,8 @@ def test_divergence_beside_a_sequence_ratio():
     """G2: token by token in plain Python; a ratio of one a row must not be spread over the wrong rows."""
     mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
     random = torch.Generator().manual_seed(1)
-    new, old, reference = (torch.randn(3, 3, generator=random, dtype=D) * 0.3 * mask for _ in range(3))
-    worth, lengths = column(1.5, -0.7, 0.4), [3, 1, 2]
+    new, old, reference = (torch.randn(3, 3, generator=random, dtype=torch.float64) * 0.3 * mask for _ in range(3))
+    worth, lengths = tensor(1.5, -0.7, 0.4), [3, 1, 2]
     expected = []
     for i, length in enumerate(lengths):
         ratio = math.exp(sum(float(new[i, t] - old[i, t]) for t in range(length)) / length)
@@ -123,9 +108,3 @@ def test_a_fully_masked_completion_teaches_nothing():
     new = NEW.clone().requires_grad_()
     loss_of(new, OLD, WORTH, torch.tensor([[True, True], [False, False]]))[0].sum().backward()
     assert new.grad[1].tolist() == [0, 0]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "gspo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

@@ -1,77 +1,26 @@
-"""High-entropy tokens against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, tensor
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_the_most_uncertain_tokens_are_chosen():
+def test_the_most_uncertain_tokens_are_chosen(advantages_of):
     """Of 1, 2, 3, 4, 5 the 0.8-quantile is 4.2; of the same with share 0.5 it is 3."""
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    entropy = matrix([1.0, 5.0, 3.0], [2.0, 4.0, 99.0])
-    found, columns = advantages([1, 0], [0, 0], mask, old=lambda name: entropy)
+    entropy = tensor([1.0, 5.0, 3.0], [2.0, 4.0, 99.0])
+    found, columns = advantages_of([1, 0], [0, 0], mask, old=lambda name: entropy)
     assert found.tolist() == pytest.approx([0.707106, -0.707106], abs=1e-5)
     assert columns["chosen"].tolist() == [[0, 1, 0], [0, 0, 0]]
     assert columns["entropy_threshold"].tolist() == pytest.approx([4.2, 4.2])
-    _, columns = advantages([1, 0], [0, 0], mask, {"share": 0.5}, old=lambda name: entropy)
+    _, columns = advantages_of([1, 0], [0, 0], mask, {"share": 0.5}, old=lambda name: entropy)
     assert columns["chosen"].tolist() == [[0, 1, 1], [0, 1, 0]]
 
 
-def test_the_others_stay_in_the_denominator_without_a_loss():
-    loss, _ = loss_of(NEW, WORTH, MASK, OLD, chosen=matrix([0.0, 1.0], [1.0, 0.0]), entropy_threshold=WORTH)
+def test_the_others_stay_in_the_denominator_without_a_loss(completion_loss):
+    loss, _ = completion_loss(NEW, WORTH, MASK, OLD, chosen=tensor([0.0, 1.0], [1.0, 0.0]), entropy_threshold=WORTH)
     assert loss.tolist() == pytest.approx([0, -2.56, 0.8])
 
 
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """Of {1, 0, 1}: mean 2/3, sample deviation 0.577350. Equal rewards are worth nothing, also a lone one's."""
-    found, _ = advantages([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2], old=lambda name: torch.ones(6, 2))
+    found, _ = advantages_of([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2], old=lambda name: torch.ones(6, 2))
     assert found.tolist() == pytest.approx([0.577349, -1.154699, 0.577349, 0, 0, 0], abs=1e-6)
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "high-entropy-tokens", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

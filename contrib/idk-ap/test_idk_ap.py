@@ -1,21 +1,13 @@
-"""Answer preservation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import posttrain_method_idk_ap as idk
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
+def test_by_hand(loss_of):
     """The answer is a nat less likely than a refusal, beta 0.5: 2 ln(1 + e^0.5) = 1.948154; refusal tokens 1 and 3."""
     inputs = {"alternative_tok": [[-1.0, -3.0]], "retain_logp": [-5.0], "retain_alternative_logp": [-4.0]}
-    found = loss_of(HERE, inputs, beta=0.5)
+    found = loss_of(inputs, beta=0.5)
     assert found.loss == pytest.approx(2 + 2 * math.log(1 + math.exp(0.5)))
     slope = 1 / (1 + math.exp(-0.5))
     assert found.gradients["retain_logp"] == pytest.approx([-slope])
@@ -28,8 +20,3 @@ def test_both_prompts_are_refused():
     assert made["alternative"]["prompt"] == "F:"
     assert made["retain_alternative"]["prompt"] == "R:"
     assert made["alternative"]["completion"] != made["retain_alternative"]["completion"]
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "idk-ap", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,19 +1,10 @@
-"""Refusal fine-tuning against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-
 import posttrain_method_idk_sft as idk
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
+def test_by_hand(loss_of):
     """Nine nats over one token of a refusal and two retained ones: 3 each, every token a third of the gradient."""
-    found = loss_of(HERE, {"alternative_tok": [[-4.0]], "retain_tok": [[-2.0, -3.0]]})
+    found = loss_of({"alternative_tok": [[-4.0]], "retain_tok": [[-2.0, -3.0]]})
     assert found.loss == pytest.approx(3)
     assert found.gradients["alternative_tok"][0] == pytest.approx([-1 / 3])
     assert found.gradients["retain_tok"][0] == pytest.approx([-1 / 3, -1 / 3])
@@ -32,8 +23,3 @@ def test_rows_get_refusals_of_their_own_form():
     assert second["prompt"] == talk[:1]
     assert second["completion"][0]["role"] == "assistant"
     assert third == own
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "idk-sft", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,71 +1,23 @@
-"""InfoNCA against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain_testkit.by_hand import RANKED, RANKED_REFERENCE, SCORES, check_gradient, softmax
 
 
-def views(*answers, counts):
-    """Answers of one or two prompts, each as (log-probability of the whole, tokens)."""
-    mask = torch.arange(max(length for _, length in answers)) < torch.tensor([[length] for _, length in answers])
-    each = torch.tensor([[total / length] for total, length in answers], dtype=torch.float64)
-    logps = torch.where(mask, each, torch.zeros((), dtype=torch.float64))
-    return Views(completion=View(logps, mask, counts=torch.tensor(counts)))
-
-
-#: Log-ratios 1, 0, -1 of the first prompt's three answers, 0 and 0.5 of the second one's two.
-POLICY = views((-4, 2), (-6, 3), (-9, 3), (-2, 1), (-8, 4), counts=[3, 2])
-REFERENCE = views((-5, 2), (-6, 3), (-8, 3), (-2, 1), (-8.5, 4), counts=[3, 2])
-SCORES = torch.tensor([[2.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, scores=SCORES, **options):
-    return METHOD.loss(
-        batch=Batch(2, {"scores": scores}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=Step(0, 1),
-    )
-
-
-def softmax(*values):
-    return [math.exp(one) / sum(map(math.exp, values)) for one in values]
-
-
-def test_gradient_equals_finite_differences():
+def test_gradient_equals_finite_differences(call_loss):
     """Lists of unequal length: the empty place has none."""
-    view = POLICY.completion
-
-    def total(logps):
-        loss, _ = loss_of(Views(completion=View(logps * view.mask, view.mask, counts=view.counts)))
-        return sum(one.sum() for one in loss.values()) if isinstance(loss, dict) else loss.sum()
-
-    start = view.logps + 0.1 * torch.sin(torch.arange(view.logps.numel()).reshape(view.logps.shape))  # off every kink
-    assert torch.autograd.gradcheck(total, (start.requires_grad_(),))
+    check_gradient(call_loss, RANKED, RANKED_REFERENCE, {"scores": SCORES})
 
 
-def test_by_hand():
+def test_by_hand(call_loss):
     targets = softmax(2, 1, 0.5), softmax(1, 0)
     shares = softmax(0.1, 0, -0.1), softmax(0, 0.05)
     expected = [-sum(t * math.log(q) for t, q in zip(*pair, strict=True)) for pair in zip(targets, shares, strict=True)]
-    assert loss_of(beta=0.1)[0].tolist() == pytest.approx(expected)
+    assert call_loss(RANKED, RANKED_REFERENCE, {"scores": SCORES}, beta=0.1)[0].tolist() == pytest.approx(expected)
 
 
-def test_a_certain_target_is_the_softmax_loss():
+def test_a_certain_target_is_the_softmax_loss(call_loss):
     """Towards alpha 0 only the best counts."""
-    assert loss_of(beta=0.1, alpha=1e-3)[0][0].item() == pytest.approx(-math.log(softmax(0.1, 0, -0.1)[0]))
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "info-nca", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("info-nca",), "equal")
+    assert call_loss(RANKED, RANKED_REFERENCE, {"scores": SCORES}, beta=0.1, alpha=1e-3)[0][0].item() == pytest.approx(
+        -math.log(softmax(0.1, 0, -0.1)[0])
+    )

@@ -1,61 +1,17 @@
-"""Iterative reasoning preference optimisation against numbers worked by hand and the golden values."""
-
-import math
-from pathlib import Path
-
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def logsig(x):
-    return -math.log(1 + math.exp(-x))
-
-
-def test_by_hand():
+def test_by_hand(call_loss):
     """log(1 + e^-0.15) = 0.620957 and 10 / 4 = 2.5: 3.120957 together."""
-    loss, _ = loss_of()
+    loss, _ = call_loss(POLICY, REFERENCE)
     assert loss["preference"].tolist() == pytest.approx([0.620957, -logsig(-0.075)], abs=1e-6)
     assert loss["nll"].tolist() == pytest.approx([2.5, 2])
 
 
-def test_each_solution_counts_the_same_however_long():
+def test_each_solution_counts_the_same_however_long(call_loss):
     """Repeating every token of a chosen solution leaves its likelihood term."""
     row = View(POLICY.chosen.logps.repeat(1, 3), POLICY.chosen.mask.repeat(1, 3))
-    loss, _ = loss_of(Views(chosen=row, rejected=POLICY.rejected), Views(chosen=row, rejected=REFERENCE.rejected))
+    loss, _ = call_loss(Views(chosen=row, rejected=POLICY.rejected), Views(chosen=row, rejected=REFERENCE.rejected))
     assert loss["nll"].tolist() == pytest.approx([2.5, 2])
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "irpo", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("irpo",), "equal")

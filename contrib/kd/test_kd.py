@@ -1,22 +1,15 @@
-"""Knowledge distillation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.views import View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+METHOD = method_beside(__file__)
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits; the constants must not matter.
-TEACHER = torch.tensor([[0.75, 0.25]], dtype=D).log() + 2.0
-STUDENT = torch.tensor([[0.25, 0.75]], dtype=D).log() - 1.0
+TEACHER = tensor([0.75, 0.25]).log() + 2.0
+STUDENT = tensor([0.25, 0.75]).log() - 1.0
 
 
 def statistics(student, teacher, labels=(0,), **options):
@@ -39,9 +32,7 @@ def test_agreement_is_of_the_likeliest_tokens():
 def test_loss_is_weighted():
     """kd_rate 1/4, T = 2: 3/4 of 0.5 nats, and 1/4 * 4 * 0.2."""
     mask = torch.tensor([[True, False]])
-    view = View(
-        torch.tensor([[-0.5, 0.0]], dtype=D), mask, divergence=torch.tensor([[0.2, 9.0]], dtype=D), agreement=mask
-    )
+    view = View(tensor([-0.5, 0.0]), mask, divergence=tensor([0.2, 9.0]), agreement=mask)
     config = METHOD.config({"kd_rate": 0.25, "softness": 2.0})
     terms, _ = METHOD.loss(batch=None, policy=Views(completion=view), reference=None, config=config, step=None)
     assert terms["ce"].values[0, 0].item() == pytest.approx(0.375)
@@ -52,9 +43,3 @@ def test_loss_is_weighted():
 def test_values_out_of_range_are_refused(option, value):
     with pytest.raises(SettingsError, match=f"{option} is {value}, expected"):
         METHOD.config({option: value})
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "kd", [str(HERE)])
-    assert {one.status for one in results} == {"equal"}, [one.line() for one in results]
-    assert [one.quantity for one in results[0].comparisons] == ["loss", "grad_student_logits"]

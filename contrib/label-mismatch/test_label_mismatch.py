@@ -1,19 +1,10 @@
-"""Mismatch against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-
 import posttrain_method_label_mismatch as mismatch
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
+def test_by_hand(loss_of):
     """Twelve nats over one mismatched token and three retained ones: 3 each."""
-    found = loss_of(HERE, {"alternative_tok": [[-6.0]], "retain_tok": [[-1.0, -2.0, -3.0]]})
+    found = loss_of({"alternative_tok": [[-6.0]], "retain_tok": [[-1.0, -2.0, -3.0]]})
     assert found.loss == pytest.approx(3)
     assert found.gradients["retain_tok"][0] == pytest.approx([-0.25] * 3)
 
@@ -23,8 +14,3 @@ def test_answers_belong_to_other_prompts_and_stay_the_same():
     made = mismatch.posttrain_rows(rows)
     assert made == mismatch.posttrain_rows(rows)
     assert all(row["alternative"]["prompt"][1:] != row["alternative"]["completion"][1:] for row in made)
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "label-mismatch", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

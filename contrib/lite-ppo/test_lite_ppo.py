@@ -1,79 +1,27 @@
-"""Lite PPO against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """Three ones and three zeros: deviation sqrt(6 * 0.25 / 5) = 0.547723, and 1/3 of that is 0.608581."""
-    found, _ = advantages([1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 1, 1])
+    found, _ = advantages_of([1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 1, 1])
     assert found.tolist() == pytest.approx([0.608580, -1.217159, 0.608580, -0.608580, -0.608580, 1.217159], abs=1e-6)
-    assert advantages([0.1, 0.1, 0.1], [0, 0, 0])[0].tolist() == [0, 0, 0]
+    assert advantages_of([0.1, 0.1, 0.1], [0, 0, 0])[0].tolist() == [0, 0, 0]
 
 
-def test_a_group_that_nearly_agrees_is_not_blown_up():
+def test_a_group_that_nearly_agrees_is_not_blown_up(advantages_of):
     """Rewards 0.5 and 0.51 beside 0 and 1: a hundredth of the others' advantages."""
-    found, _ = advantages([0.5, 0.51, 0, 1], [0, 0, 1, 1])
+    found, _ = advantages_of([0.5, 0.51, 0, 1], [0, 0, 1, 1])
     assert float(found[1] / found[3]) == pytest.approx(0.01)
 
 
-def test_loss_is_clipped_and_averaged_over_tokens():
+def test_loss_is_clipped_and_averaged_over_tokens(completion_loss):
     """Ratios 1, 3/2 and 1/2 under advantages 2 and -1: -2, -2 * 1.2 and 0.8."""
-    assert loss_of(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2, -2.4, 0.8])
+    assert completion_loss(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2, -2.4, 0.8])
 
 
-def test_first_update_is_the_policy_gradient():
+def test_first_update_is_the_policy_gradient(completion_loss):
     """With old equal to new the gradient by each log-prob is -A."""
     new = OLD.clone().requires_grad_()
-    loss_of(new, WORTH, MASK, OLD)[0].sum().backward()
+    completion_loss(new, WORTH, MASK, OLD)[0].sum().backward()
     assert new.grad.tolist() == [[-2, -2], [1, 0]]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "lite-ppo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

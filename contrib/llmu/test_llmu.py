@@ -1,17 +1,8 @@
-"""LLMU against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-
 import posttrain_method_llmu as llmu
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
+def test_by_hand(loss_of):
     """2 * -3 + 0.5 * 2 + 4 * 0.25 = -4."""
     inputs = {
         "forget_tok": [[-2.0, -4.0]],
@@ -20,7 +11,7 @@ def test_by_hand():
         "retain_tok": [[-1.0]],
         "retain_kl": 0.25,
     }
-    found = loss_of(HERE, inputs, weights=(2.0, 0.5, 4.0))
+    found = loss_of(inputs, weights=(2.0, 0.5, 4.0))
     assert found.loss == pytest.approx(-4)
     assert found.gradients["forget_tok"][0] == pytest.approx([1, 1])
 
@@ -31,8 +22,3 @@ def test_every_prompt_gets_the_answer_of_another_row():
     assert [one["prompt"] for one in made] == ["p0", "p1", "p2", "p3", "p4"]
     assert sorted(one["completion"] for one in made) == ["a0", "a1", "a2", "a3", "a4"]
     assert all(one["completion"] != f"a{n}" for n, one in enumerate(made))
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "llmu", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

@@ -1,5 +1,3 @@
-"""MiniLLM against numbers worked by hand and the golden values."""
-
 import json
 import math
 from pathlib import Path
@@ -9,20 +7,18 @@ import pytest
 import torch
 from posttrain import Ask, api
 from posttrain.errors import SettingsError
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
 HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
-NEW = torch.tensor([[-1.0, -2.0, -0.5], [-0.5, 0.0, 0.0]], dtype=D)
+NEW = tensor([-1.0, -2.0, -0.5], [-0.5, 0.0, 0.0])
 #: Rewards q - l of 1, -0.5, 2 and of -0.25.
-TEACHER = NEW + torch.tensor([[1.0, -0.5, 2.0], [-0.25, 7.0, 7.0]], dtype=D)
+TEACHER = NEW + tensor([1.0, -0.5, 2.0], [-0.25, 7.0, 7.0])
 PLAIN = {"teacher_share": 0.0, "single_step_decomposition": False}
 
 
@@ -30,13 +26,7 @@ def loss_of(new=NEW, old=NEW, sampled=NEW, worth=(0.0, 0.0), **options):
     divergence = torch.full_like(new, 0.3)
     view = View(new, MASK, teacher_logps=TEACHER, divergence=divergence, entropy=divergence)
     columns = {"advantages": torch.tensor(worth, dtype=D), "old_logps": old, "sampled_logps": sampled}
-    return METHOD.loss(
-        batch=Batch(2, columns),
-        policy=Views(completion=view),
-        reference=None,
-        config=METHOD.config(options),
-        step=Step(0, 1),
-    )
+    return call_loss(METHOD, Views(completion=view), columns=columns, **options)
 
 
 def worth_of(**options):
@@ -125,7 +115,7 @@ def test_no_gradient_goes_through_rewards_and_weights():
 
 def test_statistics_by_hand():
     """Student (1/4, 3/4), teacher (3/4, 1/4): 1/4 ln 1/3 + 3/4 ln 3 = 0.549306; the teacher's token 1 is ln 1/4."""
-    student, teacher = (torch.tensor([one], dtype=D).log() for one in ([0.25, 0.75], [0.75, 0.25]))
+    student, teacher = (tensor(one).log() for one in ([0.25, 0.75], [0.75, 0.25]))
     found = METHOD.token_statistics(
         logits=student, labels=torch.tensor([1]), teacher_logits=teacher, config=METHOD.config({})
     )
@@ -145,7 +135,7 @@ def test_gradient_of_the_divergence_equals_finite_differences():
     assert torch.autograd.gradcheck(divergence, (student.requires_grad_(),))
 
 
-def test_the_decomposed_gradient_is_that_of_the_whole_divergence():
+def test_the_decomposed_gradient_is_that_of_the_whole_divergence(call_loss):
     """G1: answers of two tokens over two words, student and teacher each with a table. The mean over the student's
     answers of the gradient of both terms is that of KL(student || teacher) of whole answers, without normalisation."""
     random = torch.Generator().manual_seed(4)
@@ -167,12 +157,11 @@ def test_the_decomposed_gradient_is_that_of_the_whole_divergence():
         divergence=torch.stack([torch.stack([steps[0], steps[1][i]]) for i, _ in answers]),
         entropy=logps.detach(),
     )
-    loss, _ = METHOD.loss(
-        batch=Batch(4, {"advantages": torch.zeros(4, dtype=D), "old_logps": logps.detach()}),
-        policy=Views(completion=view),
-        reference=None,
-        config=METHOD.config({"teacher_share": 0.0, "length_normalization": False}),
-        step=Step(0, 1),
+    loss, _ = call_loss(
+        Views(completion=view),
+        columns={"advantages": torch.zeros(4, dtype=D), "old_logps": logps.detach()},
+        teacher_share=0.0,
+        length_normalization=False,
     )
     total = loss["policy"].values.sum(1) + loss["single_step"].values.sum(1)  # (4,)
     found = torch.autograd.grad((chance.detach().exp() * total).sum(), (first, second))
@@ -205,10 +194,3 @@ def test_a_run_draws_from_the_mixture_and_weighs_it(tmp_path):
 def test_a_share_above_one_is_refused():
     with pytest.raises(SettingsError, match=r"teacher_share is 1\.5, expected a number from 0 to 1"):
         METHOD.config({"teacher_share": 1.5})
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "minillm", [str(HERE)])
-    assert [one.status for one in results] == ["equal", "equal"], [one.line() for one in results]
-    assert [one.quantity for one in results[0].comparisons] == ["loss", "advantages", "grad_logp_new"]
-    assert results[0].not_compared == []

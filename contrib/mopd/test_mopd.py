@@ -1,31 +1,19 @@
-"""Gated on-policy distillation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
 
 
 def loss_of(new, columns, statistics=None, mask=None, **options):
     mask = torch.ones_like(new, dtype=torch.bool) if mask is None else mask
     found = {"entropy": torch.ones_like(new)} | (statistics or {})
-    return METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, **found)),
-        reference=None,
-        config=METHOD.config(options),
-        step=Step(0, 1),
-    )
+    return call_loss(METHOD, Views(completion=View(new, mask, **found)), columns=columns, **options)
 
 
 def worked_out(old, sampled, teacher, rewards=(0.0, 0.0), **options):
@@ -59,8 +47,8 @@ def test_the_outcome_is_added():
 def test_loss_by_hand():
     new = torch.tensor([[-1.0, -2.0]], dtype=D, requires_grad=True)
     columns = {
-        "advantages": torch.tensor([[0.5, -1.0]], dtype=D),
-        "weights": torch.tensor([[2.0, 0.0]], dtype=D),
+        "advantages": tensor([0.5, -1.0]),
+        "weights": tensor([2.0, 0.0]),
         "teacher_logps": new.detach(),
     }
     loss, metrics = loss_of(new, columns)
@@ -68,9 +56,3 @@ def test_loss_by_hand():
     loss.values.sum().backward()
     assert new.grad[0].tolist() == [-1, 0]
     assert metrics["gated"].values[0].tolist() == [0, 1]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "mopd", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "weights", "grad_logp_new"]

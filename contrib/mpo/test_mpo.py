@@ -1,46 +1,9 @@
-"""MPO against numbers worked by hand and the golden values."""
-
-import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Example, PerToken, Sequence, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
-
-
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def logsig(x):
-    return -math.log(1 + math.exp(-x))
+from posttrain.views import Example, PerToken, Sequence
+from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 
 def steps(*ratios):
@@ -55,26 +18,21 @@ def steps(*ratios):
     return examples, models
 
 
-def test_shift_is_the_mean_of_all_that_was_seen():
+def test_shift_is_the_mean_of_all_that_was_seen(method):
     """0.1 * (1 - 0.5) / 2 = 0.025; with a second pair 0.1 * (1 - 0.5 - 0.5 + 0.25) / 4 = 0.00625."""
-    state, config = {}, METHOD.config({"beta": 0.1})
+    state, config = {}, method.config({"beta": 0.1})
     for pair, expected in (((1.0, -0.5), 0.025), ((-0.5, 0.25), 0.00625)):
         examples, models = steps(pair)
-        found = METHOD.annotate(examples=examples, models=models, config=config, state=state)["delta"]
+        found = method.annotate(examples=examples, models=models, config=config, state=state)["delta"]
         assert found.tolist() == pytest.approx([expected])
-    fixed = METHOD.config({"beta": 0.1, "delta": 0.5})
-    assert METHOD.annotate(examples=examples, models=models, config=fixed, state={})["delta"].tolist() == [0.5]
+    fixed = method.config({"beta": 0.1, "delta": 0.5})
+    assert method.annotate(examples=examples, models=models, config=fixed, state={})["delta"].tolist() == [0.5]
 
 
-def test_by_hand():
+def test_by_hand(call_loss):
     """0.8 * 0.620957 = 0.496765, 0.2 * 1.312856 = 0.262571, and 10 nats over 4 tokens."""
-    loss, _ = loss_of(columns={"delta": torch.zeros(2)})
+    loss, _ = call_loss(POLICY, REFERENCE, columns={"delta": torch.zeros(2)})
     assert loss["preference"][0].item() == pytest.approx(0.8 * -logsig(0.15))
     assert loss["quality"][0].item() == pytest.approx(0.262571, abs=1e-6)
     assert isinstance(loss["nll"], PerToken)
     assert loss["nll"].values[0].tolist() == [1, 2, 3, 4]
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "mpo", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("mpo",), "equal")

@@ -1,23 +1,16 @@
-"""Nash mirror descent against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import MASK, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
-MASK = torch.tensor([[True, True], [True, False]])
-POLICY = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-REFERENCE = torch.tensor([[-1.5, -1.0], [-0.7, 0.0]], dtype=D)
+POLICY = tensor([-1.0, -2.0], [-0.5, 0.0])
+REFERENCE = tensor([-1.5, -1.0], [-0.7, 0.0])
 
 
 def loss_of(worth, policy=POLICY, **options):
@@ -71,9 +64,3 @@ def test_gradient_is_that_of_the_score_function(level):
 def test_a_share_outside_0_to_1_is_refused():
     with pytest.raises(SettingsError, match=r"mixture is 1\.5, expected a share from 0 to 1"):
         METHOD.config({"mixture": 1.5})
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "nash-md", [str(HERE)])
-    assert result.status == "equal"
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

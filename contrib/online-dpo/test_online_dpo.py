@@ -1,18 +1,12 @@
-"""Online direct preference optimisation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
 from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
 
 
@@ -92,9 +86,3 @@ def test_gradient_by_hand():
     loss, _ = loss_of(chosen, [[-5.0]], [[-2.0, -2.0]], [[-4.0]], [1.0], beta=0.5)
     loss.sum().backward()
     assert chosen.grad.tolist()[0] == pytest.approx([-0.134471, -0.134471], abs=1e-6)
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "online-dpo", [str(HERE)])
-    assert result.status == "equal"
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_seq_logps"]

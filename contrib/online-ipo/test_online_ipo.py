@@ -1,54 +1,17 @@
-"""Online IPO against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 from posttrain import Ask
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import call_loss, method_beside, pair
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
-
-
-def views(chosen, rejected):
-    def one(values):
-        values = torch.tensor(values, dtype=D)[:, None]  # (B, 1): one token an answer
-        return View(values, torch.ones_like(values, dtype=torch.bool))
-
-    return Views(chosen=one(chosen), rejected=one(rejected))
 
 
 def loss_of(chosen, rejected, columns=None, reference=((0.0, 0.0), (0.0, 0.0)), **options):
     columns = {name: torch.tensor(values, dtype=D) for name, values in (columns or {}).items()}
-    return METHOD.loss(
-        batch=Batch(2, {"decided": torch.ones(2, dtype=D)} | columns),
-        policy=views(chosen, rejected),
-        reference=views(*reference),
-        config=METHOD.config(options),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD, pair(chosen, rejected), pair(*reference), {"decided": torch.ones(2, dtype=D)} | columns, **options
     )
-
-
-def step_of(rewards, group, sources=None, finished=None):
-    rewards = torch.tensor(rewards, dtype=D)
-    rollouts = SimpleNamespace(
-        group=torch.tensor(group),
-        source=sources or ["policy"] * len(group),
-        items=list(range(len(group))),
-        prefer=lambda first, second: torch.sigmoid(rewards[first] - rewards[second]),
-    )
-    return {"rewards": rewards, "rollouts": rollouts}
-
-
-def selected(rewards, group, sources=None, state=None, **options):
-    step = step_of(rewards, group, sources)
-    return METHOD.select(config=METHOD.config(options), state={} if state is None else state, **step)
 
 
 def test_by_hand():
@@ -64,8 +27,8 @@ def test_what_is_not_decided_teaches_nothing():
     assert metrics["accuracy"][1].isnan()
 
 
-def test_the_better_one_comes_first():
-    found = selected([1.0, 2.0, 3.0, 0.0, 5.0, 5.0], [0, 0, 1, 1, 2, 2])
+def test_the_better_one_comes_first(select_of):
+    found = select_of([1.0, 2.0, 3.0, 0.0, 5.0, 5.0], [0, 0, 1, 1, 2, 2])
     assert found.pairs == [(1, 0), (2, 3), (4, 5)]
     assert found.columns["decided"].tolist() == [1, 1, 0]
 
@@ -76,9 +39,3 @@ def test_who_answers():
             prompts=[{}], group_size=2, config=METHOD.config({"mixture": share}), state={}, random=None
         )
         assert plan == [[Ask(2, mixture=share)]]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "online-ipo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_seq_logps"]

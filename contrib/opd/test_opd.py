@@ -1,32 +1,25 @@
-"""On-policy distillation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+METHOD = method_beside(__file__)
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
-OLD = torch.tensor([[-1.0, -2.0, -0.5], [-0.5, 0.0, 0.0]], dtype=D)
+OLD = tensor([-1.0, -2.0, -0.5], [-0.5, 0.0, 0.0])
 #: Gaps q - o of 1, -0.5, 2 and of -0.25.
-TEACHER = OLD + torch.tensor([[1.0, -0.5, 2.0], [-0.25, 7.0, 7.0]], dtype=D)
+TEACHER = OLD + tensor([1.0, -0.5, 2.0], [-0.25, 7.0, 7.0])
 
 
 def advantages(rewards=(0.0, 0.0), group=(0, 0), **options):
     rollouts = SimpleNamespace(
         mask=MASK, group=torch.tensor(group), old_logps=OLD, teacher_logps=TEACHER, sampled_logps=OLD - 9
     )
-    rewards = torch.tensor(rewards, dtype=D)
+    rewards = torch.tensor(rewards, dtype=torch.float64)
     return METHOD.advantages(rewards=rewards, rollouts=rollouts, config=METHOD.config(options), state={})
 
 
@@ -80,15 +73,15 @@ def test_first_gradient_is_minus_the_advantage():
 def test_its_mean_gradient_is_that_of_the_divergence():
     """G1: three tokens with probabilities s against p; the mean over s of the gradient by the logits is that of
     KL(s || p), which autograd takes from the sum itself."""
-    logits = torch.tensor([0.3, -0.4, 1.1], dtype=D, requires_grad=True)
-    target = torch.tensor([0.5, 0.2, 0.3], dtype=D).log()
+    logits = torch.tensor([0.3, -0.4, 1.1], dtype=torch.float64, requires_grad=True)
+    target = tensor(0.5, 0.2, 0.3).log()
     logps = logits.log_softmax(-1)
     expected = torch.autograd.grad((logps.exp() * (logps - target)).sum(), logits, retain_graph=True)[0]
     mask = torch.ones(3, 1, dtype=torch.bool)
     config = METHOD.config({})
     old = logps.detach()[:, None]  # each token sampled once
     rollouts = SimpleNamespace(mask=mask, group=torch.zeros(3), old_logps=old, teacher_logps=target[:, None])
-    worth = METHOD.advantages(rewards=torch.zeros(3, dtype=D), rollouts=rollouts, config=config, state={})
+    worth = METHOD.advantages(rewards=torch.zeros(3, dtype=torch.float64), rollouts=rollouts, config=config, state={})
     view = View(logps[:, None], mask, entropy=old)
     batch = Batch(3, {"advantages": worth, "old_logps": old, "teacher_logps": target[:, None]})
     loss, _ = METHOD.loss(batch=batch, policy=Views(completion=view), reference=None, config=config, step=Step(0, 1))
@@ -103,16 +96,10 @@ def test_gradient_equals_finite_differences(epsilon):
     def total(new):
         return loss_of(new * MASK, worth, epsilon=epsilon)[0].values[MASK].sum()
 
-    start = OLD + 0.1 * torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, 0.0]], dtype=D)
+    start = OLD + 0.1 * tensor([1.0, -2.0, 3.0], [0.5, 0.0, 0.0])
     assert torch.autograd.gradcheck(total, (start.requires_grad_(),))
 
 
 def test_a_discount_above_one_is_refused():
     with pytest.raises(SettingsError, match=r"kl_discount is 1\.5, expected a number from 0 to 1"):
         METHOD.config({"kl_discount": 1.5})
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "opd", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

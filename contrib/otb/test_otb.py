@@ -1,78 +1,28 @@
-"""Optimal token baseline against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
 D = torch.float64
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """Weights of the first token 1 - 2 * 0.5 + 0.5 = 0.5 and 1 - 2 * 0.2 + 0.4 = 1: baseline 0.5 / 1.5 = 1/3.
 
     The second token has 0.5 + (1 - 1.6 + 0.7) = 0.6 in the first completion alone."""
-    mask = torch.tensor([[True, True], [True, False]])
-    old = matrix([0.5, 0.8], [0.2, 1.0]).log()
-    squares = matrix([0.5, 0.7], [0.4, 0.0])
-    found, _ = advantages([1, 0], [0, 0], mask, old_logps=old, old=lambda name: squares)
+    old = tensor([0.5, 0.8], [0.2, 1.0]).log()
+    squares = tensor([0.5, 0.7], [0.4, 0.0])
+    found, _ = advantages_of([1, 0], [0, 0], MASK, old_logps=old, old=lambda name: squares)
     assert found.flatten().tolist() == pytest.approx([2 / 3, 0, -1 / 3, 0], abs=1e-9)
 
 
-def test_equal_rewards_and_certain_tokens():
+def test_equal_rewards_and_certain_tokens(advantages_of):
     mask = torch.ones(3, 2, dtype=torch.bool)
     certain = {"old_logps": torch.zeros(3, 2, dtype=D), "old": lambda name: torch.ones(3, 2, dtype=D)}
-    assert advantages([0.1, 0.1, 0.1], [0, 0, 0], mask, **certain)[0].abs().max().item() < 1e-12
-    found, _ = advantages([1, 0, 0.5], [0, 0, 0], mask, **certain)
+    assert advantages_of([0.1, 0.1, 0.1], [0, 0, 0], mask, **certain)[0].abs().max().item() < 1e-12
+    found, _ = advantages_of([1, 0, 0.5], [0, 0, 0], mask, **certain)
     assert found[:, 0].tolist() == pytest.approx([0.5, -0.5, 0])
 
 
-def test_loss_is_clipped_and_averaged_over_tokens():
+def test_loss_is_clipped_and_averaged_over_tokens(completion_loss):
     """Ratios 1, 3/2 and 1/2 under advantages 2 and -1: -2, -2 * 1.2 and 0.8."""
-    assert loss_of(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2, -2.4, 0.8])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "otb", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+    assert completion_loss(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2, -2.4, 0.8])

@@ -1,66 +1,14 @@
-"""Pass@k max-gap against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """3 leads 1 by 2; of {3, 1, 1} the deviation is sqrt(4/3). A tie leads by nothing, and so does a lone answer."""
-    found, _ = advantages([3, 1, 1, 2, 2, 5], [0, 0, 0, 1, 1, 2])
+    found, _ = advantages_of([3, 1, 1, 2, 2, 5], [0, 0, 0, 1, 1, 2])
     assert found.tolist() == pytest.approx([3**0.5, 0, 0, 0, 0, 0], abs=1e-5)
-    plain, _ = advantages([3, 1, 1, 2, 2, 5], [0, 0, 0, 1, 1, 2], options={"normalize": False})
+    plain, _ = advantages_of([3, 1, 1, 2, 2, 5], [0, 0, 0, 1, 1, 2], options={"normalize": False})
     assert plain.tolist() == [2, 0, 0, 0, 0, 0]
 
 
-def test_loss_is_averaged_over_a_completion():
-    assert loss_of(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2.2, 0.8])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "passk-maxgap", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+def test_loss_is_averaged_over_a_completion(completion_loss):
+    assert completion_loss(NEW, WORTH, MASK, OLD)[0].tolist() == pytest.approx([-2.2, 0.8])

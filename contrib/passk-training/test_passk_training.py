@@ -1,78 +1,28 @@
-"""Pass@k training against numbers worked by hand and the golden values."""
-
 import itertools
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_advantages_equal_an_average_over_all_sets():
+def test_advantages_equal_an_average_over_all_sets(advantages_of):
     """Brute force: every set of k of five answers, its reward standardised, averaged for each answer."""
     rewards, k = [1.0, 0.0, 0.0, 1.0, 0.0], 3
     sets = list(itertools.combinations(range(5), k))
-    worth = torch.tensor([max(rewards[i] for i in one) for one in sets], dtype=D)
+    worth = torch.tensor([max(rewards[i] for i in one) for one in sets], dtype=torch.float64)
     standard = (worth - worth.mean()) / worth.std(correction=0)
     expected = [float(standard[[i in one for one in sets]].mean()) for i in range(5)]
-    found, columns = advantages(rewards, [0] * 5, options={"k": k})
+    found, columns = advantages_of(rewards, [0] * 5, options={"k": k})
     assert found.tolist() == pytest.approx(expected)
     assert columns["pass_at_k"].tolist() == pytest.approx([0.9] * 5)
 
 
-def test_what_is_certain_teaches_nothing():
+def test_what_is_certain_teaches_nothing(advantages_of):
     """All right, all wrong, and one wrong of three: any two of these hold a right one."""
-    found, _ = advantages([1, 1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 2, 2, 2], options={"k": 2})
+    found, _ = advantages_of([1, 1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 2, 2, 2], options={"k": 2})
     assert found.tolist() == [0] * 7
 
 
-def test_loss_is_clipped_and_averaged_over_tokens():
+def test_loss_is_clipped_and_averaged_over_tokens(completion_loss):
     """Ratios 1, 3/2 and 1/2 under advantages 2 and -1: -2, -2 * 1.28 and 0.8."""
-    assert loss_of(NEW, WORTH, MASK, OLD, pass_at_k=WORTH)[0].tolist() == pytest.approx([-2, -2.56, 0.8])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "passk-training", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+    assert completion_loss(NEW, WORTH, MASK, OLD, pass_at_k=WORTH)[0].tolist() == pytest.approx([-2, -2.56, 0.8])

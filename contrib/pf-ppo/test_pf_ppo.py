@@ -1,19 +1,12 @@
-"""PF-PPO against numbers worked by hand and the golden values."""
-
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from posttrain import Rollout
 from posttrain.generation.protocol import Completion
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import check_clipped_tokens, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
 
 
@@ -39,7 +32,7 @@ def drawn(rewards, state=None, **options):
 )
 def test_probabilities_by_hand(how, expected):
     rollouts = SimpleNamespace(group=torch.zeros(4), columns={})
-    rewards = torch.tensor([3.0, -2.0, 1.0, 0.0], dtype=D)
+    rewards = tensor(3.0, -2.0, 1.0, 0.0)
     config = METHOD.config({"filter": how})
     found = METHOD.advantages(rewards=rewards, rollouts=rollouts, config=config, state={})
     assert found["probability"].tolist() == pytest.approx(list(expected.values()), abs=1e-7)
@@ -70,31 +63,5 @@ def test_draws_repeat_after_a_resume():
     assert [i.reward for i in drawn([2.0, 1.0, 1.5], state)] == [i.reward for i in drawn([2.0, 1.0, 1.5], saved)]
 
 
-def test_clipped_policy_gradient_of_each_token():
-    """A = 2 with ratios 1 and 3/2: -2 and -2.4, as 1.5 is clipped to 1.2. A = -1 with 1/2: clipped to 0.8."""
-    mask = torch.tensor([[True, True], [True, False]])
-    old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-    new = old + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
-    columns = {
-        "advantages": torch.tensor([2.0, -1.0], dtype=D),
-        "old_logps": old,
-        "probability": torch.zeros(2, dtype=D),
-        "distinct": torch.zeros(2, dtype=D),
-    }
-    loss, metrics = METHOD.loss(
-        batch=Batch(2, columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None,
-        config=METHOD.config({}),
-        step=Step(0, 1),
-    )
-    assert loss.mask is mask
-    assert loss.values[mask].tolist() == pytest.approx([-2, -2.4, 0.8])
-    assert metrics["clip_high"].values[mask].tolist() == [0, 1, 0]
-    assert metrics["clip_low"].values[mask].tolist() == [0, 0, 1]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "pf-ppo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["advantages"]
+def test_clipped_policy_gradient_of_each_token(call_loss):
+    check_clipped_tokens(call_loss, "probability", "distinct")

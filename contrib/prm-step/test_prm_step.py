@@ -1,37 +1,30 @@
 """The process reward model against numbers worked by hand, the golden values, and transformers' own reading."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from peft import PeftModel
 from posttrain import api
 from posttrain.engine.head import Request
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import PerToken, View, Views
+from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForTokenClassification
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
-D = torch.float64
+METHOD = method_beside(__file__)
 
 #: Two solutions: steps end at the second and fourth token, and at the first. Scores elsewhere mean nothing.
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
 ENDS = torch.tensor([[False, True, False, True], [True, False, False, False]])
-LABELS = torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=D)
-SCORES = torch.tensor([[9.0, 2.0, -9.0, 1.0], [0.0, 7.0, 0.0, 0.0]], dtype=D)
+LABELS = tensor([0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0])
+SCORES = tensor([9.0, 2.0, -9.0, 1.0], [0.0, 7.0, 0.0, 0.0])
 
 
 def loss_of(scores, **options):
-    return METHOD.loss(
-        batch=Batch(2, {"step_end": ENDS, "step_label": LABELS}),
-        policy=Views(completion=View(torch.full_like(scores, torch.nan), MASK, scores=scores)),
-        reference=None,
-        config=METHOD.config(options),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD,
+        Views(completion=View(torch.full_like(scores, torch.nan), MASK, scores=scores)),
+        columns={"step_end": ENDS, "step_label": LABELS},
+        **options,
     )
 
 
@@ -52,7 +45,7 @@ def test_cross_entropy_at_the_ends_of_steps():
 
 def test_two_classes_are_one_score():
     """Softmax cross-entropy over logits (bad, good) is the loss of their difference."""
-    logits = torch.tensor([[0.3, 1.4], [2.0, -0.5]], dtype=D)
+    logits = tensor([0.3, 1.4], [2.0, -0.5])
     wanted = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0]), reduction="none")
     scores = SCORES.clone()
     scores[0, [1, 3]] = logits[:, 1] - logits[:, 0]
@@ -126,9 +119,3 @@ def test_transformers_reads_what_was_trained(tmp_path, lora):
         with torch.no_grad():
             logits = model.eval()(input_ids=sequence.ids[None]).logits[0, sequence.trained]  # (t, 2)
         assert (logits[:, 1] - logits[:, 0]).tolist() == pytest.approx(scores.tolist(), abs=1e-5)
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "prm-step", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss"]

@@ -1,76 +1,30 @@
-"""Preference ranking optimisation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import RANKED, RANKED_REFERENCE, SCORES, check_gradient
 
 
-def views(*answers, counts):
-    """Answers of one or two prompts, each as (log-probability of the whole, tokens)."""
-    mask = torch.arange(max(length for _, length in answers)) < torch.tensor([[length] for _, length in answers])
-    each = torch.tensor([[total / length] for total, length in answers], dtype=torch.float64)
-    logps = torch.where(mask, each, torch.zeros((), dtype=torch.float64))
-    return Views(completion=View(logps, mask, counts=torch.tensor(counts)))
-
-
-#: Log-ratios 1, 0, -1 of the first prompt's three answers, 0 and 0.5 of the second one's two.
-POLICY = views((-4, 2), (-6, 3), (-9, 3), (-2, 1), (-8, 4), counts=[3, 2])
-REFERENCE = views((-5, 2), (-6, 3), (-8, 3), (-2, 1), (-8.5, 4), counts=[3, 2])
-SCORES = torch.tensor([[2.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, scores=SCORES, **options):
-    return METHOD.loss(
-        batch=Batch(2, {"scores": scores}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=Step(0, 1),
-    )
-
-
-def softmax(*values):
-    return [math.exp(one) / sum(map(math.exp, values)) for one in values]
-
-
-def test_gradient_equals_finite_differences():
+def test_gradient_equals_finite_differences(call_loss):
     """Lists of unequal length: the empty place has none."""
-    view = POLICY.completion
-
-    def total(logps):
-        loss, _ = loss_of(Views(completion=View(logps * view.mask, view.mask, counts=view.counts)))
-        return sum(one.sum() for one in loss.values()) if isinstance(loss, dict) else loss.sum()
-
-    start = view.logps + 0.1 * torch.sin(torch.arange(view.logps.numel()).reshape(view.logps.shape))  # off every kink
-    assert torch.autograd.gradcheck(total, (start.requires_grad_(),))
+    check_gradient(call_loss, RANKED, RANKED_REFERENCE, {"scores": SCORES})
 
 
-def test_by_hand():
+def test_by_hand(call_loss):
     """Gaps 1 and 1.5 at the first rank, 0.5 at the second; p is -2, -2, -3 and -2, -2."""
     first = math.log(math.exp(-3) + math.exp(-2) + math.exp(-4.5)) + 3
     second = math.log(math.exp(-1) + math.exp(-1.5)) + 1
     other = math.log(2)
-    loss, _ = loss_of()
+    loss, _ = call_loss(RANKED, RANKED_REFERENCE, {"scores": SCORES})
     assert loss["rank"].tolist() == pytest.approx([first + second, other])
     assert loss["nll"].tolist() == pytest.approx([0.05 * 4 * 4, 0.05 * 2])
 
 
-def test_equal_scores_teach_no_order():
-    logps = POLICY.completion.logps.clone().requires_grad_()
-    policy = Views(completion=View(logps, POLICY.completion.mask, counts=POLICY.completion.counts))
-    loss_of(policy, scores=torch.ones(2, 3), sft_weight=0.0)[0]["rank"].sum().backward()
+def test_equal_scores_teach_no_order(call_loss):
+    logps = RANKED.completion.logps.clone().requires_grad_()
+    policy = Views(completion=View(logps, RANKED.completion.mask, counts=RANKED.completion.counts))
+    call_loss(policy, RANKED_REFERENCE, columns={"scores": torch.ones(2, 3)}, sft_weight=0.0)[0][
+        "rank"
+    ].sum().backward()
     assert logps.grad.abs().max() == 0
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "pro", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("pro",), "equal")

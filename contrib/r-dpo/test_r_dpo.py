@@ -1,63 +1,22 @@
-"""R-DPO against numbers worked by hand and the golden values."""
-
-import math
-from pathlib import Path
-
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def logsig(x):
-    return -math.log(1 + math.exp(-x))
-
-
-def test_by_hand():
+def test_by_hand(call_loss):
     """4 tokens against 5: 0.15 - 0.03 = 0.12, log(1 + e^-0.12) = 0.634946."""
-    loss, metrics = loss_of(alpha=0.03)
+    loss, metrics = call_loss(POLICY, REFERENCE, alpha=0.03)
     assert loss.tolist() == pytest.approx([0.634946, -logsig(-0.105)], abs=1e-6)
     assert metrics["length_gap"].tolist() == [-1, -1]
 
 
-def test_a_short_winner_teaches_more_than_a_long_one():
+def test_a_short_winner_teaches_more_than_a_long_one(call_loss):
     chosen = POLICY.chosen.logps.clone().requires_grad_()
     forces = []
     for alpha in (0.0, 0.5):
-        loss, _ = loss_of(Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected), alpha=alpha)
+        loss, _ = call_loss(
+            Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected), REFERENCE, alpha=alpha
+        )
         forces.append(torch.autograd.grad(loss.sum(), chosen)[0].abs())
     assert bool((forces[1] > forces[0]).all())
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "r-dpo", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("r-dpo",), "equal")

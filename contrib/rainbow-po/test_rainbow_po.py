@@ -1,60 +1,18 @@
-"""RainbowPO against numbers worked by hand and the golden values."""
-
-import math
-from pathlib import Path
-
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def logsig(x):
-    return -math.log(1 + math.exp(-x))
-
-
-def test_by_hand():
+def test_by_hand(call_loss):
     """-0.1 - 0.25 * (-2.75 + 2.3) - 0.75 * 0.3 = -0.2125, times 10 and 0.9: log(1 + e^1.9125) = 2.050269."""
-    loss, _ = loss_of(columns={"phi": torch.full((2,), 0.9, dtype=torch.float64)})
+    loss, _ = call_loss(POLICY, REFERENCE, columns={"phi": torch.full((2,), 0.9, dtype=torch.float64)})
     assert loss[0].item() == pytest.approx(2.050269, abs=1e-6)
-    assert loss_of(dispersion=False)[0][0].item() == pytest.approx(-logsig(-2.125))
+    assert call_loss(POLICY, REFERENCE, dispersion=False)[0][0].item() == pytest.approx(-logsig(-2.125))
 
 
-def test_ends_of_the_mixture():
+def test_ends_of_the_mixture(call_loss):
     """alpha 1 is DPO per token without a constant, alpha 0 SimPO."""
-    assert loss_of(dispersion=False, alpha=1.0)[0][0].item() == pytest.approx(-logsig(10 * 0.35))
-    assert loss_of(dispersion=False, alpha=0.0)[0][0].item() == pytest.approx(-logsig(10 * (-0.1 - 0.3)))
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "rainbow-po", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("rainbow-po",), "equal")
+    assert call_loss(POLICY, REFERENCE, dispersion=False, alpha=1.0)[0][0].item() == pytest.approx(-logsig(10 * 0.35))
+    assert call_loss(POLICY, REFERENCE, dispersion=False, alpha=0.0)[0][0].item() == pytest.approx(
+        -logsig(10 * (-0.1 - 0.3))
+    )

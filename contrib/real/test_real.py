@@ -1,55 +1,13 @@
-"""REAL against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import completion_loss, examples_of, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
+loss_of = partial(completion_loss, METHOD)
 D = torch.float64
-
-
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def examples_of(new, old, worth, groups):
-    """Examples with these log-probs now and under the sampler, advantages and groups, and the models that say so."""
-    new, old = ([torch.tensor(row, dtype=D) for row in rows] for rows in (new, old))
-    sequences = [SimpleNamespace(per_token={"old_logps": row}) for row in old]
-    columns = [{"advantages": a, "group": float(g)} for a, g in zip(worth, groups, strict=True)]
-    examples = [
-        SimpleNamespace(sequences={"completion": [one]}, columns=row)
-        for one, row in zip(sequences, columns, strict=True)
-    ]
-    return examples, SimpleNamespace(logps=lambda sequences, model: new)
 
 
 def step(new, worth, groups, tau=0.5):
@@ -90,9 +48,3 @@ def test_fresh_samples_by_hand():
     loss, gradient = step([0.0, 0.0, 0.0], [1.0, -1.0, -1.0], [0, 0, 0])
     assert loss == pytest.approx(math.log(3) + math.log(2))
     assert gradient == pytest.approx([-1, 2 / 3, 2 / 3])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "real", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

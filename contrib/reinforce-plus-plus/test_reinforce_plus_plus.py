@@ -1,49 +1,34 @@
-"""REINFORCE++ against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import PerToken, View, Views
+from posttrain_testkit.by_hand import MASK, NEW, OLD, call_loss, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-MASK = torch.tensor([[True, True], [True, False]])
-
-
-def column(*values):
-    return torch.tensor(values, dtype=D)
+METHOD = method_beside(__file__)
 
 
 def advantages(rewards, mask, log_ratio=None, **options):
     """``log_ratio`` of the sampling policy to the reference, (B, T)."""
-    reference = torch.full(mask.shape, -1.0, dtype=D)
+    reference = torch.full(mask.shape, -1.0, dtype=torch.float64)
     old = reference if log_ratio is None else reference + log_ratio
     rollouts = SimpleNamespace(group=torch.arange(len(mask)), mask=mask, old_logps=old, reference_logps=reference)
-    return METHOD.advantages(rewards=column(*rewards), rollouts=rollouts, config=METHOD.config(options), state={})
+    return METHOD.advantages(rewards=tensor(*rewards), rollouts=rollouts, config=METHOD.config(options), state={})
 
 
 def loss_of(new, old, worth, mask, reference=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(new), {"advantages": worth, "old_logps": old}),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config({"beta": 0.0, **options}),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD,
+        Views(completion=View(new, mask, entropy=torch.ones_like(new))),
+        None if reference is None else Views(completion=View(reference, mask)),
+        {"advantages": worth, "old_logps": old},
+        **{"beta": 0.0, **options},
     )
 
 
-#: Ratios 1 and 3/2, and 1/2 for a completion of one token; an advantage a token.
-OLD = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-NEW = OLD + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
-WORTH = torch.tensor([[3.0, 2.0], [-1.0, 0.0]], dtype=D)
+WORTH = tensor([3.0, 2.0], [-1.0, 0.0])
 
 
 def test_returns_by_hand():
@@ -52,7 +37,7 @@ def test_returns_by_hand():
     The first return is -0.05 + 0.5 * 1.1. Squares 0.001111 + 0.401111 + 0.444444, halved, have the root 0.650641.
     The padding's log-ratio of 9 does not count.
     """
-    found = advantages([1, 0], MASK, torch.tensor([[0.5, -1.0], [2.0, 9.0]], dtype=D), beta=0.1, gamma=0.5)
+    found = advantages([1, 0], MASK, tensor([0.5, -1.0], [2.0, 9.0]), beta=0.1, gamma=0.5)
     assert found.flatten().tolist() == pytest.approx([0.051232, 0.973400, -1.024631, 0], abs=1e-6)
 
 
@@ -65,8 +50,8 @@ def test_mean_and_deviation_are_those_of_tokens():
 def test_only_later_tokens_pay_for_a_divergence():
     """With gamma 1 a charge at the second token lowers the returns of both, one at the first only its own."""
     rewards, long = [1.0, 0.0], torch.tensor([[True, True], [True, True]])
-    early = advantages(rewards, long, torch.tensor([[0.5, 0.0], [0.0, 0.0]], dtype=D), beta=1.0)
-    late = advantages(rewards, long, torch.tensor([[0.0, 0.5], [0.0, 0.0]], dtype=D), beta=1.0)
+    early = advantages(rewards, long, tensor([0.5, 0.0], [0.0, 0.0]), beta=1.0)
+    late = advantages(rewards, long, tensor([0.0, 0.5], [0.0, 0.0]), beta=1.0)
     assert early[0, 0] < early[0, 1]
     assert late[0, 0] == late[0, 1]
 
@@ -88,7 +73,7 @@ def test_an_unscored_completion_leaves_the_others_alone():
 
 def test_no_reference_is_read_without_beta():
     rollouts = SimpleNamespace(mask=MASK)
-    found = METHOD.advantages(rewards=column(1, 0), rollouts=rollouts, config=METHOD.config({"beta": 0}), state={})
+    found = METHOD.advantages(rewards=tensor(1, 0), rollouts=rollouts, config=METHOD.config({"beta": 0}), state={})
     assert found[0, 0].item() == pytest.approx(0.577350, abs=1e-6)
 
 
@@ -105,7 +90,7 @@ def test_mean_over_all_tokens():
 
 
 def test_one_advantage_a_completion_is_that_of_each_token():
-    one, spread = (loss_of(NEW, OLD, worth, MASK)[0].values for worth in (column(2, -1), column(2, -1)[:, None]))
+    one, spread = (loss_of(NEW, OLD, worth, MASK)[0].values for worth in (tensor(2, -1), tensor(2, -1)[:, None]))
     assert torch.equal(one, spread)
     assert one[MASK].tolist() == pytest.approx([-2, -2.4, 0.8])
 
@@ -135,9 +120,3 @@ def test_gradient_equals_finite_differences():
 def test_a_discount_above_one_is_refused():
     with pytest.raises(SettingsError, match=r"gamma is 1\.5, expected a number from 0 to 1"):
         METHOD.config({"gamma": 1.5})
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "reinforce-plus-plus", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

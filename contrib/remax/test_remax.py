@@ -1,7 +1,6 @@
 """ReMax against numbers worked by hand, the golden values, and what the policy's greedy answers really earn."""
 
 import math
-from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -9,24 +8,15 @@ import pytest
 import torch
 from posttrain import Ask, api
 from posttrain.errors import SettingsError
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import MASK, NEW, OLD, call_loss, method_beside, tensor
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def tensor(*values):
-    return torch.tensor(values, dtype=D)
+METHOD = method_beside(__file__)
 
 
 def worked_out(rewards, greedy, log_ratio=None, **options):
     mask = torch.tensor([[True, True], [True, False]])
-    old = torch.zeros(2, 2, dtype=D)
+    old = torch.zeros(2, 2, dtype=torch.float64)
     rollouts = SimpleNamespace(
         mask=mask,
         columns={} if greedy is None else {"greedy_reward": greedy},
@@ -37,21 +27,9 @@ def worked_out(rewards, greedy, log_ratio=None, **options):
     return METHOD.advantages(rewards=tensor(*rewards), rollouts=rollouts, config=config, state={})
 
 
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-NEW = OLD + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
-
-
 def loss_of(new, worth, **options):
     columns = {"advantages": worth, "above_greedy": tensor(2, -1), "greedy_reward": tensor(0.5, 0.25)}
-    return METHOD.loss(
-        batch=Batch(2, columns | {"old_logps": OLD}),
-        policy=Views(completion=View(new, MASK, entropy=torch.ones_like(new))),
-        reference=Views(completion=View(OLD - 0.5, MASK)),
-        config=METHOD.config({"beta": 0.0, **options}),
-        step=Step(0, 1),
-    )
+    return call_loss(METHOD, new, OLD - 0.5, columns | {"old_logps": OLD}, mask=MASK, **{"beta": 0.0, **options})
 
 
 def test_one_greedy_answer_is_asked_for_beside_the_samples():
@@ -68,7 +46,7 @@ def test_worth_is_the_reward_above_the_greedy_one():
 
 def test_tokens_pay_for_the_divergence_to_come():
     """Charges 0.2 and 0.4 at beta 0.5: the first token pays 0.3, the second 0.2; behind the end nothing is worth."""
-    ratios = torch.tensor([[0.2, 0.4], [-0.6, 9.0]], dtype=D)
+    ratios = tensor([0.2, 0.4], [-0.6, 9.0])
     found = worked_out([1.0, 0.5], [0.0, 0.0], ratios, beta=0.5)["advantages"]
     assert found.flatten().tolist() == pytest.approx([0.7, 0.8, 0.8, 0.0])
 
@@ -91,7 +69,7 @@ def test_sum_over_tokens_of_log_probabilities():
 
 
 def test_one_advantage_a_token():
-    loss, _ = loss_of(NEW, torch.tensor([[2.0, 1.0], [-1.0, 7.0]], dtype=D))
+    loss, _ = loss_of(NEW, tensor([2.0, 1.0], [-1.0, 7.0]))
     assert loss.tolist() == pytest.approx([2 + 1.594535, -1.193147], abs=1e-6)
 
 
@@ -145,9 +123,3 @@ def test_the_baseline_is_what_greedy_answers_earn(tmp_path):
     )
     assert run.metrics[0]["greedy_reward"] == pytest.approx(run.evaluations[0]["eval_reward"])
     assert run.metrics[0]["advantage"] == pytest.approx(run.metrics[0]["reward"] - run.metrics[0]["greedy_reward"])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "remax", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

@@ -1,56 +1,18 @@
-"""RePO against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import POLICY, REFERENCE
 
 
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def test_by_hand():
+def test_by_hand(call_loss):
     """0.5 + 0.1 and 0.5 + 0.6."""
-    loss, metrics = loss_of()
+    loss, metrics = call_loss(POLICY, REFERENCE)
     assert loss.tolist() == pytest.approx([0.6, 1.1])
     assert metrics["active"].tolist() == [1, 1]
 
 
-def test_learnt_pairs_are_left_alone_and_all_others_weigh_the_same():
+def test_learnt_pairs_are_left_alone_and_all_others_weigh_the_same(call_loss):
     """At gamma -0.3 the first pair is beyond it; the second has the gradient 1 / 4 by a chosen token."""
     chosen = POLICY.chosen.logps.clone().requires_grad_()
-    loss_of(Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected), gamma=-0.3)[0].sum().backward()
+    policy = Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected)
+    call_loss(policy, REFERENCE, gamma=-0.3)[0].sum().backward()
     assert chosen.grad.tolist() == [[0] * 4, [-0.25] * 4]
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "repo", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("repo",), "equal")

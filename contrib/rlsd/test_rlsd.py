@@ -1,41 +1,23 @@
-"""RLSD against numbers worked by hand and the golden values."""
-
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import Step
+from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+METHOD = method_beside(__file__)
+loss_of = partial(call_loss, METHOD)
 
 
-def loss_of(new, columns, reference=None, step=None, **options):
-    mask = torch.ones_like(new, dtype=torch.bool)
-    view = View(new, mask, entropy=torch.ones_like(new))
-    return METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=view),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options),
-        step=Step(0, 1) if step is None else step,
-    )
-
-
-OLD = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]], dtype=D)
+OLD = tensor([-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0])
 #: The teacher finds the tokens 1.1 times as likely, half as likely, and twice as likely.
-TEACHER = OLD + torch.tensor([1.1, 0.5, 2.0], dtype=D).log()
+TEACHER = OLD + tensor(1.1, 0.5, 2.0).log()
 
 
 def reweighted(step=None, **options):
-    columns = {"advantages": torch.tensor([2.0, -1.0], dtype=D), "old_logps": OLD, "teacher_logps": TEACHER}
-    _, metrics = loss_of(OLD, columns, step=step, **options)
+    columns = {"advantages": tensor(2.0, -1.0), "old_logps": OLD, "teacher_logps": TEACHER}
+    _, metrics = loss_of(OLD, columns=columns, step=step, **options)
     return metrics["reweight"].values, metrics["advantage"].values
 
 
@@ -64,9 +46,3 @@ def test_the_teacher_sees_the_solution():
 def test_values_out_of_range_are_refused():
     with pytest.raises(SettingsError, match=r"mix is 1\.5, expected a number from 0 to 1"):
         METHOD.config({"mix": 1.5})
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "rlsd", [str(HERE)])
-    assert {one.status for one in results} == {"equal"}, [one.line() for one in results]
-    assert [one.quantity for one in results[0].comparisons] == ["loss", "advantages", "grad_logp_new"]

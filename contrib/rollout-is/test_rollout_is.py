@@ -1,77 +1,26 @@
-"""Rollout-anchored importance sampling against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_loss_by_hand():
+def test_loss_by_hand(completion_loss):
     """Ratios 1, 3/2 and 1/2 to the generator: the last two are out of range, and have no gradient."""
     new = NEW.clone().requires_grad_()
-    loss, metrics = loss_of(new, WORTH, MASK, NEW, sampled_logps=OLD)
+    loss, metrics = completion_loss(new, WORTH, MASK, NEW, sampled_logps=OLD)
     loss.sum().backward()
     assert loss.tolist() == pytest.approx([-2 * float(NEW[0, 0]), 0, 0])
     assert new.grad.flatten().tolist() == pytest.approx([-2, 0, 0, 0])
     assert metrics["left_out"].values[MASK].tolist() == [0, 1, 1]
 
 
-def test_within_the_range_the_ratio_is_the_weight():
-    loss, _ = loss_of(NEW, WORTH, MASK, NEW, {"epsilon_low": 0.6, "epsilon_high": 0.6}, sampled_logps=OLD)
+def test_within_the_range_the_ratio_is_the_weight(completion_loss):
+    loss, _ = completion_loss(NEW, WORTH, MASK, NEW, {"epsilon_low": 0.6, "epsilon_high": 0.6}, sampled_logps=OLD)
     expected = [2.0, -3.0 * (-2 + math.log(1.5)), 0.5 * (-0.5 - math.log(2))]
     assert loss.tolist() == pytest.approx(expected)
 
 
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """Of {1, 0, 1}: mean 2/3, sample deviation 0.577350. Equal rewards are worth nothing, also a lone one's."""
-    found, _ = advantages([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
+    found, _ = advantages_of([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
     assert found.tolist() == pytest.approx([0.577349, -1.154699, 0.577349, 0, 0, 0], abs=1e-6)
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "rollout-is", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

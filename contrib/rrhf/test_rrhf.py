@@ -1,73 +1,23 @@
-"""RRHF against numbers worked by hand and the golden values."""
-
-import math
-from pathlib import Path
-
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain_testkit.by_hand import RANKED, RANKED_REFERENCE, SCORES, check_gradient
 
 
-def views(*answers, counts):
-    """Answers of one or two prompts, each as (log-probability of the whole, tokens)."""
-    mask = torch.arange(max(length for _, length in answers)) < torch.tensor([[length] for _, length in answers])
-    each = torch.tensor([[total / length] for total, length in answers], dtype=torch.float64)
-    logps = torch.where(mask, each, torch.zeros((), dtype=torch.float64))
-    return Views(completion=View(logps, mask, counts=torch.tensor(counts)))
-
-
-#: Log-ratios 1, 0, -1 of the first prompt's three answers, 0 and 0.5 of the second one's two.
-POLICY = views((-4, 2), (-6, 3), (-9, 3), (-2, 1), (-8, 4), counts=[3, 2])
-REFERENCE = views((-5, 2), (-6, 3), (-8, 3), (-2, 1), (-8.5, 4), counts=[3, 2])
-SCORES = torch.tensor([[2.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, scores=SCORES, **options):
-    return METHOD.loss(
-        batch=Batch(2, {"scores": scores}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=Step(0, 1),
-    )
-
-
-def softmax(*values):
-    return [math.exp(one) / sum(map(math.exp, values)) for one in values]
-
-
-def test_gradient_equals_finite_differences():
+def test_gradient_equals_finite_differences(call_loss):
     """Lists of unequal length: the empty place has none."""
-    view = POLICY.completion
-
-    def total(logps):
-        loss, _ = loss_of(Views(completion=View(logps * view.mask, view.mask, counts=view.counts)))
-        return sum(one.sum() for one in loss.values()) if isinstance(loss, dict) else loss.sum()
-
-    start = view.logps + 0.1 * torch.sin(torch.arange(view.logps.numel()).reshape(view.logps.shape))  # off every kink
-    assert torch.autograd.gradcheck(total, (start.requires_grad_(),))
+    check_gradient(call_loss, RANKED, RANKED_REFERENCE, {"scores": SCORES})
 
 
-def test_by_hand():
+def test_by_hand(call_loss):
     """Means -2, -2, -3 and -2, -2: no pair in the wrong order; the first prompt's scores turned round: 0 + 1 + 1."""
-    loss, metrics = loss_of()
+    loss, metrics = call_loss(RANKED, RANKED_REFERENCE, {"scores": SCORES})
     assert loss["rank"].tolist() == [0, 0]
     assert loss["nll"].tolist() == [2, 2]
-    turned = loss_of(scores=torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]]))[0]
+    scores = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]])
+    turned, _ = call_loss(RANKED, RANKED_REFERENCE, {"scores": scores})
     assert turned["rank"].tolist() == [2, 0]
     assert metrics["rank_accuracy"].tolist() == pytest.approx([2 / 3, 0])
 
 
-def test_equal_scores_are_no_pair():
-    assert loss_of(scores=torch.ones(2, 3))[0]["rank"].tolist() == [0, 0]
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "rrhf", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("rrhf",), "equal")
+def test_equal_scores_are_no_pair(call_loss):
+    assert call_loss(RANKED, RANKED_REFERENCE, columns={"scores": torch.ones(2, 3)})[0]["rank"].tolist() == [0, 0]

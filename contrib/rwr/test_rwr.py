@@ -1,32 +1,19 @@
-"""Reward-weighted regression against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
+def test_by_hand(loss_of):
     """Scores ln 3 and 0: weights 1.5 and 0.5 on means -2 and -4."""
     inputs = {"policy_tok": [[-1.0, -3.0], [-4.0]], "score": [math.log(3.0), 0.0]}
-    found = loss_of(HERE, inputs)
+    found = loss_of(inputs)
     assert found.loss == pytest.approx((1.5 * 2 + 0.5 * 4) / 2)
     assert found.gradients["policy_tok"][0] == pytest.approx([-0.375, -0.375])
-    assert loss_of(HERE, inputs, largest_weight=1.0).loss == pytest.approx((2 + 2) / 2)
+    assert loss_of(inputs, largest_weight=1.0).loss == pytest.approx((2 + 2) / 2)
 
 
-def test_a_constant_in_the_scores_changes_nothing():
+def test_a_constant_in_the_scores_changes_nothing(loss_of):
     tokens = {"policy_tok": [[-1.0], [-4.0]]}
-    assert loss_of(HERE, tokens | {"score": [1.0, 2.0]}).loss == pytest.approx(
-        loss_of(HERE, tokens | {"score": [101.0, 102.0]}).loss
+    assert loss_of(tokens | {"score": [1.0, 2.0]}).loss == pytest.approx(
+        loss_of(tokens | {"score": [101.0, 102.0]}).loss
     )
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "rwr", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

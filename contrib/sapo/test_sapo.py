@@ -1,84 +1,33 @@
-"""SAPO against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, tensor
 
 
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
-
-
-def test_loss_by_hand():
+def test_loss_by_hand(completion_loss):
     """At a ratio of 1 the gate is 1/2: -2 * 4 / 2 = -4. At 3/2: -8 sigmoid(1/2). At 1/2: 4/1.05 sigmoid(-1.05/2)."""
-    loss, _ = loss_of(NEW, WORTH, MASK, OLD)
+    loss, _ = completion_loss(NEW, WORTH, MASK, OLD)
     high, low = 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.525))
     assert loss.tolist() == pytest.approx([(-4 - 8 * high) / 2, 4 / 1.05 * low])
 
 
-def test_slope_falls_with_the_distance_and_sooner_for_bad_completions():
+def test_slope_falls_with_the_distance_and_sooner_for_bad_completions(completion_loss):
     new = (OLD + math.log(3)).requires_grad_()
-    loss_of(new, torch.tensor([1.0, -1.0], dtype=D), MASK, OLD)[0].sum().backward()
+    completion_loss(new, tensor(1.0, -1.0), MASK, OLD)[0].sum().backward()
     good, bad = 2 * abs(float(new.grad[0, 0])) / 3, abs(float(new.grad[1, 0])) / 3  # by the ratio, which is 3
     gate = 1 / (1 + math.exp(-2.0))
     assert good == pytest.approx(4 * gate * (1 - gate))
     assert bad < good < 1
 
 
-def test_advantages_by_hand():
+def test_advantages_by_hand(advantages_of):
     """Of {1, 0, 1}: mean 2/3, sample deviation 0.577350. Equal rewards are worth nothing, also a lone one's."""
-    found, _ = advantages([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
+    found, _ = advantages_of([1, 0, 1, 0.1, 0.1, 5], [0, 0, 0, 1, 1, 2])
     assert found.tolist() == pytest.approx([0.577349, -1.154699, 0.577349, 0, 0, 0], abs=1e-6)
 
 
-def test_first_update_is_the_policy_gradient():
+def test_first_update_is_the_policy_gradient(completion_loss):
     """With old equal to new the gradient by each log-prob is -A / length."""
     new = OLD.clone().requires_grad_()
-    loss_of(new, WORTH, MASK, OLD)[0].sum().backward()
+    completion_loss(new, WORTH, MASK, OLD)[0].sum().backward()
     assert new.grad.tolist() == [[-1, -1], [1, 0]]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "sapo", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]

@@ -1,55 +1,17 @@
-"""SimPER against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
-import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import POLICY, REFERENCE
 
 
-def views(chosen, rejected):
-    """Views of one row of log-probs a pair; sums -10 and -8 over 4 tokens, -12 and -7 over 5 in POLICY."""
-    sides = {}
-    for role, rows in (("chosen", chosen), ("rejected", rejected)):
-        values = torch.tensor(rows, dtype=torch.float64)  # (B, T)
-        sides[role] = View(values, torch.ones_like(values, dtype=torch.bool))
-    return Views(**sides)
-
-
-#: Log-ratios 1 and -0.5 of the first pair, -0.5 and 0.25 of the second.
-POLICY = views([[-1, -2, -3, -4], [-2, -2, -2, -2]], [[-1, -2.5, -2, -3.5, -3], [-1, -1, -1, -2, -2]])
-REFERENCE = views([[-1.5, -2, -3.5, -4], [-2, -2, -2, -1.5]], [[-1.5, -2, -2.5, -3, -2.5], [-1, -1, -1, -2, -2.25]])
-
-
-def loss_of(policy=POLICY, reference=REFERENCE, columns=None, step=None, **options):
-    return METHOD.loss(
-        batch=Batch(len(policy.chosen.logps), columns or {}),
-        policy=policy,
-        reference=reference,
-        config=METHOD.config(options),
-        step=step or Step(0, 1),
-    )
-
-
-def test_by_hand():
+def test_by_hand(call_loss):
     """e^-2.4 - e^-2.5 = 0.090718 - 0.082085 = 0.008633; e^-1.4 - e^-2 = 0.246597 - 0.135335."""
-    assert loss_of()[0].tolist() == pytest.approx([0.008633, 0.111262], abs=1e-6)
+    assert call_loss(POLICY, REFERENCE)[0].tolist() == pytest.approx([0.008633, 0.111262], abs=1e-6)
 
 
-def test_unlikely_answers_hardly_pull():
+def test_unlikely_answers_hardly_pull(call_loss):
     """The gradient by a token is the answer's inverse perplexity over its length: e^-2.5 / 4."""
     chosen = POLICY.chosen.logps.clone().requires_grad_()
-    loss_of(Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected))[0].sum().backward()
+    call_loss(Views(chosen=View(chosen, POLICY.chosen.mask), rejected=POLICY.rejected), REFERENCE)[0].sum().backward()
     assert chosen.grad[0].tolist() == pytest.approx([-math.exp(-2.5) / 4] * 4)
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "simper", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("simper",), "equal")

@@ -1,21 +1,13 @@
-"""SpecKD against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.views import View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+METHOD = method_beside(__file__)
 #: Teacher (3/4, 1/4), student (1/4, 3/4), as logits; the constants must not matter.
-TEACHER = torch.tensor([[0.75, 0.25]], dtype=D).log() + 2.0
-STUDENT = torch.tensor([[0.25, 0.75]], dtype=D).log() - 1.0
+TEACHER = tensor([0.75, 0.25]).log() + 2.0
+STUDENT = tensor([0.25, 0.75]).log() - 1.0
 
 
 def statistics(student, teacher, labels=(0,), **options):
@@ -25,8 +17,8 @@ def statistics(student, teacher, labels=(0,), **options):
 
 def test_acceptance_by_rank():
     """The teacher ranks the tokens 2, 0, 1: a proposal of rank r is accepted from topk = r + 1 on."""
-    teacher = torch.tensor([[1.0, 0.0, 2.0]], dtype=D)
-    student = torch.tensor([[0.0, 9.0, 0.0]], dtype=D)
+    teacher = tensor([1.0, 0.0, 2.0])
+    student = tensor([0.0, 9.0, 0.0])
     for label, rank in ((2, 0), (0, 1), (1, 2)):
         found = [statistics(student, teacher, [label], topk=k)["accepted"].item() for k in (1, 2, 3)]
         assert found == [float(rank < k) for k in (1, 2, 3)]
@@ -35,14 +27,14 @@ def test_acceptance_by_rank():
 
 def test_divergence_is_forward():
     """Teacher (9/10, 1/10), student (1/2, 1/2): KL(p || s) = 0.368064."""
-    p, s = torch.tensor([[0.9, 0.1]], dtype=D).log(), torch.zeros(1, 2, dtype=D)
+    p, s = tensor([0.9, 0.1]).log(), torch.zeros(1, 2, dtype=torch.float64)
     assert statistics(s, p)["divergence"].item() == pytest.approx(0.368064, abs=1e-6)
 
 
 def test_rejected_tokens_count_less():
     mask = torch.tensor([[True, True, False]])
-    numbers = torch.tensor([[0.5, 0.25, 7.0]], dtype=D)
-    view = View(-numbers, mask, divergence=numbers, entropy=numbers, accepted=torch.tensor([[1.0, 0.0, 1.0]], dtype=D))
+    numbers = tensor([0.5, 0.25, 7.0])
+    view = View(-numbers, mask, divergence=numbers, entropy=numbers, accepted=tensor([1.0, 0.0, 1.0]))
     for weight in (0.0, 0.2):
         config = METHOD.config({"rejected_weight": weight})
         loss, _ = METHOD.loss(batch=None, policy=Views(completion=view), reference=None, config=config, step=None)
@@ -53,9 +45,3 @@ def test_rejected_tokens_count_less():
 def test_no_token_is_refused():
     with pytest.raises(SettingsError, match="topk is 0, expected a number of tokens from 1"):
         METHOD.config({"topk": 0})
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "speckd", [str(HERE)])
-    assert {one.status for one in results} == {"equal"}, [one.line() for one in results]
-    assert [one.quantity for one in results[0].comparisons] == ["loss", "grad_student_logits"]

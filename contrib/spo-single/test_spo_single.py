@@ -1,51 +1,14 @@
-"""Single-stream policy optimisation against numbers worked by hand and the golden values."""
-
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, PerToken, Sequence, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import Sequence
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, advantages_of, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
+advantages = partial(advantages_of, METHOD)
 D = torch.float64
-
-
-def matrix(*rows):
-    return torch.tensor(rows, dtype=D)
-
-
-def advantages(rewards, group, mask=None, options=None, state=None, **columns):
-    group = torch.tensor(group)
-    mask = torch.ones(len(group), 2, dtype=torch.bool) if mask is None else mask
-    rollouts = SimpleNamespace(group=group, mask=mask, lengths=mask.sum(-1), **columns)
-    config, state = METHOD.config(options or {}), {} if state is None else state
-    rewards = torch.tensor(rewards, dtype=D)
-    return METHOD.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
-
-
-def loss_of(new, worth, mask, old=None, options=None, reference=None, **columns):
-    """The unreduced loss, and the metrics; ``old`` are the log-probs of the policy that sampled."""
-    columns |= {"advantages": worth, "old_logps": new.detach() if old is None else old}
-    loss, metrics = METHOD.loss(
-        batch=Batch(len(new), columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None if reference is None else Views(completion=View(reference, mask)),
-        config=METHOD.config(options or {}),
-        step=Step(0, 1),
-    )
-    return loss.values[loss.mask] if isinstance(loss, PerToken) else loss, metrics
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = matrix([-1.0, -2.0], [-0.5, 0.0])
-NEW = OLD + matrix([1.0, 1.5], [0.5, 1.0]).log()
-WORTH = torch.tensor([2.0, -1.0], dtype=D)
 
 
 def visit(rewards, prompts, state, **options):
@@ -92,12 +55,6 @@ def test_the_divergence_since_the_last_visit():
     assert "waiting" not in state
 
 
-def test_loss_is_clipped_and_averaged_over_tokens():
+def test_loss_is_clipped_and_averaged_over_tokens(completion_loss):
     """Ratios 1, 3/2 and 1/2 under advantages 2 and -1: -2, -2 * 1.2 and 0.8."""
-    assert loss_of(NEW, WORTH, MASK, OLD, success_rate=WORTH)[0].tolist() == pytest.approx([-2, -2.4, 0.8])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "spo-single", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+    assert completion_loss(NEW, WORTH, MASK, OLD, success_rate=WORTH)[0].tolist() == pytest.approx([-2, -2.4, 0.8])

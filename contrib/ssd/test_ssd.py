@@ -1,20 +1,13 @@
-"""Simple self-distillation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.settings import Settings
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-LOGITS = torch.tensor([[2.0, 0.0]], dtype=D)
+METHOD = method_beside(__file__)
+LOGITS = tensor([2.0, 0.0])
 
 
 def statistics(**options):
@@ -40,8 +33,8 @@ def test_imitating_cautious_samples_sharpens():
     """The expected gradient at temperature 1/2 of a model (0.7, 0.3): it raises what is likely. Samples come from
     (0.49, 0.09) / 0.58; the expected gradient of the loss by the first logit is 0.7 - 0.49 / 0.58 < 0. At the samples'
     own temperature it would be 0."""
-    logits = torch.tensor([[0.7, 0.3]], dtype=D).log().requires_grad_()
-    shown = torch.tensor([0.49, 0.09], dtype=D) / 0.58
+    logits = tensor([0.7, 0.3]).log().requires_grad_()
+    shown = tensor(0.49, 0.09) / 0.58
     config = METHOD.config({"sampling_temperature": 0.5})
     found = [METHOD.token_statistics(logits=2 * logits, labels=torch.tensor([i]), config=config)["nll"] for i in (0, 1)]
     sum(chance * one.sum() for chance, one in zip(shown, found, strict=True)).backward()
@@ -51,9 +44,3 @@ def test_imitating_cautious_samples_sharpens():
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(SettingsError, match=r"sampling_temperature is 0\.0, expected a temperature above 0"):
         METHOD.config({"sampling_temperature": 0.0})
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "ssd", [str(HERE)])
-    assert {one.status for one in results} == {"equal"}, [one.line() for one in results]
-    assert [one.quantity for one in results[0].comparisons] == ["loss", "grad_student_logits"]

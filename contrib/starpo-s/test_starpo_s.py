@@ -1,23 +1,15 @@
-"""StarPO-S against numbers worked by hand and the golden values."""
-
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import check_clipped_tokens, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+METHOD = method_beside(__file__)
 
 
 def step_of(rewards, group):
     rollouts = SimpleNamespace(group=torch.tensor(group), items=list(range(len(rewards))))
-    return {"rewards": torch.tensor(rewards, dtype=D), "rollouts": rollouts, "state": {}}
+    return {"rewards": torch.tensor(rewards, dtype=torch.float64), "rollouts": rollouts, "state": {}}
 
 
 def chosen(rewards, group, **options):
@@ -39,30 +31,5 @@ def test_kept_rewards_are_compared():
     assert found["reward_spread"].tolist() == pytest.approx([0.707107] * 2, abs=1e-6)
 
 
-def test_clipped_policy_gradient_of_each_token():
-    """A = 2 with ratios 1 and 3/2: -2 and -2.4, as 1.5 is clipped to 1.2. A = -1 with 1/2: clipped to 0.8."""
-    mask = torch.tensor([[True, True], [True, False]])
-    old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-    new = old + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
-    columns = {
-        "advantages": torch.tensor([2.0, -1.0], dtype=D),
-        "old_logps": old,
-        "reward_spread": torch.zeros(2, dtype=D),
-    }
-    loss, metrics = METHOD.loss(
-        batch=Batch(2, columns),
-        policy=Views(completion=View(new, mask, entropy=torch.ones_like(new))),
-        reference=None,
-        config=METHOD.config({"epsilon_high": 0.2}),
-        step=Step(0, 1),
-    )
-    assert loss.mask is mask
-    assert loss.values[mask].tolist() == pytest.approx([-2, -2.4, 0.8])
-    assert metrics["clip_high"].values[mask].tolist() == [0, 1, 0]
-    assert metrics["clip_low"].values[mask].tolist() == [0, 0, 1]
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "starpo-s", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_logp_new"]
+def test_clipped_policy_gradient_of_each_token(call_loss):
+    check_clipped_tokens(call_loss, "reward_spread", epsilon_high=0.2)

@@ -1,18 +1,9 @@
-"""SteerLM against numbers worked by hand and the golden values."""
-
-from pathlib import Path
-
 import posttrain_method_steerlm as steerlm
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
-    assert loss_of(HERE, {"policy_tok": [[-1.0, -2.0], [-6.0]], "score": [1.0, 2.0]}).loss == pytest.approx(3)
+def test_by_hand(loss_of):
+    assert loss_of({"policy_tok": [[-1.0, -2.0], [-6.0]], "score": [1.0, 2.0]}).loss == pytest.approx(3)
 
 
 def test_prompts_state_the_attributes():
@@ -23,8 +14,3 @@ def test_prompts_state_the_attributes():
     first, second = (row["prompt"] for row in steerlm.posttrain_rows(rows, steerlm.Config()))
     assert first == "p\n[helpfulness:4,verbosity:2]\n"
     assert second == [{"role": "user", "content": "p\n[score:0.25]\n"}]
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "steerlm", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]

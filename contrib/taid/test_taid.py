@@ -1,20 +1,13 @@
-"""TAID against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from posttrain import api
-from posttrain.methods import load
 from posttrain.views import Step
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
+METHOD = method_beside(__file__)
 
 
 def statistics(student, teacher, state=None, **options):
@@ -31,8 +24,8 @@ def follow(state, loss, number, total, **options):
 
 
 #: Logits (ln 3, 0) of the teacher and (0, 0) of the student.
-TEACHER = torch.tensor([[math.log(3), 0.0]], dtype=D)
-STUDENT = torch.zeros(1, 2, dtype=D)
+TEACHER = tensor([math.log(3), 0.0])
+STUDENT = torch.zeros(1, 2, dtype=torch.float64)
 
 
 def test_the_target_lies_between():
@@ -76,9 +69,3 @@ def test_a_run_moves_t(tmp_path):
         device="cpu", output=str(tmp_path / "run"), rate=1e-9,
     )  # fmt: skip
     assert [line["interpolation"] for line in run.metrics] == pytest.approx([0.4, 0.4, 0.7, 0.85])
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "taid", [str(HERE)])
-    assert result.status == "equal", result.line()
-    assert [one.quantity for one in result.comparisons] == ["loss", "grad_student_logits"]

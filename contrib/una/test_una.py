@@ -1,29 +1,23 @@
-"""UNA against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import call_loss, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 
 
 def loss_of(ratios, scores, **options):
     """The loss of one-token answers with these log-ratios."""
     values = torch.tensor(ratios, dtype=torch.float64)[:, None]  # (B, 1)
     mask = torch.ones_like(values, dtype=torch.bool)
-    return METHOD.loss(
-        batch=Batch(len(ratios), {"score": torch.tensor(scores)}),
-        policy=Views(completion=View(values - 2, mask)),
-        reference=Views(completion=View(torch.full_like(values, -2), mask)),
-        config=METHOD.config(options),
-        step=Step(0, 1),
+    return call_loss(
+        METHOD,
+        Views(completion=View(values - 2, mask)),
+        Views(completion=View(torch.full_like(values, -2), mask)),
+        {"score": torch.tensor(scores)},
+        **options,
     )
 
 
@@ -48,8 +42,3 @@ def test_scores_that_are_probabilities():
     p = 1 / (1 + math.exp(-0.1))
     loss, _ = loss_of([1.0], [0.8], distance="bce", beta=0.1)
     assert loss.item() == pytest.approx(-0.8 * math.log(p) - 0.2 * math.log(1 - p))
-
-
-def test_goldens():
-    found = evaluate(GOLDENS, "una", [str(HERE)])
-    assert {one.entry: one.status for one in found} == dict.fromkeys(("una",), "equal")

@@ -1,17 +1,9 @@
-"""UNDIAL against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
-from posttrain_testkit.goldens.compare import evaluate
-from posttrain_testkit.numbers import loss_of
-
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
 
 
-def test_by_hand():
+def test_by_hand(loss_of):
     """Original (3/4, 1/4), ln 3 off the first: target (1/2, 1/2). Policy (1/2, 1/2): ln 2, and no slope."""
     inputs = {
         "policy_forget_logits": [[0.0, 0.0]],
@@ -19,12 +11,7 @@ def test_by_hand():
         "forget_labels": [0],
         "retain_tok": [[-2.0]],
     }
-    found = loss_of(HERE, inputs, beta=math.log(3.0))
+    found = loss_of(inputs, beta=math.log(3.0))
     assert found.loss == pytest.approx(math.log(2))
     assert found.gradients["policy_forget_logits"][0][0] == pytest.approx([0, 0], abs=1e-12)
-    assert loss_of(HERE, inputs, beta=math.log(3.0), retain_weight=0.5).loss == pytest.approx(math.log(2) + 1)
-
-
-def test_goldens():
-    results = evaluate(GOLDENS, "undial", [str(HERE)])
-    assert [one.status for one in results] == ["equal"] * 1, [one.line() for one in results]
+    assert loss_of(inputs, beta=math.log(3.0), retain_weight=0.5).loss == pytest.approx(math.log(2) + 1)

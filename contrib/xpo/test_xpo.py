@@ -1,18 +1,12 @@
-"""Exploratory preference optimisation against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.methods import load
 from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
 
 
@@ -70,9 +64,3 @@ def test_the_bonus_pushes_the_references_answer_down():
     loss, _ = loss_of([[-1.0]], rejected, [0.0], [0.0], alpha=0.25)
     (loss["preference"] + loss["exploration"]).sum().backward()
     assert rejected.grad.item() == pytest.approx(0.25)
-
-
-def test_goldens():
-    (result,) = evaluate(GOLDENS, "xpo", [str(HERE)])
-    assert result.status == "equal"
-    assert [one.quantity for one in result.comparisons] == ["loss", "advantages", "grad_seq_logps"]

@@ -1,5 +1,3 @@
-"""Group relative policy optimisation against numbers worked by hand and the golden values."""
-
 import json
 import math
 from pathlib import Path
@@ -8,25 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.settings import Settings
 from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, method_beside, tensor
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "goldens" / "online.json"
-METHOD = load(str(HERE))
-D = torch.float64
-
-
-def column(*values):
-    return torch.tensor(values, dtype=D)
+METHOD = method_beside(__file__)
 
 
 def advantages(rewards, group, **options):
     rollouts = SimpleNamespace(group=torch.tensor(group))
     config = METHOD.config(options)
-    return METHOD.advantages(rewards=column(*rewards), rollouts=rollouts, config=config, state={}).tolist()
+    return METHOD.advantages(rewards=tensor(*rewards), rollouts=rollouts, config=config, state={}).tolist()
 
 
 def loss_of(new, old, worth, mask, reference=None, **options):
@@ -35,13 +27,6 @@ def loss_of(new, old, worth, mask, reference=None, **options):
     config = METHOD.config({"beta": 0.0, **options})
     batch = Batch(len(new), {"advantages": worth, "old_logps": old})
     return METHOD.loss(batch=batch, policy=policy, reference=given, config=config, step=Step(0, 1))
-
-
-#: Ratios 1 and 3/2 for a good completion, 1/2 for a bad one of one token.
-MASK = torch.tensor([[True, True], [True, False]])
-OLD = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=D)
-NEW = OLD + torch.tensor([[1.0, 1.5], [0.5, 1.0]], dtype=D).log()
-WORTH = column(2, -1)
 
 
 def test_advantages_by_hand():
@@ -120,8 +105,8 @@ def test_divergence_beside_a_sequence_ratio(aggregation):
     """G2: token by token in plain Python; a ratio of shape (B, 1) must not be spread over the wrong rows."""
     mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
     random = torch.Generator().manual_seed(1)
-    new, old, reference = (torch.randn(3, 3, generator=random, dtype=D) * 0.3 * mask for _ in range(3))
-    worth, lengths = column(1.5, -0.7, 0.4), [3, 1, 2]
+    new, old, reference = (torch.randn(3, 3, generator=random, dtype=torch.float64) * 0.3 * mask for _ in range(3))
+    worth, lengths = tensor(1.5, -0.7, 0.4), [3, 1, 2]
     rows = []
     for i, length in enumerate(lengths):
         ratio = math.exp(sum(float(new[i, t] - old[i, t]) for t in range(length)) / length)
@@ -164,12 +149,12 @@ def test_advantages_per_token_are_taken_as_they_are():
     for level in ("token", "sequence"):
         one, other = (loss_of(NEW, OLD, a, MASK, importance_level=level)[0].tolist() for a in (WORTH, spread))
         assert one == pytest.approx(other)
-    loss, _ = loss_of(OLD, OLD, torch.tensor([[1.0, 3.0], [5.0, 99.0]], dtype=D), MASK)
+    loss, _ = loss_of(OLD, OLD, tensor([1.0, 3.0], [5.0, 99.0]), MASK)
     assert loss.tolist() == pytest.approx([-2, -5])
 
 
 def test_metrics_by_hand():
-    _, metrics = loss_of(NEW, OLD, column(2, 0), MASK)
+    _, metrics = loss_of(NEW, OLD, tensor(2, 0), MASK)
     assert metrics["ratio"].values[MASK].tolist() == pytest.approx([1, 1.5, 0.5])
     assert metrics["clip_high"].values[MASK].tolist() == [0, 1, 0]
     assert metrics["clip_low"].values[MASK].tolist() == [0, 0, 0]
@@ -195,12 +180,6 @@ def test_the_constant_length_is_that_of_the_longest_completion():
         METHOD.config({"constant_length": 0})
 
 
-def test_goldens():
-    results = evaluate(GOLDENS, "grpo", [str(HERE)])
-    assert {one.status for one in results} == {"equal"}
-    assert [one.quantity for one in results[0].comparisons] == ["loss", "advantages", "grad_logp_new"]
-
-
 @pytest.mark.parametrize(
     ("entry", "options"),
     [
@@ -217,14 +196,14 @@ def test_options_give_the_losses_of_successors(entry, options):
     golden, shared = entries[entry], entries["_shared"]["policy_gradient"]
     mask = torch.arange(3)[None] < torch.tensor(shared["lengths"])[:, None]
     new, old = (
-        torch.tensor([row + [0.0] * (3 - len(row)) for row in shared[name]], dtype=D)
+        torch.tensor([row + [0.0] * (3 - len(row)) for row in shared[name]], dtype=torch.float64)
         for name in ("logp_new", "logp_old")
     )
     options = {"beta": 0.0, "advantage_epsilon": 1e-6, **options}
     worth = advantages(shared["rewards"], shared["group"], **options)
     assert worth == pytest.approx(golden["advantages"], abs=2e-6)
     new.requires_grad_()
-    loss, _ = loss_of(new, old, column(*worth), mask, **options)
+    loss, _ = loss_of(new, old, tensor(*worth), mask, **options)
     loss = loss.values[mask].mean() if isinstance(loss, PerToken) else loss.mean()
     loss.backward()
     assert loss.item() == pytest.approx(golden["loss"], abs=2e-6)

@@ -1,32 +1,20 @@
-"""The Bradley-Terry reward model against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
-from posttrain.views import Batch, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain.views import View, Views
+from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
-CHOSEN = torch.tensor([1.2, 0.3], dtype=torch.float64)
-REJECTED = torch.tensor([0.4, 0.5], dtype=torch.float64)
+METHOD = method_beside(__file__)
+CHOSEN = tensor(1.2, 0.3)
+REJECTED = tensor(0.4, 0.5)
 
 
 def loss_of(chosen, rejected, columns=None, **options):
     logps, mask = torch.zeros(len(chosen), 1), torch.ones(len(chosen), 1, dtype=torch.bool)
     policy = Views(chosen=View(logps, mask, chosen), rejected=View(logps, mask, rejected))
-    return METHOD.loss(
-        batch=Batch(len(chosen), columns or {}),
-        policy=policy,
-        reference=None,
-        config=METHOD.config(options),
-        step=Step(0, 1),
-    )
+    return call_loss(METHOD, policy, columns=columns or {}, **options)
 
 
 def test_logistic_loss_of_the_difference():
@@ -37,7 +25,7 @@ def test_logistic_loss_of_the_difference():
 
 def test_margin_column_is_subtracted():
     """P10. 0.8 - 0.5 = 0.3: 0.554355; -0.2 - 0.2 = -0.4: 0.913015. The logged margin is that of the scores."""
-    loss, metrics = loss_of(CHOSEN, REJECTED, {"margin": torch.tensor([0.5, 0.2], dtype=torch.float64)})
+    loss, metrics = loss_of(CHOSEN, REJECTED, {"margin": tensor(0.5, 0.2)})
     assert loss.tolist() == pytest.approx([0.554355, 0.913015], abs=1e-6)
     assert metrics["margin"].tolist() == pytest.approx([0.8, -0.2])
 
@@ -86,8 +74,3 @@ def test_gradient_equals_finite_differences(options):
 def test_impossible_smoothing_is_refused():
     with pytest.raises(SettingsError, match=r"label_smoothing is -0.1, expected a share"):
         METHOD.config({"label_smoothing": -0.1})
-
-
-@pytest.mark.parametrize("entry", ["rm-bt", "rm-bt-margin", "rm-bt-centered", "rm-bt-label-smoothing"])
-def test_goldens(entry):
-    assert {one.status for one in evaluate(GOLDENS, entry, [str(HERE)])} == {"equal"}

@@ -1,18 +1,12 @@
-"""Supervised fine-tuning against numbers worked by hand and the golden values."""
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from posttrain.errors import SettingsError
-from posttrain.methods import load
 from posttrain.views import Batch, PerToken, Step, View, Views
-from posttrain_testkit.goldens.compare import evaluate
+from posttrain_testkit.by_hand import MASK, method_beside
 
-HERE = Path(__file__).parent
-GOLDENS = HERE.parents[1] / "tests" / "goldens" / "offline.json"
-METHOD = load(str(HERE))
+METHOD = method_beside(__file__)
 D = torch.float64
 
 
@@ -35,7 +29,6 @@ def probabilities(*rows):
 #: Rows of 2 and 1 tokens over a vocabulary of 2. The true token is always 0, with 1/2, 1/4 and 1/8.
 LOGITS = probabilities([[0.5, 0.5], [0.25, 0.75]], [[0.125, 0.875], [0.5, 0.5]])
 LABELS = torch.zeros(2, 2, dtype=torch.long)
-MASK = torch.tensor([[True, True], [True, False]])
 
 
 def test_each_token_costs_its_negative_log_probability():
@@ -98,8 +91,3 @@ def test_a_row_without_trained_tokens_costs_nothing():
 def test_impossible_smoothing_is_refused():
     with pytest.raises(SettingsError, match=r"label_smoothing is 1.5, expected a share"):
         METHOD.config({"label_smoothing": 1.5})
-
-
-@pytest.mark.parametrize("entry", ["sft", "sft-label-smoothing"])
-def test_goldens(entry):
-    assert {one.status for one in evaluate(GOLDENS, entry, [str(HERE)])} == {"equal"}

@@ -6,11 +6,13 @@ Each function takes the method first; in a test the fixtures of ``posttrain_test
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from posttrain.methods import Method
+from posttrain.methods import Method, load
 from posttrain.views import Batch, PerToken, Step, View, Views
 from torch import Tensor
 
@@ -172,3 +174,54 @@ def select_of(
     rollouts = rollouts_of(rewards, group, **facts or {})
     state = {} if state is None else state
     return method.select(rollouts=rollouts, rewards=rewards, config=method.config(options), state=state)
+
+
+def examples_of(new: Any, old: Any, advantages: list[float], groups: list[int]) -> tuple[list[Any], SimpleNamespace]:
+    """Examples for ``posttrain_annotate`` with log-probs under the sampler ``old``, and models that answer ``new``."""
+    policy, sampler = ([tensor(*row) for row in rows] for rows in (new, old))
+    examples = [
+        SimpleNamespace(
+            sequences={"completion": [SimpleNamespace(per_token={"old_logps": row})]},
+            columns={"advantages": worth, "group": float(group)},
+        )
+        for row, worth, group in zip(sampler, advantages, groups, strict=True)
+    ]
+    return examples, SimpleNamespace(logps=lambda sequences, model: policy)
+
+
+def method_beside(file: str) -> Method:
+    """Load the method whose package is beside the test file ``file``, for helpers that no fixture reaches."""
+    return load(str(Path(file).parent))
+
+
+def check_clipped_tokens(call_loss: Callable[..., Any], *columns: str, **options: Any) -> None:
+    """Assert the clipped policy gradient of each token of ``NEW``, with zeros in the other ``columns`` of the batch.
+
+    A = 2 with ratios 1 and 3/2: -2 and -2.4, as 1.5 is clipped to 1.2. A = -1 with 1/2: clipped to 0.8.
+    """
+    known = {"advantages": WORTH, "old_logps": OLD} | dict.fromkeys(columns, torch.zeros_like(WORTH))
+    loss, metrics = call_loss(NEW, columns=known, mask=MASK, **options)
+    assert loss.mask is MASK
+    torch.testing.assert_close(loss.values[MASK], tensor(-2, -2.4, 0.8))
+    assert metrics["clip_high"].values[MASK].tolist() == [0, 1, 0]
+    assert metrics["clip_low"].values[MASK].tolist() == [0, 0, 1]
+
+
+def check_gradient(call_loss: Callable[..., Any], policy: Views, *others: Any, **options: Any) -> None:
+    """Assert that the gradient by every log-prob of ``policy`` is that of finite differences, padding left alone.
+
+    ``others`` are what ``call_loss`` takes behind the policy. All terms of the loss are added up.
+    """
+
+    def total(*logps: Tensor) -> Tensor:
+        views = {}
+        for (role, view), values in zip(vars(policy).items(), logps, strict=True):
+            statistics = {name: one for name, one in vars(view).items() if name not in ("logps", "mask")}
+            views[role] = View(values * view.mask, view.mask, **statistics)
+        loss, _ = call_loss(Views(**views), *others, **options)
+        terms = loss.values() if isinstance(loss, dict) else [loss]
+        return torch.stack([(one.values if isinstance(one, PerToken) else one).sum() for one in terms]).sum()
+
+    leaves = [view.logps.detach() for view in vars(policy).values()]
+    off_kinks = [leaf + 0.1 * torch.sin(torch.arange(leaf.numel()).reshape(leaf.shape)) for leaf in leaves]
+    assert torch.autograd.gradcheck(total, tuple(leaf.requires_grad_() for leaf in off_kinks))

@@ -131,11 +131,10 @@ def evaluate(file: str | Path, only: str | None = None, folders: Iterable[str] =
 
 
 def entries_of(file: str | Path, folder: str) -> list[str]:
-    """Names of the file's entries that the method in ``folder`` answers. Raises DataError as ``evaluate`` does."""
-    places = _places([folder])
-    owners = _owners(card for card, _ in places.values())
-    mine = {name for name, (_, place) in places.items() if place == str(find_folder(folder).folder)}
-    return [name for name in _read(Path(file)) if owners.get(name, ("", {}))[0] in mine]
+    """Names of the file's entries that are of the method in ``folder`` by name or claim. Raises DataError."""
+    card = find_folder(folder).card
+    claims = {claim.partition(":")[0].partition("@")[0] for claim in card.goldens.get("entries", {})} if card else set()
+    return [name for name in _read(Path(file)) if card and name in {card.name, *claims}]
 
 
 def faults(file: str | Path, name: str, folder: str) -> list[str]:
