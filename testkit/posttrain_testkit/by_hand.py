@@ -87,14 +87,14 @@ def call_loss(
 
     ``policy`` and ``reference`` are views, or log-probs ``(B, T)`` of completions with the ``mask`` [every token].
     """
-    policy, reference = (_completions(one, mask) for one in (policy, reference))
-    assert policy is not None
-    (first, *_) = vars(policy).values()
+    views = _completions(policy, mask)
+    assert views is not None
+    (first, *_) = vars(views).values()
     rows = len(getattr(first, "counts", first.mask))  # of a ranking a prompt is a row
     return method.loss(
         batch=Batch(rows, columns or {}),
-        policy=policy,
-        reference=reference,
+        policy=views,
+        reference=_completions(reference, mask),
         config=method.config(options),
         step=step or Step(0, 1),
     )

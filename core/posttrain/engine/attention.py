@@ -68,7 +68,7 @@ def document_attention(
     """``(R, L, heads, d)``: causal within each text of a packed row, by the mask elsewhere."""
     if emulates_bfloat16(value):
         with torch.autocast("cpu", enabled=False):
-            wide = (states.float() for states in (query, key, value))
+            wide = query.float(), key.float(), value.float()
             mixed, _ = document_attention(module, *wide, attention_mask, dropout, scaling, softcap, s_aux, **kwargs)
         return mixed.bfloat16(), None
     sight = getattr(attention_mask, "sight", None)
@@ -86,11 +86,11 @@ def document_attention(
         causal = kwargs.get("is_causal")
         if attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True) and causal is not False:
             attention_mask = _causal(query, key)
-        extra = {"softcap": softcap, "sinks": s_aux}
-        return _from_scores(query, key, value, attention_mask, dropout, scaling, **extra).transpose(1, 2), None
+        mixed = _from_scores(query, key, value, attention_mask, dropout, scaling, softcap, s_aux)
+        return mixed.transpose(1, 2), None
     if not by_scores and sight.window is not None and varlen.fits(query, dropout):
         return varlen.by_kernel(query[0], key[0], value[0], sight, scaling), None  # (1, L, heads, d)
-    extra = {"softcap": softcap, "sinks": s_aux} if by_scores else {}
+    extra: dict[str, Any] = {"softcap": softcap, "sinks": s_aux} if by_scores else {}
     return _by_segment(query[0], key[0], value[0], sight, dropout, scaling, **extra), None  # (1, L, heads, d)
 
 

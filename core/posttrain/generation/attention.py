@@ -39,7 +39,7 @@ def grouped_attention(
     """``(n, t, heads, d)``: grouped for one new token a row, as in training for everything else."""
     if emulates_bfloat16(value):
         with torch.autocast("cpu", enabled=False):
-            wide = (states.float() for states in (query, key, value))
+            wide = query.float(), key.float(), value.float()
             mixed, _ = grouped_attention(module, *wide, attention_mask, dropout, scaling, **kwargs)
         return mixed.bfloat16(), None
     rows, heads, new, size = query.shape
