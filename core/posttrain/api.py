@@ -16,6 +16,7 @@ from posttrain.engine.run import Run
 from posttrain.errors import CheckpointError, RunStopped
 from posttrain.generation.text import generate_text
 from posttrain.models.save import save_model, write_model_card
+from posttrain.modifiers import apply_modifiers, described
 from posttrain.options import read_options
 from posttrain.settings import Settings
 from posttrain.strategies.restart import resumed_settings
@@ -74,7 +75,8 @@ def train(
 def plan(method: str, settings: Settings, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """What ``train`` would do and the memory it would take; data are read and checked, weights are not loaded."""
     loaded = methods.load(method)
-    return make_plan(loaded, loaded.config(options or {}, settings), settings, Objects())
+    config = loaded.config(options or {}, settings)
+    return make_plan(apply_modifiers(loaded, settings), config, settings, Objects())
 
 
 def _options_of(method: methods.Method) -> list[Any]:
@@ -99,6 +101,7 @@ def _name_or_object(objects: Objects, name: str, value: Any, kind: type, list_of
 
 def _start(method: methods.Method, name: str, settings: Settings, options: dict[str, Any], objects: Objects) -> Run:
     config = method.config(options, settings)
+    method = apply_modifiers(method, settings)
     data = prepare_data(method, config, settings, objects)
     path = Path(settings.output or new_run_directory(method.name))
     run = build_run(method, config, settings, objects, data, path)
@@ -195,10 +198,6 @@ def resume(
     folder = latest_checkpoint(directory.path)
     settings = resumed_settings(path, changes)
     method = methods.load(facts["method"])
-    if method.card.version != facts["card"]["version"]:
-        directory.event(
-            "version", "warning", f"method {method.name} is {method.card.version} now, was {facts['card']['version']}"
-        )
     objects = Objects(model, tokenizer, data, eval_data, None, teacher, judge, observers or [])
     if reward is not None:
         objects.reward = reward if isinstance(reward, list) else [reward]
@@ -209,6 +208,8 @@ def resume(
                 f"Resume it from Python: posttrain.resume('{path}', {name}=...)"
             )
     config = method.config(facts["options"], settings)
+    method = apply_modifiers(method, settings)
+    _say_what_changed(directory, method, facts)
     prepared = prepare_data(method, config, settings, objects)
     run = build_run(method, config, settings, objects, prepared, directory.path)
     restore_checkpoint(run, folder)
@@ -218,6 +219,15 @@ def resume(
     if run.step >= run.total:
         raise CheckpointError(f"The run at '{path}' is complete: step {run.step} of {run.total}. To go on: --steps N")
     return _drive(run, f"resumed after step {run.step} of {run.total}")
+
+
+def _say_what_changed(directory: RunDirectory, method: methods.Method, facts: dict[str, Any]) -> None:
+    """Warn in the run's events of another version of the method or of a modifier than the run began with."""
+    was = {one["name"]: one["version"] for one in facts.get("modifiers", [])} | {method.name: facts["card"]["version"]}
+    now = {one["name"]: one["version"] for one in described(method)} | {method.name: method.card.version}
+    for name, version in now.items():
+        if was.get(name) != version:
+            directory.event("version", "warning", f"method {name} is {version} now, was {was.get(name)}")
 
 
 __all__ = ["Run", "generate_text", "plan", "resume", "train"]

@@ -47,6 +47,9 @@ _OPTIONAL = {
     "follows": dict,
     "goldens": dict,
     "pairs": bool,
+    "modifier": bool,
+    "alone": list,
+    "token_advantages": bool,
 }
 
 
@@ -70,6 +73,12 @@ class Card:
     family: str = ""
     pairs: bool = False
     """Online: whether the loss is given pairs of answers (roles chosen and rejected), made by posttrain_select."""
+    modifier: bool = False
+    """Online: whether it can also change another method (``train METHOD --modifier NAME``)."""
+    alone: tuple[str, ...] = ()
+    """Options of a modifier that count only where it is trained by itself."""
+    token_advantages: bool = True
+    """Online: whether the loss takes an advantage for each token; false where it takes one a completion."""
     requires: tuple[str, ...] = ()
     waivers: dict[str, str] = field(default_factory=dict)
     """Conformance check -> why the paper forbids it."""
@@ -105,6 +114,10 @@ class Card:
         """Whether the loss learns given texts and compares the policy with nothing."""
         alone = not any(self.needs_now(what, config) for what in ("reference", "teacher"))
         return alone and self.schemas[0] in ("language-modeling", "prompt-completion")
+
+    def needs_all(self, config: object) -> list[str]:
+        """Everything that is needed with these option values."""
+        return _now(self.needs, config)
 
     def columns_now(self, config: object) -> list[str]:
         """The columns that the rows must have with these option values."""
@@ -162,6 +175,7 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         raise CardError(
             f"{path}: roles is {facts['roles']!r}, which only methods on forget-retain or preference rows choose."
         )
+    _check_modifier(facts, schemas, path)
     if facts["tier"] == "stable" and facts.get("waivers"):
         raise CardError(f"{path}: a stable method has no waivers, this one has {', '.join(facts['waivers'])}.")
     return Card(
@@ -176,6 +190,9 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         paper=facts.get("paper", ""),
         family=facts.get("family", ""),
         pairs=facts.get("pairs", False),
+        modifier=facts.get("modifier", False),
+        alone=tuple(facts.get("alone", ())),
+        token_advantages=facts.get("token_advantages", True),
         requires=tuple(facts["requires"]),
         waivers=facts.get("waivers", {}),
         defaults=facts.get("defaults", {}),
@@ -183,3 +200,11 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         goldens=facts.get("goldens", {}),
         path=path,
     )
+
+
+def _check_modifier(facts: dict[str, Any], schemas: tuple[str, ...], path: Path) -> None:
+    """Only online methods with advantages modify others, and only modifiers have options for being alone."""
+    if facts.get("modifier") and (schemas[0] != "prompt" or facts.get("pairs")):
+        raise CardError(f"{path}: modifier is true, which needs schema 'prompt' and no pairs.")
+    if facts.get("alone") and not facts.get("modifier"):
+        raise CardError(f"{path}: alone is {facts['alone']!r}, which only a card with modifier = true has.")

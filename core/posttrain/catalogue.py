@@ -25,6 +25,7 @@ class Known:
     distribution: str
     digest: str = ""
     """Of a stable method: that of the files that make it."""
+    modifier: bool = False
 
 
 @functools.cache

@@ -28,6 +28,8 @@ _DEEPEST = 50
 _DASHES = re.compile(r"\s*(?:[-?]\s+)*")
 #: List options whose items never hold a comma, so that one flag can name several.
 _COMMA_LISTS = ("lora_targets", "observers")
+#: Other names under which a file or a program may give an option.
+_ALIASES = {"modifiers": "modifier"}
 
 
 @functools.cache
@@ -45,6 +47,16 @@ def method_options(card: Card) -> list[Option]:
         if option.name in shared:
             raise MethodError(f"Method '{card.name}' has an option '{option.name}', which every run has. Rename it.")
     return options
+
+
+def split_modifier(text: str) -> tuple[str, dict[str, str]]:
+    """Name (or folder) and options of a modifier written as NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
+    found = re.fullmatch(r"(.+?)(?::([\w-]+=.*))?", text, re.DOTALL)
+    if found is None:
+        raise SettingsError(f"Modifier {text!r} has no name. Write NAME or NAME:OPTION=VALUE.")
+    items = re.split(r",(?=\s*[\w-]+=)", found[2]) if found[2] else []
+    pairs = [item.strip().partition("=") for item in items]
+    return found[1], {key.replace("-", "_"): value for key, _, value in pairs}
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -118,6 +130,7 @@ def resolve(
         for key, value in values.items():
             if where and key == "method":
                 continue
+            key = key if key in kinds else _ALIASES.get(key, key)
             if key not in kinds:
                 raise SettingsError(f"{where}{unknown(key, kinds)}  All options: posttrain show {card.name}")
             given[key] = _checked(where, key, value, kinds[key])

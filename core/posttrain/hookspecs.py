@@ -31,7 +31,7 @@ def posttrain_rows(rows, config):
 
 
 @hookspec(firstresult=True)
-def posttrain_loss(batch, policy, reference, config, step):
+def posttrain_loss(batch, policy, reference, config, step, inner):
     """Return the unreduced loss of a micro-batch, or ``(loss, metrics)``.
 
     The loss is a tensor ``(B,)``, one value an example, averaged by the core over the examples of the whole
@@ -43,7 +43,20 @@ def posttrain_loss(batch, policy, reference, config, step):
     ``policy.rejected``, with ``.logps``, ``.mask``, ``.sum``, ``.mean``, ``.lengths``, ``.score`` under a reward
     head, and ``.scores`` ``(B, T)`` under a head for steps. ``reference`` is None where the card does not need one.
     ``batch`` holds the columns of the data and what other hooks added: ``batch.advantages``, ``batch.old_logps``.
-    ``step`` says ``number``, ``total`` and ``training``.
+    ``step`` says ``number``, ``total`` and ``training``. Online methods without this hook have
+    ``posttrain.surrogate.policy_loss``.
+
+    ``inner`` is for modifiers: ``(terms by name, metrics)`` of the loss that they change. A modifier that does not
+    take it replaces that loss.
+    """
+
+
+@hookspec(firstresult=True)
+def posttrain_token_weights(batch, policy, config, step):
+    """Online: return what each token's policy gradient is multiplied by, or ``(weights, metrics)``.
+
+    Weights are ``(B, T)``, or ``(B, 1)`` for whole completions, not negative, and constants to the gradient. A
+    divergence from the reference is not weighted. Several modifiers multiply.
     """
 
 
@@ -93,7 +106,7 @@ def posttrain_teacher_prompts(rollouts, rewards, config, state):
 
 
 @hookspec(firstresult=True)
-def posttrain_advantages(rewards, rollouts, config, state):
+def posttrain_advantages(rewards, rollouts, advantages, config, state):
     """Return ``(B,)`` or ``(B, T)``, without gradient: what each rollout of the whole step is worth.
 
     Or a dict of these by name, ``advantages`` and others that the loss needs: ``batch.returns``.
@@ -103,7 +116,8 @@ def posttrain_advantages(rewards, rollouts, config, state):
     ``old(name)`` ``(B, T)`` for token statistics and outputs of extra modules before the update, ``finished``
     ``(B,)``, ``lengths`` ``(B,)``, ``source`` (who answered), ``prompts``, ``completions`` and ``columns``, and
     ``prefer(first, second)``: the probability ``(P,)`` that some answers are better than others, by the run's judge or
-    from its rewards. ``state`` is the method's own dict, kept in checkpoints.
+    from its rewards. ``state`` is the method's own dict, kept in checkpoints. ``advantages`` is for modifiers: those of
+    the method that they change, ``(B,)`` or ``(B, T)``.
     """
 
 

@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("posttrain_")}
 
+#: Those that a modifier may answer: the others have one answer a run.
+MODIFIER_HOOKS = (
+    "posttrain_config",
+    "posttrain_loss",
+    "posttrain_token_weights",
+    "posttrain_advantages",
+    "posttrain_select",
+    "posttrain_annotate",
+    "posttrain_token_statistics",
+    "posttrain_after_step",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
@@ -82,10 +94,24 @@ class Method:
             raise SettingsError(f"Method '{self.name}' does not take these options: {error}") from error
 
     def loss(self, *, batch: Batch, policy: Views, reference: Views | None, config: Any, step: Step) -> Any:
-        """``posttrain_loss``: an unreduced loss, or ``(loss, metrics)``."""
+        """The unreduced loss, or ``(loss, metrics)``: ``posttrain_loss``, or without it the clipped policy gradient."""
+        if not self.card.online:
+            return self.own_loss(batch, policy, reference, config, step)
+        from posttrain.modifiers import stacked_loss  # loading a method alone needs no torch
+
+        return stacked_loss([(self, config)], batch, policy, reference, step)
+
+    def own_loss(
+        self, batch: Batch, policy: Views, reference: Views | None, config: Any, step: Step, inner: Any = None
+    ) -> Any:
+        """``posttrain_loss`` as the method returns it; ``inner`` is the loss that a modifier changes."""
         return self._relay.hook.posttrain_loss(
-            batch=batch, policy=policy, reference=reference, config=config, step=step
+            batch=batch, policy=policy, reference=reference, config=config, step=step, inner=inner
         )
+
+    def own_token_weights(self, batch: Batch, policy: Views, config: Any, step: Step) -> Any:
+        """``posttrain_token_weights`` as the method returns it."""
+        return self._relay.hook.posttrain_token_weights(batch=batch, policy=policy, config=config, step=step)
 
     def takes(self, hook: str, argument: str) -> bool:
         """Whether the method implements ``hook`` and asks for ``argument`` there."""
@@ -149,18 +175,35 @@ class Method:
             return {}
         return self._relay.hook.posttrain_extra_modules(config=config, hidden_size=hidden_size)
 
-    def advantages(self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]) -> Any:
-        """``posttrain_advantages`` as the method returns it: a tensor for rewards ``(B,)``, or columns by name."""
-        return self._relay.hook.posttrain_advantages(rewards=rewards, rollouts=rollouts, config=config, state=state)
+    def advantages(
+        self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any], advantages: Tensor | None = None
+    ) -> Any:
+        """``posttrain_advantages`` as the method returns it: a tensor for rewards ``(B,)``, or columns by name.
+
+        ``advantages`` are those that a modifier changes.
+        """
+        return self._relay.hook.posttrain_advantages(
+            rewards=rewards, rollouts=rollouts, advantages=advantages, config=config, state=state
+        )
 
     def worth(
         self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``posttrain_advantages``, taken apart: the advantages and the other columns. Raises PluginError.
+        """The advantages of the rollouts, and other columns: each ``(B,)`` or ``(B, T)``, without gradient.
 
-        Every tensor is ``(B,)`` or ``(B, T)``, without gradient.
+        A method without ``posttrain_advantages`` has the rewards themselves, a modifier GRPO's. Raises PluginError.
         """
-        found = self.advantages(rewards=rewards, rollouts=rollouts, config=config, state=state)
+        from posttrain.modifiers import initial_advantages  # loading a method alone needs no torch
+
+        return self.own_worth(rewards, rollouts, config, state, initial_advantages(self, rewards, rollouts, config))
+
+    def own_worth(
+        self, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any], current: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``posttrain_advantages`` taken apart; ``current`` without it, and for a modifier to change."""
+        if not self.implements("posttrain_advantages"):
+            return current, {}
+        found = self.advantages(rewards=rewards, rollouts=rollouts, config=config, state=state, advantages=current)
         columns = dict(found) if isinstance(found, dict) else {"advantages": found}
         for name, values in {"advantages": None, **columns}.items():
             shape = getattr(values, "shape", type(values).__name__)
@@ -183,7 +226,10 @@ class Method:
 
     def _usual(self) -> tuple[str, ...]:
         """Hooks that the core answers where the method does not."""
-        return ("posttrain_token_statistics",) if self.card.online else ()
+        if not self.card.online:
+            return ()
+        loss = () if self.card.pairs else ("posttrain_loss",)
+        return ("posttrain_token_statistics", *loss, *(("posttrain_advantages",) if self.card.modifier else ()))
 
     def _kinds(self) -> dict[str, Any]:
         try:
@@ -215,7 +261,7 @@ def load(name_or_folder: str) -> Method:
 
 def from_module(module: ModuleType, card: Card) -> Method:
     """A method from a module that is already imported; ``card`` says what it is."""
-    _check_hooks(module, card.name)
+    _check_hooks(module, card)
     relay = pluggy.PluginManager("posttrain")
     relay.add_hookspecs(hookspecs)
     try:
@@ -226,8 +272,9 @@ def from_module(module: ModuleType, card: Card) -> Method:
     return Method(card, module, relay)
 
 
-def _check_hooks(module: ModuleType, plugin: str) -> None:
+def _check_hooks(module: ModuleType, card: Card) -> None:
     """Misspelt hooks, forgotten marks and unknown arguments, in words; pluggy itself would accept the first two."""
+    plugin = card.name
     for name, function in vars(module).items():
         if not name.startswith("posttrain_") or not inspect.isfunction(function):
             continue
@@ -235,6 +282,8 @@ def _check_hooks(module: ModuleType, plugin: str) -> None:
             raise PluginError(f"Plugin '{plugin}' implements unknown hook '{name}'.{_meant(name, list(HOOKS))}")
         if not hasattr(function, "posttrain_impl"):
             raise PluginError(f"'{name}' of '{plugin}' is not marked as a hook. Write @posttrain.hookimpl above it.")
+        if card.modifier and name not in MODIFIER_HOOKS:
+            raise PluginError(f"Modifier '{plugin}' implements '{name}', which only the method itself can answer.")
         known = list(inspect.signature(HOOKS[name]).parameters)
         for argument, parameter in inspect.signature(function).parameters.items():
             if parameter.default is parameter.empty and argument not in known:

@@ -202,6 +202,9 @@ class Settings:
     nowhere; NAME.api_key=env:VARIABLE takes it from the environment."""
     reward_timeout: float = 1200.0
     """Seconds that a reward or judge function may take for one batch; 0 sets no limit. Other ranks wait 30 minutes."""
+    modifier: list[str] | None = None
+    """Modifiers of an online method, applied in the order given: NAME, or
+    NAME:OPTION=VALUE,OPTION=VALUE. May be repeated."""
     judge: str | None = None
     """Compares two answers where a method learns from preferences: a folder or Hub id (chat model or reward model),
     file.py:function, or the address of an OpenAI-compatible server (http://HOST:PORT/v1#MODEL)."""

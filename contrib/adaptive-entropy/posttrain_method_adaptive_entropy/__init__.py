@@ -23,9 +23,10 @@ Metrics:
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Config:
     """Largest weight; the smallest is 0."""
     epsilon: float = 0.2
     """How far the probability ratio may leave 1 before it is clipped (PPO, arXiv:1707.06347)."""
+    aggregation: Literal["sequence", "token"] = "sequence"
+    """Average over a completion's tokens, then completions (the paper), or over all tokens of the step."""
     advantage_epsilon: float = 1e-6
     """Added to the standard deviation (verl)."""
 
@@ -53,31 +56,19 @@ def posttrain_token_statistics(logits):
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config, state):
-    """GRPO's advantages, and the weight of the entropy for this batch; then the weight moves: (B,) each."""
-    advantages = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)  # (B,)
+def posttrain_advantages(rewards, rollouts, advantages, config, state):
+    """The weight of the entropy for this batch (B,); then the weight moves. The advantages stay."""
     weight = state.get("entropy_weight", config.entropy_coef)
     low = float(rollouts.old("entropy")[rollouts.mask].mean()) <= config.entropy_target
     moved = weight + (config.entropy_coef_delta if low else -config.entropy_coef_delta)
     state["entropy_weight"] = min(max(moved, 0.0), config.entropy_coef_max)
-    weight = torch.full_like(rewards, weight if low else 0.0)
-    return {"advantages": advantages, "entropy_weight": weight}
+    return {"advantages": advantages, "entropy_weight": torch.full_like(rewards, weight if low else 0.0)}
 
 
 @hookimpl
-def posttrain_loss(batch, policy, config):
-    """Clipped policy gradient averaged over a completion's tokens, and less the entropy of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "advantage_size": advantages.abs(),
-    }
-    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
+def posttrain_loss(batch, policy, inner):
+    """The loss, less the entropy of each token."""
+    view, (terms, metrics) = policy.completion, inner
     bonus = -batch.entropy_weight[:, None] * view.entropy  # (B, T)
-    terms = {"policy": view.average(loss), "entropy_bonus": PerToken(bonus, view.mask)}
-    return terms, metrics | {"entropy_weight": batch.entropy_weight}
+    terms = {"policy" if name == "loss" else name: term for name, term in terms.items()}
+    return {**terms, "entropy_bonus": PerToken(bonus, view.mask)}, {**metrics, "entropy_weight": batch.entropy_weight}

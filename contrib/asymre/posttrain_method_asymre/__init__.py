@@ -43,4 +43,5 @@ def posttrain_loss(batch, policy):
     """Policy gradient of each token."""
     view = policy.completion
     metrics = {"nll": PerToken(-view.logps.detach(), view.mask)}
-    return PerToken(-batch.advantages[:, None] * view.logps, view.mask), metrics | {"advantage": batch.advantages}
+    advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, 1) or (B, T)
+    return PerToken(-advantages * view.logps, view.mask), metrics | {"advantage": batch.advantages}

@@ -60,7 +60,7 @@ def posttrain_advantages(rewards, rollouts, config):
 def posttrain_loss(batch, policy, config):
     """Weighted negative log-probability."""
     view = policy.completion
-    loss = -batch.advantages[:, None] * view.logps  # (B, T)
+    loss = -batch.advantages.reshape(len(view.logps), -1) * view.logps  # (B, T)
     return PerToken(loss, view.mask) if config.aggregation == "token" else view.average(loss), {
         "weight": batch.advantages,
         "effective_share": batch.effective_share,

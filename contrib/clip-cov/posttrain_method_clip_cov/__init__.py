@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,12 @@ class Config:
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config, state):
     """Each token's covariance, and which are left out: lists of (t,)."""
     sequences = [example.sequences["completion"][0] for example in examples]
     logps = models.logps(sequences, "policy")  # (t,) each
     now = torch.cat(logps)  # (n,)
-    advantages = [example.columns["advantages"] for example in examples]
-    worth = torch.cat([torch.full_like(row, a) for row, a in zip(logps, advantages, strict=True)])  # (n,)
+    worth = torch.cat([_worth(example, row) for example, row in zip(examples, logps, strict=True)])  # (n,)
     covariance = (worth - worth.mean()) * (now - now.mean())  # (n,)
     old = torch.cat([one.per_token.get("old_logps", row) for one, row in zip(sequences, logps, strict=True)])
     log_ratio = now - old  # (n,)
@@ -80,19 +73,15 @@ def posttrain_annotate(examples, models, config, state):
 
 
 @hookimpl
-def posttrain_loss(batch, policy, config):
-    """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    loss = (1 - batch.left_out) * loss
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "left_out": batch.left_out,
-        "covariance": batch.covariance,
-        "advantage_size": advantages.abs(),
-    }
-    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+def posttrain_token_weights(batch, policy):
+    """0 for the tokens that are left out, 1 for all others: (B, T)."""
+    mask = policy.completion.mask
+    metrics = {name: PerToken(getattr(batch, name), mask) for name in ("left_out", "covariance")}
+    return 1 - batch.left_out, metrics
+
+
+def _worth(example, logps):
+    """The advantage of each token ``(t,)`` of an example whose log-probs are ``logps`` ``(t,)``."""
+    (sequence,) = example.sequences["completion"]
+    own = sequence.per_token.get("advantages")
+    return torch.full_like(logps, example.columns["advantages"]) if own is None else own.to(logps)

@@ -20,7 +20,8 @@ Metrics:
 
 from dataclasses import dataclass, replace
 
-from posttrain import PerToken, Selection, hookimpl, tensors
+from posttrain import Selection, hookimpl, tensors
+from posttrain.surrogate import policy_loss
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,5 @@ def _with_advantage(item, advantage: float):
 @hookimpl
 def posttrain_loss(batch, policy, config):
     """Clipped policy gradient, averaged over the tokens of a completion."""
-    view = policy.completion
-    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-    }
-    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    metrics |= {"advantage_size": batch.advantages.abs()}
-    return view.average(loss), metrics
+    loss, metrics = policy_loss(batch, policy, config, aggregation="sequence")
+    return loss, metrics | {"advantage_size": batch.advantages.abs()}

@@ -24,7 +24,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,15 @@ class Config:
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """GRPO's advantages and the bonus of each token: (B, T)."""
-    worth = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)[:, None]
+def posttrain_advantages(rollouts, advantages, config):
+    """The advantages and the bonus of each token: (B, T)."""
+    worth = advantages.reshape(len(advantages), -1)  # (B, 1) or (B, T)
     bonus = (config.alpha * rollouts.old("entropy").clamp(min=0)).minimum(worth.abs() / config.kappa)  # (B, T)
-    return {"advantages": torch.where(rollouts.mask, worth + bonus, 0.0).to(rewards.dtype), "bonus": bonus}
+    return {"advantages": torch.where(rollouts.mask, worth + bonus, 0.0).to(advantages.dtype), "bonus": bonus}
 
 
 @hookimpl
-def posttrain_loss(batch, policy, config):
-    """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "bonus": batch.bonus,
-        "advantage_size": advantages.abs(),
-    }
-    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+def posttrain_loss(batch, policy, inner):
+    """The loss as it is; the bonus is logged."""
+    terms, metrics = inner
+    return terms, {**metrics, "bonus": PerToken(batch.bonus, policy.completion.mask)}

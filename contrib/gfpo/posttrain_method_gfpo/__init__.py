@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
+from posttrain.surrogate import policy_loss
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,4 @@ def posttrain_advantages(rewards, rollouts, config):
 @hookimpl
 def posttrain_loss(batch, policy, config):
     """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "advantage_size": advantages.abs(),
-    }
-    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    metrics |= {"kept": batch.kept, "kept_length": batch.kept_length}
-    return PerToken(loss, view.mask), metrics
+    return policy_loss(batch, policy, config, log=("kept", "kept_length"))

@@ -89,7 +89,7 @@ def posttrain_advantages(rewards, rollouts, config, state):
 def posttrain_loss(batch, policy, reference, config):
     """Clipped policy gradient and the divergence from the reference, one value a completion."""
     view = policy.completion
-    advantages = batch.advantages[:, None]  # (B, 1)
+    advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, 1)
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
     metrics = {

@@ -23,7 +23,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -45,33 +45,21 @@ class Config:
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """GRPO's advantages (B,), and which tokens are uncertain enough to be learnt from (B, T)."""
-    advantages = tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)  # (B,)
+def posttrain_advantages(rewards, rollouts, advantages, config):
+    """Which tokens are uncertain enough to be learnt from (B, T); the advantages stay."""
     entropy = rollouts.old("entropy").to(rewards.dtype)  # (B, T)
     threshold = _quantile(entropy[rollouts.mask], 1 - config.share)
     chosen = rollouts.mask & (entropy >= threshold)
-    columns = {"chosen": chosen.to(rewards.dtype), "entropy_threshold": torch.full_like(rewards, threshold)}
+    columns = {"chosen": chosen, "entropy_threshold": torch.full_like(rewards, threshold)}
     return {"advantages": advantages, **columns}
 
 
 @hookimpl
-def posttrain_loss(batch, policy, config):
-    """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B, T)
-    loss = batch.chosen * loss
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "chosen": batch.chosen,
-        "advantage_size": advantages.abs(),
-    }
-    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    return PerToken(loss, view.mask), metrics | {"entropy_threshold": batch.entropy_threshold}
+def posttrain_token_weights(batch, policy):
+    """1 for the tokens that are learnt from, 0 for all others: (B, T)."""
+    chosen = batch.chosen.to(policy.completion.logps.dtype)  # (B, T)
+    metrics = {"chosen": PerToken(chosen, policy.completion.mask), "entropy_threshold": batch.entropy_threshold}
+    return chosen, metrics
 
 
 def _quantile(values: torch.Tensor, share: float) -> float:

@@ -64,7 +64,7 @@ def posttrain_advantages(rollouts, config):
 def posttrain_loss(batch, policy, reference, config):
     """Clipped policy gradient of each token, and the divergence from the reference."""
     view = policy.completion
-    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
+    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
     metrics = {

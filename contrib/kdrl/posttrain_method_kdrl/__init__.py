@@ -57,7 +57,7 @@ def posttrain_advantages(rewards, rollouts, config):
 def posttrain_loss(batch, policy, config):
     """Clipped policy gradient, and the teacher's pull on each token."""
     view = policy.completion
-    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
+    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
 

@@ -24,7 +24,8 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
+from posttrain.surrogate import policy_loss
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,5 @@ def posttrain_advantages(rewards, rollouts, config):
 @hookimpl
 def posttrain_loss(batch, policy, config):
     """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-    }
-    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    metrics |= {
-        "shaped_rewards": batch.shaped_rewards,
-        "length_reward": batch.length_reward,
-        "advantage_size": batch.advantages.abs(),
-    }
-    return PerToken(loss, view.mask), metrics
+    loss, metrics = policy_loss(batch, policy, config, log=("shaped_rewards", "length_reward"))
+    return loss, metrics | {"advantage_size": batch.advantages.abs()}

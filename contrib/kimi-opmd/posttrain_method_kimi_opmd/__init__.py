@@ -50,7 +50,7 @@ def posttrain_loss(batch, policy, config):
     view = policy.completion
     distance = view.total(view.logps - batch.old_logps).square()  # (B,)
     if config.form == "trinity":
-        loss = PerToken(-batch.advantages[:, None] * view.logps / (1 + config.tau), view.mask)
+        loss = PerToken(-batch.advantages.reshape(len(view.logps), -1) * view.logps / (1 + config.tau), view.mask)
     else:
         loss = -batch.advantages * view.sum + config.tau / 2 * distance
     return loss, {

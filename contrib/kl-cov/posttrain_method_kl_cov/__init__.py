@@ -40,19 +40,12 @@ class Config:
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
-
-
-@hookimpl
 def posttrain_annotate(examples, models, config):
     """Each token's covariance, and which are held back: lists of (t,)."""
     sequences = [example.sequences["completion"][0] for example in examples]
     logps = models.logps(sequences, "policy")  # (t,) each
     now = torch.cat(logps)  # (n,)
-    advantages = [example.columns["advantages"] for example in examples]
-    worth = torch.cat([torch.full_like(row, a) for row, a in zip(logps, advantages, strict=True)])  # (n,)
+    worth = torch.cat([_worth(example, row) for example, row in zip(examples, logps, strict=True)])  # (n,)
     covariance = (worth - worth.mean()) * (now - now.mean())  # (n,)
     held_back = torch.zeros_like(now)
     if len(now):
@@ -77,3 +70,10 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": advantages.abs(),
     }
     return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+
+
+def _worth(example, logps):
+    """The advantage of each token ``(t,)`` of an example whose log-probs are ``logps`` ``(t,)``."""
+    (sequence,) = example.sequences["completion"]
+    own = sequence.per_token.get("advantages")
+    return torch.full_like(logps, example.columns["advantages"]) if own is None else own.to(logps)

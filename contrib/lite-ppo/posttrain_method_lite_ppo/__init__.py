@@ -21,7 +21,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,3 @@ def posttrain_advantages(rewards, rollouts, config):
     above = rewards - tensors.group_mean(rewards, rollouts.group)
     deviation = tensors.group_std(rewards, torch.zeros_like(rollouts.group))
     return (above / (deviation + config.advantage_epsilon)).nan_to_num(0.0)  # NaN: it has no reward
-
-
-@hookimpl
-def posttrain_loss(batch, policy, config):
-    """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "advantage_size": advantages.abs(),
-    }
-    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -50,30 +50,14 @@ class Config:
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
-
-
-@hookimpl
-def posttrain_loss(batch, policy, config):
-    """Clipped policy gradient of each token, times a weight that is 0 out of bounds."""
+def posttrain_token_weights(batch, policy, config):
+    """The ratio of the trainer's policy before the update to the generator's, 0 out of bounds: (B, T)."""
     view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     away = batch.old_logps - batch.sampled_logps  # (B, T)
     whole = {"token": away, "sequence": view.total(away)[:, None], "geometric": view.average(away)[:, None]}
-    checked = tensors.importance_ratio(whole[config.level]).expand_as(away).detach()  # (B, T)
-    weight = tensors.importance_ratio(away).detach() if config.level == "geometric" else checked
+    checked = tensors.importance_ratio(whole[config.level]).expand_as(away)  # (B, T)
+    weight = tensors.importance_ratio(away) if config.level == "geometric" else checked
     kept = (checked >= config.lowest) & (checked <= config.highest)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    loss = torch.where(kept, weight, torch.zeros_like(weight)) * loss
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "sampler_weight": weight,
-        "left_out": (~kept).to(weight.dtype),
-        "advantage_size": advantages.abs(),
-    }
-    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    metrics = {"sampler_weight": weight, "left_out": (~kept).to(weight.dtype)}
+    weights = torch.where(kept, weight, torch.zeros_like(weight))
+    return weights, {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -25,8 +25,8 @@ Metrics:
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from posttrain import PerToken, hookimpl, tensors
 
 
@@ -40,36 +40,31 @@ class Config:
     """Weight of the divergence from the reference. 0 needs no reference."""
     epsilon: float = 0.2
     """How far the probability ratio may leave 1 before it is clipped (PPO, arXiv:1707.06347)."""
+    aggregation: Literal["sequence", "token"] = "sequence"
+    """Average over a completion's tokens, then completions (the paper), or over all tokens of the step."""
     advantage_epsilon: float = 1e-6
     """Added to the standard deviation (verl)."""
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
+def posttrain_token_weights(batch, policy, config):
+    """0 for bad completions that the policy would hardly write any more, 1 for all others: (B, T)."""
+    view = policy.completion
+    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
+    fallen = view.average(batch.sampled_logps - view.logps.detach())[:, None].expand_as(view.logps)  # (B, T)
+    out = (fallen > config.delta) & (advantages < 0)  # (B, T)
+    metrics = {"left_out": PerToken(out.to(fallen.dtype), view.mask), "fallen": PerToken(fallen, view.mask)}
+    return (~out).to(fallen.dtype), metrics
 
 
 @hookimpl
-def posttrain_loss(batch, policy, reference, config):
-    """Clipped policy gradient of the completions that count, and the divergence of all."""
+def posttrain_loss(batch, policy, reference, config, inner):
+    """The loss of the completions that count, and the divergence of all."""
+    terms, metrics = inner
+    if not config.beta:
+        return inner
     view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
+    kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    fallen = view.average(batch.sampled_logps - view.logps.detach())  # (B,)
-    out = (fallen > config.delta)[:, None] & (advantages < 0)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    loss = torch.where(out, torch.zeros_like(loss), loss)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "left_out": out.to(ratio.dtype),
-        "fallen": fallen[:, None].expand_as(loss),
-        "advantage_size": advantages.abs(),
-    }
-    if config.beta:
-        kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
-        loss = loss + config.beta * ratio * kl
-        metrics["kl"] = kl.detach()
-    return view.average(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    terms = {**terms, "divergence": view.average(config.beta * ratio * kl)}
+    return terms, {**metrics, "kl": PerToken(kl.detach(), view.mask)}

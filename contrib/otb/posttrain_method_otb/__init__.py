@@ -24,7 +24,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,3 @@ def posttrain_advantages(rewards, rollouts):
         baseline = (weight[rows] * reward[rows]).sum(0) / total.where(total > 0, 1.0)  # (T,)
         advantages[rows] = torch.where(scored[rows], reward[rows] - baseline, 0.0)
     return advantages.to(rewards.dtype)
-
-
-@hookimpl
-def posttrain_loss(batch, policy, config):
-    """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "advantage_size": advantages.abs(),
-    }
-    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -26,7 +26,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import hookimpl
+from posttrain.surrogate import policy_loss
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,4 @@ def posttrain_advantages(rewards, rollouts, config):
 @hookimpl
 def posttrain_loss(batch, policy, config):
     """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon_low) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
-        "advantage_size": advantages.abs(),
-    }
-    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    return PerToken(loss, view.mask), metrics | {"pass_at_k": batch.pass_at_k}
+    return policy_loss(batch, policy, config, log=("pass_at_k",))

@@ -27,7 +27,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from posttrain import PerToken, Selection, hookimpl, tensors
+from posttrain import Selection, hookimpl, tensors
+from posttrain.surrogate import policy_loss
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,5 @@ def _chances(rewards: torch.Tensor, config: Config) -> torch.Tensor:
 @hookimpl
 def posttrain_loss(batch, policy, config):
     """Clipped policy gradient of each token."""
-    view = policy.completion
-    advantages = batch.advantages[:, None].expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-    }
-    metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    metrics |= {"probability": batch.probability, "distinct": batch.distinct, "advantage_size": batch.advantages.abs()}
-    return PerToken(loss, view.mask), metrics
+    loss, metrics = policy_loss(batch, policy, config, log=("probability", "distinct"))
+    return loss, metrics | {"advantage_size": batch.advantages.abs()}

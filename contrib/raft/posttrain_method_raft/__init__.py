@@ -48,4 +48,4 @@ def posttrain_loss(batch, policy):
     """Negative log-probability of each token that is kept."""
     view = policy.completion
     metrics = {"nll": PerToken(-view.logps.detach(), view.mask)}
-    return PerToken(-batch.advantages[:, None] * view.logps, view.mask), metrics
+    return PerToken(-batch.advantages.reshape(len(view.logps), -1) * view.logps, view.mask), metrics

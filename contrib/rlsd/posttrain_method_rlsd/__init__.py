@@ -69,7 +69,7 @@ def posttrain_advantages(rewards, rollouts, config):
 def posttrain_loss(batch, policy, config, step):
     """Clipped policy gradient of each token's own advantage."""
     view = policy.completion
-    worth = batch.advantages[:, None]  # (B, 1)
+    worth = batch.advantages.reshape(len(view.logps), -1)  # (B, 1)
     mix = config.mix * (1 - step.number / max(step.total, 1))
     agreement = tensors.importance_ratio(worth.sign() * (batch.teacher_logps - batch.old_logps))  # (B, T)
     reweight = 1 - mix + mix * agreement.clamp(1 - config.clip_range, 1 + config.clip_range)

@@ -38,12 +38,6 @@ class Config:
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
-
-
-@hookimpl
 def posttrain_loss(batch, policy, config):
     """Log-probabilities weighted by the advantage and by the ratio to the generator."""
     view = policy.completion

@@ -119,7 +119,8 @@ def posttrain_loss(batch, policy, config):
     taught = batch.taught.to(view.logps.dtype)  # (B,)
     loss = {"distillation": config.weight * taught * view.average(factor * divergence)}
     if config.weight < 1:
-        surrogate = tensors.clipped_surrogate(ratio, batch.advantages[:, None], config.epsilon, config.epsilon)
+        advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, 1) or (B, T)
+        surrogate = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)
         loss["policy"] = (1 - config.weight) * view.average(surrogate)
     shown = -gap.masked_fill(~batch.taught[:, None], torch.nan)
     metrics = {"advantage": shown, "importance": factor}

@@ -50,33 +50,12 @@ class Config:
 
 
 @hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
-
-
-@hookimpl
-def posttrain_loss(batch, policy, reference, config):
-    """Clipped policy gradient of each token, times a truncated weight."""
+def posttrain_token_weights(batch, policy, config):
+    """The truncated ratio of the trainer's policy before the update to the generator's: (B, T)."""
     view = policy.completion
-    advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     away = batch.old_logps - batch.sampled_logps  # (B, T)
     if config.level == "sequence":
         away = view.total(away)[:, None].expand_as(away)
-    weight = tensors.importance_ratio(away).detach()  # (B, T)
-    loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    loss = weight.clamp(max=config.cap) * loss
-    metrics = {
-        "ratio": ratio.detach(),
-        "clip_low": ((ratio < 1 - config.epsilon) & (advantages < 0)).to(ratio.dtype),
-        "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
-        "sampler_weight": weight,
-        "truncated": (weight > config.cap).to(weight.dtype),
-        "advantage_size": advantages.abs(),
-    }
-    if config.beta:
-        kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
-        loss = loss + config.beta * kl
-        metrics["kl"] = kl.detach()
-    return PerToken(loss, view.mask), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    weight = tensors.importance_ratio(away)  # (B, T)
+    metrics = {"sampler_weight": weight, "truncated": (weight > config.cap).to(weight.dtype)}
+    return weight.clamp(max=config.cap), {name: PerToken(values, view.mask) for name, values in metrics.items()}

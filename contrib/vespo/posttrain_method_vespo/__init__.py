@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from posttrain import PerToken, hookimpl, tensors
+from posttrain import PerToken, hookimpl
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,6 @@ class Config:
     """Decay in the ratio for them (TRL)."""
     advantage_epsilon: float = 1e-6
     """Added to the standard deviation (verl)."""
-
-
-@hookimpl
-def posttrain_advantages(rewards, rollouts, config):
-    """How far each reward lies above its group's mean, in standard deviations: (B,)."""
-    return tensors.group_advantages(rewards, rollouts.group, config.advantage_epsilon)
 
 
 @hookimpl

@@ -239,3 +239,35 @@ LOSSES: dict[str, Loss] = {
     "forget-retain": _FORGET,
     "prompt": _ONLINE,
 }
+
+#: What ``posttrain new --modifier`` begins with.
+MODIFIER = Loss(
+    words="the clipped policy gradient of the method that it modifies, times a weight that falls with a completion's\n"
+    "length. Trained alone it modifies group-normalised advantages.",
+    metrics="- weight: of a completion. 1 for a single token.\n"
+    "- ratio, clip_low, clip_high, advantage_size: as in the method that it modifies.",
+    options=_BETA.format(value=0.5, meaning="Power of the length.").replace("beta", "power"),
+    imports="\nfrom posttrain import hookimpl\n",
+    needs='needs = ["generation", "rewards"]\nmodifier = true\n',
+    hooks='''\
+@hookimpl
+def posttrain_token_weights(policy, config):
+    """Shorter completions count more: (B, 1)."""
+    weight = policy.completion.lengths.clamp(min=1) ** -config.power  # (B,)
+    return weight[:, None], {"weight": weight}
+''',
+    test="""\
+def test_a_completion_of_four_tokens_counts_half():
+    old = torch.full((1, 4), -1.0)
+    batch = Batch(1, {"old_logps": old, "advantages": torch.tensor([2.0])})
+    policy = Views(completion=view(-1.0, -1.0, -1.0, -1.0))
+    loss, metrics = METHOD.loss(batch=batch, policy=policy, reference=None, config=METHOD.config({}), step=None)
+    assert loss.values.tolist() == [[-1.0] * 4]
+    assert metrics["weight"].tolist() == [0.5]
+
+
+def test_unknown_option_is_an_error():
+    with pytest.raises(Exception, match="Did you mean 'power'"):
+        METHOD.config({"powr": 1.0})
+""",
+)

@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from posttrain import __version__
 from posttrain.authoring import render, templates, toml
-from posttrain.authoring.losses import LOSSES
+from posttrain.authoring.losses import LOSSES, MODIFIER
 from posttrain.authoring.sync import LICENCE, PYTHON_FLOOR, expected, write
 from posttrain.cards import NAME
 from posttrain.catalogue import known
@@ -23,7 +23,9 @@ _TEXTS = {
 }
 
 
-def new(name: str, kind: str = "method", schema: str = "preference", parent: Path = Path()) -> Path:
+def new(
+    name: str, kind: str = "method", schema: str = "preference", parent: Path = Path(), modifier: bool = False
+) -> Path:
     """Write the folder ``parent/name`` of a plugin and return it. Raises SettingsError, MethodError."""
     if not NAME.fullmatch(name):
         raise SettingsError(f"Name '{name}' is not lower-case words joined by hyphens, such as my-loss.")
@@ -34,7 +36,7 @@ def new(name: str, kind: str = "method", schema: str = "preference", parent: Pat
     folder = parent / name
     if folder.exists():
         raise SettingsError(f"'{folder}' exists already. Choose another name, or remove it.")
-    files = _method(name, schema) if kind == "method" else _other(name, kind)
+    files = _method(name, "prompt" if modifier else schema, modifier) if kind == "method" else _other(name, kind)
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
@@ -62,12 +64,12 @@ def _fill(text: str, facts: dict[str, str]) -> str:
     return Template(text).substitute(facts)
 
 
-def _method(name: str, schema: str) -> dict[str, str]:
-    loss = LOSSES[schema]
+def _method(name: str, schema: str, modifier: bool) -> dict[str, str]:
+    loss = MODIFIER if modifier else LOSSES[schema]
     data = "prompts.jsonl --reward math" if schema == "prompt" else "data.jsonl"
     facts = _facts(name, "method") | {
         "schema": schema,
-        "summary": f"A new method that trains on {schema} data.",
+        "summary": "A new modifier of online methods." if modifier else f"A new method that trains on {schema} data.",
         "usage": f"posttrain train {name} --model MODEL --data {data}",
         "develop": f"posttrain train . --model MODEL --data {data}\nposttrain check .\nposttrain sync .",
         "check": "posttrain check .",

@@ -17,6 +17,7 @@ def run(arguments: list[str]) -> int:
     parser = Parser("list-methods", "List methods. A broken plugin is one row with its reason.")
     parser.add_argument("--tier", choices=TIERS, help="only this tier")
     parser.add_argument("--schema", choices=SCHEMAS, help="only methods that train on this kind of data")
+    parser.add_argument("--modifiers", action="store_true", help="only modifiers: train METHOD --modifier NAME")
     parser.add_argument("--available", action="store_true", help="also known methods that are not installed")
     parser.add_json()
     options = parser.parse_args(arguments)
@@ -25,6 +26,8 @@ def run(arguments: list[str]) -> int:
         here = {row["name"] for row in rows}
         rows += [_known(fact) for name, fact in sorted(known().items()) if name not in here]
     rows = [row for row in rows if _fits(row, options.tier, options.schema)]
+    if options.modifiers:
+        rows = [row for row in rows if row["modifier"]]
     if options.json:
         print_json(rows)
     elif rows:
@@ -44,6 +47,7 @@ def _installed(row: Installed) -> dict[str, Any]:
         "tier": card.tier if card else None,
         "schemas": list(card.schemas) if card else [],
         "needs": list(card.needs) if card else [],
+        "modifier": bool(card and card.modifier),
         "version": row.version,
         "summary": card.summary if card else "",
         "paper": card.paper if card else "",
@@ -60,6 +64,7 @@ def _known(fact: Known) -> dict[str, Any]:
         "tier": fact.tier,
         "schemas": list(fact.schemas),
         "needs": list(fact.needs),
+        "modifier": fact.modifier,
         "version": None,
         "summary": fact.summary,
         "paper": fact.paper,
@@ -79,4 +84,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
         return [row["name"], "broken", "-", row["version"], f"{row['distribution']}: {row['problem']}"]
     version = row["version"] or "-"
     summary = row["summary"] if row["installed"] else f"{row['summary']} (pip install {row['distribution']})"
-    return [row["name"], row["tier"], ",".join(row["schemas"]), version, summary]
+    schema = ",".join(row["schemas"]) + (" (modifier)" if row["modifier"] else "")
+    return [row["name"], row["tier"], schema, version, summary]

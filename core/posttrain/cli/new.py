@@ -15,9 +15,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("name", help="lower-case words joined by hyphens, such as my-loss")
     parser.add_argument("--kind", choices=KINDS, default="method", help="what it is [method]")
     parser.add_argument("--schema", choices=tuple(LOSSES), default="preference", help="data it trains on [preference]")
+    parser.add_argument("--modifier", action="store_true", help="a method that changes others: --modifier NAME")
     parser.add_argument("--parent", default=".", help="folder in which the new one is made [.]")
     options = parser.parse_args(arguments)
-    folder = new(options.name, options.kind, options.schema, Path(options.parent))
+    folder = new(options.name, options.kind, options.schema, Path(options.parent), options.modifier)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"wrote {path}")
     if options.kind == "method":

@@ -35,6 +35,10 @@ def run(arguments: list[str]) -> int:
     for label in ("schemas", "needs", "columns", "paper", "family", "defaults", "distribution"):
         if value := facts[label]:
             print(f"{label + ':':<14}{_words(value)}")
+    if card.modifier:
+        own = [option.name for option in method_options(card) if option.name not in card.alone]
+        print(f"{'modifier:':<14}posttrain train METHOD --modifier {card.name}{f':{own[0]}=VALUE' if own else ''}")
+        print(f"{'':<14}options then: {', '.join(own) or 'none'}")
     print(help_text([replace(option, section=f"Options of {card.name}") for option in method_options(card)], {}))
     print(f"\nTry it on a small model and task made on the spot: {facts['example']}")
     if options.all:
@@ -58,6 +62,7 @@ def describe_method(row: Installed) -> dict[str, Any]:
         "schemas": list(card.schemas),
         "needs": list(card.needs),
         "columns": list(card.columns),
+        "modifier": card.modifier,
         "paper": card.paper,
         "family": card.family,
         "requires": list(card.requires),

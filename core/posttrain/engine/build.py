@@ -35,6 +35,7 @@ from posttrain.models.average import Average
 from posttrain.models.load import choose_device, load_module, load_policy, load_tokenizer, stop_ids, stop_ids_of
 from posttrain.models.reference import MovingReference, Reference
 from posttrain.models.teacher import ModelTeacher, check_teacher, load_teacher
+from posttrain.modifiers import described
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.rollouts.collect import Collector
 from posttrain.rollouts.evaluation import GreedyAnswers
@@ -273,6 +274,7 @@ def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> d
         "format": 1,
         "method": method_name,
         "card": {"name": card.name, "version": card.version, "tier": card.tier, "schema": card.schemas[0]},
+        "modifiers": described(run.method),
         "settings": hidden(run.settings.flat()),
         "options": dataclasses.asdict(run.config),
         "total_steps": run.total,

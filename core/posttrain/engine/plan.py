@@ -13,6 +13,7 @@ from posttrain.engine.source import count_steps, order_of
 from posttrain.errors import SettingsError
 from posttrain.methods import Method
 from posttrain.models.load import choose_device, choose_dtype
+from posttrain.modifiers import described
 from posttrain.settings import Settings
 from posttrain.strategies.choose import planned
 
@@ -27,6 +28,7 @@ def make_plan(method: Method, config: Any, settings: Settings, objects: Objects)
     card = method.card
     return {
         "method": f"{card.name} {card.version} ({card.tier})",
+        "modifiers": [_words(one) for one in described(method)],
         "model": {"name": settings.model, "family": model.family, "parameters": model.parameters},
         "trained_parameters": trained_numbers(model, settings),
         "device": str(device),
@@ -40,6 +42,11 @@ def make_plan(method: Method, config: Any, settings: Settings, objects: Objects)
         "memory_mb": in_mb(memory_of(method, config, settings, model, device, strategy, processes)),
         "options": dataclasses.asdict(config),
     }
+
+
+def _words(modifier: dict[str, Any]) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in modifier["options"].items())
+    return f"{modifier['name']} {modifier['version']}" + (f" ({options})" if options else "")
 
 
 def _length(method: Method, settings: Settings, data: Prepared) -> tuple[int, int | str]:
