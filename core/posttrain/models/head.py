@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from posttrain.engine.head import Head
 from posttrain.errors import ModelError
 
@@ -12,7 +14,10 @@ _FACTORS = {
     "logit_scale": lambda value: value,  # Cohere
     "logits_scaling": lambda value: 1.0 / value,  # Granite
     "lm_head_multiplier": lambda value: value,  # Falcon-H1
+    "logits_mup_width_multiplier": lambda value: 1.0 / value,  # Inkling
 }
+#: Fields that bound the logits: Gemma, RecurrentGemma, xLSTM.
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def find_head(inner: Any) -> Head:
@@ -29,4 +34,12 @@ def find_head(inner: Any) -> Head:
         value = getattr(config, name, None)
         if value is not None:
             scale *= factor(float(value))
-    return Head(projection, scale, getattr(config, "final_logit_softcapping", None))
+    caps = [cap for cap in (getattr(config, name, None) for name in _CAPS) if cap is not None]
+    return Head(_whole(inner, projection), scale, caps[0] if caps else None)
+
+
+def _whole(inner: Any, projection: Any) -> Any:
+    """The projection, behind the layers under the name lm_head that ModernBERT's decoder has before it."""
+    before = getattr(inner, "lm_head", None)
+    apart = before is not None and all(part is not projection for part in before.modules())
+    return nn.Sequential(before, projection) if apart else projection
