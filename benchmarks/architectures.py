@@ -216,7 +216,8 @@ def build(family: str, changes: dict[str, Any], dtype: Any) -> Any:
 
     model = make(family, changes, dtype)
     try:
-        model(input_ids=rows()[0].ids[None], use_cache=False)
+        with torch.no_grad():  # some keep their state
+            model(input_ids=rows()[0].ids[None], use_cache=False)
     except RuntimeError as error:
         if dtype != torch.float64 or "Double" not in str(error):
             raise

@@ -14,7 +14,7 @@ from torch import Tensor
 from posttrain.engine import rope
 from posttrain.errors import ModelError
 from posttrain.generation.attention import grouped
-from posttrain.generation.cache import joinable
+from posttrain.generation.cache import SlotCache, joinable
 from posttrain.generation.packed import packed
 from posttrain.models.modes import evaluating
 
@@ -90,7 +90,15 @@ class Network:
         optional = {"position_ids": positions, "logits_to_keep": 1, "output_router_logits": False}
         arguments |= {name: value for name, value in optional.items() if name in self._accepted}
         with rope.rows_of(self._kinds(positions)):
-            output = self.model(**arguments)
+            try:
+                output = self.model(**arguments)
+            except (RuntimeError, ValueError) as error:
+                if cache is None or isinstance(cache, SlotCache) or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise ModelError(
+                    f"{type(self.inner).__name__} cannot go on from a cache whose rows were repeated or left out "
+                    f"({str(error).strip().splitlines()[0]}), which sampling does. Train this one with an offline method."
+                ) from None
         if getattr(output, "past_key_values", None) is None:
             raise ModelError(
                 f"{type(self.inner).__name__} gives back no past_key_values, which sampling goes on from. Expected a "
