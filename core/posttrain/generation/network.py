@@ -93,11 +93,13 @@ class Network:
             try:
                 output = self.model(**arguments)
             except (RuntimeError, ValueError) as error:
-                if cache is None or isinstance(cache, SlotCache) or isinstance(error, torch.OutOfMemoryError):
+                usual = isinstance(cache, SlotCache) or (cache is None and self.placed)
+                if usual or isinstance(error, torch.OutOfMemoryError):
                     raise
+                first = str(error).strip().splitlines()[0]
                 raise ModelError(
-                    f"{type(self.inner).__name__} cannot go on from a cache whose rows were repeated or left out "
-                    f"({str(error).strip().splitlines()[0]}), which sampling does. Train this one with an offline method."
+                    f"{type(self.inner).__name__} cannot sample several texts together ({first}). Train this one with "
+                    "an offline method."
                 ) from None
         if getattr(output, "past_key_values", None) is None:
             raise ModelError(
