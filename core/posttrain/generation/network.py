@@ -96,7 +96,7 @@ class Network:
                 usual = isinstance(cache, SlotCache) or (cache is None and self.placed)
                 if usual or isinstance(error, torch.OutOfMemoryError):
                     raise
-                first = str(error).strip().splitlines()[0]
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ModelError(
                     f"{type(self.inner).__name__} cannot sample several texts together ({first}). Train this one with "
                     "an offline method."
