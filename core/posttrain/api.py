@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
 from posttrain import methods
 from posttrain.config import method_options, resolve
 from posttrain.discovery import modified
+from posttrain.durable import put_folder, remove, writing
 from posttrain.engine.build import Objects, Prepared, build_run, prepare_data, run_facts
-from posttrain.engine.checkpoint import latest_checkpoint, restore_checkpoint
+from posttrain.engine.checkpoint import find_checkpoints, restore_newest
+from posttrain.engine.finite import refuse_nonfinite
 from posttrain.engine.loop import train_loop
 from posttrain.engine.plan import make_plan
 from posttrain.engine.run import Run
-from posttrain.errors import CheckpointError, RunStopped
+from posttrain.errors import CheckpointError, RunFailed, RunStopped
 from posttrain.generation.text import generate_text
 from posttrain.models.save import save_model, write_model_card
 from posttrain.modifiers import apply_modifiers, described
 from posttrain.options import read_options
 from posttrain.settings import Settings
 from posttrain.strategies.restart import resumed_settings
-from posttrain.strategies.world import lost_contact
+from posttrain.strategies.world import lost_contact, rank_here
 from posttrain.watch.progress import Progress
 from posttrain.watch.run_directory import RunDirectory, new_run_directory
 
@@ -38,6 +42,7 @@ def train(
     teacher: Any = None,
     judge: Any = None,
     observers: list[Any] | None = None,
+    take_over: bool = False,
     **keywords: Any,
 ) -> Run:
     """Train ``model`` on ``data`` with ``method`` and return the finished run.
@@ -46,7 +51,10 @@ def train(
     a ``datasets`` object; ``reward`` is a name, a callable ``(prompts, completions, **columns) -> list`` or a list of
     these; ``teacher`` a name or a module with the same tokeniser; ``judge`` a name or a callable ``(prompts, firsts,
     seconds) -> list``. ``keywords`` are the options of the run and of the method, in snake_case. The result has
-    ``metrics``, ``model``, ``tokenizer`` and ``path``. Raises PosttrainError for what a user can mend.
+    ``metrics``, ``model``, ``tokenizer`` and ``path``. SIGTERM, the first Ctrl-C and a notebook's stop button end the
+    run after the step that it is taking: it is saved and returned as ``interrupted``, and ``resume`` goes on.
+    ``take_over`` owns a run directory whose owner is a process of another host. Raises PosttrainError for what a user
+    can mend.
     """
     loaded = methods.load(method) if isinstance(method, str) else method
     objects = Objects(tokenizer=tokenizer, observers=observers or [])
@@ -69,7 +77,9 @@ def train(
         settings, options = resolve(loaded.card, own, {}, keywords)
     elif keywords:
         settings = settings.replace(**keywords)
-    return _start(loaded, method if isinstance(method, str) else loaded.name, settings, options or {}, objects)
+    return _start(
+        loaded, method if isinstance(method, str) else loaded.name, settings, options or {}, objects, take_over
+    )
 
 
 def plan(method: str, settings: Settings, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -99,15 +109,27 @@ def _name_or_object(objects: Objects, name: str, value: Any, kind: type, list_of
     return {}
 
 
-def _start(method: methods.Method, name: str, settings: Settings, options: dict[str, Any], objects: Objects) -> Run:
+def _start(
+    method: methods.Method,
+    name: str,
+    settings: Settings,
+    options: dict[str, Any],
+    objects: Objects,
+    take_over: bool = False,
+) -> Run:
     config = method.config(options, settings)
     method = apply_modifiers(method, settings)
-    data = prepare_data(method, config, settings, objects)
-    path = Path(settings.output or new_run_directory(method.name))
-    run = build_run(method, config, settings, objects, data, path)
-    run.directory.create(run_facts(run, data, objects, name), settings.overwrite)
-    _announce(run, data)
-    return _drive(run, f"{run.total} steps of {method.name}")
+    directory = RunDirectory(settings.output or new_run_directory(method.name), writes=rank_here() == 0)
+    directory.claim(take_over)
+    try:
+        directory.check_free(settings.overwrite)
+        data = prepare_data(method, config, settings, objects)
+        run = build_run(method, config, settings, objects, data, directory)
+        directory.create(run_facts(run, data, objects, name))
+        _announce(run, data)
+        return _drive(run, f"{run.total} steps of {method.name}")
+    finally:
+        directory.release()
 
 
 def _progress(run: Run) -> Progress:
@@ -129,14 +151,14 @@ def _drive(run: Run, what: str) -> Run:
     run.directory.event("started", "info", what, evidence={"step": run.step})
     run.say = _progress(run).say
     try:
-        train_loop(run, _progress(run))
-        _finish(run)
+        with run.interrupt.listening(run.strategy.rank == 0):
+            train_loop(run, _progress(run))
+            _say_interrupted(run) if run.interrupted else _finish(run)
     except BaseException as raised:
         lost = lost_contact(raised)
         error = raised if lost is None else lost
-        first = str(error).splitlines()[0] if str(error) else ""
-        code = "stopped" if isinstance(error, RunStopped) else "failed"
-        run.directory.event(code, "error", f"{type(error).__name__}: {first}", evidence={"step": run.step})
+        with contextlib.suppress(RunFailed):  # the disk may be what failed
+            _note_failure(run, error)
         run.observers.tell("run_failed", run=run, error=error)
         if lost is not None:
             raise lost from raised
@@ -146,13 +168,40 @@ def _drive(run: Run, what: str) -> Run:
     return run
 
 
-def _finish(run: Run) -> None:
-    save_model(run.policy, run.tokenizer, run.directory.model, run.strategy)
+def _note_failure(run: Run, error: BaseException) -> None:
+    first = str(error).splitlines()[0] if str(error) else ""
+    code = "stopped" if isinstance(error, RunStopped) else "failed"
+    message, severity = f"{type(error).__name__}: {first}", "error"
+    if isinstance(error, KeyboardInterrupt):
+        code, severity = "interrupted", "warning"
+        message = f"ended at once in step {run.step + 1}; what was done since the last checkpoint is done again"
+    run.directory.event(code, severity, message, evidence={"step": run.step})
+
+
+def _say_interrupted(run: Run) -> None:
+    message = f"interrupted by {run.interrupt.signal or 'another rank'} after step {run.step} of {run.total}"
+    suggestion = f"posttrain resume {run.path}"
+    run.directory.event("interrupted", "warning", message, evidence={"step": run.step}, suggestion=suggestion)
+    run.observers.tell("run_failed", run=run, error=KeyboardInterrupt(message))
     if run.strategy.rank == 0:
-        last = run.history[-1] if run.history else {}
-        write_model_card(run.directory.model, run.directory.facts(), last, run.card, run.settings.model or None)
-        if run.settings.push_to_hub:
-            _push(run, run.settings.push_to_hub)
+        print(f"I{message[1:]}, and saved. Go on with: {suggestion}", file=sys.stderr)
+
+
+def _finish(run: Run) -> None:
+    """Save the final model aside, rename it into place, and say so: a kill before that leaves a run to resume."""
+    refuse_nonfinite(run)
+    aside = run.path / ".model.tmp"
+    if run.strategy.rank == 0:
+        remove(aside)
+    run.strategy.barrier()
+    with writing(f"The model in '{run.directory.model}'", f"Make room, and save it with: posttrain resume {run.path}"):
+        save_model(run.policy, run.tokenizer, aside, run.strategy)
+        if run.strategy.rank == 0:
+            last = run.history[-1] if run.history else {}
+            write_model_card(aside, run.directory.facts(), last, run.card, run.settings.model or None)
+            put_folder(aside, run.directory.model)
+    if run.strategy.rank == 0 and run.settings.push_to_hub:
+        _push(run, run.settings.push_to_hub)
     run.strategy.barrier()
     run.directory.event("finished", "info", f"{run.step} steps", evidence={"step": run.step})
     run.observers.tell("run_finished", run=run)
@@ -186,18 +235,18 @@ def resume(
     teacher: Any = None,
     judge: Any = None,
     observers: list[Any] | None = None,
+    take_over: bool = False,
     **changes: Any,
 ) -> Run:
-    """Continue the run at ``path`` from its newest complete checkpoint, as if it had not been interrupted.
+    """Continue the run at ``path`` from its newest good checkpoint, as if it had not been interrupted.
 
-    What the run was given as objects must be given again. ``changes`` may lengthen it (``steps``) or change what does
-    not touch the numbers (``progress``, ``save_every``, ``log_every``, ``eval_every``). Raises CheckpointError.
+    What the run was given as objects must be given again; ``take_over`` as in ``train``. ``changes`` may lengthen
+    it (``steps``) or change what does not touch the numbers (``progress``, ``save_every``, ``log_every``,
+    ``eval_every``). Raises CheckpointError.
     """
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, writes=rank_here() == 0)
     facts = directory.facts()
-    folder = latest_checkpoint(directory.path)
     settings = resumed_settings(path, changes)
-    method = methods.load(facts["method"])
     objects = Objects(model, tokenizer, data, eval_data, None, teacher, judge, observers or [])
     if reward is not None:
         objects.reward = reward if isinstance(reward, list) else [reward]
@@ -207,17 +256,33 @@ def resume(
                 f"The run was given its {name} as an object. "
                 f"Resume it from Python: posttrain.resume('{path}', {name}=...)"
             )
+    directory.claim(take_over)
+    try:
+        directory.recover()
+        find_checkpoints(directory.path)
+        return _resume(directory, facts, settings, objects)
+    finally:
+        directory.release()
+
+
+def _resume(directory: RunDirectory, facts: dict[str, Any], settings: Settings, objects: Objects) -> Run:
+    method = methods.load(facts["method"])
     config = method.config(facts["options"], settings)
     method = apply_modifiers(method, settings)
     _say_what_changed(directory, method, facts)
     prepared = prepare_data(method, config, settings, objects)
-    run = build_run(method, config, settings, objects, prepared, directory.path)
-    restore_checkpoint(run, folder)
-    run.directory.rewind(run.step)
+    run = build_run(method, config, settings, objects, prepared, directory)
+    for note in restore_newest(run):
+        _progress(run).say(note)
+    complete = run.strategy.everyone(directory.is_finished())[0]
+    if run.step >= run.total and complete:
+        run.close()
+        raise CheckpointError(
+            f"The run at '{run.path}' is complete: step {run.step} of {run.total}. To go on: --steps N"
+        )
+    directory.rewind(run.step)
     run.strategy.barrier()  # rank 0 has cut the files that all read
-    run.history = run.directory.read_metrics()
-    if run.step >= run.total:
-        raise CheckpointError(f"The run at '{path}' is complete: step {run.step} of {run.total}. To go on: --steps N")
+    run.history, run.evaluations = directory.read_metrics(), directory.evaluations(run.step)
     return _drive(run, f"resumed after step {run.step} of {run.total}")
 
 

@@ -179,4 +179,4 @@ def posttrain_run_finished(run):
 
 @hookspec
 def posttrain_run_failed(run, error):
-    """Observers: the run ends with ``error``."""
+    """Observers: the run ends with ``error``; a KeyboardInterrupt where it was asked to stop, and is saved."""

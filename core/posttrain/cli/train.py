@@ -15,6 +15,7 @@ from posttrain.discovery import locate
 from posttrain.errors import SettingsError
 from posttrain.options import Option
 from posttrain.strategies import launch as launching
+from posttrain.strategies.lifeline import end_with_parent
 from posttrain.strategies.restart import continued
 from posttrain.strategies.world import quieten
 from posttrain.watch.run_directory import new_run_directory
@@ -31,6 +32,7 @@ OWN = [
         ("print_config", bool, False, "Print the resolved options as YAML and stop."),
         ("dry_run", bool, False, "Say what would happen and what memory it needs, and stop; no weights are loaded."),
         ("json", bool, False, "With dry-run: print JSON."),
+        ("take_over", bool, False, "Own the output folder though its owner is on another host."),
         ("help", bool, False, "Print this and stop."),
     )
 ]
@@ -66,12 +68,14 @@ def run(arguments: list[str]) -> int:
         output = settings.output or new_run_directory(name)  # named once, for all processes and every restart
         return launching.launch(["train", *arguments, f"--output={output}"], settings, output)
     quieten()
+    end_with_parent()
+    take_over = bool(command.get("take_over"))
     api = load_api()
     started = continued(name, settings)
     if started is not None:
-        api.resume(started, **secret_options.given(settings))
+        api.resume(started, take_over=take_over, **secret_options.given(settings))
         return 0
-    api.train(name, settings, options)
+    api.train(name, settings, options, take_over=take_over)
     return 0
 
 

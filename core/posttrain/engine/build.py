@@ -129,7 +129,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
     return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes)
 
 
-def build_run(method: Method, config: Any, settings: Settings, objects: Objects, data: Prepared, path: Path) -> Run:
+def build_run(
+    method: Method, config: Any, settings: Settings, objects: Objects, data: Prepared, directory: RunDirectory
+) -> Run:
     """Strategy, model, reference, optimiser and source, put together."""
     card = method.card
     strategy, why = choose(settings)
@@ -165,7 +167,7 @@ def build_run(method: Method, config: Any, settings: Settings, objects: Objects,
         teacher=teacher,
         strategy=strategy,
         router_loss=router_loss,
-        directory=RunDirectory(path, writes=strategy.rank == 0),
+        directory=directory,
         model_in_memory=objects.model is not None,
         observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-import re
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy
 import torch
 
+from posttrain.durable import put_folder, writing
+from posttrain.engine.finite import nonfinite_weights, refuse_nonfinite
+from posttrain.engine.manifest import find_damage, write_manifest
 from posttrain.engine.reference_cache import kept_in_checkpoint, restore_kept
 from posttrain.errors import CheckpointError
 from posttrain.models.reference import MovingReference
+from posttrain.watch.run_directory import is_checkpoint, step_of
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Write ``checkpoints/step-N``; a reader never sees half of one. Older ones beyond ``save_total`` go."""
+    """Write ``checkpoints/step-N``; a reader never sees half of one. Older ones beyond ``save_total`` go.
+
+    Raises RunStopped for weights that are not finite, RunFailed where the disk takes no more.
+    """
+    refuse_nonfinite(run)
     final = run.directory.checkpoints / f"step-{run.step}"
+    aside = run.directory.checkpoints / f".step-{run.step}.tmp"
+    good = run.directory.newest_checkpoint()
+    advice = f"The last good checkpoint is '{good}'. " if good else ""
+    advice += f"Make room, and go on with: posttrain resume {run.path}" if good else "Make room, and start again."
+    try:
+        with writing(f"The checkpoint of step {run.step} in '{final.parent}'", advice):
+            _write(run, aside)
+            if run.strategy.rank == 0:
+                put_folder(aside, final)
+                _prune(run)
+    except BaseException:
+        if run.strategy.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
+        raise
+    run.strategy.barrier()
+    run.directory.event("checkpoint", "info", f"checkpoint of step {run.step}", evidence=final.name)
+    run.observers.tell("checkpoint_saved", run=run, path=final)
+    return final
+
+
+def _write(run: Run, aside: Path) -> None:
+    """Write all files of a checkpoint, the manifest last."""
     generators = run.strategy.gather([_random_state()])
     reference = kept_in_checkpoint(run)
-    aside = run.directory.checkpoints / f".step-{run.step}.tmp"
     if run.strategy.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -45,17 +75,40 @@ def save_checkpoint(run: Run) -> Path:
         torch.save(training, aside / "training.pt")
         facts = {"step": run.step, "total": run.total, "best": run.best, "method": run.card.name}
         (aside / "state.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        _prune(run)
-    run.strategy.barrier()
-    run.directory.event("checkpoint", "info", f"checkpoint of step {run.step}", evidence=final.name)
-    run.observers.tell("checkpoint_saved", run=run, path=final)
-    return final
+        write_manifest(aside)
 
 
-def restore_checkpoint(run: Run, folder: Path) -> None:
-    """Bring weights, optimiser, schedule, method state, data position and random state back."""
+def restore_newest(run: Run) -> list[str]:
+    """Restore the newest good checkpoint; return a line for each newer one that was passed over, and for what differs.
+
+    One that is cut, damaged or not finite is renamed to ``step-N.damaged``. Raises CheckpointError where none is good.
+    """
+    passed: dict[Path, str] = {}
+    for folder in run.strategy.everyone(find_checkpoints(run.path) if run.strategy.rank == 0 else [])[0]:
+        problem = run.strategy.everyone(find_damage(folder) if run.strategy.rank == 0 else None)[0]
+        if problem is None:
+            notes = restore_checkpoint(run, folder)
+            bad = nonfinite_weights(run)
+            if not bad:
+                said = [f"Checkpoint '{path}' is passed over: {why}." for path, why in passed.items()]
+                for line in said:
+                    run.directory.event("checkpoint-damaged", "warning", line, evidence={"resumed": folder.name})
+                _set_damaged_aside(run, list(passed))
+                return said + notes
+            problem = f"its weights are not finite, first {bad[0]}"
+        passed[folder] = problem
+    raise CheckpointError(_none_is_good(run.path, passed))
+
+
+def _set_damaged_aside(run: Run, folders: list[Path]) -> None:
+    """Take checkpoints out of the numbering: pruning would count them in the place of good ones."""
+    for folder in folders if run.strategy.rank == 0 else ():
+        with contextlib.suppress(OSError):
+            put_folder(folder, folder.with_name(f"{folder.name}.damaged"))
+
+
+def restore_checkpoint(run: Run, folder: Path) -> list[str]:
+    """Bring weights, optimiser, schedule, method state, data position and random state back; return what cannot be."""
     facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     run.strategy.load(run, folder)
     training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
@@ -72,34 +125,56 @@ def restore_checkpoint(run: Run, folder: Path) -> None:
     restore_kept(run, training["reference"])
     if training["source"]:
         run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
-    if len(training["random"]) == run.strategy.parts:
-        _set_random_state(training["random"][run.strategy.part])
     run.step, run.best = facts["step"], facts["best"]
+    saved, parts = len(training["random"]), run.strategy.parts
+    if saved == parts:
+        _set_random_state(training["random"][run.strategy.part])
+        return []
+    return [
+        f"The checkpoint holds the random state of {saved} processes and this run has {parts}: dropout draws other "
+        "numbers than it would have in the uninterrupted run."
+    ]
 
 
-def latest_checkpoint(directory: Path) -> Path:
-    """The newest complete checkpoint of a run. Raises CheckpointError where there is none."""
-    found = sorted((int(m[1]), path) for path in directory.glob("checkpoints/step-*") if (m := _numbered(path)))
+def find_checkpoints(directory: Path) -> list[Path]:
+    """List the complete checkpoints of a run, newest first. Raises CheckpointError where there is none."""
+    found = [path for path in directory.glob("checkpoints/step-*") if is_checkpoint(path)]
     if not found:
         raise CheckpointError(
             f"'{directory}' has no complete checkpoint. "
             "Start it anew with --overwrite, and --save-every N to have some."
         )
-    return found[-1][1]
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _numbered(path: Path) -> re.Match[str] | None:
-    match = re.fullmatch(r"step-(\d+)", path.name)
-    return match if match and (path / "state.json").is_file() else None
+def latest_checkpoint(directory: Path) -> Path:
+    """Return the newest good checkpoint of a run; standard error names newer ones that are passed over.
+
+    Raises CheckpointError where none is good.
+    """
+    passed: dict[Path, str] = {}
+    for folder in find_checkpoints(directory):
+        problem = find_damage(folder)
+        if problem is None:
+            return folder
+        print(f"Checkpoint '{folder}' is passed over: {problem}.", file=sys.stderr)
+        passed[folder] = problem
+    raise CheckpointError(_none_is_good(directory, passed))
+
+
+def _none_is_good(directory: Path, passed: dict[Path, str]) -> str:
+    reasons = "; ".join(f"{path.name}: {why}" for path, why in passed.items())
+    return f"'{directory}' has no good checkpoint: {reasons}. Start it anew with --overwrite."
 
 
 def _prune(run: Run) -> None:
-    found = [path for path in run.directory.checkpoints.glob("step-*") if _numbered(path)]
-    found.sort(key=lambda path: int(path.name.partition("-")[2]))
+    """Delete checkpoints beyond ``save_total``, but never the best one where a run keeps it."""
+    found = [path for path in run.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
+    found.sort(key=step_of)
     for path in found[: -run.settings.save_total or None]:
         if path.name != f"step-{run.best.get('step')}" or not run.settings.save_best:
-            shutil.rmtree(path)
-    for path in run.directory.checkpoints.glob(".step-*.tmp"):
+            path.rename(path.with_name(f".{path.name}.tmp"))  # half a checkpoint never has the name of a whole one
+    for path in run.directory.checkpoints.glob(".step-*"):  # what kills have left
         shutil.rmtree(path)
 
 

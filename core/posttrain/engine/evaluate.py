@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
@@ -53,6 +54,8 @@ def is_better(run: Run, found: dict[str, float]) -> bool:
     value = found.get(name)
     if value is None:
         return False
+    if not math.isfinite(value):
+        value = -math.inf if higher else math.inf  # worse than anything, whatever came before
     old = run.best.get("value")
     better = old is None or (value > old if higher else value < old)
     if better:

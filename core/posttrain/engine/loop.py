@@ -22,16 +22,23 @@ if TYPE_CHECKING:
 
 
 def train_loop(run: Run, progress: Progress) -> None:
-    """Take the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy."""
+    """Take the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy.
+
+    A run that is asked to stop ends after a step, saved and ``interrupted``.
+    """
     run.policy.train()
     run.observers.tell("run_started", run=run)
     fill_reference(run)
-    if run.evaluation is not None and run.step == 0:
+    saved = run.step or None
+    if run.evaluation is not None and run.step == 0 and not run.best:
         evaluate(run, progress)
         if _best_now(run):
             save_checkpoint(run)
-    saved = run.step
+            saved = run.step
     while run.step < run.total and not _patience_is_over(run):
+        if any(run.strategy.everyone(run.interrupt.signal)):
+            run.interrupted = True
+            break
         line = _one_step(run)
         _stop_unless_finite(run, line)
         if run.evaluation is not None and _due(run, run.settings.eval_every, at_end=True):
@@ -45,7 +52,7 @@ def train_loop(run: Run, progress: Progress) -> None:
             saved = run.step
     if saved != run.step:
         save_checkpoint(run)
-    if run.settings.save_best and run.best and run.best["step"] != run.step:
+    if run.settings.save_best and run.best and run.best["step"] != run.step and not run.interrupted:
         restore_best(run, progress)
 
 
@@ -74,7 +81,7 @@ def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, 
         "grad_norm": outcome.grad_norm,
         "learning_rate": rate,
         "tokens": outcome.tokens,
-        "tokens_per_second": outcome.tokens / seconds,
+        "tokens_per_second": outcome.tokens / max(seconds, 1e-9),
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
     }

@@ -17,6 +17,7 @@ from posttrain.engine.batches import micro_batches, token_budget
 from posttrain.engine.correction import Correction
 from posttrain.engine.forward import TokenModel
 from posttrain.engine.head import Request, chunk_tokens
+from posttrain.engine.interrupt import Interrupt
 from posttrain.engine.offload import offloaded
 from posttrain.engine.router_loss import RouterLoss
 from posttrain.engine.source import Source
@@ -68,6 +69,10 @@ class Run:
     """The method's own, kept in every checkpoint."""
     best: dict[str, Any] = field(default_factory=dict)
     """Best value of the best-metric so far, its step, and evaluations since."""
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    """Whether somebody asked the run to stop."""
+    interrupted: bool = False
+    """Whether the run ended, saved, before its last step because of that; ``posttrain.resume`` goes on."""
     history: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 

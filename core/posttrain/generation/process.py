@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from multiprocessing import Pipe
@@ -29,12 +32,15 @@ from posttrain.errors import GeneratorLost
 from posttrain.generation.hf import refuse_images
 from posttrain.generation.protocol import Abilities, Completion, Health, Sampling, Weights
 from posttrain.generation.worker import Start
+from posttrain.watch.owner import started
 
 if TYPE_CHECKING:
     from posttrain.engine.run import Run
 
 #: Seconds after which a process that was asked to end is ended.
 PATIENCE = 5.0
+#: Seconds without new weights after which a folder in memory may be one that nobody owns.
+FORSAKEN = 3600.0
 
 
 class ProcessGenerator:
@@ -50,11 +56,11 @@ class ProcessGenerator:
 
     def _launch(self) -> None:
         memory = Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="posttrain-", dir=memory if os.access(memory, os.W_OK) else None, ignore_cleanup_errors=True
-        )
+        place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+        _sweep(place)
+        self._folder = tempfile.TemporaryDirectory(prefix=_prefix(), dir=place, ignore_cleanup_errors=True)
         ours, theirs = Pipe()
-        start = self._start(Path(self._folder.name))
+        start = dataclasses.replace(self._start(Path(self._folder.name)), folder=Path(self._folder.name))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "posttrain.generation.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -152,6 +158,21 @@ class ProcessGenerator:
         self._reader.join(PATIENCE)
         self._connection.close()
         self._folder.cleanup()
+
+
+def _prefix() -> str:
+    """Begin a folder's name with its owner: process id and the system's count of when it started."""
+    return f"posttrain-{os.getpid()}-{(started(os.getpid()) or '0').split()[-1]}-"
+
+
+def _sweep(place: Path) -> None:
+    """Delete the folders of trainers that were killed together with the processes that sampled for them."""
+    for folder in place.glob("posttrain-*-*-*"):
+        words = folder.name.split("-")
+        with contextlib.suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > FORSAKEN
+            if old and words[1].isdigit() and (started(int(words[1])) or "").split()[-1:] != [words[2]]:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plain(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
+import signal
 import sys
 from collections import deque
 from dataclasses import dataclass, field
@@ -41,6 +43,8 @@ class Start:
     build: tuple[type, Any, torch.dtype] | None = None
     """Class, configuration and type of a model that has no name; ``weights`` then holds all of it."""
     weights: Path | None = None
+    folder: Path | None = None
+    """Where weights come through; it goes with this process, should the other side be killed."""
 
 
 @dataclass
@@ -176,16 +180,26 @@ def build(start: Start) -> HfGenerator:
 
 def main() -> None:
     """``python -m posttrain.generation.worker DESCRIPTOR``: number of the open socket to the parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # terminals and schedulers tell both sides; the other one decides
     connection = Connection(int(sys.argv[1]))
-    with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt):  # the parent is gone: so are we
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone: so are we
         start: Start = pickle.loads(connection.recv_bytes())
         try:
-            generator = build(start)
-        except PosttrainError as error:
-            connection.send_bytes(pickle.dumps((0, False, error)))
-            return
-        connection.send_bytes(pickle.dumps((0, True, None)))
-        Worker(connection, generator, start.autocast).run()
+            _serve(connection, start)
+        finally:
+            if start.folder is not None:
+                shutil.rmtree(start.folder, ignore_errors=True)
+
+
+def _serve(connection: Connection, start: Start) -> None:
+    try:
+        generator = build(start)
+    except PosttrainError as error:
+        connection.send_bytes(pickle.dumps((0, False, error)))
+        return
+    connection.send_bytes(pickle.dumps((0, True, None)))
+    Worker(connection, generator, start.autocast).run()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -13,7 +14,9 @@ import tempfile
 import time
 import traceback
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError, RankLost, SettingsError
@@ -70,16 +73,21 @@ def launch(arguments: list[str], settings: Settings, run: str, program: tuple[st
         max_restarts=settings.max_restarts,
         logs_specs=DefaultLogsSpecs(str(logs), redirects=quiet),
         **_rendezvous(settings, high),
+        **_left_to_us(LaunchConfig),
     )
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
     if low != high:  # machines that come and go count as no restart: only a new store is free of those that have left
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.nproc)))
+    forwarder = Forwarder()
     try:
-        launch_agent(config, sys.executable, [*program, *arguments])
+        with forwarder.listening():
+            launch_agent(config, sys.executable, [*program, *arguments])
         return 0
     except ChildFailedError as error:
+        if forwarder.signal and all(failure.exitcode == -signal.SIGTERM for failure in error.failures.values()):
+            return 128 + int(forwarder.signal)  # asked before they had begun
         return _report(error.failures, logs, run)
     except SignalException as error:
         if error.sigval == signal.SIGINT:
@@ -93,6 +101,50 @@ def launch(arguments: list[str], settings: Settings, run: str, program: tuple[st
     finally:
         del os.environ[LAUNCHED]
         shutil.rmtree(logs, ignore_errors=True)
+
+
+class Forwarder:
+    """Passes SIGTERM and the first Ctrl-C on to the ranks, which finish their step and end; kills at the second."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals in a block."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self.signal and number == signal.SIGINT
+        self.signal = self.signal or number
+        for rank in _ranks():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL if again else signal.SIGTERM)
+        if again:
+            raise KeyboardInterrupt
+
+
+def _ranks() -> list[int]:
+    """Process ids of the ranks that this process has started."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if ERROR_FILE in child.environ():
+                found.append(child.pid)
+    return found
+
+
+def _left_to_us(config: type) -> dict[str, Any]:
+    """Keep torch's agent, where it can be told, from killing the ranks at signals that they are to end well at."""
+    known = {field.name for field in dataclasses.fields(config)}
+    return {"signals_to_handle": "SIGHUP,SIGQUIT"} if "signals_to_handle" in known else {}
 
 
 def _nodes(settings: Settings) -> tuple[int, int]:

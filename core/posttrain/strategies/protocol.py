@@ -80,5 +80,8 @@ class Strategy(Protocol):
     def sum_number(self, value: float) -> float:
         """One number of all parts together."""
 
+    def everyone(self, item: Any) -> list[Any]:
+        """Return each rank's ``item``, in the order of ranks, on every rank."""
+
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -32,7 +32,7 @@ class Ranks:
 
     def gather(self, items: list[Any]) -> list[Any]:
         """All items in their first order; objects travel through pickle between our own processes."""
-        parts = self._everyone(items)
+        parts = self._all_parts(items)
         merged = []
         for index in range(max(len(part) for part in parts)):
             merged += [part[index] for part in parts if index < len(part)]
@@ -40,7 +40,7 @@ class Ranks:
 
     def sum_totals(self, totals: Totals) -> Totals:
         """Counts by name over all parts; a part may lack names that another has."""
-        everyone = self._everyone((totals.examples, totals.tokens))
+        everyone = self._all_parts((totals.examples, totals.tokens))
         summed = Totals(sum(examples for examples, _ in everyone))
         for _, tokens in everyone:
             for name, count in tokens.items():
@@ -51,7 +51,7 @@ class Ranks:
         """By name, whatever order a rank met the names in (G17)."""
         summed_terms: dict[str, float] = {}
         summed = Averages()
-        for their_terms, their_sums in self._everyone((terms, averages.sums)):
+        for their_terms, their_sums in self._all_parts((terms, averages.sums)):
             for name, value in their_terms.items():
                 summed_terms[name] = summed_terms.get(name, 0.0) + value
             for name, (total, count) in their_sums.items():
@@ -61,13 +61,19 @@ class Ranks:
 
     def sum_number(self, value: float) -> float:
         """One number over all parts."""
-        return sum(self._everyone(value))
+        return sum(self._all_parts(value))
+
+    def everyone(self, item: Any) -> list[Any]:
+        """Return the items of all ranks, also of those that hold one part of the data together."""
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
 
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()
 
-    def _everyone(self, item: Any) -> list[Any]:
+    def _all_parts(self, item: Any) -> list[Any]:
         """Each part's item, in their order."""
         items: list[Any] = [None] * self.parts
         dist.all_gather_object(items, item, group=self.group)

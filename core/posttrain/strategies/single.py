@@ -95,5 +95,9 @@ class Single:
         """As it is."""
         return value
 
+    def everyone(self, item: Any) -> list[Any]:
+        """Return the only rank's item."""
+        return [item]
+
     def barrier(self) -> None:
         """Nobody to wait for."""

@@ -1,0 +1,394 @@
+"""Kill runs with -9 at chosen moments, resume them, and compare them with runs that nobody killed.
+
+    python tests/faults/kills.py --kills 100
+
+Each run is a fork of this process, which has imported everything. In the fork the functions that write, delete and
+compute are counted, and at a chosen count the process kills itself: before the call, after it, or with half of what
+the call writes. Nothing of this is in the product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import posttrain.methods
+import safetensors.torch
+import torch
+from posttrain import durable
+from posttrain.cli import main as command
+from posttrain.cli.imports import load_api
+from posttrain.data import cache
+from posttrain.engine import build, checkpoint, loop, manifest
+from posttrain.generation import process as sampling
+from posttrain.generation import worker
+from posttrain.models import save
+from posttrain.rollouts import ahead, collect
+from posttrain.rollouts.ledger import audit
+from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain.watch.run_directory import RunDirectory
+
+#: Function on the stack -> the place of the run that it stands for, innermost first.
+PLACES = {
+    "rewind": "rewind",
+    "restore_newest": "restore",
+    "_finish": "final save",
+    "save_checkpoint": "save",
+    "evaluate": "evaluation",
+    "collect": "generation",
+    "prepare_data": "data",
+    "create": "begin",
+    "claim": "begin",
+    "release": "end",
+    "train_loop": "step",
+}
+#: What is killed in turn: half of the kills are inside saves, rewinds and restores.
+TURNS = ("save", "rewind", "step", "final save", "save", "restore", "data", "save", "generation", "begin", "rewind")
+COMMON = (
+    "--batch-size 3 --steps 6 --seed 5 --learning-rate 0.01 --save-every 2 --save-total 2 --progress quiet "
+    "--device cpu --model {0}/tiny"
+)
+ONLINE = "--data {0}/rows.jsonl --reward {0}/rewards.py:count --group-size 3 --max-new-tokens 5 --cache off"
+KINDS = {
+    "sft": "sft --data {0}/rows.jsonl --cache {1}-cache",
+    "dpo": "dpo --data {0}/pairs.jsonl --cache off",
+    "grpo": f"grpo {ONLINE} --updates-per-rollout 2",
+    "adapters": "sft --data {0}/rows.jsonl --lora --lora-dropout 0.3 --lora-rank 4 --cache off",
+    "evaluation": "sft --data {0}/rows.jsonl --eval-data {0}/rows.jsonl --eval-every 1 --save-best --cache {1}-cache",
+    "process": f"grpo {ONLINE} --generation-process",
+    "ahead": f"grpo {ONLINE} --max-staleness 1",
+    "ddp": "sft --data {0}/rows.jsonl --cache off",
+}
+#: Kinds whose samples depend on when weights arrive: their account is compared, not their numbers.
+TIMED = ("ahead",)
+RANKS = {"ddp": 2}
+#: Seconds that a run may take, and that what a killed one leaves may live.
+LONGEST, LINGER = 240, 20
+
+
+class Killer:
+    """Counts calls in this process, and kills it at the ``at``-th of ``place``."""
+
+    def __init__(self, place: str | None, at: int, how: str, told: Path):
+        self.place, self.at, self.how, self.told = place, at, how, told
+        self.seen: collections.Counter[str] = collections.Counter()
+
+    def arm(self) -> None:
+        """Put the counter around everything that writes, deletes or computes."""
+        for owner, name in (
+            *((os, "rename"), (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (shutil, "rmtree")),
+            *((checkpoint, "find_damage"), (loop, "optimiser_step"), (manifest, "write_manifest")),
+            *((torch, "save"), (save, "save_file"), (safetensors.torch, "save_file"), (Path, "write_text")),
+            *(
+                (cache, "save_file"),
+                (build, "read_rows"),
+                (build, "prepare"),
+                (ahead, "answer"),
+                (collect, "give_rewards"),
+            ),
+            *((RunDirectory, "_append"), (checkpoint, "put_folder"), (durable, "replace_text")),
+        ):
+            setattr(owner, name, self._counted(name, getattr(owner, name)))
+
+    def _counted(self, name: str, real):
+        @functools.wraps(real)
+        def call(*arguments, **keywords):
+            place = _place()
+            self.seen[place] += 1
+            if place != self.place or self.seen[place] != self.at:
+                return real(*arguments, **keywords)
+            files = [Path(a) for a in arguments if isinstance(a, str | Path)]
+            if name == "_append":
+                files = [arguments[0].path / arguments[1]]
+            if self.how != "before":
+                real(*arguments, **keywords)
+            if self.how == "half" and files and files[-1].is_file() and name not in ("rename", "replace", "unlink"):
+                size = files[-1].stat().st_size
+                os.truncate(files[-1], size - 7 if name == "_append" else size // 2)
+            self.told.write_bytes(f"{place}: {self.how} {name}".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
+
+
+def _place() -> str:
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name in PLACES:
+            return PLACES[frame.f_code.co_name]
+        frame = frame.f_back
+    return "elsewhere"
+
+
+class Forked:
+    """The sampling process as a fork: what ``subprocess.Popen`` gives, without the seconds of an import."""
+
+    def __init__(self, words, pass_fds, env):
+        self.pid = os.fork()
+        if not self.pid:
+            sys.argv = ["worker", str(pass_fds[0])]
+            for other in range(3, 64):  # a program of its own would have none of these
+                if other != pass_fds[0]:
+                    with contextlib.suppress(OSError):
+                        os.close(other)
+            try:
+                worker.main()
+            finally:
+                os._exit(0)
+
+    def wait(self, timeout=None):
+        """Wait for the end."""
+        deadline = time.monotonic() + (timeout or LONGEST)
+        while time.monotonic() < deadline:
+            found, code = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(code)
+            time.sleep(0.01)
+        raise sampling.subprocess.TimeoutExpired("worker", timeout)
+
+    def kill(self) -> None:
+        """End it."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class Popen:
+    """Stands for ``subprocess`` where the sampling process is started."""
+
+    TimeoutExpired = sampling.subprocess.TimeoutExpired
+    Popen = Forked
+
+
+def fork(words: list[str], log: Path, killer: Killer | None, rank: int, ranks: int, port: int) -> int:
+    """Run one command in a fork of this process; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        if ranks > 1:
+            names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
+        sampling.subprocess = Popen
+        if killer is not None:
+            killer.arm()
+        code = command.main(words)
+        if killer is not None:
+            killer.told.write_text(json.dumps(killer.seen))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(words: list[str], log: Path, killer: Killer | None = None, ranks: int = 1) -> int:
+    """Run a command in as many ranks as it needs; the exit code of rank 0, once all of it has ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [fork(words, log, killer if rank == 0 else None, rank, ranks, port) for rank in range(ranks)]
+    codes = {}
+    deadline = time.monotonic() + LONGEST
+    while len(codes) < ranks:
+        for process in processes:
+            if process not in codes:
+                found, code = os.waitpid(process, os.WNOHANG)
+                if found:
+                    codes[process] = os.waitstatus_to_exitcode(code)
+        if codes and min(codes.values()) < 0:
+            deadline = min(deadline, time.monotonic() + LINGER)
+        if time.monotonic() > deadline:
+            for process in set(processes) - set(codes):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.01)
+    for process in processes:
+        if not _ended(process):
+            raise AssertionError(f"processes of session {process} outlive their run: {log}")
+    return codes[processes[0]]
+
+
+def _ended(session: int) -> bool:
+    """Whether no process of a session is left, its sampling process among them."""
+    deadline = time.monotonic() + LINGER
+    while time.monotonic() < deadline:
+        alive = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                alive.append(stat.parent.name)
+        if not alive:
+            return True
+        time.sleep(0.05)
+    for process in alive:
+        os.kill(int(process), signal.SIGKILL)
+    return False
+
+
+def result(path: Path, timed: bool) -> dict[str, object]:
+    """What two runs must have in common: series without clocks, evaluations, accounts, weights."""
+    directory = RunDirectory(path)
+    lines = [
+        {k: v for k, v in line.items() if "seconds" not in k and "second" not in k and k != "peak_memory_mb"}
+        for line in directory.read_metrics()
+    ]
+    evaluations = directory.evaluations(10**9)
+    account = audit(path / "ledger.jsonl") if (path / "ledger.jsonl").exists() else {}
+    weights = {file.name: file.read_bytes() for file in sorted((path / "model").glob("*.safetensors"))}
+    assert weights, "there is no model"
+    assert directory.is_finished()
+    if timed:
+        return {"steps": [line["step"] for line in lines], "account": account}
+    return {"lines": lines, "evaluations": evaluations, "account": account, "weights": weights}
+
+
+class Harness:
+    """Reference runs by kind, and one killed run after the other."""
+
+    def __init__(self, place: Path, seed: int):
+        self.place, self.random = place, random.Random(seed)
+        self.whole: dict[str, dict[str, object]] = {}
+        self.counts: dict[tuple[str, str], dict[str, int]] = {}
+        tiny_model().save_pretrained(place / "tiny")
+        tiny_tokenizer().save_pretrained(place / "tiny")
+        pairs = [
+            ("ab", "cab", "fg"),
+            ("abc", "a", "hefgh"),
+            ("dcba", "abcda", "e"),
+            ("bad", "cc", "gg"),
+            ("c", "b", "h"),
+        ]
+        for name, keys in (("rows", ("prompt", "completion")), ("pairs", ("prompt", "chosen", "rejected"))):
+            rows = [json.dumps(dict(zip(keys, row, strict=False))) for row in pairs]
+            (place / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+        code = "def count(completions, **_):\n    return [c[:4].count('a') / 4 for c in completions]\n"
+        (place / "rewards.py").write_text(code)
+
+    def words(self, kind: str, path: Path) -> list[str]:
+        """The command that trains one kind of run."""
+        return f"train {KINDS[kind]} {COMMON} --output {{1}}".format(self.place, path).split()
+
+    def reference(self, kind: str) -> dict[str, object]:
+        """Train a kind once, undisturbed, counting the calls of its places and of a resume's."""
+        if kind in self.whole:
+            return self.whole[kind]
+        path, told, log = (self.place / f"{kind}-whole{end}" for end in ("", ".json", ".log"))
+        code = run(self.words(kind, path), log, Killer(None, 0, "", told), RANKS.get(kind, 1))
+        assert code == 0, log.read_text()
+        self.counts[kind, "train"] = json.loads(told.read_text())
+        copy = self.place / f"{kind}-copy"
+        shutil.copytree(path, copy)
+        for name in ("step-6", "../model"):
+            shutil.rmtree(copy / "checkpoints" / name)
+        code = run(["resume", str(copy)], log, Killer(None, 0, "", told), RANKS.get(kind, 1))
+        assert code == 0, log.read_text()
+        self.counts[kind, "resume"] = json.loads(told.read_text())
+        self.whole[kind] = result(path, kind in TIMED)
+        return self.whole[kind]
+
+    def kill(self, number: int, kind: str, turn: str) -> tuple[str, str]:
+        """Kill one run of ``kind``, and its resume too where the turn is one of a resume; the place and the outcome."""
+        whole = self.reference(kind)
+        path, log = self.place / f"{number}-{kind}", self.place / f"{number}-{kind}.log"
+        phases = ["train", "resume"] if turn in ("rewind", "restore") else ["train"]
+        ranks, places, words = RANKS.get(kind, 1), [], self.words(kind, path)
+        for phase in phases:
+            wanted = turn if phase == phases[-1] else "step"
+            killed = self.armed(kind, phase, wanted, log.with_suffix(".place"), late=len(phases) > 1)
+            killed.told.unlink(missing_ok=True)
+            code = run(words, log, killed, ranks)
+            if code != -signal.SIGKILL:
+                return f"{wanted}: never", f"ended with {code}: {log}"
+            places.append(killed.told.read_text())
+            words = ["resume", str(path)]
+        good = [
+            p for p in path.glob("checkpoints/step-*") if checkpoint.is_checkpoint(p) and not checkpoint.find_damage(p)
+        ]
+        if not good:  # nothing had been saved: the same command begins anew
+            words = [*self.words(kind, path), *(["--overwrite"] if (path / "run.json").exists() else [])]
+        code = run(words, log, None, ranks)
+        if code:
+            return places[-1], f"not resumed ({code}): {log}"
+        try:
+            found = result(path, kind in TIMED)
+        except Exception as error:
+            return places[-1], f"lost ({type(error).__name__}: {error}): {log}"
+        differ = [name for name in whole if found[name] != whole[name]]
+        if not differ:
+            shutil.rmtree(path)
+        return places[-1], f"differs in {', '.join(differ)}: {path}" if differ else "equal"
+
+    def armed(self, kind: str, phase: str, turn: str, told: Path, late: bool) -> Killer:
+        """Choose one of the calls that the undisturbed run made in a place."""
+        counts = self.counts[kind, phase]
+        place = turn if counts.get(turn) else "save"
+        total = counts[place]
+        low = total * 2 // 3 if late else 1  # a resume needs a checkpoint to go on from
+        return Killer(
+            place, self.random.randint(max(1, low), total), self.random.choice(("before", "after", "half")), told
+        )
+
+
+def leftovers() -> set[str]:
+    """Segments of shared memory that are ours."""
+    return {path.name for path in Path("/dev/shm").glob("posttrain-*")} if Path("/dev/shm").exists() else set()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Kill and resume; print what became of each, counts by place, and return how many were not equal."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--keep", help="folder for the runs, kept")
+    options = parser.parse_args(arguments)
+    load_api()
+    for name in ("sft", "dpo", "grpo"):
+        posttrain.methods.load(name)
+    torch.set_num_threads(1)
+    before, outcomes = leftovers(), collections.Counter()
+    place = Path(options.keep or tempfile.mkdtemp(prefix="kills-"))
+    place.mkdir(exist_ok=True)
+    harness, bad, begun = Harness(place, options.seed), 0, time.monotonic()
+    kinds = options.kinds.split(",")
+    for number in range(options.kills):
+        turn = TURNS[number % len(TURNS)]
+        kind = kinds[number % len(kinds)]
+        if turn == "generation" and "grpo" not in KINDS[kind]:
+            turn = "evaluation" if kind == "evaluation" else "data"
+        where, outcome = harness.kill(number, kind, turn)
+        bad += outcome != "equal"
+        outcomes[where.partition(":")[0], "equal" if outcome == "equal" else "bad"] += 1
+        print(f"{number + 1:4} {kind:11} {where:30} {outcome}", flush=True)
+    for (where, outcome), count in sorted(outcomes.items()):
+        print(f"{where:12} {outcome:6} {count:4}")
+    left = leftovers() - before
+    seconds = time.monotonic() - begun
+    print(f"{options.kills} kills in {seconds:.0f} s, {bad} not equal; in shared memory: {left or 'nothing'}")
+    if not bad and not left and not options.keep:
+        shutil.rmtree(place)
+    return bad + len(left)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
