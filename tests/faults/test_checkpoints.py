@@ -283,6 +283,20 @@ def test_a_torn_last_line_is_no_line(train):
     assert events(path, "started")[-1]["message"] == "resumed after step 6 of 6"
 
 
+def test_a_random_state_of_other_ranks_is_said(whole, tmp_path, capsys):
+    """Two processes saved, one goes on: its dropout draws other numbers, which is no secret."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    newest = run / "checkpoints" / "step-6"
+    state = torch.load(newest / "training.pt", weights_only=True)
+    torch.save(state | {"random": state["random"] * 2}, newest / "training.pt")
+    manifest.write_manifest(newest)
+    resume(run, progress="bar", steps=7)
+    assert "The checkpoint holds the random state of 2 processes and this run has 1: dropout draws other" in (
+        capsys.readouterr().err
+    )
+
+
 def test_the_digest_of_a_checkpoint_costs_less_than_writing_it(tmp_path):
     (tmp_path / "big").write_bytes(bytes(2**22))
     manifest.write_manifest(tmp_path)

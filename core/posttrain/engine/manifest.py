@@ -20,7 +20,7 @@ _AT_ONCE = 4
 
 def write_manifest(folder: Path) -> None:
     """Write ``manifest.json``: all files below ``folder`` with their sizes and digests."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         digests = list(pool.map(_digest, files))
     found = {
