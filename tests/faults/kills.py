@@ -38,8 +38,8 @@ from posttrain.generation import worker
 from posttrain.models import save
 from posttrain.rollouts import ahead, collect
 from posttrain.rollouts.ledger import audit
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
 from posttrain.watch.run_directory import RunDirectory
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 #: Function on the stack -> the place of the run that it stands for, innermost first.
 PLACES = {

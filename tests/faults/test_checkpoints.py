@@ -11,7 +11,7 @@ import torch
 from posttrain import api, durable
 from posttrain.engine import checkpoint, manifest
 from posttrain.errors import CheckpointError, RunFailed, RunStopped
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from ..engine.conftest import ROWS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from posttrain.testing.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from ..strategies.test_launch import bare
 from .test_checkpoints import events
