@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from posttrain.errors import RunFailed
+from posttrain.errors import PosttrainError, RunFailed
 
 #: How libraries that write files by themselves report that the system refused.
 _WRITE_FAULTS = ("PytorchStreamWriter", "file write failed", "I/O error", "os error", "No space left", "Read-only file")
@@ -94,7 +94,7 @@ def writing(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # SafetensorError, CheckpointException and OSError have no other base in common
-        reason = refusal(error)
+        reason = None if isinstance(error, PosttrainError) else refusal(error)
         if reason is None:
             raise
         raise RunFailed(f"{what} cannot be written: {reason}. {advice}") from None
