@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -137,6 +138,7 @@ class Forked:
     """The sampling process as a fork: what ``subprocess.Popen`` gives, without the seconds of an import."""
 
     def __init__(self, words, pass_fds, env):
+        self._lock, self._code = threading.Lock(), None
         self.pid = os.fork()
         if not self.pid:
             sys.argv = ["worker", str(pass_fds[0])]
@@ -153,9 +155,12 @@ class Forked:
         """Wait for the end."""
         deadline = time.monotonic() + (timeout or LONGEST)
         while time.monotonic() < deadline:
-            found, code = os.waitpid(self.pid, os.WNOHANG)
-            if found:
-                return os.waitstatus_to_exitcode(code)
+            with self._lock:  # the reader of answers waits too
+                if self._code is None:
+                    found, code = os.waitpid(self.pid, os.WNOHANG)
+                    self._code = os.waitstatus_to_exitcode(code) if found else None
+                if self._code is not None:
+                    return self._code
             time.sleep(0.01)
         raise sampling.subprocess.TimeoutExpired("worker", timeout)
 

@@ -18,10 +18,7 @@ NAMED = 3
 
 def nonfinite_weights(run: Run) -> list[str]:
     """Name the trained tensors that hold NaN or infinity, on any rank; every rank gets the same list."""
-    # names as in the files of the model
-    mine = [
-        name.removeprefix("model.") for name, parameter in run.policy.named_parameters() if not _is_finite(parameter)
-    ]
+    mine = [name for name, parameter in run.policy.named_parameters() if not _is_finite(parameter)]
     everyone = [name for names in run.strategy.everyone(mine) for name in names]
     return list(dict.fromkeys(name.removeprefix("model.") for name in everyone))  # as in the files of the model
 
