@@ -136,6 +136,15 @@ def test_a_run_that_never_began_leaves_nothing(train, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_what_a_kill_before_the_beginning_leaves_is_in_nobodys_way(train, tmp_path):
+    """Records that were not renamed yet, and the lock of a process that is gone."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".run.json.tmp", "..owner.json.tmp", Owner.LOCK):
+        (run / name).write_text("{")
+    assert train("sft", output=str(run)).step == 3
+
+
 def test_overwrite_removes_what_a_run_wrote_and_leaves_the_rest(train, tmp_path):
     run = train("sft", save_every=1, save_total=9)
     kept = [run.path / "notes.txt", run.path / "checkpoints" / "mine.txt", run.path / "export" / "model.bin"]

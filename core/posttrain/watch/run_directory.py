@@ -17,6 +17,8 @@ from posttrain.watch.owner import Owner
 STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl")
 #: All that a run writes into its directory, and all that ``--overwrite`` removes; run.json is replaced.
 WRITTEN = (*STEPPED, "events.jsonl", "model", ".model.tmp", ".model.old")
+#: What a run that was killed before it began leaves in its directory.
+BEGINNINGS = (Owner.FILES, f".{Owner.FILES}", ".run.json.tmp")
 
 
 def new_run_directory(method: str) -> str:
@@ -72,7 +74,7 @@ class RunDirectory:
                 f"'{self.path}' holds a run already. Continue it with: posttrain resume {self.path}  "
                 "or replace it with --overwrite."
             )
-        if not is_run and any(not name.name.startswith(Owner.FILES) for name in self.path.iterdir()):
+        if not is_run and any(not path.name.startswith(BEGINNINGS) for path in self.path.iterdir()):
             raise SettingsError(f"'{self.path}' is not empty and not a run directory. Choose another --output.")
 
     def create(self, facts: dict[str, Any]) -> None:
@@ -86,8 +88,8 @@ class RunDirectory:
         for path in self.checkpoints.glob("*"):
             if re.fullmatch(r"step-\d+(\.damaged)?|\.step-.*", path.name):
                 remove(path)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._replace("run.json", facts)
+        self.checkpoints.mkdir(exist_ok=True)
 
     def facts(self) -> dict[str, Any]:
         """What ``run.json`` says. Raises CheckpointError where there is none."""
