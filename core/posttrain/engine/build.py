@@ -299,9 +299,7 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _is_object(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(not isinstance(item, str) for item in value)
-    return value is not None
+    return any(not isinstance(item, str) for item in value) if isinstance(value, list) else value is not None
 
 
 def _check_settings(card: Card, settings: Settings, objects: Objects) -> None:
