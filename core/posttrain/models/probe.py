@@ -178,7 +178,7 @@ def check_logits(policy: TokenModel) -> None:
     if states.shape[-1] != getattr(policy.head.projection, "in_features", states.shape[-1]):
         raise ModelError(
             f"{type(policy.inner).__name__} has layers between its hidden states ({states.shape[-1]}) and its "
-            f"vocabulary projection ({policy.head.projection.in_features}) that are not known here. Choose another model."
+            f"vocabulary projection ({policy.head.projection.in_features}) that are unknown here. Choose another model."
         )
     ours = policy.head.logits(states)  # (8, V)
     theirs = policy.inner(input_ids=row.ids[None].to(policy.device), use_cache=False).logits[0].to(ours.dtype)
