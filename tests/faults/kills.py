@@ -322,6 +322,9 @@ class Harness:
             killed = self.armed(kind, phase, wanted, log.with_suffix(".place"), late=len(phases) > 1)
             killed.told.unlink(missing_ok=True)
             code = run(words, log, killed, ranks)
+            if code == 0:  # it had fewer calls than the undisturbed run, and came to its end
+                places.append(f"not killed: {wanted}")
+                break
             if code != -signal.SIGKILL:
                 return f"{wanted}: never", f"ended with {code}: {log}"
             places.append(killed.told.read_text())
@@ -331,7 +334,7 @@ class Harness:
         ]
         if not good:  # nothing had been saved: the same command begins anew
             words = [*self.words(kind, path), *(["--overwrite"] if (path / "run.json").exists() else [])]
-        code = run(words, log, None, ranks)
+        code = 0 if RunDirectory(path).is_finished() else run(words, log, None, ranks)
         if code:
             return places[-1], f"not resumed ({code}): {log}"
         try:
