@@ -189,4 +189,4 @@ def test_the_conformance_kit_is_an_extra(index, heavy, tmp_path):
     )
     environment.pip("install", "posttrain[check]")
     assert environment.do("posttrain", "check", "dpo", "--group", "static").startswith("dpo: 11 passed")
-    assert "posttrain_testkit.pytest_plugin" in environment.do("python", "-m", "pytest", "--trace-config", "--version")
+    assert "@pytest.mark.conformance" in environment.do("python", "-m", "pytest", "--markers")
