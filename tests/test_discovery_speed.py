@@ -1,9 +1,13 @@
 """Listing and showing among 100 installed plugins import neither torch nor any plugin, and are quick."""
 
+import importlib.util
 import json
+import sys
 import time
+from importlib.machinery import FileFinder
 
 import pytest
+from posttrain import discovery
 
 #: Modules that only a run needs. A plugin's own module would mean that discovery runs foreign code.
 FORBIDDEN = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", "posttrain_method_")
@@ -48,3 +52,21 @@ def test_all_hundred_are_listed(hundred):
 def test_importing_the_package_is_light(site):
     code = "import posttrain, sys; print([m for m in sys.modules if m.startswith(('torch', 'transformers', 'pluggy'))])"
     assert site.run(code=code).stdout.strip() == "[]"
+
+
+def test_a_module_is_looked_up_in_the_one_entry_that_holds_it(tmp_path, monkeypatch):
+    """The first of two entries wins, as in an import, and none of the forty others is asked."""
+    for number in range(42):
+        folder = tmp_path / str(number)
+        (folder / ("posttrain_method_looked_up" if number in (20, 30) else f"other_{number}")).mkdir(parents=True)
+    for number in (20, 30):
+        (tmp_path / str(number) / "posttrain_method_looked_up" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [*(str(tmp_path / str(number)) for number in range(42)), *sys.path])
+    expected = importlib.util.find_spec("posttrain_method_looked_up")
+    places = discovery._places()
+    asked = []
+    plain = FileFinder.find_spec
+    monkeypatch.setattr(FileFinder, "find_spec", lambda self, *given: asked.append(self.path) or plain(self, *given))
+    assert discovery._spec("posttrain_method_looked_up", places).origin == expected.origin
+    assert asked == [str(tmp_path / "20")]
+    assert discovery._spec("posttrain_method_nowhere", places) is None

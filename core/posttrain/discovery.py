@@ -5,12 +5,16 @@ Looking a method up is the entry points' job (group ``posttrain.methods``), call
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import os
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from posttrain import __version__
@@ -45,7 +49,8 @@ def installed() -> list[Installed]:
 
 
 def _rows(found: list[Entry]) -> list[Installed]:
-    rows = [_row(entry) for entry in found]
+    places = _places() if len(found) > 1 else {}
+    rows = [_row(entry, places) for entry in found]
     counts = Counter(row.name for row in rows)
     marked = [replace(row, problem=_clash(rows, row)) if counts[row.name] > 1 else row for row in rows]
     return sorted(marked, key=lambda row: (row.name, row.distribution))
@@ -100,13 +105,13 @@ def locate(name_or_folder: str) -> Installed:
     return find_folder(name_or_folder) if is_folder(name_or_folder) else find(name_or_folder)
 
 
-def _row(entry: Entry) -> Installed:
+def _row(entry: Entry, places: dict[str, str]) -> Installed:
     module = entry.value.strip()
     row = Installed(entry.name, None, entry.package, entry.version, module, entry.problem)
     if entry.problem:
         return row
     try:
-        card = _card(entry.name, module)
+        card = _card(entry.name, module, places)
     except MethodError as error:
         return replace(row, problem=str(error))
     except Exception as error:  # whatever a neighbour's files do to a parser must not hide the other methods
@@ -115,14 +120,14 @@ def _row(entry: Entry) -> Installed:
     return replace(row, card=card, problem=incompatible(card))
 
 
-def _card(name: str, module: str) -> Card:
+def _card(name: str, module: str, places: dict[str, str]) -> Card:
     # A dotted name would import its parent, so the rule on names is what keeps listing free of plugins' code.
     if not NAME.fullmatch(name):
         raise CardError(f"entry point '{name}' is not lower-case words joined by hyphens.")
     if not _IDENTIFIER.fullmatch(module):
         raise CardError(f"its entry point names '{module}', expected one top-level module.")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = _spec(module, places)
     except (ImportError, ValueError) as error:
         raise CardError(f"module '{module}' cannot be looked up: {error}.") from None
     if spec is None:
@@ -137,6 +142,25 @@ def _card(name: str, module: str) -> Card:
     # A compiled module would come before the source that the digest is of.
     from_source = spec.origin is not None and Path(spec.origin) == path.parent / "__init__.py"
     return _granted(card, path.parent if from_source else None)
+
+
+def _places() -> dict[str, str]:
+    """Entry of ``sys.path`` that first holds each top-level name. Listed once: every look-up would ask all entries."""
+    places: dict[str, str] = {}
+    for entry in sys.path:
+        with contextlib.suppress(OSError):
+            for file in os.listdir(entry or "."):
+                places.setdefault(file.partition(".")[0], entry)
+    return places
+
+
+def _spec(module: str, places: dict[str, str]) -> ModuleSpec | None:
+    """The module's spec as the import system finds it; with ``places`` the one entry that holds it is asked first."""
+    if module in places and module not in sys.modules:
+        found = PathFinder.find_spec(module, [places[module]])
+        if found is not None and found.loader is not None:
+            return found
+    return importlib.util.find_spec(module)
 
 
 def _granted(card: Card, package: Path | None) -> Card:
