@@ -47,7 +47,7 @@ $(VLLM_STAMP): .ci/vllm_requirements.py | $(STAMP)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m posttrain.demo
+	$(BIN)/python -m posttrain.example
 
 # One thread a worker: more of them only wait for each other on tiny models.
 test: $(STAMP)

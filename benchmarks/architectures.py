@@ -243,7 +243,7 @@ def make(family: str, changes: dict[str, Any], dtype: Any) -> Any:
 def rows() -> list[Any]:
     """Eight sequences of unlike length: pairs with one prompt, one begun like another, two longer than any window."""
     import torch
-    from posttrain.views import Sequence
+    from posttrain.contract.views import Sequence
 
     draw = torch.Generator().manual_seed(3)
 
@@ -304,7 +304,7 @@ def worst(found: Any, wanted: Any) -> float:
 def compare(model: Any, policy: Any, sequences: list[Any], result: Result) -> None:
     """Fill in the differences of log-probs and gradients."""
     import torch
-    from posttrain.engine.head import Request
+    from posttrain.network.chunked_head import Request
 
     wanted, gradients = alone(model, sequences)
     found = policy(sequences, Request())["logps"]
@@ -323,9 +323,9 @@ def compare(model: Any, policy: Any, sequences: list[Any], result: Result) -> No
 def sample(model: Any, loaded: Any, result: Result) -> None:
     """Fill in how far sampled log-probs are from those of the whole texts, each alone."""
     import torch
-    from posttrain.generation.hf import HfGenerator
-    from posttrain.generation.protocol import Sampling
-    from posttrain.views import Sequence
+    from posttrain.contract.generation import Sampling
+    from posttrain.contract.views import Sequence
+    from posttrain.generation.local.hf import HfGenerator
 
     generator = HfGenerator(loaded.policy.model, loaded.tokenizer, set(), batch_size=4)
     prompts = [one.ids[:length] for one, length in zip(rows()[:3], (12, 6, 4), strict=True)]

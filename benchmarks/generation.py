@@ -178,8 +178,8 @@ def _criterion(width: int, limits: Any) -> Any:
 
 def _posttrain(material: Material, size: int, greedy: bool, longest: int) -> list[list[int]]:
     """posttrain's generator with ``size`` completions in the making."""
-    from posttrain.generation import Sampling
-    from posttrain.generation.hf import HfGenerator
+    from posttrain.contract.generation import Sampling
+    from posttrain.generation.local.hf import HfGenerator
 
     class Limited(HfGenerator):
         """Each sample is done at its own length."""

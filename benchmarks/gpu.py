@@ -67,9 +67,9 @@ class Bench:
 
     def __init__(self, repeats: int):
         import torch
-        from posttrain.engine import attention
-        from posttrain.engine.forward import TokenModel
-        from posttrain.models.head import find_head
+        from posttrain.network import attention
+        from posttrain.network.find_head import find_head
+        from posttrain.network.token_model import TokenModel
         from transformers import LlamaConfig, LlamaForCausalLM
 
         attention.register()
@@ -99,7 +99,7 @@ class Bench:
 
     def kernel(self) -> dict[str, Any]:
         """The same packed rows through one variable-length kernel call a layer, and shape by shape."""
-        from posttrain.engine import varlen
+        from posttrain.network import varlen
 
         source = random.Random(1)
         examples = [self._example(0, source.randint(32, 512)) for _ in range(64)]
@@ -132,7 +132,7 @@ class Bench:
     def head(self) -> dict[str, Any]:
         """The vocabulary projection alone: all logits at once, or chunk by chunk."""
         import torch
-        from posttrain.engine.head import Request, token_statistics
+        from posttrain.network.chunked_head import Request, token_statistics
 
         states = torch.randn(LEARNT * 4, SHAPE["hidden_size"], device="cuda", requires_grad=True)
         labels = torch.randint(0, SHAPE["vocab_size"], (LEARNT * 4,), device="cuda")
@@ -169,7 +169,7 @@ class Bench:
         """Activations kept on the GPU, or in the main memory."""
         from contextlib import nullcontext
 
-        from posttrain.engine.offload import offloaded
+        from posttrain.network.kernels.offload import offloaded
 
         examples = [self._example(0, 1024) for _ in range(16)]
 
@@ -182,7 +182,7 @@ class Bench:
     def liger(self) -> dict[str, Any]:
         """Plain modules, then Liger's: not in turn, since there is no way back."""
         import torch
-        from posttrain.models.kernels import use_liger
+        from posttrain.network.kernels.liger import use_liger
 
         examples = [self._example(0, 1024) for _ in range(16)]
         plain = [self._measure(lambda: self._update(examples, None)) for _ in range(self.repeats + 1)][1:]
@@ -193,7 +193,7 @@ class Bench:
 
     def _example(self, prompt: int, completion: int, before: Any = None) -> Any:
         import torch
-        from posttrain.views import Example, Sequence
+        from posttrain.contract.views import Example, Sequence
 
         ids = torch.randint(0, SHAPE["vocab_size"], (completion,))
         ids = ids if before is None else torch.cat([before, ids])
@@ -203,9 +203,9 @@ class Bench:
         from contextlib import nullcontext
 
         import torch
-        from posttrain.engine.batches import micro_batches
-        from posttrain.engine.forward import sequences_of
-        from posttrain.engine.head import Request
+        from posttrain.contract.pad import sequences_of
+        from posttrain.network.chunked_head import Request
+        from posttrain.training.micro_batches import micro_batches
 
         policy = self.policy
         for micro in micro_batches(examples, BUDGET, size, policy.packed, policy.shared):

@@ -141,7 +141,7 @@ def _full(hidden: Any, labels: Any, projection: Any) -> float:
 
 def _chunked(hidden: Any, labels: Any, projection: Any, chunk: int) -> float:
     """The same mean loss through posttrain's head."""
-    from posttrain.engine.head import Head, Request, token_statistics
+    from posttrain.network.chunked_head import Head, Request, token_statistics
 
     loss = -token_statistics(hidden, labels, Head(projection), Request(chunk))["logps"].mean()
     loss.backward()

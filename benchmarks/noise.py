@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import transformers
 from architectures import NEEDS, default_facts, rows, shrink
-from posttrain.engine.forward import TokenModel
-from posttrain.engine.head import Request
 from posttrain.errors import PosttrainError
 from posttrain.models.load import load_policy
-from posttrain.models.modes import evaluating
+from posttrain.network.chunked_head import Request
+from posttrain.network.modes import evaluating
+from posttrain.network.token_model import TokenModel
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_tokenizer
 from torch import Tensor

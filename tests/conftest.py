@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from posttrain import discovery
+from posttrain.catalogue import discovery
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = """\

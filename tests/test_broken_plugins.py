@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from posttrain import methods
 from posttrain.authoring.new import new
+from posttrain.catalogue import methods
 from posttrain.errors import PosttrainError
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from posttrain import config
-from posttrain.cards import Card
-from posttrain.engine.values import check_values
+from posttrain.assembly import config
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.defaults import method_options, shared_options
 from posttrain.errors import CardError, MethodError, SettingsError
-from posttrain.options import Option, read_options
 from posttrain.settings import Settings
+from posttrain.settings.options import Option, read_options
+from posttrain.settings.values import check_values
 
 BETA = [Option("beta", float, 0.1, "Strength.")]
 
@@ -164,7 +165,7 @@ def test_method_option_that_hides_a_shared_one_is_an_error(tmp_path):
     (tmp_path / "__init__.py").write_text("class Config:\n    steps: int = 1\n")
     bad = Card("mine", "1", "experimental", "", ("preference",), path=tmp_path / "method.toml")
     with pytest.raises(MethodError, match="has an option 'steps', which every run has"):
-        config.method_options(bad)
+        method_options(bad)
 
 
 def test_options_are_read_from_source(tmp_path):
@@ -185,7 +186,7 @@ def test_options_are_read_from_source(tmp_path):
 
 
 def test_every_shared_option_is_documented_and_has_a_known_type():
-    for option in config.shared_options():
+    for option in shared_options():
         assert option.help, option.name
         assert "Any" not in str(option.kind), option.name
         assert option.section, option.name

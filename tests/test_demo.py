@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.demo import model, task
+from posttrain.example import model, task
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ def test_accuracy_counts_right_answers(right):
 
 def test_quick_demonstration_runs_both_stages(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "core"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "posttrain.demo", "--quick", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "posttrain.example", "--quick", "--output", str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Accuracy on 500 held-out problems" in result.stdout
@@ -97,4 +97,4 @@ def test_quick_demonstration_runs_both_stages(tmp_path):
 
 def test_make_demo_runs_the_demonstration():
     recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
-    assert "-m posttrain.demo" in recipe
+    assert "-m posttrain.example" in recipe

@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from posttrain import catalogue, discovery, methods
+from posttrain.catalogue import catalogue, discovery, methods
 from posttrain.cli.main import main
 from posttrain.errors import MethodError, PosttrainError, SettingsError
 

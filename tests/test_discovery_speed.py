@@ -7,7 +7,7 @@ import time
 from importlib.machinery import FileFinder
 
 import pytest
-from posttrain import discovery
+from posttrain.catalogue import discovery
 
 #: Modules that only a run needs. A plugin's own module would mean that discovery runs foreign code.
 FORBIDDEN = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy", "posttrain_method_")

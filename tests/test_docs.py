@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from posttrain import hookspecs
 from posttrain.cli.main import COMMANDS, main
+from posttrain.contract import hookspecs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -67,7 +67,10 @@ def test_links_between_pages_lead_somewhere():
 def test_which_method_names_methods_that_exist():
     """Every method in a table or a sentence of the page; the page leaves no family without a word."""
     text = (DOCS / "which-method.md").read_text()
-    methods = {row["name"]: row for row in json.loads((ROOT / "core/posttrain/catalogue.json").read_text())["methods"]}
+    methods = {
+        row["name"]: row
+        for row in json.loads((ROOT / "core/posttrain/catalogue/catalogue.json").read_text())["methods"]
+    }
     words = set(re.findall(r"`([a-z][a-z0-9-]+)`", text))
     columns = {"accuracy", "margin", "completion"}
     assert words - columns <= set(methods), words - columns - set(methods)

@@ -11,13 +11,13 @@ import pytest
 import torch
 import transformers
 from posttrain.authoring import render
-from posttrain.cards import Card
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.discovery import installed
 from posttrain.cli.main import main
-from posttrain.demo import example, made, practice
-from posttrain.demo.model import accuracy
-from posttrain.demo.rows import parts
-from posttrain.discovery import installed
 from posttrain.errors import SettingsError
+from posttrain.example import example, made, practice
+from posttrain.example.model import accuracy
+from posttrain.example.rows import parts
 from posttrain.settings import Settings
 from safetensors.torch import load_file
 

@@ -1,10 +1,10 @@
 """The rows of the example: valid for every schema, true, and never the same problem in two parts."""
 
 import pytest
-from posttrain.cards import SCHEMAS
+from posttrain.catalogue.cards import SCHEMAS
 from posttrain.data import read_rows
-from posttrain.demo import practice
-from posttrain.demo.rows import HELD_OUT, ROWS, example_rows, in_place, parts, slip
+from posttrain.example import practice
+from posttrain.example.rows import HELD_OUT, ROWS, example_rows, in_place, parts, slip
 from posttrain.settings import Settings
 
 

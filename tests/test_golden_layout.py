@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from posttrain.cards import Card
+from posttrain.catalogue.cards import Card
 from posttrain_testkit.goldens.compare import evaluate
 from posttrain_testkit.goldens.layout import RANKING, lay_out
 

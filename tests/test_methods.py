@@ -5,8 +5,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from posttrain import hookimpl, methods
-from posttrain.cards import Card
+from posttrain import hookimpl
+from posttrain.catalogue import methods
+from posttrain.catalogue.cards import Card
 from posttrain.errors import DependencyError, PluginError, SettingsError
 
 CARD = Card("mine", "0.1.0", "experimental", "Mine.", ("preference",))

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain import api, methods
-from posttrain.cards import read_card
-from posttrain.config import split_modifier
+from posttrain import api
+from posttrain.catalogue import methods
+from posttrain.catalogue.cards import read_card
+from posttrain.catalogue.defaults import split_modifier
+from posttrain.catalogue.modifiers import Modified, apply_modifiers
+from posttrain.contract.views import Batch, PerToken, Step, View, Views
 from posttrain.errors import CardError, MethodError, PluginError, SettingsError
-from posttrain.modifiers import Modified, apply_modifiers
 from posttrain.settings import Settings
-from posttrain.views import Batch, PerToken, Step, View, Views
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

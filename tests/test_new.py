@@ -7,10 +7,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from posttrain import discovery, methods
 from posttrain.authoring.losses import LOSSES
 from posttrain.authoring.new import new
-from posttrain.cards import SCHEMAS
+from posttrain.catalogue import discovery, methods
+from posttrain.catalogue.cards import SCHEMAS
 from posttrain.cli.main import main
 from posttrain.errors import MethodError, SettingsError
 

@@ -7,7 +7,7 @@ import sys
 
 import posttrain
 import pytest
-from posttrain import permission
+from posttrain.catalogue import permission
 from posttrain.cli.main import main
 from posttrain.errors import SettingsError
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer

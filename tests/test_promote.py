@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from posttrain import deprecations
 from posttrain.authoring.promote import criteria, move, plugin_folder
-from posttrain.cards import read_card
+from posttrain.catalogue import deprecations
+from posttrain.catalogue.cards import read_card
+from posttrain.catalogue.deprecations import Deprecation
 from posttrain.cli.main import main
-from posttrain.deprecations import Deprecation
 from posttrain.errors import MethodError
 from posttrain_testkit.trajectory import difference
 
@@ -32,8 +32,8 @@ options = {{ beta = 2.0 }}
 def repository(tmp_path, monkeypatch):
     """A repository whose one experimental method meets every criterion."""
     root = tmp_path / "repository"
-    (root / "core" / "posttrain").mkdir(parents=True)
-    (root / "core" / "posttrain" / "catalogue.json").write_text("{}")
+    (root / "core" / "posttrain" / "catalogue").mkdir(parents=True)
+    (root / "core" / "posttrain" / "catalogue" / "catalogue.json").write_text("{}")
     (root / "pyproject.toml").write_text("[project]\n")
     monkeypatch.chdir(tmp_path)
     main(["new", "fake"])
@@ -67,7 +67,7 @@ def test_all_met_moves_the_method_and_back(repository):
     card = read_card(target / "posttrain_method_fake" / "method.toml")
     assert (card.tier, card.version) == ("stable", "1.0.0")
     assert "5 - Production/Stable" in (target / "pyproject.toml").read_text()
-    assert '"tier": "stable"' in (repository / "core/posttrain/catalogue.json").read_text()
+    assert '"tier": "stable"' in (repository / "core/posttrain/catalogue/catalogue.json").read_text()
     back = move(target, "experimental")
     assert back == folder
     assert read_card(back / "posttrain_method_fake" / "method.toml").tier == "experimental"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from posttrain.cards import read_card
+from posttrain.catalogue.cards import read_card
 from posttrain.cli.main import COMMANDS, main
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

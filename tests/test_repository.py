@@ -8,7 +8,7 @@ from pathlib import Path
 import posttrain
 import pytest
 from posttrain.authoring import sync
-from posttrain.cards import read_card
+from posttrain.catalogue.cards import read_card
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = {"plugins": {"stable", "retired"}, "contrib": {"experimental", "retired"}}

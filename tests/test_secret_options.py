@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from posttrain import secret_options
 from posttrain.cli.main import main
+from posttrain.distributed.restart import continued
 from posttrain.errors import SettingsError
-from posttrain.settings import Settings
-from posttrain.strategies.restart import continued
+from posttrain.settings import Settings, secret_options
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 SECRET = "s3cr3t-of-mine"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from posttrain.authoring import listing, sync, toml
 from posttrain.authoring.samples import SAMPLES
-from posttrain.cards import SCHEMAS
+from posttrain.catalogue.cards import SCHEMAS
 from posttrain.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def copy(tmp_path):
     """A repository with one method, generated files not yet written."""
     root = tmp_path / "repository"
-    (root / "core" / "posttrain").mkdir(parents=True)
-    (root / "core" / "posttrain" / "catalogue.json").write_text("{}")
+    (root / "core" / "posttrain" / "catalogue").mkdir(parents=True)
+    (root / "core" / "posttrain" / "catalogue" / "catalogue.json").write_text("{}")
     (root / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.12"\nlicense = "MIT"\n')
     package = root / "plugins" / "dpo" / "posttrain_method_dpo"
     shutil.copytree(ROOT / "plugins" / "dpo" / "posttrain_method_dpo", package)
@@ -38,7 +38,7 @@ def test_everything_follows_from_the_card(copy):
     assert project["project"]["classifiers"][0] == "Development Status :: 5 - Production/Stable"
     assert project["project"]["entry-points"] == {"posttrain.methods": {"dpo": "posttrain_method_dpo"}}
     assert "tool" not in project
-    (entry,) = json.loads((copy / "core/posttrain/catalogue.json").read_text())["methods"]
+    (entry,) = json.loads((copy / "core/posttrain/catalogue/catalogue.json").read_text())["methods"]
     assert (entry["name"], entry["schemas"], entry["needs"]) == ("dpo", ["preference"], ["reference"])
     files = sorted((copy / "plugins/dpo/posttrain_method_dpo").iterdir())
     content = b"".join(f"{file.name} {len(file.read_bytes())}\n".encode() + file.read_bytes() for file in files)

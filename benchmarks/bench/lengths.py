@@ -32,7 +32,7 @@ def lengths() -> list[int]:
 def main(model: str, repeats: int, result: str) -> None:
     """Measure both ways in turn and write them down."""
     policy = load(model)
-    from posttrain.engine.batches import token_budget
+    from posttrain.training.micro_batches import token_budget
 
     rows, budget = _examples(policy), token_budget(None, policy.device, groups=False)
     steps = [rows[start : start + BATCH] for start in range(0, ROWS, BATCH)]
@@ -62,7 +62,7 @@ def main(model: str, repeats: int, result: str) -> None:
 
 def _examples(policy: Any) -> list[Any]:
     import torch
-    from posttrain.views import Example, Sequence
+    from posttrain.contract.views import Example, Sequence
 
     torch.manual_seed(0)
     vocabulary = policy.inner.config.vocab_size

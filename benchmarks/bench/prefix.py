@@ -48,7 +48,7 @@ BEFORE = {"alone": "each row alone", "logits": "each row alone, logits of every 
 
 def _compare(policy: Any, name: str, repeats: int) -> list[dict[str, Any]]:
     import torch
-    from posttrain.engine.batches import token_budget
+    from posttrain.training.micro_batches import token_budget
 
     *sizes, claimed = SHAPES[name]
     rows = _rows(policy, *sizes)
@@ -92,9 +92,9 @@ def timed(work: Callable[[], Any]) -> float:
 
 def update(policy: Any, examples: list[Any], budget: int, size: int | None, loss: Any = None) -> None:
     """Forward and backward of one optimiser step as a run does them: micro-batches, gradients added up."""
-    from posttrain.engine.batches import micro_batches
-    from posttrain.engine.forward import sequences_of
-    from posttrain.engine.gradients import clear_gradients, close_gradients
+    from posttrain.contract.pad import sequences_of
+    from posttrain.network.kernels.cpu.gradient_buffers import clear_gradients, close_gradients
+    from posttrain.training.micro_batches import micro_batches
 
     parameters = list(policy.parameters())
     clear_gradients(parameters)
@@ -104,7 +104,7 @@ def update(policy: Any, examples: list[Any], budget: int, size: int | None, loss
 
 
 def _loss(policy: Any, sequences: list[Any]) -> Any:
-    from posttrain.engine.head import Request
+    from posttrain.network.chunked_head import Request
 
     return -policy(sequences, Request())["logps"].sum()
 
@@ -121,7 +121,7 @@ def _loss_of_logits(policy: Any, sequences: list[Any]) -> Any:
 
 def _rows(policy: Any, count: int, shared: int, own: int, completion: int) -> list[Any]:
     import torch
-    from posttrain.views import Example, Sequence
+    from posttrain.contract.views import Example, Sequence
 
     torch.manual_seed(0)
     vocabulary = policy.inner.config.vocab_size

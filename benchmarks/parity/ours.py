@@ -17,7 +17,7 @@ class FromFile:
     """A generator that answers with the completions of a file, from number ``first`` on."""
 
     def __init__(self, rollouts: dict[str, list[list[int]]], tokenizer: Any, first: int):
-        from posttrain.generation.protocol import Abilities
+        from posttrain.contract.generation import Abilities
 
         self.rollouts, self.tokenizer, self.first = rollouts, tokenizer, first
         self.abilities = Abilities(own_weights=False, exact=True)
@@ -30,7 +30,7 @@ class FromFile:
 
     def health(self) -> Any:
         """Always well."""
-        from posttrain.generation.protocol import Health
+        from posttrain.contract.generation import Health
 
         return Health(-1)
 
@@ -40,7 +40,7 @@ class FromFile:
     def generate(self, prompts: list[Any], sampling: Any, seeds: list[list[int]]) -> list[list[Any]]:
         """The stored completions of each prompt."""
         import torch
-        from posttrain.generation.protocol import Completion
+        from posttrain.contract.generation import Completion
 
         groups = []
         for prompt, wanted in zip(prompts, seeds, strict=True):
@@ -115,8 +115,8 @@ def _vowels(prompts: list[Any], completions: list[str], **columns: Any) -> list[
 
 def _answer_from_file(rollouts: dict[str, list[list[int]]]) -> None:
     """Put ``FromFile`` where a run would build its generators: the policy's, and those of whoever answers after it."""
-    from posttrain.engine import build
-    from posttrain.rollouts import generate
+    from posttrain.assembly import build
+    from posttrain.rollouts import requests as generate
 
     build.make_generator = lambda run: FromFile(rollouts, run.tokenizer, 0)
     generate.HfGenerator = lambda model, tokenizer, *given: FromFile(rollouts, tokenizer, 1)

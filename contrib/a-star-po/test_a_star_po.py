@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain import Ask, Rollout
-from posttrain.generation.protocol import Completion
+from posttrain.contract.generation import Completion
 from posttrain_testkit.by_hand import MASK, OLD, tensor
 
 

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from posttrain.views import Batch, Step, View, Views
+from posttrain.contract.views import Batch, Step, View, Views
 from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, advantages_of, method_beside
 
 METHOD = method_beside(__file__)

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import posttrain_method_aot as aot
 import pytest
 import torch
-from posttrain.views import Batch, Example, Sequence, View, Views
+from posttrain.contract.views import Batch, Example, Sequence, View, Views
 
 
 def pairs(policy, reference):

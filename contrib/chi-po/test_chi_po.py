@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from posttrain.views import View, Views
+from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 

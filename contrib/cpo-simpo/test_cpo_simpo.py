@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from posttrain.views import PerToken
+from posttrain.contract.views import PerToken
 from posttrain_testkit.by_hand import POLICY, REFERENCE
 
 

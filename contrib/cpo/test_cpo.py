@@ -1,6 +1,6 @@
 import pytest
 import torch
-from posttrain.views import PerToken
+from posttrain.contract.views import PerToken
 from posttrain_testkit.by_hand import check_gradient, pair, tensor
 
 #: Sums: chosen -10 over 4 tokens and -3 over 1, rejected -12 over 2 and -1 over 1.

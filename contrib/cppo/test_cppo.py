@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain import Rollout
-from posttrain.generation.protocol import Completion
+from posttrain.contract.generation import Completion
 from posttrain_testkit.by_hand import MASK, NEW, OLD, method_beside, tensor
 
 METHOD = method_beside(__file__)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain import api
+from posttrain.contract.views import PerToken
 from posttrain.errors import SettingsError
 from posttrain.settings import Settings
-from posttrain.views import PerToken
 from posttrain_testkit.by_hand import MASK, NEW, OLD, call_loss, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 

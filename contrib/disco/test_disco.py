@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from posttrain.views import Batch, Step, View, Views
+from posttrain.contract.views import Batch, Step, View, Views
 from posttrain_testkit.by_hand import examples_of, method_beside
 
 METHOD = method_beside(__file__)

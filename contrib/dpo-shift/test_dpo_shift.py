@@ -1,5 +1,5 @@
 import pytest
-from posttrain.views import Step
+from posttrain.contract.views import Step
 from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.views import Example, Sequence, View, Views
+from posttrain.contract.views import Example, Sequence, View, Views
 from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig, method_beside
 
 METHOD = method_beside(__file__)

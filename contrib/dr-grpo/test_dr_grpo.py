@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from posttrain.contract.views import View, Views
 from posttrain.errors import SettingsError
 from posttrain.settings import Settings
-from posttrain.views import View, Views
 from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, call_loss, method_beside, tensor
 
 METHOD = method_beside(__file__)

@@ -6,8 +6,8 @@ from random import Random
 import pytest
 import torch
 from posttrain import Ask, api
+from posttrain.contract.views import Batch, PerToken, Step, View, Views
 from posttrain.errors import DataError, SettingsError
-from posttrain.views import Batch, PerToken, Step, View, Views
 from posttrain_testkit.by_hand import MASK, method_beside, tensor
 from posttrain_testkit.goldens.compare import evaluate
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain import Rollout, api
+from posttrain.contract.generation import Completion
+from posttrain.contract.rollout import Rollouts
+from posttrain.contract.views import View, Views
 from posttrain.errors import SettingsError
-from posttrain.generation.protocol import Completion
-from posttrain.rollouts.rollouts import Rollouts
-from posttrain.views import View, Views
 from posttrain_testkit.by_hand import MASK, NEW, OLD, call_loss, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import posttrain_method_kto as kto
 import pytest
 import torch
-from posttrain.views import Batch, Example, Sequence, View, Views
+from posttrain.contract.views import Batch, Example, Sequence, View, Views
 
 
 def loss_of(logratios, labels, mismatched, **options):

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import posttrain_method_loss_truncation as truncation
 import pytest
 import torch
-from posttrain.views import Example, Sequence
+from posttrain.contract.views import Example, Sequence
 
 
 def test_by_hand(loss_of):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain import Ask, api
+from posttrain.contract.views import View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import View, Views
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 

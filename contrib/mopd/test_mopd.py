@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.views import View, Views
+from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 
 METHOD = method_beside(__file__)

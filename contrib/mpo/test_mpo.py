@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.views import Example, PerToken, Sequence
+from posttrain.contract.views import Example, PerToken, Sequence
 from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from posttrain.views import View, Views
+from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import POLICY, REFERENCE, logsig
 
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from posttrain.contract.views import Batch, PerToken, Step, View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import Batch, PerToken, Step, View, Views
 from posttrain_testkit.by_hand import method_beside, tensor
 
 METHOD = method_beside(__file__)

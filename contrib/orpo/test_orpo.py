@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from posttrain.views import PerToken, View, Views
+from posttrain.contract.views import PerToken, View, Views
 from posttrain_testkit.by_hand import check_gradient, pair, tensor
 
 #: Geometric means of the tokens' probabilities: chosen 1/2 (of 0.4 and 0.625) and 1/5, rejected 1/5 (of 0.1 and 0.4)

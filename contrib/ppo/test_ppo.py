@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain import api
+from posttrain.contract.views import PerToken, View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import PerToken, View, Views
 from posttrain_testkit.by_hand import NEW, OLD, call_loss, method_beside, tensor
 from posttrain_testkit.goldens.compare import evaluate
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer

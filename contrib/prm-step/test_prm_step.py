@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import PeftModel
 from posttrain import api
-from posttrain.engine.head import Request
-from posttrain.views import PerToken, View, Views
+from posttrain.contract.views import PerToken, View, Views
+from posttrain.network.chunked_head import Request
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForTokenClassification

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from posttrain.contract.views import PerToken, View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import PerToken, View, Views
 from posttrain_testkit.by_hand import MASK, NEW, OLD, call_loss, method_beside, tensor
 
 METHOD = method_beside(__file__)

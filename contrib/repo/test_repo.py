@@ -1,5 +1,5 @@
 import pytest
-from posttrain.views import View, Views
+from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import POLICY, REFERENCE
 
 

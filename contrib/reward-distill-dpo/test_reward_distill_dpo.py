@@ -1,6 +1,6 @@
 import pytest
 import torch
-from posttrain.views import Views
+from posttrain.contract.views import Views
 from posttrain_testkit.by_hand import POLICY, REFERENCE
 
 SCORES = {"chosen_score": torch.tensor([0.9, 0.1]), "rejected_score": torch.tensor([0.4, 0.3])}

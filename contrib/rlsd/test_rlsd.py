@@ -2,8 +2,8 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from posttrain.contract.views import Step
 from posttrain.errors import SettingsError
-from posttrain.views import Step
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 
 METHOD = method_beside(__file__)

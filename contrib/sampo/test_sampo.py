@@ -1,6 +1,6 @@
 import pytest
 import torch
-from posttrain.views import Example, Sequence
+from posttrain.contract.views import Example, Sequence
 from posttrain_testkit.by_hand import POLICY, REFERENCE
 
 

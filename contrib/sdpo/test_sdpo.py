@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from posttrain import api
+from posttrain.contract.views import Batch, Step, View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import Batch, Step, View, Views
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 

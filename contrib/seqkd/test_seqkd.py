@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from posttrain import Ask, api
-from posttrain.views import View, Views
+from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import MASK, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 

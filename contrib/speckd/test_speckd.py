@@ -1,7 +1,7 @@
 import pytest
 import torch
+from posttrain.contract.views import View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import View, Views
 from posttrain_testkit.by_hand import method_beside, tensor
 
 METHOD = method_beside(__file__)

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain.views import Sequence
+from posttrain.contract.views import Sequence
 from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, advantages_of, method_beside
 
 METHOD = method_beside(__file__)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from posttrain import api
-from posttrain.views import Step
+from posttrain.contract.views import Step
 from posttrain_testkit.by_hand import method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 

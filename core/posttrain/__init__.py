@@ -6,6 +6,9 @@ Everything here loads on first use: ``import posttrain`` imports neither torch n
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -13,27 +16,32 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from posttrain import errors
     from posttrain.api import resume, train
-    from posttrain.discovery import installed as list_methods
+    from posttrain.catalogue.discovery import installed as list_methods
+    from posttrain.catalogue.methods import load as load_method
+    from posttrain.contract import prompts, samples, tensors, views
+    from posttrain.contract.hookspecs import hookimpl
+    from posttrain.contract.planning import Ask, Selection
+    from posttrain.contract.rollout import Rollout
+    from posttrain.contract.views import PerToken
     from posttrain.errors import PosttrainError
-    from posttrain.hookspecs import hookimpl
-    from posttrain.methods import load as load_method
-    from posttrain.planning import Ask, Selection
-    from posttrain.rollouts.rollouts import Rollout
-    from posttrain.views import PerToken
 
 #: Public name -> (module, name there; empty for the module itself).
 _HOMES = {
-    "Ask": ("posttrain.planning", "Ask"),
-    "PerToken": ("posttrain.views", "PerToken"),
+    "Ask": ("posttrain.contract.planning", "Ask"),
+    "PerToken": ("posttrain.contract.views", "PerToken"),
     "PosttrainError": ("posttrain.errors", "PosttrainError"),
-    "Rollout": ("posttrain.rollouts.rollouts", "Rollout"),
-    "Selection": ("posttrain.planning", "Selection"),
+    "Rollout": ("posttrain.contract.rollout", "Rollout"),
+    "Selection": ("posttrain.contract.planning", "Selection"),
     "errors": ("posttrain.errors", ""),
-    "hookimpl": ("posttrain.hookspecs", "hookimpl"),
-    "list_methods": ("posttrain.discovery", "installed"),
-    "load_method": ("posttrain.methods", "load"),
+    "hookimpl": ("posttrain.contract.hookspecs", "hookimpl"),
+    "list_methods": ("posttrain.catalogue.discovery", "installed"),
+    "load_method": ("posttrain.catalogue.methods", "load"),
+    "prompts": ("posttrain.contract.prompts", ""),
     "resume": ("posttrain.api", "resume"),
+    "samples": ("posttrain.contract.samples", ""),
+    "tensors": ("posttrain.contract.tensors", ""),
     "train": ("posttrain.api", "train"),
+    "views": ("posttrain.contract.views", ""),
 }
 
 __all__ = [
@@ -47,8 +55,12 @@ __all__ = [
     "hookimpl",
     "list_methods",
     "load_method",
+    "prompts",
     "resume",
+    "samples",
+    "tensors",
     "train",
+    "views",
 ]
 
 
@@ -65,3 +77,27 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+class _ContractPaths(MetaPathFinder, Loader):
+    """Import ``posttrain.tensors`` and its like: modules of ``posttrain.contract`` under a shorter path."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """A spec for the short path of a module; None for anything else."""
+        package, _, name = fullname.rpartition(".")
+        home, attribute = _HOMES.get(name, ("", ""))
+        short = package == __name__ and home not in ("", fullname) and not attribute
+        return ModuleSpec(fullname, self) if short else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        """The module itself, not a copy: its classes must be the same under both paths."""
+        module = importlib.import_module(_HOMES[spec.name.rpartition(".")[2]][0])
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        """Give the module, which has run already, its own spec back: reloading and pickling read it."""
+        module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.append(_ContractPaths())

@@ -7,26 +7,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from posttrain import methods
-from posttrain.config import method_options, resolve
-from posttrain.discovery import modified
-from posttrain.durable import put_folder, remove, writing
-from posttrain.engine.build import Objects, Prepared, build_run, prepare_data, run_facts
-from posttrain.engine.checkpoint import find_checkpoints, restore_newest
-from posttrain.engine.finite import refuse_nonfinite
-from posttrain.engine.loop import train_loop
-from posttrain.engine.plan import make_plan
-from posttrain.engine.run import Run
+from posttrain.assembly.build import build_run
+from posttrain.assembly.config import resolve
+from posttrain.assembly.data import Prepared, prepare_data
+from posttrain.assembly.facts import run_facts
+from posttrain.assembly.generate_text import generate_text
+from posttrain.assembly.objects import Objects
+from posttrain.assembly.plan import make_plan
+from posttrain.catalogue import methods
+from posttrain.catalogue.defaults import method_options
+from posttrain.catalogue.discovery import modified
+from posttrain.catalogue.modifiers import apply_modifiers, described
+from posttrain.distributed.restart import resumed_settings
+from posttrain.distributed.world import lost_contact, rank_here
 from posttrain.errors import CheckpointError, RunFailed, RunStopped
-from posttrain.generation.text import generate_text
 from posttrain.models.save import save_model, write_model_card
-from posttrain.modifiers import apply_modifiers, described
-from posttrain.options import read_options
+from posttrain.runs.checkpoints import find_checkpoints
+from posttrain.runs.directory import RunDirectory, new_run_directory
+from posttrain.runs.durable import put_folder, remove, writing
+from posttrain.runs.progress import Progress
 from posttrain.settings import Settings
-from posttrain.strategies.restart import resumed_settings
-from posttrain.strategies.world import lost_contact, rank_here
-from posttrain.watch.progress import Progress
-from posttrain.watch.run_directory import RunDirectory, new_run_directory
+from posttrain.settings.options import read_options
+from posttrain.training.checkpoint import restore_newest
+from posttrain.training.finite import refuse_nonfinite
+from posttrain.training.loop import train_loop
+from posttrain.training.run import Run
 
 
 def train(

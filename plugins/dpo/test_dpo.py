@@ -1,8 +1,8 @@
 import math
 
 import pytest
+from posttrain.contract.views import PerToken
 from posttrain.errors import SettingsError
-from posttrain.views import PerToken
 from posttrain_testkit.by_hand import check_gradient, pair, tensor
 
 #: Sums: chosen -10 and -1, rejected -12 and -3. Against the reference the margin is 1.5 and -0.5.

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from posttrain.contract.views import Batch, PerToken, Step, View, Views
 from posttrain.errors import SettingsError
 from posttrain.settings import Settings
-from posttrain.views import Batch, PerToken, Step, View, Views
 from posttrain_testkit.by_hand import MASK, NEW, OLD, WORTH, method_beside, tensor
 
 HERE = Path(__file__).parent

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
+from posttrain.contract.views import View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import View, Views
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 
 METHOD = method_beside(__file__)

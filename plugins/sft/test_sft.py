@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
+from posttrain.contract.views import Batch, PerToken, Step, View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import Batch, PerToken, Step, View, Views
 from posttrain_testkit.by_hand import MASK, method_beside
 
 METHOD = method_beside(__file__)

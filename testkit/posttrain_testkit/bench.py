@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from posttrain.engine.annotate import add_columns
-from posttrain.engine.batches import build_batch
-from posttrain.engine.forward import build_views, sequences_of
-from posttrain.engine.reduction import Averages, Totals, reduce_loss, split_loss
+from posttrain.catalogue.methods import Method
+from posttrain.contract.loss_terms import split_loss
+from posttrain.contract.pad import sequences_of
+from posttrain.contract.views import Batch, Example, PerToken, Step, View, Views
 from posttrain.errors import PluginError
-from posttrain.methods import Method
-from posttrain.views import Batch, Example, PerToken, Step, View, Views
+from posttrain.network.token_model import build_views
+from posttrain.training.annotate import add_columns
+from posttrain.training.micro_batches import build_batch
+from posttrain.training.reduction import Averages, Totals, reduce_loss
 from torch import Tensor
 
 from posttrain_testkit.inputs import Inputs

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from posttrain.methods import Method, load
-from posttrain.views import Batch, PerToken, Step, View, Views
+from posttrain.catalogue.methods import Method, load
+from posttrain.contract.views import Batch, PerToken, Step, View, Views
 from torch import Tensor
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from posttrain.catalogue.discovery import Installed
 from posttrain.cli.flags import Parser
-from posttrain.discovery import Installed
 from posttrain.errors import SettingsError
 
 from posttrain_testkit.registry import GROUPS, Check, all_checks, find_check

@@ -9,10 +9,10 @@ from types import NoneType
 from typing import Any, Literal
 
 import torch
-from posttrain.cards import Card
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.methods import Method
+from posttrain.contract.views import Example, Sequence
 from posttrain.errors import SettingsError
-from posttrain.methods import Method
-from posttrain.views import Example, Sequence
 from torch import Tensor
 
 VOCABULARY = 7

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from posttrain.engine.reduction import Totals, reduce_loss, split_loss
+from posttrain.catalogue.methods import Method, load
+from posttrain.contract.loss_terms import split_loss
+from posttrain.contract.views import Batch
 from posttrain.errors import PosttrainError
-from posttrain.methods import Method, load
-from posttrain.views import Batch
+from posttrain.training.reduction import Totals, reduce_loss
 from torch import Tensor
 
 from posttrain_testkit.goldens.annotations import annotated_columns, chosen_rows

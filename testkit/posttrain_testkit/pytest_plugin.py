@@ -20,7 +20,7 @@ from posttrain_testkit.report import checks_for, run_check
 from posttrain_testkit.subject import Subject, package_in, subject_of
 
 if TYPE_CHECKING:
-    from posttrain.methods import Method
+    from posttrain.catalogue.methods import Method
 
 GOLDENS = "goldens.json"
 
@@ -123,7 +123,7 @@ class ConformanceItem(MethodItem):
 @pytest.fixture(scope="module")
 def method(request: pytest.FixtureRequest) -> Method:
     """The method whose package is beside the test file."""
-    from posttrain.methods import load
+    from posttrain.catalogue.methods import load
 
     folder = request.path.parent
     if _package(folder) is None:

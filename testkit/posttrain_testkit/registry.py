@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from posttrain.cards import Card
+from posttrain.catalogue.cards import Card
 from posttrain.errors import PosttrainError, SettingsError
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.cards import Card
+from posttrain.catalogue.cards import Card
 from posttrain.errors import PosttrainError
 
 from posttrain_testkit.registry import GROUPS, Check, CheckFailed, all_checks
 from posttrain_testkit.subject import Subject, subject_of
 
 if TYPE_CHECKING:
-    from posttrain.methods import Method
+    from posttrain.catalogue.methods import Method
 
 #: Outcomes that make a method fail.
 FAILURES = ("failed", "stale-waiver")

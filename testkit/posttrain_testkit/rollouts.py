@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from posttrain.generation.protocol import Completion
-from posttrain.methods import Method
-from posttrain.planning import Ask
-from posttrain.rollouts.rollouts import Rollout
+from posttrain.catalogue.methods import Method
+from posttrain.contract.generation import Completion
+from posttrain.contract.planning import Ask
+from posttrain.contract.rollout import Rollout
 from torch import Tensor
 
 from posttrain_testkit.inputs import VOCABULARY

@@ -9,12 +9,12 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.cards import Card, read_card
-from posttrain.discovery import Installed, find, installed, is_folder
+from posttrain.catalogue.cards import Card, read_card
+from posttrain.catalogue.discovery import Installed, find, installed, is_folder
 from posttrain.errors import MethodError
 
 if TYPE_CHECKING:
-    from posttrain.methods import Method
+    from posttrain.catalogue.methods import Method
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Subject:
         """The loaded method; its module is imported now. Raises MethodError or PluginError."""
         if self.loaded is not None:
             return self.loaded
-        from posttrain.methods import load
+        from posttrain.catalogue.methods import load
 
         return load(self.source or self.name)
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from posttrain.cards import Card
-from posttrain.methods import Method
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.methods import Method
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from packaging.version import Version
 from posttrain import api
+from posttrain.catalogue.methods import load
 from posttrain.errors import MethodError
-from posttrain.methods import load
 from transformers.utils import logging
 
 from posttrain_testkit.tiny import count_of_a, head_of, tiny_model, tiny_rows, tiny_tokenizer

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from posttrain.discovery import installed
+from posttrain.catalogue.discovery import installed
 from posttrain.errors import MethodError, SettingsError
 from posttrain_testkit import checks_for, run_check, subject_of
 from posttrain_testkit.command import run

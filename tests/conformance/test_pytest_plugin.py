@@ -13,7 +13,7 @@ from posttrain.cli.main import main
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = '''
 import pytest
-from posttrain.views import View, Views
+from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import pair
 
 PAIR = {"policy_chosen_tok": [[-1.0, -2.0]], "policy_rejected_tok": [[-3.0]], "ref_chosen_tok": [[-1.5, -2.0]],

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from posttrain.data.align import align, shared_vocabulary, spans
-from posttrain.data.token_text import token_bytes, vocabulary_bytes
+from posttrain.distillation.align import align, shared_vocabulary, spans
+from posttrain.distillation.token_bytes import token_bytes, vocabulary_bytes
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

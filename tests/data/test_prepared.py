@@ -5,7 +5,8 @@ from itertools import islice
 
 import pytest
 import torch
-from posttrain.data import check_data, preparation, read_rows, show, stream
+from posttrain.data import check_data, read_rows, show, stream
+from posttrain.data.tokens import preparation
 from posttrain.errors import DataError, SettingsError
 from posttrain.settings import Settings
 

@@ -4,11 +4,11 @@ from types import ModuleType
 
 import pytest
 from posttrain import hookimpl, samples
-from posttrain.cards import Card
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.methods import from_module
 from posttrain.data import prepare, read_rows
 from posttrain.data.reshape import reshape
 from posttrain.errors import DataError, PluginError, SettingsError
-from posttrain.methods import from_module
 from posttrain.settings import Settings
 
 SCORED = [{"prompt": f"p{n}", "completion": f"c{n}", "score": n} for n in range(4)]

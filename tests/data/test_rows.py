@@ -7,7 +7,7 @@ import sys
 import datasets
 import pyarrow
 import pytest
-from posttrain.cards import SCHEMAS
+from posttrain.catalogue.cards import SCHEMAS
 from posttrain.data import read_rows
 from posttrain.data.sources import split_weight
 from posttrain.errors import DataError

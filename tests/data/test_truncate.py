@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.data.truncate import kept
+from posttrain.data.tokens.truncate import kept
 
 
 @pytest.mark.parametrize(

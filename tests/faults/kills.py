@@ -26,20 +26,21 @@ import time
 import traceback
 from pathlib import Path
 
-import posttrain.methods
+import posttrain.catalogue.methods
 import safetensors.torch
 import torch
-from posttrain import durable
+from posttrain.assembly import build
 from posttrain.cli import main as command
 from posttrain.cli.imports import load_api
-from posttrain.data import cache
-from posttrain.engine import build, checkpoint, loop, manifest
-from posttrain.generation import process as sampling
-from posttrain.generation import worker
+from posttrain.data.tokens import cache
+from posttrain.generation.local import process as sampling
+from posttrain.generation.local import worker
 from posttrain.models import save
 from posttrain.rollouts import ahead, collect
 from posttrain.rollouts.ledger import audit
-from posttrain.watch.run_directory import RunDirectory
+from posttrain.runs import durable, manifest
+from posttrain.runs.directory import RunDirectory
+from posttrain.training import checkpoint, loop
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 #: Function on the stack -> the place of the run that it stands for, innermost first.
@@ -372,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     load_api()
     for name in ("sft", "dpo", "grpo"):
-        posttrain.methods.load(name)
+        posttrain.catalogue.methods.load(name)
     torch.set_num_threads(1)
     before, outcomes = leftovers(), collections.Counter()
     place = Path(options.keep or tempfile.mkdtemp(prefix="kills-"))

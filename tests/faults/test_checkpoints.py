@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from posttrain import api, durable
-from posttrain.engine import checkpoint, manifest
+from posttrain import api
 from posttrain.errors import CheckpointError, RunFailed, RunStopped
+from posttrain.runs import durable, manifest
+from posttrain.runs.checkpoints import latest_checkpoint
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
@@ -123,7 +124,7 @@ def test_the_newest_good_checkpoint_is_what_others_read(whole, tmp_path, capsys)
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     empty(run / "checkpoints" / "step-6" / "model" / "model.safetensors")
-    assert checkpoint.latest_checkpoint(run).name == "step-4"
+    assert latest_checkpoint(run).name == "step-4"
     assert "step-6' is passed over: model/model.safetensors has 0 bytes" in capsys.readouterr().err
 
 

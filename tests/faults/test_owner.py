@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from posttrain.errors import SettingsError
-from posttrain.watch.owner import Owner, started
-from posttrain.watch.run_directory import RunDirectory
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.owner import Owner, started
 
 from ..engine.conftest import ROWS
 from .test_checkpoints import resume

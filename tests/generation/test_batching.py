@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 import transformers
-from posttrain.engine import attention as documents
+from posttrain.contract.generation import Sampling
 from posttrain.errors import ModelError, SettingsError
-from posttrain.generation import Sampling, attention
-from posttrain.generation.hf import HfGenerator
+from posttrain.generation.local import attention
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.network import attention as documents
 
 LIMITS = (9, 2, 14, 5, 11, 20)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from posttrain.generation.cache import ROOM, SlotCache, SlotLayer, affordable_tokens, joinable
+from posttrain.generation.local.cache import ROOM, SlotCache, SlotLayer, affordable_tokens, joinable
 from transformers import Cache, DynamicCache, LlamaConfig, MistralConfig, Qwen3NextConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 

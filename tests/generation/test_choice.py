@@ -3,9 +3,9 @@ import random
 
 import pytest
 import torch
+from posttrain.contract.generation import Sampling
 from posttrain.errors import SettingsError
-from posttrain.generation import Sampling
-from posttrain.generation.choice import choose, restrict
+from posttrain.generation.local.sampling import choose, restrict
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 

@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from posttrain.contract.generation import Sampling
 from posttrain.errors import DataError, RunFailed, SettingsError
-from posttrain.generation import Sampling
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.sample import Stops
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.generation.local.sample import Stops
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 EOS, END_OF_TURN = 256, 257

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from posttrain.engine.forward import TokenModel
+from posttrain.contract.generation import Sampling
+from posttrain.distillation.teacher import ModelTeacher
 from posttrain.errors import SettingsError
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.mixture import MixtureGenerator
-from posttrain.generation.protocol import Sampling
-from posttrain.models.head import find_head
-from posttrain.models.teacher import ModelTeacher
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.generation.local.mixture import MixtureGenerator
+from posttrain.network.find_head import find_head
+from posttrain.network.token_model import TokenModel
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [torch.tensor([4, 5, 6]), torch.tensor([7]), torch.tensor([8, 9, 10, 11, 4])]

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from posttrain.generation import Sampling, packed
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.packed import packed as packing
+from posttrain.contract.generation import Sampling
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.network.kernels.cpu import onednn_weights
+from posttrain.network.kernels.cpu.onednn_weights import packed as packing
 from torch import nn
 
 pytestmark = pytest.mark.skipif(
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def everywhere(monkeypatch):
     """As on a processor that gains by it, for models of any size."""
-    monkeypatch.setattr(packed, "slow_mkl", lambda: True)
-    monkeypatch.setattr(packed, "LARGE", 0)
+    monkeypatch.setattr(onednn_weights, "slow_mkl", lambda: True)
+    monkeypatch.setattr(onednn_weights, "LARGE", 0)
 
 
 def wide(module, states):
@@ -34,7 +35,7 @@ def test_products_are_exact(shape, bias):
     layer, states = nn.Linear(48, 80, bias=bias), torch.randn(*shape, 48)
     with torch.no_grad(), packing(layer):
         found = layer(states)
-        assert isinstance(layer.forward, packed._Packed)
+        assert isinstance(layer.forward, onednn_weights._Packed)
         assert layer.forward.weight is not None
     torch.testing.assert_close(found.double(), wide(layer, states), rtol=1e-5, atol=1e-5)
 
@@ -98,11 +99,11 @@ def test_what_it_cannot_do_goes_the_plain_way(case):
 @pytest.mark.parametrize("case", ["small", "other processor", "no memory"])
 def test_where_it_is_not_used(case, monkeypatch):
     if case == "small":
-        monkeypatch.setattr(packed, "LARGE", 16 * 24 + 1)
+        monkeypatch.setattr(onednn_weights, "LARGE", 16 * 24 + 1)
     if case == "other processor":
-        monkeypatch.setattr(packed, "slow_mkl", lambda: False)
+        monkeypatch.setattr(onednn_weights, "slow_mkl", lambda: False)
     if case == "no memory":
-        monkeypatch.setattr(packed, "MEMORY_SHARE", 1e-12)
+        monkeypatch.setattr(onednn_weights, "MEMORY_SHARE", 1e-12)
     layer = nn.Linear(16, 24)
     with packing(layer):
         assert "forward" not in layer.__dict__
@@ -112,7 +113,7 @@ def test_samples_are_those_of_the_plain_layers(model, tokenizer, prompts, monkey
     """Also after the weights have changed between two calls."""
     found = {}
     for way in (True, False):
-        monkeypatch.setattr(packed, "slow_mkl", lambda way=way: way)
+        monkeypatch.setattr(onednn_weights, "slow_mkl", lambda way=way: way)
         own = copy.deepcopy(model)
         generator = HfGenerator(own, tokenizer, {256, 257}, 64)
         answers = []

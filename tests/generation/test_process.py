@@ -8,11 +8,11 @@ from itertools import chain
 
 import pytest
 import torch
+from posttrain.contract.generation import Sampling, Weights
 from posttrain.errors import DataError, GeneratorLost, ModelError, RunFailed, SettingsError
-from posttrain.generation import Sampling, Weights
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.process import ProcessGenerator
-from posttrain.generation.worker import Start
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.generation.local.process import ProcessGenerator
+from posttrain.generation.local.worker import Start
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 

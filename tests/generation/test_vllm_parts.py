@@ -9,15 +9,15 @@ from importlib import metadata
 
 import pytest
 import torch
+from posttrain.contract.generation import Sampling
 from posttrain.errors import DataError, DependencyError, GeneratorLost, RunFailed, SettingsError
-from posttrain.generation import vllm_versions
-from posttrain.generation.choose import addresses, check_generation
-from posttrain.generation.protocol import Sampling
-from posttrain.generation.vllm_process import ServerOptions, free_port
-from posttrain.generation.vllm_requests import Limits, check_sampling, completion, logprobs_mode
-from posttrain.generation.vllm_servers import VllmServers
-from posttrain.generation.vllm_weights import adapter_rank, applies_adapter, base_pairs, parts
-from posttrain.generation.weight_host import Store, WeightHost
+from posttrain.generation.backends import addresses, check_generation
+from posttrain.generation.vllm import versions
+from posttrain.generation.vllm.process import ServerOptions, free_port
+from posttrain.generation.vllm.requests import Limits, check_sampling, completion, logprobs_mode
+from posttrain.generation.vllm.servers import VllmServers
+from posttrain.generation.vllm.weight_host import Store, WeightHost
+from posttrain.generation.vllm.weights import adapter_rank, applies_adapter, base_pairs, parts
 from posttrain.settings import Settings
 from safetensors.torch import load
 
@@ -33,7 +33,7 @@ def installed(monkeypatch, name, version, requires=()):
 
     monkeypatch.setattr(metadata, "version", find)
     monkeypatch.setattr(metadata, "requires", lambda _: list(requires))
-    monkeypatch.setattr(vllm_versions, "find_spec", lambda _: None)
+    monkeypatch.setattr(versions, "find_spec", lambda _: None)
 
 
 def test_a_missing_vllm_is_one_line_with_the_command(monkeypatch):
@@ -53,17 +53,17 @@ def test_a_missing_vllm_is_one_line_with_the_command(monkeypatch):
 def test_versions_out_of_range_are_refused_by_name(monkeypatch, name, version, fits):
     installed(monkeypatch, name, version)
     if fits:
-        assert vllm_versions.check_installed() == version
-        vllm_versions.check_server(version, "http://h:1")
+        assert versions.check_installed() == version
+        versions.check_server(version, "http://h:1")
         return
     with pytest.raises(
         DependencyError, match=f"^{name} {version} is installed; posttrain works with vLLM >=0.32 and <"
     ):
-        vllm_versions.check_installed()
+        versions.check_installed()
     with pytest.raises(
         DependencyError, match=f"server at http://h:1 runs vLLM {version}; posttrain works with vLLM >="
     ):
-        vllm_versions.check_server(version, "http://h:1")
+        versions.check_server(version, "http://h:1")
 
 
 def test_packages_that_vllm_shares_with_the_trainer_must_suit_both(monkeypatch):
@@ -71,7 +71,7 @@ def test_packages_that_vllm_shares_with_the_trainer_must_suit_both(monkeypatch):
     with pytest.raises(
         DependencyError, match=r"^vllm 0.32.0 needs transformers <5.10 and 5.19.0 is installed. Install"
     ):
-        vllm_versions.check_installed()
+        versions.check_installed()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_tied_weights_travel_once(model):
 
 
 def test_parts_are_cut_between_layers_and_cast(model, monkeypatch):
-    monkeypatch.setattr("posttrain.generation.vllm_weights.PART_BYTES", 1)
+    monkeypatch.setattr("posttrain.generation.vllm.weights.PART_BYTES", 1)
     found = list(parts(model, model.state_dict().items(), torch.bfloat16))
     assert len(found) > 2
     assert {name for part in found for name in part} == set(model.state_dict())
@@ -265,12 +265,12 @@ def test_nobody_at_an_address_is_said_with_the_command(model, tokenizer):
 
 
 def test_the_command_of_a_server_names_what_a_run_needs(monkeypatch):
-    monkeypatch.setattr("posttrain.generation.vllm_process._on_cpu", lambda: False)
+    monkeypatch.setattr("posttrain.generation.vllm.process._on_cpu", lambda: False)
     words = ServerOptions("M", port=81, max_length=99, adapter_rank=8, gpu_memory=0.5, more=["--seed", "1"]).command()
     text = " ".join(words)
     for part in (
         "--model M --host 127.0.0.1 --port 81",
-        "--worker-extension-cls posttrain.generation.vllm_worker.WeightReceiver",
+        "--worker-extension-cls posttrain.generation.vllm.worker.WeightReceiver",
         '--weight-transfer-config {"backend": "posttrain"}',
         "--max-model-len 99",
         "--no-trust-remote-code",

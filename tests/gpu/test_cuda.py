@@ -4,15 +4,15 @@ import importlib.util
 
 import pytest
 import torch
-from posttrain.engine import attention, varlen
-from posttrain.engine.forward import TokenModel
-from posttrain.engine.head import Request, token_statistics
-from posttrain.engine.offload import offloaded
-from posttrain.engine.segments import Segments, Sight
-from posttrain.models.head import find_head
+from posttrain.contract.views import Sequence
 from posttrain.models.load import load_policy
+from posttrain.network import attention, varlen
+from posttrain.network.chunked_head import Request, token_statistics
+from posttrain.network.find_head import find_head
+from posttrain.network.kernels.offload import offloaded
+from posttrain.network.segments import Segments, Sight
+from posttrain.network.token_model import TokenModel
 from posttrain.settings import Settings
-from posttrain.views import Sequence
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function

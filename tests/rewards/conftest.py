@@ -1,5 +1,5 @@
 import pytest
-from posttrain import entries
+from posttrain.catalogue import entries
 
 SHIPPED = {
     "math": "posttrain.rewards.verifiers:math",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from posttrain import api
-from posttrain.engine import build
-from posttrain.generation.hf import HfGenerator
+from posttrain.assembly import build
+from posttrain.generation.local.hf import HfGenerator
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
 PROMPTS = ["ab", "abc", "a", "abcd", "bc", "dcba", "c", "bad"]

@@ -10,11 +10,11 @@ import time
 
 import pytest
 from posttrain import hookimpl
-from posttrain.engine.source import Order
+from posttrain.contract.generation import Health
 from posttrain.errors import GeneratorLost, RunFailed, SettingsError
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.protocol import Health
+from posttrain.generation.local.hf import HfGenerator
 from posttrain.rollouts.ledger import audit
+from posttrain.training.source import Order
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from .conftest import PROMPTS, ROWS, Threaded, without_times

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from posttrain.engine.correction import Correction, choose_correction
 from posttrain.errors import SettingsError
-from posttrain.generation.hf import HfGenerator
+from posttrain.generation.local.hf import HfGenerator
 from posttrain.settings import Settings
+from posttrain.training.correction import Correction, choose_correction
 
 #: Logarithms of trainer by sampler of three answers of 2, 3 and 1 tokens.
 LOG_RATIO = torch.tensor([[0.05, 0.0, 9.0], [0.0, -0.05, 0.8], [-0.7, 9.0, 9.0]])

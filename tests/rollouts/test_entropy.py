@@ -5,11 +5,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from posttrain import hookimpl, methods
-from posttrain.cards import Card
-from posttrain.generation.hf import HfGenerator
-from posttrain.surrogate import entropy_metric
-from posttrain.views import View, Views
+from posttrain import hookimpl
+from posttrain.catalogue import methods
+from posttrain.catalogue.cards import Card
+from posttrain.contract.surrogate import entropy_metric
+from posttrain.contract.views import View, Views
+from posttrain.generation.local.hf import HfGenerator
 from posttrain_testkit.tiny import tiny_model
 
 RLOO = str(Path(__file__).resolve().parents[2] / "plugins" / "rloo")

@@ -6,7 +6,7 @@ import json
 import pytest
 from posttrain.errors import RunFailed
 from posttrain.rollouts.ledger import Ledger, audit, bin_of
-from posttrain.rollouts.pace import Pace
+from posttrain.rollouts.overlap import Pace
 
 from .conftest import ROWS
 

@@ -5,7 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from posttrain import endpoint
+from posttrain.servers import endpoint
 
 
 class Fake:

@@ -1,8 +1,8 @@
 import threading
 
 import pytest
-from posttrain.endpoint import Endpoint, Refused, Unreachable, read_key, split_address
 from posttrain.errors import SettingsError
+from posttrain.servers.endpoint import Endpoint, Refused, Unreachable, read_key, split_address
 
 
 def test_busy_servers_are_asked_again_after_longer_and_longer_waits(serve, waits):

@@ -14,10 +14,10 @@ import pytest
 import torch
 from posttrain.cli.main import main
 from posttrain.errors import RewardError
-from posttrain.generation.weight_host import WeightHost
-from posttrain.listener import TOKEN, same
+from posttrain.generation.vllm.weight_host import WeightHost
 from posttrain.rewards import load_rewards, score
 from posttrain.rewards.worker import ScoreServer
+from posttrain.servers.listener import TOKEN, same
 
 
 def letters(completions):

@@ -8,11 +8,11 @@ import time
 
 import pytest
 import torch
-from posttrain import endpoint
+from posttrain.contract.generation import Sampling, Weights
 from posttrain.errors import DependencyError, GeneratorLost, RunFailed, SettingsError
-from posttrain.generation.protocol import Sampling, Weights
-from posttrain.generation.vllm_requests import Limits
-from posttrain.generation.vllm_servers import VllmServers
+from posttrain.generation.vllm.requests import Limits
+from posttrain.generation.vllm.servers import VllmServers
+from posttrain.servers import endpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LIMITS = Limits(frozenset({2}), 64)

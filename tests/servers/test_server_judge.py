@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from posttrain import endpoint
 from posttrain.errors import RewardError, SettingsError
 from posttrain.rewards.judge import load_judge
 from posttrain.rewards.judge_prompt import fill, probability, read_verdict
+from posttrain.servers import endpoint
 
 TRIAL = "What is 1 + 1?"
 

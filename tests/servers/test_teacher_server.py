@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from posttrain.contract.views import Sequence
+from posttrain.distillation.teacher_server import ServerTeacher, TeacherServer, spread
 from posttrain.errors import ModelError
-from posttrain.models.teacher_server import ServerTeacher, TeacherServer, spread
-from posttrain.views import Sequence
 
 VOCABULARY = 6
 #: After token t come the tokens in this order of probability, shifted by t.

@@ -16,7 +16,7 @@ Metrics:
 from dataclasses import dataclass
 
 from posttrain import PerToken, hookimpl
-from posttrain.prompts import reworded
+from posttrain.contract.prompts import reworded
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 import torch
 from posttrain import hookimpl, tensors
+from posttrain.contract.surrogate import policy_loss
 from posttrain.errors import SettingsError
-from posttrain.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

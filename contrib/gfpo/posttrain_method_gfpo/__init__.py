@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 from posttrain import hookimpl, tensors
-from posttrain.surrogate import policy_loss
+from posttrain.contract.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 from posttrain import hookimpl, tensors
-from posttrain.surrogate import policy_loss
+from posttrain.contract.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

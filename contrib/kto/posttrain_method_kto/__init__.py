@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from posttrain import hookimpl
-from posttrain.views import Sequence
+from posttrain.contract.views import Sequence
 from torch import Tensor
 
 

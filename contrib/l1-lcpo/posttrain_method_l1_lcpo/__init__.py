@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from posttrain import hookimpl, tensors
-from posttrain.surrogate import policy_loss
+from posttrain.contract.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

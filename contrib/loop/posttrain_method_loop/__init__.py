@@ -22,7 +22,7 @@ Metrics:
 from dataclasses import dataclass
 
 from posttrain import hookimpl, tensors
-from posttrain.surrogate import policy_loss
+from posttrain.contract.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 from posttrain import Selection, hookimpl, tensors
-from posttrain.surrogate import policy_loss
+from posttrain.contract.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from posttrain import PerToken, hookimpl, tensors
-from posttrain.prompts import check_template, reworded
+from posttrain.contract.prompts import check_template, reworded
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from posttrain import PerToken, hookimpl
-from posttrain.prompts import check_template, reworded
+from posttrain.contract.prompts import check_template, reworded
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from typing import Literal
 
 import torch
 from posttrain import hookimpl, tensors
-from posttrain.surrogate import policy_loss
-from posttrain.views import Sequence
+from posttrain.contract.surrogate import policy_loss
+from posttrain.contract.views import Sequence
 
 
 @dataclass(frozen=True)

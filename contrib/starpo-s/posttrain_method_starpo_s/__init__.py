@@ -24,7 +24,7 @@ Metrics:
 from dataclasses import dataclass
 
 from posttrain import Selection, hookimpl, tensors
-from posttrain.surrogate import policy_loss
+from posttrain.contract.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

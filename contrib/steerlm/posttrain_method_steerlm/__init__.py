@@ -18,7 +18,7 @@ Metrics:
 from dataclasses import dataclass
 
 from posttrain import PerToken, hookimpl
-from posttrain.prompts import check_template, reworded
+from posttrain.contract.prompts import check_template, reworded
 
 
 @dataclass(frozen=True)

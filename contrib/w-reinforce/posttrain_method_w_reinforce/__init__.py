@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from posttrain import hookimpl
-from posttrain.surrogate import policy_loss
+from posttrain.contract.surrogate import policy_loss
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from posttrain.authoring.render import MARK
-from posttrain.cards import NEEDS, SCHEMAS, TIERS, Card
+from posttrain.catalogue.cards import NEEDS, SCHEMAS, TIERS, Card
 
 #: Family -> what a method of it learns from. Families that are not here are listed under their own name.
 FAMILIES = {

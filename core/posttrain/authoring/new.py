@@ -11,8 +11,8 @@ from posttrain import __version__
 from posttrain.authoring import render, templates, toml
 from posttrain.authoring.losses import LOSSES, MODIFIER
 from posttrain.authoring.sync import LICENCE, PYTHON_FLOOR, expected, write
-from posttrain.cards import NAME
-from posttrain.catalogue import known
+from posttrain.catalogue.cards import NAME
+from posttrain.catalogue.catalogue import known
 from posttrain.errors import MethodError, SettingsError
 
 KINDS = ("method", "reward", "source", "observer")

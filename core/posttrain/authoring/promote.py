@@ -33,9 +33,9 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from posttrain.authoring.sync import expected, repository, write
-from posttrain.cards import NAME, Card, read_card
-from posttrain.config import method_options, shared_options
-from posttrain.discovery import CARD
+from posttrain.catalogue.cards import NAME, Card, read_card
+from posttrain.catalogue.defaults import method_options, shared_options
+from posttrain.catalogue.discovery import CARD
 from posttrain.errors import MethodError, PosttrainError
 
 EVIDENCE = "evidence.toml"

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.authoring import listing, render
-from posttrain.cards import TIERS, Card, read_card
-from posttrain.discovery import CARD, find_folder
+from posttrain.catalogue.cards import TIERS, Card, read_card
+from posttrain.catalogue.discovery import CARD, find_folder
 from posttrain.errors import MethodError
 
 #: For plugins outside a repository of posttrain; inside, the root's pyproject.toml decides.
 PYTHON_FLOOR = ">=3.11"
 LICENCE = "Apache-2.0"
 
+#: Where a repository of posttrain keeps it, below its folder core.
+CATALOGUE = Path("posttrain", "catalogue", "catalogue.json")
+
 
 def repository(path: Path) -> Path | None:
     """The posttrain repository that ``path`` lies in or is, None outside of one."""
     for folder in (path.resolve(), *path.resolve().parents):
-        if (folder / "core" / "posttrain" / "catalogue.json").is_file():
+        if (folder / "core" / CATALOGUE).is_file():
             return folder
     return None
 
@@ -57,7 +60,7 @@ def _of_repository(root: Path) -> dict[Path, str | None]:
         files[pages / f"{card.name}.md"] = render.page(card)
     files[pages / "README.md"] = listing.index(cards)
     files[pages / "search.html"] = listing.search_page(cards)
-    files[root / "core" / "posttrain" / "catalogue.json"] = render.catalogue(cards)
+    files[root / "core" / CATALOGUE] = render.catalogue(cards)
     return files
 
 

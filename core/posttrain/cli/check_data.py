@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from posttrain.cards import SCHEMAS, Card
+from posttrain.assembly.config import resolve
+from posttrain.catalogue.cards import SCHEMAS, Card
+from posttrain.catalogue.defaults import shared_options
+from posttrain.catalogue.discovery import locate
 from posttrain.cli.flags import help_text, parse
 from posttrain.cli.output import print_json, print_plan
-from posttrain.config import resolve, shared_options
-from posttrain.discovery import locate
 from posttrain.errors import SettingsError
-from posttrain.options import Option
 from posttrain.settings import Settings
+from posttrain.settings.options import Option
 
 #: Settings that decide how rows are read and cut.
 _SHARED = ("model", "columns", "split", "max_length", "truncation", "end_of_sequence", "train_on", "chat_template")

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--nproc", type=int, help="processes that share the work [one a GPU, at least 2]")
     parser.add_json()
     options = parser.parse_args(arguments)
-    from posttrain.strategies.doctor import examine
+    from posttrain.assembly.doctor import examine
 
     report = examine(options.config, options.model, options.nproc)
     if options.json:

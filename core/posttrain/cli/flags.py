@@ -9,9 +9,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from posttrain.config import unknown
+from posttrain.catalogue.defaults import unknown
 from posttrain.errors import SettingsError
-from posttrain.options import Option, describe
+from posttrain.settings.options import Option, describe
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.cards import SCHEMAS, TIERS
-from posttrain.catalogue import Known, known
+from posttrain.catalogue.cards import SCHEMAS, TIERS
+from posttrain.catalogue.catalogue import Known, known
+from posttrain.catalogue.discovery import Installed, installed, modified
+from posttrain.catalogue.inspection import problem_of
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
-from posttrain.discovery import Installed, installed, modified
-from posttrain.inspection import problem_of
 
 
 def run(arguments: list[str]) -> int:

@@ -7,8 +7,9 @@ import io
 import os
 import sys
 
-from posttrain import __version__, permission
-from posttrain.config import unknown
+from posttrain import __version__
+from posttrain.catalogue import permission
+from posttrain.catalogue.defaults import unknown
 from posttrain.errors import PosttrainError, SettingsError
 
 #: Command -> (module with ``run(arguments) -> int``, what it does).
@@ -67,7 +68,7 @@ def _shown_elsewhere(error: Exception, exit_code: int) -> bool:
     """Whether the process that started this one, among others, shows the error."""
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
-    from posttrain.strategies.launch import leave_word
+    from posttrain.distributed.launch import leave_word
 
     return leave_word(error, exit_code)
 

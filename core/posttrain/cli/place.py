@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments[:place])
     if not command:
         raise SettingsError("No training command was given. Add it after --, as in: -- train grpo --reward {rewards}")
-    from posttrain.roles.place import Placed, fill, read_role
+    from posttrain.servers.place import Placed, fill, read_role
 
     roles = [read_role(text) for text in options.role]
     fill(command, {role.name: "" for role in roles})

@@ -7,11 +7,11 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+from posttrain.catalogue.discovery import installed, modified
+from posttrain.catalogue.entries import entries
+from posttrain.catalogue.inspection import problem_of
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
-from posttrain.discovery import installed, modified
-from posttrain.entries import entries
-from posttrain.inspection import problem_of
 
 
 def run(arguments: list[str]) -> int:

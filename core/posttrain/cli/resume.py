@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from posttrain.catalogue.defaults import shared_options
 from posttrain.cli.flags import help_text, parse
 from posttrain.cli.imports import load_api
-from posttrain.config import shared_options
+from posttrain.distributed import launch as launching
+from posttrain.distributed.lifeline import end_with_parent
+from posttrain.distributed.restart import resumed_settings
+from posttrain.distributed.world import quieten
 from posttrain.errors import SettingsError
-from posttrain.options import Option, cast
-from posttrain.strategies import launch as launching
-from posttrain.strategies.lifeline import end_with_parent
-from posttrain.strategies.restart import resumed_settings
-from posttrain.strategies.world import quieten
+from posttrain.settings.options import Option, cast
 
 _HELP = Option("help", bool, False, "Print this and stop.", "This command")
 TAKE_OVER = Option(

@@ -9,7 +9,7 @@ import threading
 
 from posttrain.cli.flags import Parser
 from posttrain.errors import SettingsError
-from posttrain.listener import LOOPBACK, TOKEN
+from posttrain.servers.listener import LOOPBACK, TOKEN
 
 
 def run(arguments: list[str]) -> int:

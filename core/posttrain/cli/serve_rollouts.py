@@ -15,8 +15,8 @@ def run(arguments: list[str]) -> int:
     """Serve until interrupted; what follows ``--`` goes to vLLM."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
     options = _flags(arguments[:place])
-    from posttrain.generation.vllm_process import ServerOptions, supervise
-    from posttrain.generation.vllm_versions import check_installed
+    from posttrain.generation.vllm.process import ServerOptions, supervise
+    from posttrain.generation.vllm.versions import check_installed
 
     check_installed()
     server = ServerOptions(

@@ -6,12 +6,12 @@ import textwrap
 from dataclasses import replace
 from typing import Any
 
+from posttrain.catalogue.defaults import method_options, shared_defaults, shared_options
+from posttrain.catalogue.discovery import Installed, locate, modified
 from posttrain.cli.flags import Parser, help_text
 from posttrain.cli.output import print_json
-from posttrain.config import method_options, shared_defaults, shared_options
-from posttrain.demo import example
-from posttrain.discovery import Installed, locate, modified
-from posttrain.options import Option, describe, docstring
+from posttrain.example import example
+from posttrain.settings.options import Option, describe, docstring
 
 
 def run(arguments: list[str]) -> int:

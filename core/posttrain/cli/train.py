@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from posttrain import secret_options
-from posttrain.cards import Card
+from posttrain.assembly.config import as_yaml, read_file, resolve
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.defaults import method_options, shared_defaults, shared_options
+from posttrain.catalogue.discovery import locate
 from posttrain.cli.flags import help_text, parse
 from posttrain.cli.imports import load_api
 from posttrain.cli.output import print_json, print_plan
-from posttrain.config import as_yaml, method_options, read_file, resolve, shared_defaults, shared_options
-from posttrain.discovery import locate
+from posttrain.distributed import launch as launching
+from posttrain.distributed.lifeline import end_with_parent
+from posttrain.distributed.restart import continued
+from posttrain.distributed.world import quieten
 from posttrain.errors import SettingsError
-from posttrain.options import Option
-from posttrain.strategies import launch as launching
-from posttrain.strategies.lifeline import end_with_parent
-from posttrain.strategies.restart import continued
-from posttrain.strategies.world import quieten
-from posttrain.watch.run_directory import new_run_directory
+from posttrain.runs.directory import new_run_directory
+from posttrain.settings import secret_options
+from posttrain.settings.options import Option
 
 USAGE = """usage: posttrain train METHOD --model MODEL --data DATA [flags]
        posttrain train ./my-loss ...            a plugin's folder, not installed

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posttrain.data.check import check_data, show
-    from posttrain.data.preparation import Prepared, prepare, stream
     from posttrain.data.rows import Rows, read_rows
+    from posttrain.data.tokens.preparation import Prepared, prepare, stream
 
 _HOMES = {
     "Rows": "rows",
     "read_rows": "rows",
-    "Prepared": "preparation",
-    "prepare": "preparation",
-    "stream": "preparation",
+    "Prepared": "tokens.preparation",
+    "prepare": "tokens.preparation",
+    "stream": "tokens.preparation",
     "check_data": "check",
     "show": "check",
 }

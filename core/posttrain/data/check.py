@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from posttrain.contract.messages import is_messages
 from posttrain.data.rows import Rows, read_rows
-from posttrain.data.values import is_messages
 from posttrain.settings import Settings
 
 if TYPE_CHECKING:
-    from posttrain.data.store import Prepared
-    from posttrain.views import Example
+    from posttrain.contract.views import Example
+    from posttrain.data.tokens.token_arrays import Prepared
 
 _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -33,7 +33,7 @@ def check_data(
     prepared = None
     report = describe_rows(rows)
     if tokenizer is not None and not rows.streaming:
-        from posttrain.data.preparation import prepare
+        from posttrain.data.tokens.preparation import prepare
 
         prepared = prepare(rows, tokenizer, settings, stop_ids or set(), None)
         report["tokens"] = prepared.report

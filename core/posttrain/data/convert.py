@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from posttrain.data.values import is_messages, last_turn
+from posttrain.contract.messages import is_messages
+from posttrain.data.values import last_turn
 
 Row = dict[str, Any]
 Notes = dict[str, int]

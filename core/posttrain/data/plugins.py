@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from posttrain.catalogue.entries import Entry, load_entry, one
 from posttrain.data.formats import Numbered
-from posttrain.entries import Entry, load_entry, one
 from posttrain.errors import DataError, PluginError, short
 
 

@@ -12,7 +12,7 @@ from posttrain.data.rows import Rows
 from posttrain.errors import DataError, PluginError, SettingsError
 
 if TYPE_CHECKING:
-    from posttrain.methods import Method
+    from posttrain.catalogue.methods import Method
 
 #: Column that tells the hook, and us afterwards, which row a row was made of.
 NUMBER = "row"

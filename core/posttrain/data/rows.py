@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from posttrain.contract.messages import is_messages
 from posttrain.data import convert, schemas
 from posttrain.data.convert import CONVERSIONS, Conversion, Row
 from posttrain.data.sources import Source, open_sources
-from posttrain.data.values import is_messages
 from posttrain.errors import DataError
 from posttrain.settings import Settings
 

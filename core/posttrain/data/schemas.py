@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from posttrain.contract.messages import is_messages
 from posttrain.data import values
 from posttrain.errors import short
 
@@ -139,7 +140,7 @@ def problem(row: dict[str, Any], shape: Shape) -> str | None:
 
 
 def _form_problem(first: str, value: Any, other: Any) -> str | None:
-    several = other if isinstance(other, list) and not values.is_messages(other) else [other]
+    several = other if isinstance(other, list) and not is_messages(other) else [other]
     for item in several:
         if text := values.mixed_forms(value, item):
             return text if first == "prompt" else text.replace("the prompt", f"'{first}'")

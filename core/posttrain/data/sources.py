@@ -17,9 +17,9 @@ from typing import Any
 
 from posttrain.data.formats import READERS, Numbered
 from posttrain.data.plugins import plugin_rows
-from posttrain.demo.example import DATA as _EXAMPLE
-from posttrain.demo.rows import example_rows
 from posttrain.errors import DataError, SettingsError, short
+from posttrain.example.example import DATA as _EXAMPLE
+from posttrain.example.rows import example_rows
 from posttrain.settings import Settings
 
 _GYM = "reasoning-gym:"
@@ -159,7 +159,7 @@ def _folder(path: Path, name: str, settings: Settings) -> list[Source]:
 
 
 def _generated(name: str) -> Numbered:
-    from posttrain.rewards.reasoning import rows
+    from posttrain.environments.reasoning_gym import rows
 
     return iter(enumerate(rows(name.removeprefix(_GYM)), 1))
 

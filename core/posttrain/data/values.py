@@ -7,16 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from posttrain.contract.messages import is_messages
 from posttrain.errors import short
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 #: Parts of a message's content that need an image, audio or video processor.
 MEDIA = ("image", "image_url", "audio", "input_audio", "video")
-
-
-def is_messages(value: Any) -> bool:
-    """Whether ``value`` is conversational (a list of messages) rather than plain text."""
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def describe(value: Any) -> str:
@@ -26,14 +22,6 @@ def describe(value: Any) -> str:
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
     return short(value)
-
-
-def message_text(message: dict[str, Any]) -> str:
-    """The text of a message's content; text parts are joined."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content if part.get("type") == "text")
-    return content or ""
 
 
 def _message(value: dict[str, Any], number: int) -> str | None:

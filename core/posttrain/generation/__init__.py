@@ -1,5 +1,1 @@
-"""Generation: backends that complete prompts. ``protocol`` says what they answer, ``hf`` runs anywhere."""
-
-from posttrain.generation.protocol import Abilities, Completion, Generator, Health, Sampling, Weights
-
-__all__ = ["Abilities", "Completion", "Generator", "Health", "Sampling", "Weights"]
+"""Generation: backends that complete prompts. ``backends`` chooses one; ``contract.generation`` is their protocol."""

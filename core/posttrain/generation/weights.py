@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.contract.generation import Abilities, Weights
 from posttrain.errors import RunFailed
-from posttrain.generation.protocol import Abilities, Weights
 
 
 def weights_for(model: Any, abilities: Abilities, version: int, known: int) -> Weights:

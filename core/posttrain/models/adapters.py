@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.demo.example import MODELS as EXAMPLES
 from posttrain.errors import ModelError
+from posttrain.example.example import MODELS as EXAMPLES
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from posttrain.engine.checkpoint import latest_checkpoint
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import adapter_base, merged
 from posttrain.models.load import load_module, load_tokenizer
+from posttrain.runs.checkpoints import latest_checkpoint
 from posttrain.settings import Settings
 
 

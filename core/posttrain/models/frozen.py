@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from posttrain.views import Sequence
+from posttrain.contract.views import Sequence
 
 if TYPE_CHECKING:
-    from posttrain.engine.forward import TokenModel
+    from posttrain.network.token_model import TokenModel
 
 
 class Frozen:

@@ -14,18 +14,18 @@ import torch
 import transformers
 from torch import nn
 
-from posttrain.demo.made import place_of
-from posttrain.engine import attention
-from posttrain.engine.forward import TokenModel
 from posttrain.errors import DependencyError, ModelError, SettingsError
+from posttrain.example.made import place_of
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter, merged
-from posttrain.models.head import find_head
-from posttrain.models.kernels import use_liger
-from posttrain.models.lean import make_lean
-from posttrain.models.modes import Modes, noise_of
 from posttrain.models.probe import check_logits, choose_layout, silence
-from posttrain.models.products import choose_products
+from posttrain.network import attention
+from posttrain.network.find_head import find_head
+from posttrain.network.kernels.cpu.matmul import choose_products
+from posttrain.network.kernels.cpu.recompute_ops import make_lean
+from posttrain.network.kernels.liger import use_liger
+from posttrain.network.modes import Modes, noise_of
+from posttrain.network.token_model import TokenModel
 
 if TYPE_CHECKING:
     from posttrain.settings import Settings

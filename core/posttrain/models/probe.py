@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.engine import attention, rope
-from posttrain.engine.forward import TokenModel
-from posttrain.engine.layout import SHORTEST_TRUNK
+from posttrain.contract.views import Sequence
 from posttrain.errors import ModelError
-from posttrain.models.modes import Modes, evaluating, noise_of
 from posttrain.models.shrunk import shrunk
-from posttrain.views import Sequence
+from posttrain.network import attention, rope
+from posttrain.network.modes import Modes, evaluating, noise_of
+from posttrain.network.packing import SHORTEST_TRUNK
+from posttrain.network.token_model import TokenModel
 
 #: transformers' names for layers that only attend; anything else carries a state across documents.
 _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}

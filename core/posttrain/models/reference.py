@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posttrain.engine.forward import IDLE, TokenModel
-from posttrain.engine.head import Request
+from posttrain.contract.pad import IDLE
+from posttrain.contract.views import Sequence
 from posttrain.models.adapters import REFERENCE_ADAPTER
-from posttrain.models.average import Average
+from posttrain.models.ema import Average
 from posttrain.models.frozen import Frozen
-from posttrain.models.head import find_head
-from posttrain.models.modes import evaluating
 from posttrain.models.probe import choose_layout
-from posttrain.views import Sequence
+from posttrain.network.chunked_head import Request
+from posttrain.network.find_head import find_head
+from posttrain.network.modes import evaluating
+from posttrain.network.token_model import TokenModel
 
 if TYPE_CHECKING:
-    from posttrain.engine.reference_cache import ReferenceCache
-    from posttrain.strategies.protocol import Strategy
+    from posttrain.models.placement import Placement
+    from posttrain.models.reference_cache import ReferenceCache
 
 
 class Reference(Frozen):
@@ -35,7 +36,7 @@ class Reference(Frozen):
     """
 
     def __init__(
-        self, policy: TokenModel, strategy: Strategy, other: Any = None, later: Callable[[], Any] | None = None
+        self, policy: TokenModel, strategy: Placement, other: Any = None, later: Callable[[], Any] | None = None
     ):
         self.policy = policy
         self.strategy = strategy

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from posttrain.engine import attention
 from posttrain.errors import CheckpointError
 from posttrain.models.adapters import REFERENCE_ADAPTER, TEACHER_ADAPTER
+from posttrain.network import attention
 
 if TYPE_CHECKING:
-    from posttrain.engine.forward import TokenModel
-    from posttrain.strategies.protocol import Strategy
+    from posttrain.models.placement import Placement
+    from posttrain.network.token_model import TokenModel
 
 #: Bytes of one file where weights are gathered from several ranks.
 PART = 2**30
@@ -25,7 +25,7 @@ PART = 2**30
 EXTRA_FILE = "extra_modules.safetensors"
 
 
-def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Strategy) -> None:
+def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Placement) -> None:
     """Weights (or the adapter alone) as safetensors, config, tokenizer, generation config.
 
     All ranks call it and rank 0 writes; of weights that are spread it holds at most ``PART`` bytes at a time.

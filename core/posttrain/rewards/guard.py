@@ -20,8 +20,8 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, TypeVar
 
-from posttrain.clock import CLOCK
 from posttrain.rewards.process import Own, ProcessState
+from posttrain.servers.clock import CLOCK
 
 #: Seconds for one call. Below the 30 minutes after which other ranks stop waiting for this one.
 LIMIT = 1200.0

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain import options
 from posttrain.errors import RewardError, SettingsError, short
 from posttrain.rewards.blame import Batch, failure
 from posttrain.rewards.guard import LIMIT, Broken, guarded
@@ -16,7 +15,8 @@ from posttrain.rewards.load import _arguments, _did_you_mean, _from_file, _insta
 from posttrain.rewards.process import Own
 from posttrain.rewards.reward import is_async
 from posttrain.rewards.scoring import await_all
-from posttrain.secret_options import revealed
+from posttrain.settings import options
+from posttrain.settings.secret_options import revealed
 
 Ask = Callable[[list[Any], list[str], list[str]], Any]
 _FORMS = (

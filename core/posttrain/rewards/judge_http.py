@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from posttrain.endpoint import Endpoint, Refused, Unreachable, read_key, split_address
 from posttrain.errors import RewardError
 from posttrain.rewards.judge_prompt import fill, probability, read_template
+from posttrain.servers.endpoint import Endpoint, Refused, Unreachable, read_key, split_address
 
 _ADDRESS = "--judge http://HOST:PORT/v1#MODEL"
 #: Alternatives of a token that a server is asked for if it does not give 20.

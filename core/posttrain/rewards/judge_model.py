@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from posttrain.engine.forward import decoder_of
 from posttrain.errors import ModelError, SettingsError
-from posttrain.models.head import find_head
 from posttrain.models.load import load_module, load_tokenizer
+from posttrain.network.find_head import find_head
+from posttrain.network.token_model import decoder_of
 from posttrain.rewards.judge_prompt import LABELS, fill, read_template
 from posttrain.rewards.model import reward_model
 from posttrain.settings import Settings

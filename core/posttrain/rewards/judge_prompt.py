@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from posttrain.data.values import is_messages, message_text
+from posttrain.contract.messages import is_messages, message_text
 from posttrain.errors import SettingsError
 
 #: The names of the two answers. Every template must ask for one of them.

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.entries import entries, load_entry, one
+from posttrain.catalogue.entries import entries, load_entry, one
 from posttrain.errors import PosttrainError, RewardError, SettingsError
 from posttrain.rewards.blame import reason
 from posttrain.rewards.guard import LIMIT, Broken, guarded
 from posttrain.rewards.process import EVERYBODY
 from posttrain.rewards.reward import STANDARD, Reward, is_async
-from posttrain.secret_options import revealed
+from posttrain.settings.secret_options import revealed
 
 _FORMS = "Give an installed name, file.py:function, the folder of a reward model, or a reward worker's address"
 

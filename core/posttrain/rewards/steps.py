@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from posttrain.data.drafts import drafts
-from posttrain.data.templates import Templates
-from posttrain.data.tokenise import Encoder, Tokens
+from posttrain.data.tokens.sequence_specs import drafts
+from posttrain.data.tokens.templates import Templates
+from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.errors import SettingsError
 from posttrain.settings import Settings
 

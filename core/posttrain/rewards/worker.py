@@ -14,11 +14,11 @@ import math
 import os
 from typing import Any
 
-from posttrain.endpoint import Endpoint, Refused, Unreachable, split_address
 from posttrain.errors import PosttrainError, RewardError, short
-from posttrain.listener import TOKEN, Handler, Listener, Unreadable
 from posttrain.rewards.reward import Reward
 from posttrain.rewards.scoring import score
+from posttrain.servers.endpoint import Endpoint, Refused, Unreachable, split_address
+from posttrain.servers.listener import TOKEN, Handler, Listener, Unreadable
 
 INTERFACE = 1
 

@@ -16,15 +16,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from posttrain.contract.generation import Completion, Generator, Sampling
+from posttrain.contract.rollout import Rollout
 from posttrain.errors import GeneratorLost
-from posttrain.generation.protocol import Completion, Generator, Sampling
 from posttrain.generation.weights import weights_for
-from posttrain.rollouts.generate import Call, Order, answer, calls_of
 from posttrain.rollouts.ledger import STALE, UNKNOWN, Ledger
-from posttrain.rollouts.rollouts import Rollout
+from posttrain.rollouts.requests import Call, Order, answer, calls_of
 
 if TYPE_CHECKING:
-    from posttrain.engine.run import Run
+    from posttrain.training.run import Run
 
 #: How often a generator may be started anew without an answer in between.
 REVIVALS = 3

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posttrain.data.single import encode_prompt
-from posttrain.engine import source
-from posttrain.engine.step import shared_results
-from posttrain.engine.teaching import translate
+from posttrain.contract.generation import Generator
+from posttrain.contract.planning import Ask, Selection
+from posttrain.contract.rollout import Rollout, Rollouts
+from posttrain.contract.views import Example, Sequence
+from posttrain.data.tokens.encode_one import encode_prompt
+from posttrain.distillation.teacher_inputs import translate
 from posttrain.errors import RunFailed
-from posttrain.generation.protocol import Generator
-from posttrain.planning import Ask, Selection
 from posttrain.rewards import Reward
 from posttrain.rollouts.ahead import Producer
-from posttrain.rollouts.generate import Order, give_rewards, lend, reward_metrics, seed_of
 from posttrain.rollouts.ledger import Ledger
 from posttrain.rollouts.pool import Pool
-from posttrain.rollouts.rollouts import Rollout, Rollouts
-from posttrain.views import Example, Sequence
+from posttrain.rollouts.requests import Order, give_rewards, lend, reward_metrics, seed_of
+from posttrain.training import source
+from posttrain.training.step import shared_results
 
 if TYPE_CHECKING:
-    from posttrain.engine.run import Run
+    from posttrain.training.run import Run
 
 
 @dataclass

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from posttrain.engine.step import evaluate_loss
-from posttrain.generation.protocol import Sampling
-from posttrain.planning import Ask
+from posttrain.contract.generation import Sampling
+from posttrain.contract.planning import Ask
+from posttrain.contract.rollout import Rollout, Rollouts
+from posttrain.contract.views import Step
 from posttrain.rollouts.collect import Collector
-from posttrain.rollouts.generate import Order, give_rewards, reward_metrics
-from posttrain.rollouts.rollouts import Rollout, Rollouts
-from posttrain.views import Step
+from posttrain.rollouts.requests import Order, give_rewards, reward_metrics
+from posttrain.training.step import evaluate_loss
 
 if TYPE_CHECKING:
-    from posttrain.engine.run import Run
+    from posttrain.training.run import Run
 
 
 class GreedyAnswers:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from posttrain.contract.rollout import Rollout
 from posttrain.rollouts.ledger import FILTERED, SURPLUS, TRUNCATED, UNSCORED, Ledger
-from posttrain.rollouts.rollouts import Rollout
 
 
 @dataclass

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.data.align import Alignment
-from posttrain.engine.source import count_steps
+from posttrain.contract.views import Example, Sequence
+from posttrain.distillation.align import Alignment
 from posttrain.errors import SettingsError
 from posttrain.rollouts.collect import Collected, Collector
-from posttrain.rollouts.generate import seed_of
-from posttrain.rollouts.pace import Pace
-from posttrain.views import Example, Sequence
+from posttrain.rollouts.overlap import Pace
+from posttrain.rollouts.requests import seed_of
+from posttrain.training.source import count_steps
 
 if TYPE_CHECKING:
-    from posttrain.engine.run import Run
+    from posttrain.training.run import Run
 
 
 class Online:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from posttrain.cards import Card
-from posttrain.views import PerToken
+from posttrain.catalogue.cards import Card
+from posttrain.contract.views import PerToken
 
 from posttrain_testkit.bench import call, step_loss
 from posttrain_testkit.checks.loss import cases, check_finite, whole_batch

@@ -17,8 +17,8 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
-from posttrain.cards import Card
-from posttrain.methods import Method
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.methods import Method
 from torch import Tensor
 
 from posttrain_testkit.bench import Layout, step_loss, whole

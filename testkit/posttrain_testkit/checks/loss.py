@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from posttrain.catalogue.methods import Method
+from posttrain.contract.views import PerToken
 from posttrain.errors import SettingsError
-from posttrain.methods import Method
-from posttrain.views import PerToken
 from torch import Tensor
 
 from posttrain_testkit.bench import MicroBatch, call, micro_batch, step_loss, values_of

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import torch
-from posttrain.views import PerToken, Step
+from posttrain.contract.views import PerToken, Step
 from torch import Tensor
 
 from posttrain_testkit.bench import call

@@ -11,7 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from posttrain import hookspecs
+from posttrain.contract import hookspecs
 from posttrain.errors import MethodError
 from posttrain.settings import Settings
 

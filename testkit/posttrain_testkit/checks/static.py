@@ -11,7 +11,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
-from posttrain.cards import NAME
+from posttrain.catalogue.cards import NAME
 from posttrain.settings import Settings
 
 from posttrain_testkit.registry import GROUPS, CheckFailed, check

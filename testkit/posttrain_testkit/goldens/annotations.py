@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from posttrain.catalogue.methods import Method
+from posttrain.contract.views import Example, Sequence
 from posttrain.data.reshape import NUMBER
-from posttrain.engine.annotate import add_columns
-from posttrain.engine.batches import build_batch
-from posttrain.methods import Method
-from posttrain.views import Example, Sequence
+from posttrain.training.annotate import add_columns
+from posttrain.training.micro_batches import build_batch
 from torch import Tensor
 
 from posttrain_testkit.goldens.inputs import Inputs

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from posttrain.cards import Card
-from posttrain.discovery import find_folder, installed
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.discovery import find_folder, installed
+from posttrain.catalogue.methods import Method, load
+from posttrain.contract.views import Batch, PerToken
 from posttrain.errors import DataError, MethodError, SettingsError
-from posttrain.methods import Method, load
-from posttrain.views import Batch, PerToken
 from torch import Tensor
 
 from posttrain_testkit.goldens.annotations import annotated_columns

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from posttrain.contract.views import Step, View, Views
 from posttrain.errors import SettingsError
-from posttrain.views import Step, View, Views
 from torch import Tensor
 
 from posttrain_testkit.goldens.demonstrations import join_data

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.cards import Card
+from posttrain.catalogue.cards import Card
 
 #: Marks inputs whose rows are the answers to one prompt.
 RANKING = "ranking"

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from posttrain.generation.protocol import Completion
-from posttrain.methods import Method
-from posttrain.rollouts.rollouts import Rollout
-from posttrain.views import Batch
+from posttrain.catalogue.methods import Method
+from posttrain.contract.generation import Completion
+from posttrain.contract.rollout import Rollout
+from posttrain.contract.views import Batch
 from torch import Tensor
 
 from posttrain_testkit.goldens.inputs import Inputs

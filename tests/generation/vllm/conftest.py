@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
-from posttrain.engine.forward import TokenModel
 from posttrain.generation.weights import weights_for
-from posttrain.models.head import find_head
+from posttrain.network.find_head import find_head
+from posttrain.network.token_model import TokenModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -120,6 +120,6 @@ def kit():
 @pytest.fixture(scope="module")
 def run_limits():
     pytest.importorskip("vllm", reason="vLLM is not installed; make vllm installs it")
-    from posttrain.generation.vllm_requests import Limits
+    from posttrain.generation.vllm.requests import Limits
 
     return functools.partial(Limits, positions=128)

@@ -5,8 +5,8 @@ import copy
 import peft
 import pytest
 import torch
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.protocol import Sampling
+from posttrain.contract.generation import Sampling
+from posttrain.generation.local.hf import HfGenerator
 from posttrain.generation.weights import weights_for
 
 STOPS = frozenset({256, 257})
@@ -22,7 +22,7 @@ def policy(kit):
 
 @pytest.fixture(scope="module")
 def engine(kit, policy, tokenizer, run_limits):
-    from posttrain.generation.vllm_engine import EngineOptions, VllmEngine
+    from posttrain.generation.vllm.engine import EngineOptions, VllmEngine
 
     engine = VllmEngine(policy, tokenizer, run_limits(STOPS), EngineOptions(1.0, torch.float32, 16, 0.3))
     kit.give(engine, policy, 0)

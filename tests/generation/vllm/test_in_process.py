@@ -5,9 +5,9 @@ import random
 import numpy
 import pytest
 import torch
+from posttrain.contract.generation import Sampling
 from posttrain.errors import SettingsError
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.protocol import Sampling
+from posttrain.generation.local.hf import HfGenerator
 
 STOPS = frozenset({256, 257, 65})
 
@@ -19,7 +19,7 @@ def policy(kit):
 
 @pytest.fixture(scope="module")
 def engine(kit, policy, tokenizer, run_limits):
-    from posttrain.generation.vllm_engine import EngineOptions, VllmEngine
+    from posttrain.generation.vllm.engine import EngineOptions, VllmEngine
 
     before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_num_threads()
     engine = VllmEngine(policy, tokenizer, run_limits(STOPS), EngineOptions(0.7, torch.float32, 16, 0.3))

@@ -88,7 +88,7 @@ def test_in_the_process(smollm, greedy_by_hf, tmp_path, run_limits):
 
 @pytest.fixture(scope="module")
 def process(smollm, run_limits):
-    from posttrain.generation.vllm_process import ServerOptions, Supervised, free_port
+    from posttrain.generation.vllm.process import ServerOptions, Supervised, free_port
 
     options = ServerOptions(smollm, port=free_port(), dtype="float32", max_length=128, batch_size=16, adapter_rank=16)
     process = Supervised(options, tempfile.TemporaryDirectory(prefix="posttrain-test-"))
@@ -121,7 +121,7 @@ def test_on_a_server_that_is_killed_on_the_way(smollm, greedy_by_hf, process, tm
 
 def test_an_adapter_is_at_most_a_twentieth_of_the_bytes(kit, smollm, process, run_limits):
     """Of a sync after a step; rank 16 on every linear layer, posttrain's own default."""
-    from posttrain.generation.vllm_servers import VllmServers
+    from posttrain.generation.vllm.servers import VllmServers
     from posttrain.models.load import load_policy, load_tokenizer
     from posttrain.settings import Settings
 

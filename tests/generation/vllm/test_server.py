@@ -12,9 +12,9 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from posttrain.contract.generation import Sampling
 from posttrain.errors import SettingsError
-from posttrain.generation.hf import HfGenerator
-from posttrain.generation.protocol import Sampling
+from posttrain.generation.local.hf import HfGenerator
 
 STOPS = frozenset({256, 257})
 GREEDY = Sampling(12, greedy=True)
@@ -27,8 +27,8 @@ def policy(kit):
 
 @pytest.fixture(scope="module")
 def process(policy, tokenizer, run_limits):
-    from posttrain.generation.vllm_folder import write_folder
-    from posttrain.generation.vllm_process import ServerOptions, Supervised, free_port
+    from posttrain.generation.vllm.folder import write_folder
+    from posttrain.generation.vllm.process import ServerOptions, Supervised, free_port
 
     folder = tempfile.TemporaryDirectory(prefix="posttrain-test-")
     model = write_folder(policy, tokenizer, Path(folder.name) / "model")
@@ -44,7 +44,7 @@ def process(policy, tokenizer, run_limits):
 @pytest.fixture(scope="module")
 def connect(process, tokenizer, run_limits):
     """A generator over the server for a policy, and what it told of."""
-    from posttrain.generation.vllm_servers import VllmServers
+    from posttrain.generation.vllm.servers import VllmServers
 
     opened = []
 
@@ -141,8 +141,8 @@ def test_weights_change_in_the_middle_of_answers(kit, servers, policy, prompts):
 
 
 def test_a_run_with_other_needs_is_refused(connect, policy, tokenizer, process):
-    from posttrain.generation.vllm_requests import Limits
-    from posttrain.generation.vllm_servers import VllmServers
+    from posttrain.generation.vllm.requests import Limits
+    from posttrain.generation.vllm.servers import VllmServers
 
     with pytest.raises(SettingsError, match="takes texts of 128 tokens, those of this run may have 500"):
         VllmServers([process.url], policy, tokenizer, Limits(STOPS, 500), lambda: 5.0, True, print)

@@ -1,0 +1,113 @@
+"""From settings to a run that is ready to start: every mistake a user can make is found before weights load."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from posttrain.assembly.check import check_strategy
+from posttrain.assembly.data import cache_folder
+from posttrain.assembly.models import add_extra_modules, build_reference, head_kind, place_models, untrained_policy
+from posttrain.catalogue.methods import Method
+from posttrain.distillation.teacher import load_teacher
+from posttrain.distributed.select import choose
+from posttrain.generation.backends import make_generator
+from posttrain.models.load import load_policy
+from posttrain.rollouts.collect import Collector
+from posttrain.rollouts.evaluation import GreedyAnswers
+from posttrain.rollouts.source import Online
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.observers import Observers
+from posttrain.settings import Settings
+from posttrain.training.correction import choose_correction
+from posttrain.training.evaluate import HeldOutLoss
+from posttrain.training.optim import build_schedule
+from posttrain.training.reference_use import begin_reference
+from posttrain.training.router_loss import find_router_loss
+from posttrain.training.run import Run
+from posttrain.training.source import Offline, Stream, order_of
+
+if TYPE_CHECKING:
+    from posttrain.assembly.data import Prepared
+    from posttrain.assembly.objects import Objects
+
+
+def build_run(
+    method: Method, config: Any, settings: Settings, objects: Objects, data: Prepared, directory: RunDirectory
+) -> Run:
+    """Strategy, model, reference, optimiser and source, put together."""
+    card = method.card
+    strategy, why = choose(settings)
+    check_strategy(strategy.name, settings)
+    random.seed(settings.seed)  # rewards draw from what this gives
+    loaded = load_policy(
+        objects.model or settings.model,
+        data.tokenizer,
+        settings,
+        head_kind(card, config),
+        seed=settings.seed,
+        split_layers=settings.tensor_parallel > 1,
+        noise=card.imitates(config) if settings.dropout is None else settings.dropout,
+    )
+    add_extra_modules(method, config, loaded.policy)
+    router_loss = find_router_loss(loaded.policy, settings)
+    # before the weights are spread, since it may begin as a copy of them
+    reference = (
+        build_reference(loaded.policy, settings, objects, strategy) if card.needs_now("reference", config) else None
+    )
+    teacher = None
+    if card.needs_now("teacher", config):
+        start = functools.partial(untrained_policy, loaded.policy, reference, settings, strategy)
+        teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
+    strategy.prepare(loaded.policy)
+    place_models(teacher, reference, strategy)
+    run = Run(
+        settings=settings,
+        method=method,
+        config=config,
+        policy=loaded.policy,
+        tokenizer=data.tokenizer,
+        stop_ids=loaded.stop_ids | data.stop_ids,
+        reference=reference,
+        teacher=teacher,
+        strategy=strategy,
+        router_loss=router_loss,
+        directory=directory,
+        model_in_memory=objects.model is not None,
+        observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
+    )
+    run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
+    run.sizes = {"trained": _count(run.parameters), "all": _count(loaded.policy.parameters())}
+    _sources(run, data)
+    run.total = run.source.steps()
+    run.optimizer = strategy.optimizer(loaded.policy, settings)
+    run.schedule = build_schedule(run.optimizer, settings, run.total)
+    found = begin_reference(run, objects.model is not None, cache_folder(settings, "reference"))
+    data.notes += [*loaded.notes, f"strategy {why}", *found]
+    return run
+
+
+def _sources(run: Run, data: Prepared) -> None:
+    settings = run.settings
+    if run.card.online:
+        generator = make_generator(run)
+        run.correction = choose_correction(settings, settings.max_staleness > 0 or not generator.abilities.exact)
+        run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
+        if data.held_out is not None and (data.rewards or run.teacher is not None):
+            limit = settings.eval_batches and settings.eval_batches * settings.batch_size
+            run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards), limit)
+        return
+    if settings.streaming:
+        run.source = Stream(data.train, settings)
+    else:
+        run.source = Offline(data.train, order_of(len(data.train), settings), settings)
+    if data.held_out is not None:
+        run.evaluation = HeldOutLoss(data.held_out, settings.eval_batches, settings.batch_size)
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,150 @@
+"""From defaults, the method's card, a file and flags to one set of options, each checked.
+
+Order: defaults of the dataclasses, the card's ``[defaults]``, those of the example model, the file, the
+flags; later ones win.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.defaults import shared_options, unknown
+from posttrain.errors import CardError, SettingsError
+from posttrain.example.example import example_defaults
+from posttrain.settings import Settings
+from posttrain.settings.options import Option, cast
+from posttrain.settings.secret_options import hidden
+
+#: Learning rates of adapters are this many times those of whole weights (Thinking Machines, "LoRA without regret").
+LORA_LEARNING_RATE = 10
+#: How deep a configuration file may be nested.
+_DEEPEST = 50
+_DASHES = re.compile(r"\s*(?:[-?]\s+)*")
+#: List options whose items never hold a comma, so that one flag can name several.
+_COMMA_LISTS = ("lora_targets", "observers")
+#: Other names under which a file or a program may give an option.
+_ALIASES = {"modifiers": "modifier"}
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML or TOML file. Raises SettingsError if it cannot be read or is not a table of keys."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        raise SettingsError(f"Configuration file '{path}' cannot be read: {reason}.") from None
+    if path.suffix == ".toml":
+        try:
+            return tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.200}"
+            raise SettingsError(f"{path}: is not valid TOML: {reason}.") from None
+    if path.suffix not in (".yaml", ".yml"):
+        raise SettingsError(f"Configuration file '{path}' ends in '{path.suffix}', expected .yaml, .yml or .toml.")
+    return _yaml(text, path)
+
+
+def _yaml(text: str, path: Path) -> dict[str, Any]:
+    import yaml
+
+    # The reader takes time that grows with the square of the depth, and then the stack.
+    line = _too_deep(text)
+    if line is not None:
+        raise SettingsError(f"{path} line {line}: is nested more than {_DEEPEST} deep, expected keys and values.")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: is not valid YAML: {' '.join(str(error).split())[:400]}.") from None
+    except (RecursionError, ValueError, TypeError, OverflowError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.200}"
+        raise SettingsError(f"{path}: cannot be read: {' '.join(reason.split())}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: holds {type(values).__name__}, expected keys and values such as 'steps: 100'.")
+    return {str(key): value for key, value in values.items()}
+
+
+def _too_deep(text: str) -> int | None:
+    """The first line on which more brackets or dashes are open than any configuration has."""
+    depth = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        dashes = _DASHES.match(line)
+        for character in line:
+            if character in "[{":
+                depth += 1
+            elif character in "]}":
+                depth = max(0, depth - 1)
+            if depth > _DEEPEST:
+                return number
+        if dashes and len(dashes[0].split()) > _DEEPEST:
+            return number
+    return None
+
+
+def resolve(
+    card: Card, options: list[Option], file: dict[str, Any], flags: dict[str, Any], file_name: str = "configuration"
+) -> tuple[Settings, dict[str, Any]]:
+    """The settings of a run and the method's own options, from ``file`` and ``flags`` (keys in snake_case).
+
+    Only options that somebody gave are in the second; the rest are the defaults of ``Config``. Raises SettingsError.
+    """
+    kinds = {option.name: option.kind for option in (*shared_options(), *options)}
+    defaults = _card_defaults(card, kinds)
+    given: dict[str, Any] = {}
+    for where, values in ((f"{file_name}: ", file), ("", flags)):
+        for key, value in values.items():
+            if where and key == "method":
+                continue
+            key = key if key in kinds else _ALIASES.get(key, key)
+            if key not in kinds:
+                raise SettingsError(f"{where}{unknown(key, kinds)}  All options: posttrain show {card.name}")
+            given[key] = _checked(where, key, value, kinds[key])
+    own = {key: given.pop(key) for key in [option.name for option in options] if key in given}
+    example = example_defaults(card, defaults | given)
+    settings = Settings(**(defaults | example | given))
+    return _with_adapters(settings, given), own
+
+
+def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
+    if key in _COMMA_LISTS and isinstance(value, str | list):
+        value = [item for text in ([value] if isinstance(value, str) else value) for item in str(text).split(",")]
+    try:
+        return cast(key, value, kind)
+    except SettingsError as error:
+        raise SettingsError(f"{where}{error}") from None
+
+
+def _card_defaults(card: Card, kinds: dict[str, Any]) -> dict[str, Any]:
+    shared = [option.name for option in shared_options()]
+    for key in card.defaults:
+        if key not in shared:
+            raise CardError(f"{card.path}: [defaults] {unknown(key, shared)}")
+    return {key: _checked(f"{card.path}: [defaults] ", key, value, kinds[key]) for key, value in card.defaults.items()}
+
+
+def _with_adapters(settings: Settings, given: dict[str, Any]) -> Settings:
+    if settings.strategy == "qlora" and settings.quantize is None:
+        settings = settings.replace(quantize="nf4")
+    implied = "quantize" if settings.quantize else "dora" if settings.dora else None
+    if implied and given.get("lora") is False:
+        raise SettingsError(f"Option '{implied}' trains an adapter, but lora is false. Leave one of them out.")
+    changes: dict[str, Any] = {"lora": settings.lora or implied is not None}
+    if changes["lora"] and given.get("learning_rate") is None:
+        changes["learning_rate"] = settings.learning_rate * LORA_LEARNING_RATE
+    return settings.replace(**changes)
+
+
+def as_yaml(method: str, settings: Settings, options: dict[str, Any], own: list[Option]) -> str:
+    """The resolved configuration as a file that ``--config`` takes. Options that are None are left out."""
+    import yaml
+
+    values: dict[str, Any] = {"method": method}
+    values |= {key: value for key, value in hidden(settings.flat()).items() if value not in (None, "")}
+    values |= {option.name: options.get(option.name, option.default) for option in own}
+    return yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,130 @@
+"""Read, split and tokenise a run's rows, and find its rewards and its judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from posttrain.assembly.check import check_needed_columns, check_settings
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.methods import Method
+from posttrain.data import prepare, read_rows, stream
+from posttrain.data.reshape import reshape
+from posttrain.distillation.teacher import check_teacher
+from posttrain.errors import SettingsError
+from posttrain.example.example import REWARD, is_data
+from posttrain.models.load import load_tokenizer, stop_ids, stop_ids_of
+from posttrain.rewards import Reward, check_columns, load_rewards
+from posttrain.settings import Settings
+
+if TYPE_CHECKING:
+    from posttrain.assembly.objects import Objects
+
+
+@dataclass
+class Prepared:
+    """The data of a run, tokenised, and what is needed to learn from it; no weights yet."""
+
+    tokenizer: Any
+    stop_ids: set[int]
+    train: Any
+    held_out: Any
+    rewards: list[Reward]
+    judge: Any
+    report: dict[str, Any]
+    notes: list[str]
+
+
+def cache_folder(settings: Settings, what: str = "data") -> Path | None:
+    """Where tokenised data, or another kind of thing, is kept; None for nowhere."""
+    if settings.cache == "off":
+        return None
+    return Path(settings.cache or "~/.cache/posttrain").expanduser() / what
+
+
+def prepare_data(method: Method, config: Any, settings: Settings, objects: Objects) -> Prepared:
+    """Rows read, checked and tokenised, rewards found; the tokenizer is the only part of the model that is read."""
+    card = method.card
+    check_settings(card, settings, objects)
+    accepted = card.schemas
+    rows = read_rows(objects.data if objects.data is not None else settings.data, accepted, settings)
+    held_out: Any = None
+    if objects.eval_data is not None or settings.eval_data:
+        source = objects.eval_data if objects.eval_data is not None else settings.eval_data
+        whole = settings.replace(limit=None, streaming=False)
+        held_out = read_rows(source, accepted, whole, what="eval-data")
+    elif settings.eval_fraction:
+        rows, held_out = _split(rows, settings)
+    tokenizer = objects.tokenizer
+    if tokenizer is None:
+        tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
+    stops = (
+        stop_ids_of(settings.model, tokenizer, settings)
+        if objects.model is None
+        else stop_ids(objects.model, tokenizer)
+    )
+    if not card.online:
+        rows = reshape(rows, method, config)
+        held_out = None if held_out is None else reshape(held_out, method, config)
+    for some in (rows, held_out):
+        if some is not None:
+            check_needed_columns(card, config, some)
+    if card.needs_now("teacher", config):
+        aligned = method.takes("posttrain_token_statistics", "alignment")
+        check_teacher(card.name, settings, objects.teacher, tokenizer, aligned)
+    rewards = _rewards(card, settings, objects, tokenizer, rows) if card.online else []
+    notes = list(rows.notes)
+    if settings.streaming:
+        train: Any = lambda skip: stream(rows, tokenizer, settings, stops, settings.seed, skip)  # noqa: E731
+        report: dict[str, Any] = {"streaming": True}
+    else:
+        train = prepare(rows, tokenizer, settings, stops, cache_folder(settings))
+        report = dict(train.report)
+    if held_out is not None:
+        held_out = prepare(held_out, tokenizer, settings, stops, cache_folder(settings))
+        report["eval"] = dict(held_out.report)
+    judge = _judge(settings, objects, tokenizer) if card.online else None
+    return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes)
+
+
+def _judge(settings: Settings, objects: Objects, tokenizer: Any) -> Any:
+    from posttrain.rewards.judge import load_judge
+
+    named: Any = objects.judge if objects.judge is not None else settings.judge
+    limit = settings.reward_timeout or None
+    return None if named is None else load_judge(named, settings.judge_options or {}, tokenizer, limit)
+
+
+def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
+    count = round(len(rows) * settings.eval_fraction)
+    if not 0 < count < len(rows):
+        raise SettingsError(
+            f"eval-fraction {settings.eval_fraction} of {len(rows)} rows is {count}. "
+            "Expected at least one row on both sides."
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
+
+
+def _rewards(card: Card, settings: Settings, objects: Objects, tokenizer: Any, rows: Any) -> list[Reward]:
+    named: Any = objects.reward if objects.reward is not None else settings.reward
+    if not named and rows and "reasoning_gym" in rows[0]:
+        named = ["reasoning-gym"]
+    judged = settings.judge is not None or objects.judge is not None
+    if not named and not judged and objects.data is None and is_data(settings.data):
+        named = [REWARD]
+    if not named:
+        if "rewards" in card.needs or ("preferences" in card.needs and not judged):
+            raise SettingsError(
+                f"Method '{card.name}' learns from rewards and none was given. Name one: --reward gsm8k, "
+                "--reward rewards.py:function, --reward FOLDER"
+                + (" of a reward model; or a judge: --judge FOLDER or URL" if "preferences" in card.needs else "")
+            )
+        return []
+    limit = settings.reward_timeout or None
+    rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer, limit=limit)
+    check_columns(rewards, rows[0])
+    return rewards

@@ -1,0 +1,98 @@
+"""What ``posttrain doctor`` finds: hardware, packages, strategies, and memory per strategy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from posttrain.assembly.config import read_file, resolve
+from posttrain.assembly.estimate import Load, Sizes, estimate, free_bytes, in_mb, peak, sizes_of
+from posttrain.assembly.plan import memory_of
+from posttrain.catalogue import methods
+from posttrain.catalogue.defaults import method_options
+from posttrain.distributed.requirements import findings
+from posttrain.distributed.select import planned
+from posttrain.errors import SettingsError
+from posttrain.models.load import choose_device
+from posttrain.network.kernels.cpu.matmul import bfloat16_gain
+from posttrain.runs import facts
+from posttrain.settings import Settings
+
+#: Strategies whose memory is compared, deepspeed by its stages.
+COMPARED = ("single", "qlora", "ddp", "fsdp", "zero-1", "zero-2", "zero-3")
+
+
+def examine(config: str | None, model: str | None, processes: int | None) -> dict[str, Any]:
+    """The report, as it is printed with ``--json``. Raises SettingsError for a file or number that cannot be."""
+    if processes is not None and processes < 1:
+        raise SettingsError(f"nproc is {processes}, expected at least 1.")
+    settings, method, options = _settings(config, model)
+    count = processes or (settings.nproc if settings.nproc > 1 else max(2, torch.cuda.device_count()))
+    rows = findings(count)
+    wanted = None
+    if settings.strategy is not None:
+        row = next(row for row in rows if row.strategy == settings.strategy)
+        wanted = dataclasses.asdict(row)
+    return {
+        "hardware": facts.hardware()
+        | {
+            "free_memory_gib": round(free_bytes(torch.device("cpu")) / 2**30, 1),
+            "bfloat16_gain_on_the_cpu": round(bfloat16_gain(), 1),
+        },
+        "packages": facts.versions(),
+        "strategies": [dataclasses.asdict(row) for row in rows],
+        "wanted": wanted,
+        "memory": _memory(settings, method, options, count) if settings.model else None,
+    }
+
+
+def _settings(config: str | None, model: str | None) -> tuple[Settings, methods.Method | None, dict[str, Any]]:
+    if config is None:
+        return Settings(model=model or ""), None, {}
+    file = read_file(config)
+    name = file.get("method")
+    if not isinstance(name, str):
+        raise SettingsError(f"{config}: method is {name!r}, expected the name of a method.")
+    method = methods.load(name)
+    flags = {} if model is None else {"model": model}
+    settings, options = resolve(method.card, method_options(method.card), file, flags, config)
+    return settings, method, options
+
+
+def _memory(settings: Settings, method: methods.Method | None, options: dict[str, Any], count: int) -> dict[str, Any]:
+    device = choose_device(settings)
+    model = sizes_of(settings)
+    free = free_bytes(device)
+    rows = []
+    for name in dict.fromkeys((*COMPARED, planned(settings)[0])):
+        processes = 1 if name in ("single", "qlora") else count
+        found = _one(name, processes, settings, method, options, model, device)
+        # processes of one machine share its memory; each GPU is a process's own
+        needed = peak(found) * (1 if device.type == "cuda" else processes)
+        fits = "yes" if needed <= free else f"no: {round((needed - free) / 2**20):,} MB too much"
+        rows.append({"strategy": name, "processes": processes, "memory_mb": in_mb(found), "fits": fits})
+    return {
+        "model": settings.model,
+        "parameters": model.parameters,
+        "where": "each GPU" if device.type == "cuda" else "this machine, for all processes together",
+        "free_mb": round(free / 2**20),
+        "strategies": rows,
+    }
+
+
+def _one(
+    name: str,
+    processes: int,
+    settings: Settings,
+    method: methods.Method | None,
+    options: dict[str, Any],
+    model: Sizes,
+    device: torch.device,
+) -> dict[str, float]:
+    if name == "qlora":
+        settings = settings.replace(lora=True, quantize=settings.quantize or "nf4")
+    if method is None:
+        return estimate(model, settings, device, Load(), name, processes)
+    return memory_of(method, method.config(options, settings), settings, model, device, name, processes)

@@ -1,0 +1,254 @@
+"""How much memory a process of a run takes at its peak, by what it is for, from the model's config alone.
+
+What is counted is what the engine keeps: gradients and moments of trained numbers, the activations of one micro-batch
+(``models.lean`` keeps less of them on a CPU), one chunk of logits, and while sampling the keys and values. Weights that
+a strategy spreads over processes are divided; what it gathers for a moment is counted where it is whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from posttrain.models import foreign
+from posttrain.models.adapters import adapter_base
+from posttrain.models.load import _source, cannot_load, choose_dtype
+from posttrain.network.chunked_head import chunk_tokens
+from posttrain.network.kernels.cpu import onednn_weights
+from posttrain.settings import Settings
+from posttrain.training.micro_batches import token_budget
+
+#: States that an optimiser keeps per trained number, in units of that number's own size.
+STATES = {"adamw": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "lion": 1}
+#: Bytes of a quantised weight, its scales included.
+QUANTISED = {"nf4": 0.5 + 1 / 16, "fp4": 0.5 + 1 / 16, "int8": 1.0}
+#: Numbers of a bucket in which gradients travel (``strategies.ddp``, ``strategies.zero_config``).
+BUCKET = 25_000_000
+#: Resident bytes that a run's start adds to those of the process that estimates; measured on Linux.
+START = 40 * 2**20
+#: The same of peft, which only adapters import.
+PEFT = 60 * 2**20
+#: What a CPU's allocator and matrix kernels hold beyond: a share of the activations, which come and go, and bytes.
+#: Both are fitted to measured peaks of a model of 135 million parameters. Strategies that are there to save memory have
+#: the allocator give large blocks back (``strategies.allocator``); half of the share is left.
+ALLOCATOR_SHARE, ALLOCATOR = 0.4, 190 * 2**20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of a model: how many, and of what width."""
+
+    family: str
+    parameters: int
+    linear: int
+    """Numbers of the matrices that are quantised and get adapters."""
+    adapter_width: int
+    """Numbers of an adapter of rank 1 on all of them."""
+    outside: int
+    """Numbers outside of the layers: embedding, head, last norm."""
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    attention: int
+    """Width of the queries of all heads."""
+    key_values: int
+    """Width of the keys of all heads, which is that of the values."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a method brings into memory beside the policy."""
+
+    online: bool = False
+    reference: bool = False
+    teacher_bytes: float = 0.0
+
+
+def sizes_of(settings: Settings) -> Sizes:
+    """Sizes of the settings' model; the modules are built without memory. Raises ModelError."""
+    source, extra = _source(adapter_base(settings.model) or settings.model, settings)
+    trusted = extra.get("trust_remote_code", False)
+    try:
+        config = foreign.read(transformers.AutoConfig, source, **extra)
+        with torch.device("meta"):
+            module = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise cannot_load("configuration", settings.model, error) from None
+    text = config.get_text_config()
+    head = module.get_output_embeddings()
+    linear = [m for m in module.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    parameters = sum(p.numel() for p in module.parameters())
+    names = set(module._no_split_modules or ())
+    layers = [m for m in module.modules() if type(m).__name__ in names]
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return Sizes(
+        family=type(module).__name__,
+        parameters=parameters,
+        linear=sum(m.weight.numel() for m in linear),
+        adapter_width=sum(m.in_features + m.out_features for m in linear),
+        outside=parameters - sum(p.numel() for layer in layers for p in layer.parameters()),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocabulary=text.vocab_size,
+        attention=width * text.num_attention_heads,
+        key_values=width * heads,
+    )
+
+
+def trained_numbers(model: Sizes, settings: Settings) -> int:
+    """Numbers that get a gradient."""
+    return settings.lora_rank * model.adapter_width if settings.lora else model.parameters
+
+
+def weight_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
+    """Bytes of the base's weights."""
+    size = choose_dtype(settings, device).itemsize
+    if settings.quantize is None:
+        return float(model.parameters * size)
+    return model.linear * QUANTISED[settings.quantize] + (model.parameters - model.linear) * size
+
+
+def activation_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
+    """What the layers keep of a micro-batch of ``tokens`` for its backward pass."""
+    layer = layer_bytes(model, settings, device)
+    if settings.gradient_checkpointing or settings.offload_activations:  # the inputs of all layers, and all of one
+        size = 2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4
+        return tokens * (model.layers * model.hidden * size + layer)
+    return tokens * model.layers * layer
+
+
+def layer_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
+    """What a layer keeps of a token for the backward pass.
+
+    That is its input and the normalised one, queries, keys and values for every head, what attention gives twice, the
+    state between the two halves and its normalised form; of the MLP gate and up alone where it is lean, else also the
+    activated gate and the product, and each norm's float32 copies. Narrow layers keep their inputs in bfloat16.
+    """
+    lean = device.type == "cpu" and choose_dtype(settings, device) == torch.float32
+    below = 2 * model.intermediate if not lean or settings.lora else 0  # an adapter below the MLP needs its input
+    if lean and (settings.autocast or settings.bfloat16_gradients):
+        attention = 10 if settings.autocast else 18
+        return 12 * model.hidden + attention * model.attention + 2 * (2 * model.intermediate + below)
+    kept = 4 * model.hidden + 5 * model.attention + 2 * model.intermediate + below
+    if not lean:
+        kept += 4 * model.hidden
+    return kept * (2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4)
+
+
+def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
+    """One chunk of logits and its gradient, in float32."""
+    chunk = chunk_tokens(settings.head_chunk_tokens, max(1, model.vocabulary), device)
+    return 2.0 * min(chunk, tokens) * model.vocabulary * 4
+
+
+def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
+    """Keys and values of the rows sampled together, their logits, and the copies that ``generation.packed`` makes."""
+    length = settings.max_new_tokens + min(settings.max_length or 256, 256)
+    rows = min(settings.generation_batch_size, settings.batch_size * settings.group_size)
+    tokens = rows * length
+    if settings.generation_cache_tokens is not None:
+        tokens = min(tokens, settings.generation_cache_tokens)
+    size = choose_dtype(settings, device).itemsize
+    base = weight_bytes(model, settings, device)
+    plain = device.type == "cpu" and size in (2, 4) and settings.quantize is None
+    copies = base if plain and onednn_weights.pays(base) else 0.0
+    if settings.autocast:
+        copies *= 2 / size
+    return tokens * model.layers * 2 * model.key_values * size + 3.0 * rows * model.vocabulary * 4 + copies
+
+
+def communication_bytes(strategy: str, processes: int, trained: int) -> float:
+    """Buckets of gradients on their way; what fsdp sends are layers, which are counted as gathered."""
+    if strategy == "zero-3":
+        return min(BUCKET, trained / 10) * 4.0
+    return 2.0 * min(BUCKET, trained) * 4 if strategy in ("ddp", "zero-1", "zero-2") and processes > 1 else 0.0
+
+
+def allocator_bytes(strategy: str, activations: float) -> float:
+    """What a CPU's allocator holds beside what is in use."""
+    if strategy in ("single", "ddp"):
+        return ALLOCATOR + ALLOCATOR_SHARE * activations
+    return ALLOCATOR_SHARE / 2 * activations
+
+
+def estimate(
+    model: Sizes, settings: Settings, device: torch.device, load: Load, strategy: str = "single", processes: int = 1
+) -> dict[str, float]:
+    """Bytes by role at the peak of one process; "generation" and "activations" do not meet, the larger one counts.
+
+    ``strategy``: single, qlora, ddp, fsdp, or zero-1, zero-2, zero-3 for deepspeed.
+    """
+    trained = trained_numbers(model, settings)
+    base = weight_bytes(model, settings, device)
+    size = choose_dtype(settings, device).itemsize
+    adapter = trained * 4.0 if settings.lora else 0.0
+    gradients = trained * (4.0 if settings.lora else size)
+    moments = gradients * STATES.get(settings.optimizer, 2)
+    share = 1 / processes
+    spread = strategy in ("fsdp", "zero-3")
+    tokens = token_budget(settings.micro_batch_tokens, device, load.online, bool(settings.autocast))
+    gathered, master = 0.0, 0.0
+    if strategy.startswith("zero") and size < 4:  # DeepSpeed's own float32 copy of what it trains
+        master, moments = trained * 4.0, trained * 4.0 * STATES.get(settings.optimizer, 2)
+    if spread:
+        layer = (model.parameters - model.outside) / max(1, model.layers)
+        # the embedding and the head stay whole through a pass, gradient included; two layers come and go
+        gathered = (model.outside * (2 if not settings.lora else 1) + 3 * layer) * size
+    found = {
+        "process": process_bytes() + PEFT * settings.lora if device.type == "cpu" else 0.0,
+        "weights": (base + adapter) * (share if spread else 1),
+        "gradients": gradients * (share if spread or strategy == "zero-2" else 1),
+        "optimizer": moments * (share if spread or strategy.startswith("zero") else 1),
+        "master_weights": master * share,
+        "gathered_weights": gathered,
+        "communication": communication_bytes(strategy, processes, trained),
+        "activations": activation_bytes(model, settings, device, tokens),
+        "logits_of_a_chunk": head_bytes(model, settings, device, tokens),
+    }
+    if device.type == "cpu":
+        found["allocator"] = allocator_bytes(strategy, found["activations"])
+    if load.online:
+        found["generation"] = generation_bytes(model, settings, device) + (base if spread else 0.0)
+    if load.reference and (not settings.lora or settings.reference_model):
+        found["reference"] = base * (share if strategy == "fsdp" else 1)
+    if load.teacher_bytes:
+        found["teacher"] = load.teacher_bytes * (share if strategy == "fsdp" else 1)
+    return {name: value for name, value in found.items() if value}
+
+
+def peak(found: dict[str, float]) -> float:
+    """Bytes of the whole: sampling and training take turns."""
+    training = found.get("activations", 0.0) + found.get("logits_of_a_chunk", 0.0)
+    rest = sum(v for n, v in found.items() if n not in ("activations", "logits_of_a_chunk", "generation"))
+    return rest + max(training, found.get("generation", 0.0))
+
+
+def process_bytes() -> float:
+    """Resident bytes of a run's process before any weights.
+
+    Read off this process, which has imported the same libraries: how much of their files is resident depends on the
+    file system, by a hundred megabytes and more.
+    """
+    import psutil  # comes with accelerate
+
+    return float(psutil.Process().memory_info().rss + START)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a process on ``device`` could still take; on a CPU all processes share it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil  # comes with accelerate
+
+    return int(psutil.virtual_memory().available)
+
+
+def in_mb(found: dict[str, float]) -> dict[str, Any]:
+    """By role in MB, and the total."""
+    return {name: round(value / 2**20) for name, value in found.items()} | {"total": round(peak(found) / 2**20)}

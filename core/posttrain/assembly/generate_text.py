@@ -1,0 +1,65 @@
+"""Answers of a model to prompts, outside of any run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.contract.generation import Sampling
+from posttrain.data import prepare, read_rows
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.models.load import load_policy, load_tokenizer
+from posttrain.runs.checkpoints import latest_checkpoint
+from posttrain.settings import Settings
+
+
+def generate_text(
+    model: str,
+    prompts: list[Any],
+    *,
+    system_prompt: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> list[str]:
+    """One answer a prompt. ``model`` is a folder, Hub id, GGUF file, adapter folder, or a run directory.
+
+    A text becomes the user's message of a conversation where the tokenizer has a chat template; a list of messages is
+    taken as it is. Raises PosttrainError.
+    """
+    settings = Settings(
+        model=_final(model),
+        max_new_tokens=max_new_tokens,
+        max_length=1_000_000,
+        system_prompt=system_prompt,
+        dtype=dtype,  # type: ignore[arg-type]  # checked when the model is loaded
+        device=device,
+        packing=False,
+        cache="off",
+    )
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+    tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
+    if tokenizer.chat_template:
+        prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    loaded = load_policy(settings.model, tokenizer, settings)
+    rows = read_rows([{"prompt": p} for p in prompts], ("prompt",), settings, what="prompts")
+    examples = prepare(rows, tokenizer, settings, loaded.stop_ids, None)
+    ids = [examples[i].sequences["prompt"][0].ids for i in range(len(examples))]
+    generator = HfGenerator(loaded.policy.model, tokenizer, loaded.stop_ids, 32)
+    with torch.no_grad():
+        answers = generator.generate(ids, sampling, [[seed * 1_000_003 + i] for i in range(len(ids))])
+    return [answer[0].text for answer in answers]
+
+
+def _final(model: str) -> str:
+    """The model inside a run directory: the final one, or that of the newest checkpoint."""
+    path = Path(model).expanduser()
+    if not (path / "run.json").is_file():
+        return model
+    return str(path / "model") if (path / "model").is_dir() else str(latest_checkpoint(path) / "model")

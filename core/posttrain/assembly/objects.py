@@ -1,0 +1,23 @@
+"""What a Python program hands over instead of naming it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass
+class Objects:
+    """What a Python program hands over instead of naming it."""
+
+    model: nn.Module | None = None
+    tokenizer: Any = None
+    data: Any = None
+    eval_data: Any = None
+    reward: list[Callable[..., Any] | str] | None = None
+    teacher: nn.Module | None = None
+    judge: Callable[..., Any] | None = None
+    observers: list[Any] = field(default_factory=list)

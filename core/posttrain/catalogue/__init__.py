@@ -1,0 +1,1 @@
+"""Which methods are installed or known, and what their cards say; none is imported to find out."""

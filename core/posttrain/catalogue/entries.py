@@ -1,0 +1,192 @@
+"""Entry points of plugins: found without importing anything, and loaded in one place, through one gate.
+
+A package that is broken (metadata that is not UTF-8, entry points of nonsense) is a row with its problem; no other
+package's rows are touched by it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from posttrain.catalogue import permission
+from posttrain.errors import DependencyError, PluginError
+
+#: Kind of plugin -> the entry point group that it is found in.
+GROUPS = {kind: f"posttrain.{kind}s" for kind in ("method", "reward", "source", "observer")}
+_HEADER = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE)
+_VALUE = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\s*:\s*[A-Za-z_]\w*(\.\w+)*)?(\s*\[.*\])?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry point of an installed package; ``problem`` says in one line why it cannot be loaded."""
+
+    kind: str
+    name: str
+    value: str
+    package: str
+    version: str
+    distribution: Distribution | None = None
+    problem: str | None = None
+
+    @property
+    def module(self) -> str:
+        """The module that it names."""
+        return self.value.partition("[")[0].partition(":")[0].strip()
+
+    @property
+    def attribute(self) -> str:
+        """The object in the module; empty for the module itself."""
+        return self.value.partition("[")[0].partition(":")[2].strip()
+
+
+def entries(kind: str | None = None, name: str | None = None) -> list[Entry]:
+    """The entry points of all installed packages, of one kind and of one name if these are given."""
+    found: dict[tuple[str, ...], Entry] = {}
+    for distribution in _distributions():
+        for entry in _of(distribution, kind, name):
+            # An editable install and a folder on the path can list the same entry point twice.
+            found.setdefault((entry.kind, entry.name, entry.value, entry.package, entry.version), entry)
+    return list(found.values())
+
+
+def one(kind: str, name: str) -> Entry | None:
+    """The entry point of that kind and name, None where there is none. Raises PluginError for several packages'."""
+    found = {entry.value: entry for entry in entries(kind, name)}
+    if len(found) > 1:
+        packages = " and ".join(sorted(entry.package for entry in found.values()))
+        raise PluginError(f"{kind.capitalize()} '{name}' is provided by {packages}. Uninstall one.")
+    return next(iter(found.values()), None)
+
+
+def load_entry(entry: Entry) -> Any:
+    """The object that ``entry`` names, where it may be loaded. Raises SettingsError, PluginError, DependencyError."""
+    if entry.problem:
+        raise PluginError(f"{entry.kind.capitalize()} '{entry.name}' of {entry.package} is broken: {entry.problem}")
+    own = entry.module.partition(".")[0] == "posttrain"  # which is this very package, whoever names it
+    value: Any = import_plugin(entry.kind, entry.name, entry.module, entry.package, own)
+    try:
+        for part in filter(None, entry.attribute.split(".")):
+            value = getattr(value, part)
+    except AttributeError as error:
+        raise PluginError(f"{entry.kind.capitalize()} '{entry.name}' is '{entry.value}', but {error}.") from None
+    return value
+
+
+def import_plugin(kind: str, name: str, module: str, origin: str, own: bool, folder: Path | None = None) -> ModuleType:
+    """Import a plugin's module, from ``folder`` where it is not installed: the one way in for code of plugins.
+
+    ``own``: it belongs to posttrain itself, in the files that were released; all else needs permission. Whatever the
+    import raises becomes one line.
+    """
+    if not own:
+        permission.check(kind, name, origin)
+    try:
+        return importlib.import_module(module) if folder is None else _from_folder(module, folder)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == module.partition(".")[0]:
+            raise PluginError(f"Plugin '{name}' cannot be imported: {error}.") from error
+        missing = error.name.partition(".")[0]
+        raise DependencyError(
+            f"Plugin '{name}' needs the module '{missing}', which is not installed. "
+            f"List it under requires in the plugin's card and install it, e.g. with: pip install {missing}"
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, even SystemExit, and must not end the host
+        detail = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
+        raise PluginError(f"Plugin '{name}' cannot be imported: {reason}") from error
+
+
+def _from_folder(name: str, folder: Path) -> ModuleType:
+    for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
+        del sys.modules[loaded]  # a folder is read anew each time: its author is editing it
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{folder} is not a Python package")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _distributions() -> Iterator[Distribution]:
+    """Installed packages, of each name the first on the path, which is the one that Python imports."""
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        try:
+            name = str(getattr(distribution, "_normalized_name"))  # noqa: B009  from the folder's name; no file is read
+        except Exception:  # metadata that cannot be read must not hide the package
+            name = str(id(distribution))
+        if name not in seen:
+            seen.add(name)
+            yield distribution
+
+
+def _of(distribution: Distribution, kind: str | None, name: str | None) -> Iterable[Entry]:
+    text, damage = _text(distribution, "entry_points.txt")
+    if "[posttrain." not in text:
+        return
+    lines = [
+        (own, line)
+        for own, line in _lines(text)
+        if kind in (None, own) and name in (None, line.partition("=")[0].strip())
+    ]
+    if not lines:
+        return
+    package, version, problem = identity(distribution)
+    for own, line in lines:
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not equals or not key or not _VALUE.fullmatch(value):
+            nonsense = f"its entry point is '{line[:80]}', expected NAME = MODULE or NAME = MODULE:OBJECT."
+        else:
+            nonsense = None
+        yield Entry(own, key, value, package, version, distribution, damage or problem or nonsense)
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Kind and line of each entry point in a file of them."""
+    kinds = {group: kind for kind, group in GROUPS.items()}
+    kind = None
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            kind = kinds.get(line[1:-1].strip())
+        elif kind is not None and line and not line.startswith(("#", ";")):
+            yield kind, line
+
+
+def identity(distribution: Distribution | None) -> tuple[str, str, str | None]:
+    """Name, version and problem of a package, from two header lines: the e-mail parser costs more than all else."""
+    text, problem = _text(distribution, "METADATA") if distribution is not None else ("", None)
+    if distribution is not None and not text and problem is None:
+        text, problem = _text(distribution, "PKG-INFO")
+    headers = dict(reversed(_HEADER.findall(text.split("\n\n", 1)[0])))
+    return headers.get("Name", "(unknown package)"), headers.get("Version", "?"), problem
+
+
+def _text(distribution: Distribution, file: str) -> tuple[str, str | None]:
+    """A file of the package's metadata, empty where there is none, and what is wrong with it."""
+    try:
+        return distribution.read_text(file) or "", None
+    except UnicodeDecodeError as error:
+        readable = error.object.decode("utf-8", errors="replace")
+        return readable, f"its {file} is not UTF-8 (byte {error.start + 1}). Install the package again."
+    except (OSError, ValueError) as error:
+        return "", f"its {file} cannot be read: {error}."

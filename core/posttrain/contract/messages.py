@@ -1,0 +1,18 @@
+"""Chat messages: what is a list of them, and the text of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_messages(value: Any) -> bool:
+    """Whether ``value`` is conversational (a list of messages) rather than plain text."""
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """The text of a message's content; text parts are joined."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    return content or ""

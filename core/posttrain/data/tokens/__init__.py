@@ -1,0 +1,1 @@
+"""From checked rows to token arrays: templates, tokenisation, truncation, storage, cache."""

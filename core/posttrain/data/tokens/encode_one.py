@@ -1,0 +1,47 @@
+"""Single prompts and answers to tokens, while a run is under way: a teacher's prompt, an answer from the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.contract.messages import is_messages, message_text
+from posttrain.data.tokens.sequence_specs import Content, Draft, with_system
+from posttrain.data.tokens.templates import Templates
+from posttrain.data.tokens.tokenise import Encoder, Tokens
+from posttrain.errors import DataError
+from posttrain.settings import Settings
+
+
+def encode_prompt(
+    prompt: Content, tokenizer: Any, settings: Settings, stop_ids: set[int], tools: Any = None
+) -> tuple[Tensor, str]:
+    """Tokens ``(p,)`` and text of a prompt as the data's own prompts are encoded: an answer may follow."""
+    draft = Draft(with_system(prompt, settings.system_prompt), None, tools)
+    tokens, text = _encode(draft, tokenizer, settings, stop_ids)
+    return torch.from_numpy(tokens.ids).long(), text
+
+
+def encode_answer(
+    columns: dict[str, Any], tokenizer: Any, settings: Settings, stop_ids: set[int]
+) -> tuple[Tensor, Tensor, str]:
+    """Tokens ``(p,)`` of a row's prompt, tokens ``(t,)`` of its own answer (at most max-new-tokens), and its text."""
+    prompt, completion = with_system(columns["prompt"], settings.system_prompt), columns["completion"]
+    if is_messages(prompt) and isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    tokens, _ = _encode(Draft(prompt, completion, columns.get("tools")), tokenizer, settings, stop_ids)
+    learnt = tokens.trained.nonzero()[0]
+    if not len(learnt):
+        raise DataError(f"The answer {str(completion)[:60]!r} has no tokens. Expected text to learn from.")
+    ids = torch.from_numpy(tokens.ids).long()
+    first = int(learnt[0])
+    text = completion if isinstance(completion, str) else "".join(message_text(one) for one in completion)
+    return ids[:first], ids[first : int(learnt[-1]) + 1][: settings.max_new_tokens], text
+
+
+def _encode(draft: Draft, tokenizer: Any, settings: Settings, stop_ids: set[int]) -> tuple[Tokens, str]:
+    layout = Templates(tokenizer, settings).layout(draft, "this row")
+    (tokens,) = Encoder(tokenizer, stop_ids).encode([layout])
+    return tokens, layout.text

@@ -1,0 +1,143 @@
+"""What each row of a schema is made of, by role, before any template or tokenizer is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.contract.messages import is_messages, message_text
+from posttrain.data.convert import Row
+from posttrain.data.values import MEDIA, last_turn
+from posttrain.errors import DataError, ModelError, SettingsError
+from posttrain.settings import Settings
+
+Content = str | list[dict[str, Any]]
+Roles = dict[str, list["Draft"]]
+
+#: Columns of forget-retain rows that may hold a sample. ``alternative`` is what to say instead of what is forgotten.
+SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
+#: Columns that become tokens; all others are kept for the loss and the rewards.
+_TOKENISED = {
+    "language-modeling": ("text", "messages", "tools"),
+    "trajectory": ("messages", "tools"),
+    "preference": ("prompt", "chosen", "rejected", "gold", "tools"),
+    "forget-retain": (*SAMPLES, "tools"),
+    "stepwise": ("prompt", "completions", "labels", "tools"),
+    "prompt": (),
+}
+_USUAL = ("prompt", "completion", "completions", "tools")
+#: Schemas whose rows may be learnt in other ways than the completion alone.
+_FREE = ("language-modeling", "prompt-completion", "trajectory")
+
+
+@dataclass
+class Draft:
+    """One sequence to be: a prompt, what follows it, and which of it is learnt."""
+
+    prompt: Content | None
+    completion: Content | None
+    tools: list[dict[str, Any]] | None = None
+    train_on: str = "completion"
+    """completion, assistant or all."""
+    steps: list[str] | None = None
+    """The texts that make up the completion; the end of each is marked."""
+    labels: list[float] | None = None
+    """One label a step."""
+
+
+def extra_columns(row: Row, schema: str) -> Row:
+    """The columns of a row that do not become tokens."""
+    tokenised = _TOKENISED.get(schema, _USUAL)
+    return {name: value for name, value in row.items() if name not in tokenised}
+
+
+def drafts(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[str, ...] = ()) -> Roles:
+    """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images.
+
+    ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
+    """
+    _refuse_media(row, origin)
+    learn = settings.train_on
+    if learn not in (None, "completion") and schema not in _FREE:
+        raise SettingsError(
+            f"train-on '{learn}' does not suit schema '{schema}', whose loss compares completions. Leave train-on out."
+        )
+    prompt, tools = row.get("prompt"), row.get("tools")
+    if schema in ("language-modeling", "trajectory"):
+        return {"completion": [_whole(row["messages"] if "messages" in row else row["text"], tools, origin, settings)]}
+    if schema == "forget-retain":
+        return {name: [_sample(row[name], tools, origin, settings)] for name in roles or SAMPLES[:2]}
+    if schema == "preference":
+        return {name: [Draft(prompt, row[name], tools)] for name in roles or ("chosen", "rejected")}
+    if schema == "prompt":
+        return {"prompt": [Draft(with_system(row["prompt"], settings.system_prompt), None, tools)]}
+    if schema == "stepwise":
+        return {"completion": [_stepwise(row)]}
+    if "completions" in row:
+        return {"completion": [Draft(prompt, completion, tools) for completion in row["completions"]]}
+    if learn == "assistant" and not is_messages(row["completion"]):
+        raise _text_has_no_turns(origin, "assistant")
+    return {"completion": [Draft(prompt, row["completion"], tools, learn or "completion")]}
+
+
+def with_system(prompt: Content, system_prompt: str | None) -> Content:
+    """The prompt under a system message, unless it has one; with a system message a text becomes a conversation."""
+    if system_prompt is None:
+        return prompt
+    messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    if messages[0]["role"] in ("system", "developer"):
+        return messages
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def _whole(content: Content, tools: Any, origin: str, settings: Settings) -> Draft:
+    learn = settings.train_on
+    if isinstance(content, str):
+        if learn in ("completion", "assistant"):
+            raise _text_has_no_turns(origin, learn)
+        return Draft("", content, tools, "all")
+    if learn != "completion":
+        return Draft(None, content, tools, learn or "assistant")
+    if problem := last_turn(content):
+        raise DataError(f"{origin}: column 'messages' {problem}. Or choose: --train-on assistant")
+    return Draft(content[:-1] or None, content[-1:], tools, "completion")
+
+
+def _text_has_no_turns(origin: str, learn: str) -> SettingsError:
+    needed = "prompt and completion" if learn == "completion" else "messages"
+    return SettingsError(f"train-on '{learn}' needs {needed}, but {origin} has text. Leave train-on out.")
+
+
+def _sample(value: Any, tools: Any, origin: str, settings: Settings) -> Draft:
+    if isinstance(value, dict):
+        return Draft(value["prompt"], value["completion"], tools)
+    return _whole(value, tools, origin, settings)
+
+
+def _stepwise(row: Row) -> Draft:
+    texts = [step if isinstance(step, str) else message_text(step) for step in row["completions"]]
+    # A line break ends a step, so that the mark stands on a token that says the step is over.
+    steps = [text if text.endswith("\n") else text + "\n" for text in texts]
+    joined = "".join(steps)
+    prompt = row["prompt"]
+    completion: Content = [{"role": "assistant", "content": joined}] if is_messages(prompt) else joined
+    return Draft(prompt, completion, row.get("tools"), steps=steps, labels=[float(label) for label in row["labels"]])
+
+
+def _refuse_media(row: Row, origin: str) -> None:
+    found = next((name for name in ("images", "image", "videos", "audios") if row.get(name)), None)
+    if found is None:
+        conversations = [value for value in row.values() if is_messages(value)]
+        parts = (
+            part
+            for messages in conversations
+            for message in messages
+            if isinstance(message.get("content"), list)
+            for part in message["content"]
+        )
+        found = next((part["type"] for part in parts if isinstance(part, dict) and part.get("type") in MEDIA), None)
+    if found is not None:
+        raise ModelError(
+            f"{origin}: the row has '{found}', but the model is loaded as a text model without an image processor. "
+            "Remove these rows, or the column, from the data."
+        )

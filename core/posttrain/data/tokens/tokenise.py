@@ -1,0 +1,184 @@
+"""Layouts to tokens: prompt and completion are tokenised together, and the tokens split by character positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from posttrain.data.tokens.templates import Layout
+from posttrain.errors import ModelError
+
+_PROBE = "Hello world"
+
+
+@dataclass
+class Tokens:
+    """One tokenised sequence of n tokens."""
+
+    ids: np.ndarray  # (n,) int32
+    trained: np.ndarray  # (n,) bool
+    prompt: int
+    """Tokens before the first one that holds completion text."""
+    marks: list[int] = field(default_factory=list)
+    """Index of the last token of each step."""
+    labels: list[float] = field(default_factory=list)
+    begins: bool = False
+    """The first token is the tokenizer's beginning-of-sequence token."""
+    merged: bool = False
+    """A token holds text of the prompt and of the completion."""
+    mismatch: bool = False
+    stops: bool = True
+    """The last trained token is a stop token."""
+
+    @property
+    def count(self) -> int:
+        """Number of trained tokens."""
+        return int(self.trained.sum())
+
+
+class Encoder:
+    """Tokenises layouts. ``stop_ids`` are the tokens that end an answer; the end-of-sequence token is always one."""
+
+    def __init__(self, tokenizer: Any, stop_ids: set[int]):
+        self.tokenizer = tokenizer
+        self.eos: int | None = tokenizer.eos_token_id
+        self.bos: int | None = tokenizer.bos_token_id
+        self.stop_ids = stop_ids | ({self.eos} if self.eos is not None else set())
+        self.offsets = bool(getattr(tokenizer, "is_fast", False))
+        try:
+            ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # the Rust side raises nothing more precise
+            raise ModelError(
+                f"The tokenizer ({type(tokenizer).__name__}) cannot encode {_PROBE!r}: {' '.join(str(error).split())}. "
+                "Expected a tokenizer that takes any text: give it an unknown token, or use the model's own."
+            ) from error
+        if not ids:
+            raise ModelError(
+                f"the tokenizer ({type(tokenizer).__name__}) turns {_PROBE!r} into no token at all: it is broken or "
+                "not the model's own. Check the tokenizer files beside the model."
+            )
+
+    def encode(self, layouts: list[Layout]) -> list[Tokens]:
+        """Tokens of each layout, in order."""
+        found: list[Tokens | None] = [None] * len(layouts)
+        for plain in (True, False):
+            places = [place for place, layout in enumerate(layouts) if layout.plain is plain and layout.text]
+            if not places:
+                continue
+            encoded = self.tokenizer(
+                [layouts[place].text for place in places],
+                add_special_tokens=plain,
+                return_offsets_mapping=self.offsets,
+                truncation=False,
+                padding=False,
+                verbose=False,
+            )
+            for index, place in enumerate(places):
+                offsets = encoded["offset_mapping"][index] if self.offsets else None
+                found[place] = self._tokens(layouts[place], encoded["input_ids"][index], offsets)
+        return [tokens or Tokens(np.zeros(0, np.int32), np.zeros(0, bool), 0) for tokens in found]
+
+    def _tokens(self, layout: Layout, ids: list[int], offsets: list[tuple[int, int]] | None) -> Tokens:
+        if layout.plain:
+            ids, offsets = self._single_ends(ids, offsets)
+        positions = _Positions(self, layout, ids, offsets)
+        prompt = positions.first_with(layout.boundary)
+        trained = np.zeros(len(ids), dtype=bool)
+        for start, end in layout.spans:
+            first, last = positions.first_with(start), positions.first_with(end)
+            trained[first : last if layout.plain else self._stop_after(ids, first, last)] = True
+        if layout.end:
+            if self.eos is None:
+                raise ModelError(
+                    "the tokenizer has no end-of-sequence token to put behind plain-text completions. "
+                    "Leave it off with: --no-end-of-sequence"
+                )
+            ids = [*ids, self.eos]
+            trained = np.append(trained, True)
+        if not layout.plain and layout.spans:
+            ids = ids[: self._end(ids)]
+            trained = trained[: len(ids)]
+        trained[:1] = False  # nothing predicts the first token
+        learnt = np.flatnonzero(trained)
+        return Tokens(
+            np.asarray(ids, dtype=np.int32),
+            trained,
+            prompt,
+            marks=[positions.first_with(mark) - 1 for mark in layout.marks],
+            labels=layout.labels,
+            begins=bool(ids) and ids[0] == self.bos,
+            merged=positions.merged(layout.boundary, prompt) if layout.spans and layout.boundary else False,
+            mismatch=layout.mismatch,
+            # A solution of steps ends with the mark of its last step.
+            stops=not len(learnt) or bool(layout.marks) or ids[learnt[-1]] in self.stop_ids,
+        )
+
+    def _single_ends(self, ids: list[int], offsets: Any) -> tuple[list[int], Any]:
+        """Without an end that the tokenizer added, and with one beginning where the text itself names a second."""
+        if offsets is not None and ids and ids[-1] == self.eos and offsets[-1][1] == 0:
+            ids, offsets = ids[:-1], offsets[:-1]
+        if len(ids) > 1 and self.bos is not None and ids[0] == ids[1] == self.bos != self.eos:
+            ids, offsets = ids[1:], offsets[1:] if offsets is not None else None
+        return ids, offsets
+
+    def _blank(self, ids: list[int]) -> bool:
+        return not self.tokenizer.decode(ids, skip_special_tokens=False).strip()
+
+    def _stop_after(self, ids: list[int], first: int, last: int) -> int:
+        """End of a trained span: behind its stop token, which may stand outside it or before white space."""
+        stops = [index for index in range(first, last) if ids[index] in self.stop_ids]
+        if stops and self._blank(ids[stops[-1] + 1 : last]):
+            return stops[-1] + 1
+        for index in range(last, min(last + 3, len(ids))):
+            if ids[index] in self.stop_ids:
+                return index + 1
+            if not self._blank([ids[index]]):
+                break
+        return last
+
+    def _end(self, ids: list[int]) -> int:
+        """Length without the white space that a template writes behind the last stop token."""
+        last = next((index for index in range(len(ids) - 1, -1, -1) if ids[index] in self.stop_ids), None)
+        return last + 1 if last is not None and self._blank(ids[last + 1 :]) else len(ids)
+
+
+class _Positions:
+    """Characters to token indices: by offsets, or by tokenising the text before the position."""
+
+    def __init__(self, encoder: Encoder, layout: Layout, ids: list[int], offsets: Any):
+        self.encoder = encoder
+        self.layout = layout
+        self.ids = ids
+        self.starts = np.array([start for start, _ in offsets]) if offsets is not None else None
+        self.ends = np.array([end for _, end in offsets]) if offsets is not None else None
+
+    def first_with(self, position: int) -> int:
+        """Index of the first token that holds text at or behind ``position``."""
+        if self.ends is not None:
+            behind = self.ends > position
+            return int(behind.argmax()) if behind.any() else len(self.ids)
+        if position >= len(self.layout.text):
+            return len(self.ids)
+        return self._shared(self._head(position))
+
+    def merged(self, position: int, index: int) -> bool:
+        """Whether the token at ``index`` also holds text before ``position``."""
+        if self.starts is not None and self.ends is not None:
+            return index < len(self.ids) and bool(self.starts[index] < position < self.ends[index])
+        return self._shared(self._head(position)) < len(self._head(position))
+
+    def _head(self, position: int) -> list[int]:
+        tokenizer = self.encoder.tokenizer
+        head = tokenizer(self.layout.text[:position], add_special_tokens=self.layout.plain, verbose=False)["input_ids"]
+        if self.layout.plain:
+            ended = (
+                head and head[-1] == self.encoder.eos and not self.layout.text[:position].endswith(tokenizer.eos_token)
+            )
+            head = head[:-1] if ended else head
+        return head
+
+    def _shared(self, head: list[int]) -> int:
+        pairs = enumerate(zip(head, self.ids, strict=False))
+        return next((index for index, (a, b) in pairs if a != b), min(len(head), len(self.ids)))

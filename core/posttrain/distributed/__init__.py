@@ -1,0 +1,1 @@
+"""Hardware strategies: how one optimiser step is spread over devices."""

@@ -1,0 +1,105 @@
+"""Every process holds the whole model and a share of the examples; gradients are added up once per step.
+
+No wrapper is needed: the loss shares already carry global denominators, so the step's gradient is the plain sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from posttrain.distributed.ranks import Ranks
+from posttrain.distributed.replicated import clip_and_step, load_whole, norm_of, save_whole
+from posttrain.network.kernels.cpu.gradient_buffers import clear_gradients, close_gradients
+from posttrain.training.optim import build_optimizer, reserve_moments
+
+if TYPE_CHECKING:
+    from posttrain.network.token_model import TokenModel
+    from posttrain.settings import Settings
+    from posttrain.training.run import Run
+
+#: Gradients travel in pieces of this many numbers.
+BUCKET = 25_000_000
+
+
+class DistributedData(Ranks):
+    """The same weights everywhere: they start as rank 0's and move by the same gradient."""
+
+    name = "ddp"
+    together = casts = False
+
+    def prepare(self, model: TokenModel) -> None:
+        """Rank 0's weights and buffers, on every rank."""
+        for tensor in [*model.parameters(), *model.buffers()]:
+            dist.broadcast(tensor.data, 0)
+
+    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+        """The plain one, on every rank."""
+        return build_optimizer(model, settings)
+
+    def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        """Gradients that keep their memory (see ``engine.gradients``)."""
+        reserve_moments(optimizer)
+        clear_gradients(parameters)
+
+    def rounds(self, count: int) -> int:
+        """Each rank its own: gradients meet after the last."""
+        return count
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Autograd's."""
+        loss.backward()
+
+    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
+        """Sum, clip and step, alike on every rank."""
+        close_gradients(parameters)
+        _sum_gradients(parameters)
+        norm = norm_of([p.grad for p in parameters if p.grad is not None])
+        return clip_and_step(optimizer, parameters, norm, limit, finite)
+
+    def whole(self, *models: TokenModel) -> AbstractContextManager[None]:
+        """They always are."""
+        return nullcontext()
+
+    def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """As they are."""
+        for name, parameter in module.named_parameters():
+            yield name, parameter.detach()
+
+    def save(self, run: Run, folder: Path) -> None:
+        """Whole files."""
+        save_whole(run, folder)
+
+    def load(self, run: Run, folder: Path) -> None:
+        """Undo ``save``."""
+        load_whole(run, folder)
+
+
+def _sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Flat buckets, so that a small model costs one message; a rank without examples adds zeros (D1)."""
+    for bucket in _buckets(parameters):
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket])
+        dist.all_reduce(flat)
+        start = 0
+        for p in bucket:
+            p.grad = flat[start : start + p.numel()].view_as(p).clone()
+            start += p.numel()
+
+
+def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    buckets: list[list[nn.Parameter]] = []
+    size = BUCKET + 1
+    for parameter in parameters:
+        if size + parameter.numel() > BUCKET or buckets[-1][0].dtype != parameter.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.numel()
+    return buckets

@@ -1,0 +1,244 @@
+"""Weights, gradients and optimiser state are spread over the ranks: torch's ``fully_shard`` (FSDP2), layer by layer.
+
+Each layer is gathered for its own forward and backward pass and given up again. The embedding, the last norm and the
+vocabulary projection form the root's group: they stay gathered from the forward pass to the end of the backward pass,
+which is when the chunked head reads the projection outside of its module. With ``tensor_parallel`` the ranks of one
+row of the mesh compute one forward pass together, and weights are spread over both dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from posttrain.contract.pad import IDLE
+from posttrain.distributed.ranks import Ranks
+from posttrain.distributed.replicated import clip_and_step
+from posttrain.distributed.sharded import load_sharded, save_sharded
+from posttrain.distributed.tensor_parallel import split_layers
+from posttrain.errors import DependencyError, SettingsError
+from posttrain.network.chunked_head import Request
+from posttrain.network.kernels.cpu.allocator import give_memory_back
+from posttrain.network.modes import evaluating
+from posttrain.network.precision import casts_to_bfloat16
+from posttrain.training.optim import build_optimizer, reserve_moments
+
+if TYPE_CHECKING:
+    from posttrain.network.token_model import TokenModel
+    from posttrain.settings import Settings
+    from posttrain.training.run import Run
+
+#: Optimisers whose arithmetic torch carries out on spread tensors; others would see each shard as a tensor of its own.
+OPTIMIZERS = ("adamw", "sgd", "adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop")
+
+
+class FullyShardedData(Ranks):
+    """Joins its launcher's processes as a mesh of ``parts`` by ``tensor_parallel`` ranks."""
+
+    name = "fsdp"
+    together = True
+    casts = False
+
+    def __init__(self, settings: Settings):
+        """Raises SettingsError for what cannot be spread."""
+        super().__init__(settings)
+        cuda = torch.cuda.is_available() and settings.device != "cpu"
+        _check(settings, cuda, self.world)
+        self.settings = settings
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        shape = (self.world // settings.tensor_parallel, settings.tensor_parallel)
+        self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
+        self.group = self.mesh["data"].get_group()
+        self.part, self.parts = self.mesh["data"].get_local_rank(), shape[0]
+        self.placed: list[FSDPModule] = []
+        give_memory_back(settings.device)
+
+    def prepare(self, model: TokenModel) -> None:
+        """Rank 0's weights, spread; an idle pass shows that it runs, and tells FSDP which module is the root."""
+        for tensor in [*model.parameters(), *model.buffers()]:
+            dist.broadcast(tensor.data, 0)
+        model.place = self.device
+        self.casts = casts_to_bfloat16(self.settings, model)
+        if self.settings.tensor_parallel > 1:
+            split_layers(model.inner, self.mesh["tensor"])
+        layer = MixedPrecisionPolicy(torch.bfloat16 if self.casts else None, torch.float32 if self.casts else None)
+        root = MixedPrecisionPolicy(layer.param_dtype, layer.reduce_dtype, cast_forward_inputs=False)
+        offload = CPUOffloadPolicy() if self.settings.cpu_offload else OffloadPolicy()
+        for module in [*_layers(model), *model.extra.children()]:
+            fully_shard(module, mesh=self.mesh["data"], mp_policy=layer, offload_policy=offload)
+        fully_shard(model, mesh=self.mesh["data"], mp_policy=root, offload_policy=offload)
+        register_fsdp_forward_method(model, "logits")
+        spread: Any = model
+        # A rank's idle passes, or its rows, may leave parameters without gradient that others have one for.
+        reduce_unused = getattr(spread, "set_reduce_scatter_unused_params", None)
+        if reduce_unused is not None:
+            reduce_unused(True)
+        elif self.world > 1:
+            raise DependencyError(
+                f"Strategy 'fsdp' over several processes needs torch 2.13 or newer, and {torch.__version__} is "
+                "installed. Upgrade with: pip install -U torch"
+            )
+        for module in _spread_modules(model):
+            module.set_gradient_divide_factor(1.0)  # shares of the loss are summed, not averaged
+            module.set_force_sum_reduction_for_comms(True)
+        self.placed.append(spread)
+        with evaluating(model), torch.no_grad():
+            model([IDLE], Request())
+        self._rest()
+
+    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+        """The plain one over spread parameters; those of one mesh go together."""
+        if settings.optimizer not in OPTIMIZERS:
+            raise SettingsError(
+                f"Optimizer '{settings.optimizer}' does not know that a tensor is spread over ranks. With --strategy "
+                f"fsdp: {', '.join(OPTIMIZERS)}."
+            )
+        optimizer = build_optimizer(model, settings)
+        groups = []
+        for group in optimizer.param_groups:
+            for count in (1, 2):
+                chosen = [p for p in group["params"] if _dimensions(p) == count]
+                groups += [group | {"params": chosen}] if chosen else []
+        optimizer.param_groups[:] = groups
+        return optimizer
+
+    def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        """No gradients; on a CPU zeros that keep their memory (see ``engine.gradients``).
+
+        Adapters that were off for the reference are on again in every shard.
+        """
+        self._rest()
+        reserve_moments(optimizer)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+            if self.device.type != "cpu":
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
+
+    def rounds(self, count: int) -> int:
+        """The most of any rank."""
+        most = torch.tensor(count, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Autograd's; each layer's gradient is summed over the ranks and spread as soon as it is there."""
+        loss.backward()
+
+    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
+        """Each rank clips and updates its shards."""
+        self._rest()
+        return clip_and_step(optimizer, parameters, self._norm(parameters), limit, finite)
+
+    @contextmanager
+    def whole(self, *models: TokenModel) -> Iterator[None]:
+        """All weights of ``models`` gathered; the ranks of one part still run them together."""
+        modules = {id(m): m for model in models for m in _spread_modules(model)}.values()
+        roots = {id(model) for model in models}
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_reshard_after_forward(id(module) not in roots, recurse=False)
+                module.reshard()
+
+    def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Gathered one after the other."""
+        self._rest()
+        for name, parameter in module.named_parameters():
+            value: Any = parameter.detach()
+            spread = isinstance(value, DTensor)
+            yield name, value.to(self.device).full_tensor() if spread else value
+
+    def save(self, run: Run, folder: Path) -> None:
+        """Every rank writes its shards."""
+        self._rest()
+        save_sharded(run, folder)
+
+    def load(self, run: Run, folder: Path) -> None:
+        """Every rank reads what its shards hold."""
+        self._rest()
+        load_sharded(run, folder)
+
+    def _rest(self) -> None:
+        """Give up whatever is gathered; parameters are the shards that the optimiser moves."""
+        for root in self.placed:
+            for module in _spread_modules(root):
+                module.reshard()
+
+    def _norm(self, parameters: list[nn.Parameter]) -> float:
+        """Norm of the whole gradient: each rank adds its shards, what several ranks hold counts once."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for gradient in (p.grad for p in parameters if p.grad is not None):
+            local: Any = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            wide = local.double() if local.dtype == torch.float64 else local.float()
+            total += wide.pow(2).sum().to(self.device) * _copies_share(gradient, self.world)
+        dist.all_reduce(total)
+        return float(total.sqrt())
+
+
+def _check(settings: Settings, cuda: bool, world: int) -> None:
+    if world % settings.tensor_parallel:
+        raise SettingsError(
+            f"tensor-parallel is {settings.tensor_parallel}, which does not divide the {world} processes. Start a "
+            "multiple of it: --nproc N"
+        )
+    if settings.quantize:
+        raise SettingsError(
+            f"--quantize {settings.quantize} cannot be combined with --strategy fsdp: the packed weights of "
+            "bitsandbytes cannot be spread. A quantised base is small: use --strategy ddp"
+        )
+    if settings.bfloat16_gradients and settings.tensor_parallel > 1:
+        raise SettingsError(
+            "--bfloat16-gradients replaces whole layers, and --tensor-parallel splits them. Leave one of them out."
+        )
+    if settings.cpu_offload and not cuda:
+        raise SettingsError("--cpu-offload frees a GPU's memory, and this run has no GPU. Leave it out.")
+
+
+def _layers(model: TokenModel) -> list[nn.Module]:
+    """The blocks that are gathered one at a time: those that transformers never splits over devices."""
+    names = set(model.inner._no_split_modules or ())
+    found = [module for module in model.inner.modules() if type(module).__name__ in names]
+    return found[::-1]  # inner ones first, should one contain another
+
+
+def _spread_modules(module: Any) -> list[Any]:
+    return [m for m in module.modules() if isinstance(m, FSDPModule)]
+
+
+def _dimensions(parameter: Any) -> int:
+    return parameter.device_mesh.ndim if isinstance(parameter, DTensor) else 1
+
+
+def _copies_share(gradient: Any, world: int) -> float:
+    """One over the number of ranks that hold the same values as this one."""
+    if not isinstance(gradient, DTensor):
+        return 1.0 / world
+    pieces = 1
+    for size, placement in zip(gradient.device_mesh.shape, gradient.placements, strict=True):
+        pieces *= 1 if placement.is_replicate() else size
+    return pieces / world

@@ -1,0 +1,26 @@
+"""An adapter trained over a quantised base that never changes, on one device or in every process over a share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from posttrain.distributed.ddp import DistributedData
+from posttrain.distributed.single import Single
+from posttrain.errors import SettingsError
+from posttrain.network.kernels.cpu.allocator import give_memory_back
+from posttrain.training.strategy import Strategy
+
+if TYPE_CHECKING:
+    from posttrain.settings import Settings
+
+
+def qlora(settings: Settings) -> Strategy:
+    """``single`` or ``ddp`` over a quantised base: the base needs no gradient, so there is nothing else to spread."""
+    if settings.quantize is None:
+        raise SettingsError("Strategy 'qlora' needs a quantised base: quantize nf4, fp4 or int8.")
+    give_memory_back(settings.device)  # weights are read whole before they are packed, and unpacked again by every pass
+    strategy: Strategy = DistributedData(settings) if dist.is_initialized() else Single(settings)
+    strategy.name = "qlora"
+    return strategy

@@ -1,0 +1,63 @@
+"""What the strategies that keep whole weights on every rank do alike: the update, and checkpoints written by rank 0."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from posttrain.distributed.sharded import FOLDER, load_sharded
+from posttrain.models.save import restore_weights, save_model
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Run
+
+#: The optimiser's state and the modules beside the model.
+FILE = "optimizer.pt"
+
+
+def norm_of(gradients: list[Tensor]) -> float:
+    """Root of the sum of squares, in float32 or better."""
+    total = 0.0
+    for gradient in gradients:
+        total += float(
+            gradient.double().pow(2).sum() if gradient.dtype.itemsize == 8 else gradient.float().pow(2).sum()
+        )
+    return total**0.5
+
+
+def clip_and_step(
+    optimizer: Optimizer, parameters: list[nn.Parameter], norm: float, limit: float, finite: bool
+) -> float:
+    """Scale the summed gradients, whose norm is ``norm``, down to ``limit`` and step, unless something is no number."""
+    if limit and math.isfinite(norm) and norm > limit:
+        scale = limit / (norm + 1e-6)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+    if finite and math.isfinite(norm):
+        optimizer.step()
+    return norm
+
+
+def save_whole(run: Run, folder: Path) -> None:
+    """Rank 0 writes: the model as transformers reads it, and the rest beside it."""
+    save_model(run.policy, run.tokenizer, folder / "model", run.strategy)
+    if run.strategy.rank == 0:
+        rest = {"optimizer": run.optimizer.state_dict(), "extra": run.policy.extra.state_dict()}
+        torch.save(rest, folder / FILE)
+
+
+def load_whole(run: Run, folder: Path) -> None:
+    """Every rank reads all of it; also what ranks with spread weights have written."""
+    if (folder / FOLDER).is_dir():
+        load_sharded(run, folder)
+        return
+    restore_weights(run.policy, folder / "model")
+    rest = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+    run.optimizer.load_state_dict(rest["optimizer"])
+    run.policy.extra.load_state_dict(rest["extra"])

@@ -1,0 +1,55 @@
+"""Going on: with what settings a run is resumed, and when a process resumes by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import RunStopped, SettingsError
+from posttrain.runs.directory import RunDirectory
+from posttrain.settings import Settings, secret_options
+
+#: What may be another in a resumed run: how far it goes, what it shows, and where it runs.
+CHANGEABLE = {
+    *("steps", "progress", "save_every", "log_every", "eval_every", "save_total", "reward_timeout"),
+    *("device", "strategy", "tensor_parallel", "cpu_offload", "zero_stage"),
+    *("nproc", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts"),
+}
+
+
+def resumed_settings(path: str | Path, changes: dict[str, Any]) -> Settings:
+    """The settings of the run at ``path`` with ``changes``. Raises SettingsError for what may not change."""
+    for key in changes:
+        if key not in (*CHANGEABLE, *secret_options.FIELDS):
+            raise SettingsError(f"'{key}' cannot change in a resumed run. What can: {', '.join(sorted(CHANGEABLE))}.")
+    stored = RunDirectory(path).facts()["settings"]
+    for field in set(secret_options.FIELDS) & set(changes):
+        changes = changes | {field: secret_options.restored(field, stored.get(field), changes[field])}
+    return Settings.from_record(stored).replace(**changes)
+
+
+def continued(method: str, settings: Settings) -> Path | None:
+    """The run directory to go on from; None where the run begins.
+
+    Where restarts are allowed, the same command goes on from the last checkpoint of its own run: after a process
+    failed, and when a scheduler queues the whole job again. A run that failed before its first checkpoint begins anew.
+    Raises RunStopped where an alert had stopped it.
+    """
+    restarts = settings.max_restarts or int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    path = Path(settings.output)
+    if not restarts or not (path / "run.json").is_file() or (settings.overwrite and not again):
+        return None
+    facts = RunDirectory(path).facts()
+    asked = json.loads(json.dumps(secret_options.hidden(settings.flat()), default=str))
+    if facts["method"] != method or facts["settings"] != asked:
+        return None  # another run, which is not overwritten
+    last = RunDirectory(path).last_event()
+    if last.get("code") == "stopped":
+        raise RunStopped(f"The run stopped before: {last['message']}")
+    if any((found / "state.json").is_file() for found in path.glob("checkpoints/step-*")):
+        return path
+    settings.overwrite = settings.overwrite or bool(again)
+    return None

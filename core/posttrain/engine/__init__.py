@@ -1,1 +1,0 @@
-"""The engine: forward pass, reduction, one optimiser step, and the loop around it."""

@@ -1,0 +1,1 @@
+"""Tasks that bring rows and their scorer."""

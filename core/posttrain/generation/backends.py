@@ -1,0 +1,166 @@
+"""Which backend a run samples with: ``--generation``."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from posttrain.contract.generation import Generator
+from posttrain.data.tokens.preparation import USUAL_LENGTH
+from posttrain.errors import SettingsError
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.servers.endpoint import split_address
+
+if TYPE_CHECKING:
+    from posttrain.settings import Settings
+    from posttrain.training.run import Run
+
+#: Seconds that a server which this run has started may take until it answers, each time it starts.
+START_LIMIT = 600.0
+NAMES = ("hf", "vllm", "vllm-server")
+
+
+def check_generation(settings: Settings) -> None:
+    """Raise SettingsError or DependencyError for a backend that does not exist, or cannot work here."""
+    if settings.generation in ("vllm", "vllm-server"):
+        from posttrain.generation.vllm.versions import check_installed
+
+        check_installed()
+    elif settings.generation not in NAMES:
+        addresses(settings)
+    if not 0 < settings.generation_gpu_memory <= 1:
+        raise SettingsError(
+            f"generation-gpu-memory is {settings.generation_gpu_memory}, expected a share above 0 and at most 1."
+        )
+
+
+def addresses(settings: Settings) -> list[str]:
+    """Servers that ``generation`` names."""
+    if "://" not in settings.generation:
+        raise SettingsError(
+            f"generation is '{settings.generation}', expected {', '.join(NAMES)}, or addresses of rollout servers "
+            "such as http://127.0.0.1:8000"
+        )
+    words = [word.strip() for word in settings.generation.split(",") if word.strip()]
+    found = [split_address(word, "generation")[0].removesuffix("/v1") for word in words]
+    if len(set(found)) < len(found):
+        raise SettingsError(f"generation names a server twice: {settings.generation}")
+    return found
+
+
+def make_generator(run: Run) -> Generator:
+    """The backend that the settings name, around the run's policy. Raises SettingsError where it cannot run ahead."""
+    make = {"hf": _hf, "vllm": _in_process}.get(run.settings.generation, _servers)
+    generator = make(run)
+    if run.settings.max_staleness and not generator.abilities.ahead:
+        generator.close()
+        raise SettingsError(
+            f"max-staleness is {run.settings.max_staleness}, but this generator samples only while the trainer waits. "
+            "Use --generation vllm-server, --generation hf with --generation-process, or --max-staleness 0."
+        )
+    return generator
+
+
+def _hf(run: Run) -> Generator:
+    settings = run.settings
+    apart = settings.max_staleness > 0 if settings.generation_process is None else settings.generation_process
+    if not apart:
+        limits = settings.generation_batch_size, settings.generation_cache_tokens
+        return HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, *limits)
+    from posttrain.generation.local.process import ProcessGenerator, start_of
+
+    return ProcessGenerator(functools.partial(start_of, run, _threads(run)))
+
+
+def _threads(run: Run) -> int:
+    """Threads of the other process: as many as here where both take turns, else half of them, and half remain here."""
+    count = torch.get_num_threads()
+    if run.settings.max_staleness == 0 or run.policy.device.type != "cpu" or count == 1:
+        return count
+    torch.set_num_threads(count - count // 2)
+    return count // 2
+
+
+def _limits(run: Run) -> Any:
+    """Stop tokens, and the longest text: the longest prompt with the longest answer, or what the model knows."""
+    from posttrain.generation.vllm.requests import Limits
+
+    settings = run.settings
+    longest = (settings.max_length or USUAL_LENGTH) + settings.max_new_tokens
+    known = getattr(run.policy.inner.config.get_text_config(), "max_position_embeddings", None)
+    return Limits(frozenset(run.stop_ids), min(longest, known or longest))
+
+
+def _dtype(run: Run) -> torch.dtype:
+    """The type in which the policy computes; vLLM has none wider than float32."""
+    if run.settings.generation_dtype is not None:
+        return getattr(torch, run.settings.generation_dtype)
+    if not isinstance(run.autocast(), nullcontext):
+        return torch.bfloat16
+    own = run.policy.inner.get_input_embeddings().weight.dtype
+    return torch.float32 if own == torch.float64 else own
+
+
+def _in_process(run: Run) -> Generator:
+    from posttrain.generation.vllm.engine import EngineOptions, VllmEngine
+
+    if run.strategy.world > 1:
+        raise SettingsError(
+            f"Generation 'vllm' runs in the trainer's one process, and {run.strategy.world} were started. "
+            "Use --generation vllm-server, or the addresses of servers."
+        )
+    settings = run.settings
+    options = EngineOptions(
+        settings.temperature, _dtype(run), settings.generation_batch_size, settings.generation_gpu_memory
+    )
+    return VllmEngine(run.policy, run.tokenizer, _limits(run), options)
+
+
+def _servers(run: Run) -> Generator:
+    from posttrain.generation.vllm.servers import VllmServers, first_rank
+
+    settings, limits, sends = run.settings, _limits(run), run.strategy.rank == 0
+    own = _start(run, limits) if settings.generation == "vllm-server" and sends else None
+    urls = addresses(settings) if settings.generation != "vllm-server" else first_rank([own.url] if own else [])
+
+    def patience() -> float:
+        if own is not None:
+            own.check()
+        return START_LIMIT if settings.generation == "vllm-server" else settings.generation_patience
+
+    def tell(code: str, severity: str, message: str) -> None:
+        run.directory.event(code, severity, message)
+
+    # what lies under an adapter is read now
+    whole = run.strategy.whole(run.policy) if hasattr(run.policy.model, "peft_config") else nullcontext()
+    with whole:
+        return VllmServers(urls, run.policy, run.tokenizer, limits, patience, sends, tell, own)
+
+
+def _start(run: Run, limits: Any) -> Any:
+    """A server of this run's own on this machine, which is sent all its weights."""
+    from posttrain.generation.vllm.folder import write_folder
+    from posttrain.generation.vllm.process import ServerOptions, Supervised, free_port
+    from posttrain.generation.vllm.requests import logprobs_mode
+    from posttrain.generation.vllm.weights import adapter_rank
+
+    settings = run.settings
+    folder = tempfile.TemporaryDirectory(prefix="posttrain-vllm-")
+    model = write_folder(run.policy, run.tokenizer, Path(folder.name) / "model")
+    options = ServerOptions(
+        model=str(model),
+        port=free_port(),
+        dtype=str(_dtype(run)).removeprefix("torch."),
+        max_length=limits.positions,
+        batch_size=settings.generation_batch_size,
+        logprobs_mode=logprobs_mode(settings.temperature),
+        adapter_rank=adapter_rank(run.policy) or 0,
+        gpu_memory=settings.generation_gpu_memory,
+        dummy=True,
+    )
+    return Supervised(options, folder)

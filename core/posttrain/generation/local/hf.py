@@ -1,0 +1,139 @@
+"""Generation with an ordinary transformers model, on any device.
+
+A group's prompt goes through the model once; its keys and values are then repeated for the samples. A sample that is
+done leaves the batch at once, and one that waits takes its place. Randomness is one number per sequence and position,
+from the sequence's own seed, so neither the other sequences nor the random state of the program matter.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor
+
+from posttrain.contract.generation import Abilities, Completion, Health, Sampling, Weights
+from posttrain.errors import DataError, SettingsError
+from posttrain.generation.local.decoder import Decoder, Group
+from posttrain.generation.local.prefill import Network
+from posttrain.generation.local.sample import Sample, Stops
+from posttrain.generation.weights import put
+
+
+class HfGenerator:
+    """Completes prompts with a transformers causal language model, with or without an adapter around it.
+
+    Nothing is in the making between two calls, so there is nothing to pause or to drain.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        stop_ids: set[int],
+        batch_size: int,
+        cache_tokens: int | None = None,
+        own_weights: bool = False,
+    ):
+        """Wrap ``model``, whose weights may go on changing between calls; ``own_weights`` if only ``accept`` does that.
+
+        ``stop_ids`` are all tokens that end a completion; at most ``batch_size`` completions are in the making at one
+        time, and they keep the keys and values of at most ``cache_tokens`` tokens, padding included (None: as many as a
+        quarter of the memory holds). The others wait.
+        """
+        for name, value in (("generation-batch-size", batch_size), ("generation-cache-tokens", cache_tokens)):
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}. It must be 1 or more.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stop_ids = frozenset(stop_ids)
+        self.batch_size = batch_size
+        self.cache_tokens = cache_tokens
+        self.abilities = Abilities(own_weights, adapters=True, exact=True)
+        self.version = -1
+        """Of the weights; -1 before any were accepted, and then completions carry none."""
+        self._network = Network(model)
+
+    def generate(
+        self,
+        prompts: list[Tensor],
+        sampling: Sampling,
+        seeds: list[list[int]],
+        images: list[list[Any]] | None = None,
+    ) -> list[list[Completion]]:
+        """Complete each prompt ``(n,)`` once per seed. Raises DataError for prompts that leave no room for an answer.
+
+        Seeds are integers of any size, not negative.
+        """
+        refuse_images(images)
+        groups, samples = self.groups(prompts, sampling, seeds)
+        with self._network.sampling():
+            self.decoder(sampling).run(groups)
+        return [[sample.completion(self.tokenizer) for sample in own] for own in samples]
+
+    def groups(
+        self, prompts: list[Tensor], sampling: Sampling, seeds: list[list[int]]
+    ) -> tuple[list[Group], list[list[Sample]]]:
+        """Samples that have no token yet, in groups for a decoder, and by prompt as they were asked for."""
+        samples = [
+            [Sample(index, prompt, random.Random(seed), self.limit(index, prompt, sampling)) for seed in own]
+            for index, (prompt, own) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        groups = [Group(prompt, own) for prompt, own in zip(prompts, samples, strict=True) if own]
+        groups.sort(key=lambda group: group.text.numel())  # stable: prompts of like length are read together
+        return groups, samples
+
+    def decoder(self, sampling: Sampling) -> Decoder:
+        """What completes groups with these settings; it is to run inside ``sampling()``."""
+        stops = Stops(self.stop_ids, sampling.stop, self.tokenizer)
+        return Decoder(self._network, sampling, stops, self.batch_size, self.cache_tokens, self.version)
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """The model in the state that sampling needs."""
+        return self._network.sampling()
+
+    def accept(self, weights: Weights) -> None:
+        """The trainer's own weights need no copy."""
+        if self.abilities.own_weights:
+            put(self.model, weights)
+        self.version = weights.version
+
+    def pause(self) -> None:
+        """Nothing to do."""
+
+    def resume(self) -> None:
+        """Nothing to do."""
+
+    def drain(self) -> None:
+        """Nothing to do."""
+
+    def health(self) -> Health:
+        """Always well."""
+        return Health(self.version)
+
+    def revive(self) -> None:
+        """It lives as long as this process."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def limit(self, index: int, prompt: Tensor, sampling: Sampling) -> int:
+        """How many tokens the completion of ``prompt`` may have."""
+        length, positions = int(prompt.numel()), self._network.positions
+        if length == 0:
+            raise DataError(f"prompt {index} has no tokens. Generation needs at least one, for example a start token.")
+        if positions is None:
+            return sampling.max_new_tokens
+        if length >= positions:
+            raise DataError(
+                f"prompt {index} has {length} tokens and the model {positions} positions, which leaves none for an "
+                "answer. Shorten the prompts with --max-length."
+            )
+        return min(sampling.max_new_tokens, positions - length)
+
+
+def refuse_images(images: list[list[Any]] | None) -> None:
+    """Raise SettingsError where a prompt has images."""
+    if images is not None and any(images):
+        raise SettingsError("Prompts have images, and no backend shows these to a model yet. Leave them out.")

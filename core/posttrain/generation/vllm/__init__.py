@@ -1,0 +1,1 @@
+"""Generation by vLLM, in the trainer's process or behind servers."""

@@ -1,0 +1,113 @@
+"""Weights in the form in which engines load them: as in a checkpoint, whatever became of them in the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from posttrain.contract.generation import Weights
+    from posttrain.network.token_model import TokenModel
+
+#: Bytes that travel together; a decoder layer is never cut in two.
+PART_BYTES = 256 << 20
+
+
+def parts(model: Any, pairs: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """``pairs`` of the state of the transformers ``model`` under the names of its checkpoint, some at a time.
+
+    Floating-point tensors come in ``dtype``, in which the engine computes.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    found: dict[str, Tensor] = {}
+    size, layer = 0, ""
+    for name, tensor in pairs:
+        if size >= PART_BYTES and _layer(name) != layer:
+            yield revert_weight_conversion(model, found)
+            found, size = {}, 0
+        plain = tensor.detach()
+        found[name] = plain.to(dtype) if plain.is_floating_point() else plain
+        size += found[name].numel() * found[name].element_size()
+        layer = _layer(name)
+    if found:
+        yield revert_weight_conversion(model, found)
+
+
+def pairs_of(model: Any, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of ``weights``; what is frozen in a decoder layer that changes comes too.
+
+    Engines fuse some matrices of a layer, and take the parts of such a one together or not at all.
+    """
+    given: set[str] = set()
+    for name, tensor in weights.tensors():
+        given.add(name)
+        yield name, tensor
+    if weights.kind == "changed":
+        layers = {_layer(name) for name in given} - {""}
+        for name, parameter in model.named_parameters():
+            if _layer(name) in layers and name not in given:
+                yield name, _plain(model, parameter)
+
+
+def _layer(name: str) -> str:
+    """``name`` up to its first number; empty where it has none."""
+    words = name.split(".")
+    return ".".join(words[: next((i + 1 for i, word in enumerate(words) if word.isdigit()), 0)])
+
+
+def base_pairs(policy: TokenModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights under the adapters, which never change; quantised ones as the numbers that they stand for."""
+    seen: set[int] = set()
+    for prefix, module in policy.inner.named_modules():
+        if ".lora_" in f".{prefix}":
+            continue
+        place = prefix.replace(".base_layer", "")
+        for name, tensor in _own(module):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield (f"{place}.{name}" if place else name), _plain(module, tensor)
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    passing = module._non_persistent_buffers_set
+    yield from ((name, b) for name, b in module.named_buffers(recurse=False) if name not in passing)
+
+
+def _plain(module: Any, tensor: Any) -> Tensor:
+    if hasattr(tensor, "quant_state") or hasattr(tensor, "SCB"):
+        from peft.utils.integrations import dequantize_module_weight
+
+        return dequantize_module_weight(module)
+    gather = getattr(tensor, "full_tensor", None)  # spread over ranks
+    return tensor if gather is None else gather()
+
+
+def applies_adapter(policy: TokenModel) -> bool:
+    """Whether an engine applies the policy's adapter as peft does: plain LoRA of one rank, on linear layers."""
+    config = getattr(policy.model, "peft_config", {}).get("default")
+    if config is None:
+        return False
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    unusual = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters", "layer_replication")
+    plain = kind == "LORA" and config.bias == "none" and not any(getattr(config, name, None) for name in unusual)
+    vocabulary = policy.inner.get_output_embeddings(), policy.inner.get_input_embeddings()
+    return plain and not any(hasattr(module, "base_layer") for module in vocabulary)
+
+
+def adapter_rank(policy: TokenModel) -> int | None:
+    """Rank that an engine must provide for; None where it applies no adapter. vLLM knows some ranks only."""
+    if not applies_adapter(policy):
+        return None
+    rank = policy.model.peft_config["default"].r  # type: ignore[union-attr, index]  # a peft model
+    return next((one for one in (1, 8, 16, 32, 64, 128, 256, 320, 512) if one >= rank), rank)
+
+
+def adapter_config(config: dict[str, Any]) -> dict[str, Any]:
+    """peft's configuration as its file has it."""
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return {**plain, "inference_mode": True, "task_type": "CAUSAL_LM", "peft_type": "LORA"}

@@ -1,0 +1,1 @@
+"""Sequences in, log-probs out: packing, attention, the chunked head."""

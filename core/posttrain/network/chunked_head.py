@@ -1,0 +1,314 @@
+"""The vocabulary projection, a few hundred tokens at a time, forward and backward: full logits never exist.
+
+Only the hidden states that predict a trained token come here. The forward pass keeps them and the last chunk, whose
+memory the backward pass, which follows at once, would take anyway; that one computes the other chunks' logits again,
+turns all into their own gradient in place, and adds it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.network.kernels.cpu.gradient_buffers import open_gradient
+
+#: Of logits ``(c, V)``, labels ``(c,)`` and whatever else of the same tokens is named in ``Request.others``.
+Statistics = Callable[..., dict[str, Tensor]]
+
+
+@dataclass
+class Head:
+    """A model's output projection and what the model does to the logits after it."""
+
+    projection: Any
+    scale: float = 1.0
+    """Factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling)."""
+    softcap: float | None = None
+    """Gemma's bound: softcap * tanh(logits / softcap)."""
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """The projection alone."""
+        return self.projection(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``(n, V)`` in float32 (float64 for a float64 model) of hidden states ``(n, H)``."""
+        logits = self.project(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained."""
+        return [p for p in self.projection.parameters() if p.requires_grad]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the projection is one linear layer and nothing follows it: its gradient can be added up in place."""
+        return type(self.projection) is nn.Linear and self.projection.bias is None and self.softcap is None
+
+
+#: Logits of a chunk on a GPU, in bytes: enough to keep it busy, little beside the activations.
+GPU_CHUNK_BYTES = 2**28
+
+
+def chunk_tokens(asked: int | None, vocabulary: int, device: torch.device) -> int:
+    """Tokens of a chunk: as asked for, else what suits the device."""
+    if asked is not None:
+        return asked
+    return 256 if device.type == "cpu" else max(128, GPU_CHUNK_BYTES // (4 * vocabulary))
+
+
+@dataclass
+class Request:
+    """What is wanted of each token besides its log-probability."""
+
+    chunk: int = 256
+    temperature: float = 1.0
+    statistics: Statistics | None = None
+    others: dict[str, Callable[[slice], Any]] = field(default_factory=dict)
+    """Further arguments of ``statistics`` by name, chunk by chunk: logits ``(c, V)`` of other models for the same
+    tokens, at the same temperature and without gradient."""
+    cuts: list[slice] | None = None
+    """Where chunks are cut when they may not be cut anywhere."""
+    extras: bool = False
+    """Whether the model's extra modules are wanted too."""
+    routing: int = 0
+    """Experts that each token chooses, where it is wanted how the routers choose."""
+    only_routing: bool = False
+    """Whether nothing but that is wanted."""
+
+
+def token_statistics(hidden: Tensor, labels: Tensor, head: Head, request: Request) -> dict[str, Tensor]:
+    """Per-token ``logps`` ``(n,)`` and the named statistics of ``labels`` ``(n,)`` given ``hidden`` ``(n, H)``."""
+    names: list[str] = []
+    outputs = _ChunkedHead.apply(hidden, labels, head, request, names, *head.parameters())
+    return dict(zip(names, outputs, strict=True))
+
+
+def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request) -> dict[str, Tensor]:
+    """Everything wanted of one chunk; its logits after temperature are given up with the last use."""
+    logits = head.logits(hidden)  # (c, V)
+    if request.temperature != 1.0:
+        logits = logits / request.temperature
+    logps = _picked(logits, labels) - torch.logsumexp(logits, dim=1)
+    return {"logps": logps, **_statistics(logits, labels, at, request)}
+
+
+def _statistics(logits: Tensor, labels: Tensor, at: slice, request: Request) -> dict[str, Tensor]:
+    """What is wanted of one chunk besides its log-probabilities."""
+    if request.statistics is None:
+        return {}
+    return request.statistics(logits, labels, **{name: give(at) for name, give in request.others.items()})
+
+
+def _picked(logits: Tensor, labels: Tensor) -> Tensor:
+    """The labels' own entries of ``logits`` ``(c, V)``."""
+    return logits.gather(1, labels[:, None])[:, 0]
+
+
+def _room(hidden: Tensor, head: Head, request: Request) -> Tensor | None:
+    """Memory for the logits ``(c, V)`` of every chunk in turn; None where they are computed in another type.
+
+    Allocated anew for each chunk, blocks below the C library's threshold of 32 MB pile up instead of being reused.
+    """
+    weight: Any = head.projection.weight
+    cast = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(hidden.device.type)
+    if cast or hidden.dtype != weight.dtype:
+        return None
+    longest = max((at.stop - at.start for at in _chunks(len(hidden), request)), default=0)
+    return weight.new_empty(longest, len(weight))
+
+
+def _plain_logits(hidden: Tensor, head: Head, request: Request, room: Tensor | None) -> Tensor:
+    """Logits ``(c, V)`` of a plain head after temperature, without gradient and free to be written over."""
+    if room is None:
+        logits = head.logits(hidden)
+        return logits.div_(request.temperature) if request.temperature != 1.0 else logits
+    weight: Any = head.projection.weight
+    logits = torch.mm(hidden, weight.T, out=room[: len(hidden)])
+    factor = head.scale / request.temperature
+    return logits.mul_(factor) if factor != 1.0 else logits
+
+
+@dataclass
+class _Kept:
+    """A chunk's logits as the forward pass left them."""
+
+    exponentials: Tensor
+    """``(c, V)`` of the logits less the row's largest."""
+    sums: Tensor
+    """``(c,)`` of the exponentials."""
+
+
+def _plain_evaluate(
+    hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request, room: Tensor | None
+) -> tuple[dict[str, Tensor], _Kept]:
+    """``_evaluate`` in the memory of one chunk of logits: the exponentials are written over them."""
+    logits = _plain_logits(hidden, head, request, room)
+    memory = logits.untyped_storage().data_ptr()
+    found = _statistics(logits, labels, at, request).items()
+    wanted = {name: v.clone() if v.untyped_storage().data_ptr() == memory else v for name, v in found}
+    picked, highest = _picked(logits, labels), logits.amax(1)  # (c,)
+    kept = _Kept(logits, logits.sub_(highest[:, None]).exp_().sum(1))
+    return {"logps": picked - highest - kept.sums.log(), **wanted}, kept
+
+
+class _ChunkedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head, request: Request, names: list[str], *parameters):
+        ctx.head, ctx.request, ctx.names = head, request, names
+        ctx.autocast = _autocast_state(hidden.device.type)
+        pieces: dict[str, list[Tensor]] = {}
+        kept = None
+        room = _room(hidden, head, request) if head.plain else None
+        for at in _chunks(len(labels), request):
+            if head.plain:
+                wanted, kept = _plain_evaluate(hidden[at], labels[at], at, head, request, room)
+            else:
+                wanted = _evaluate(hidden[at], labels[at], at, head, request)
+            for name, value in wanted.items():
+                pieces.setdefault(name, []).append(value)
+        names.extend(pieces or ["logps"])
+        outputs = [torch.cat(values) for values in pieces.values()] or [hidden.new_zeros(0, dtype=torch.float32)]
+        ctx.learnt = _differentiable(hidden, labels, head, request, names)
+        ctx.room, ctx.kept = (room, kept) if any(ctx.needs_input_grad) else (None, None)
+        ctx.save_for_backward(hidden, labels, outputs[names.index("logps")])
+        ctx.mark_non_differentiable(*(o for n, o in zip(names, outputs, strict=True) if n not in ctx.learnt))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None):
+        hidden, labels, logps = ctx.saved_tensors
+        head, request = ctx.head, ctx.request
+        wanted = {n: g for n, g in zip(ctx.names, gradients, strict=True) if n in ctx.learnt and g is not None}
+        parameters = head.parameters()
+        into = _Accumulators(hidden, parameters, ctx.needs_input_grad[0])
+        room, kept, ctx.room, ctx.kept = ctx.room, ctx.kept, None, None  # written over now: good for one backward pass
+        if set(wanted) <= {"logps"} and head.plain:
+            if "logps" in wanted:
+                with torch.no_grad(), ctx.autocast():
+                    _plain_backward(hidden, labels, logps, wanted["logps"], head, request, into, room, kept)
+            return into.hidden, None, None, None, None, *into.parameter_gradients()
+        for at in _chunks(len(labels), request):
+            with torch.enable_grad(), ctx.autocast():
+                chunk = hidden[at].detach().requires_grad_(into.hidden is not None)
+                values = _evaluate(chunk, labels[at], at, head, request)
+                outputs = [values[name] for name in wanted]
+                inputs = ([chunk] if into.hidden is not None else []) + parameters
+                found = torch.autograd.grad(outputs, inputs, [wanted[n][at] for n in wanted], allow_unused=True)
+            into.add(at, list(found))
+        return into.hidden, None, None, None, None, *into.parameter_gradients()
+
+
+class _Accumulators:
+    """Where the chunks' gradients are summed: the hidden states' by place, the parameters' in float32 or better."""
+
+    def __init__(self, hidden: Tensor, parameters: list[nn.Parameter], wants_hidden: bool):
+        self.hidden = torch.zeros_like(hidden) if wants_hidden else None
+        self.parameters = parameters
+        self.own = [open_gradient(p) if _wide(p.dtype) == p.dtype else None for p in parameters]
+        self.sums = [
+            torch.zeros_like(p, dtype=_wide(p.dtype)) if own is None else own
+            for p, own in zip(parameters, self.own, strict=True)
+        ]
+
+    def add(self, at: slice, found: list[Tensor | None]) -> None:
+        if self.hidden is not None:
+            first = found.pop(0)
+            if first is not None:
+                self.hidden[at] = first
+        for total, gradient in zip(self.sums, found, strict=True):
+            if gradient is not None:
+                total += gradient
+
+    def parameter_gradients(self) -> list[Tensor | None]:
+        """What autograd has to add; nothing where it has been added in place."""
+        triples = zip(self.parameters, self.sums, self.own, strict=True)
+        return [total.to(p.dtype) if own is None else None for p, total, own in triples]
+
+
+def _plain_backward(
+    hidden: Tensor,
+    labels: Tensor,
+    logps: Tensor,
+    gradient: Tensor,
+    head: Head,
+    request: Request,
+    into: _Accumulators,
+    room: Tensor | None,
+    kept: _Kept | None,
+) -> None:
+    """d logp = gradient * (one-hot - softmax), written over the logits; the forward's ``logps`` normalise them.
+
+    The last chunk comes first: ``kept`` lies in ``room``, where the others then follow.
+    """
+    weight: Any = head.projection.weight  # (V, H)
+    room = _room(hidden, head, request) if room is None else room
+    for at in reversed(_chunks(len(labels), request)):
+        factor = gradient[at] * (head.scale / request.temperature)  # (c,)
+        if kept is not None:
+            logits = kept.exponentials.mul_((-factor / kept.sums)[:, None])
+            kept = None
+        else:
+            logits = _plain_logits(hidden[at], head, request, room)
+            normaliser = _picked(logits, labels[at]) - logps[at]  # (c,)
+            logits.sub_(normaliser[:, None]).exp_().mul_(-factor[:, None])
+        logits[torch.arange(len(factor), device=labels.device), labels[at]] += factor
+        kind = _product_type(weight)
+        logits = logits.to(kind)
+        if into.hidden is not None:
+            into.hidden[at] = logits @ weight
+        for total in into.sums:  # the weight, when it is trained
+            _add_product(total, logits.T, hidden[at].to(kind))
+
+
+def _product_type(weight: Tensor) -> torch.dtype:
+    """In which type matrices are multiplied: the weight's, or autocast's on a GPU."""
+    if weight.device.type == "cuda" and torch.is_autocast_enabled("cuda") and weight.dtype == torch.float32:
+        return torch.get_autocast_dtype("cuda")
+    return weight.dtype
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, added up in the type of ``total`` however the factors are stored."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif left.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # torch 2.8
+        total += torch.mm(left, right, out_dtype=total.dtype)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+def _chunks(length: int, request: Request) -> list[slice]:
+    """Where chunks are cut; the last is a whole one, since that is kept."""
+    if request.cuts is not None:
+        return request.cuts
+    ends = range(length % request.chunk or request.chunk, length + 1, request.chunk) if length else []
+    return [slice(max(0, end - request.chunk), end) for end in ends]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _differentiable(hidden: Tensor, labels: Tensor, head: Head, request: Request, names: list[str]) -> set[str]:
+    """Names whose values carry a gradient, found on one token: a method may detach what is only for the log."""
+    if request.statistics is None or not len(labels):
+        return {"logps"}
+    with torch.enable_grad():
+        one = slice(0, 1) if request.cuts is None else request.cuts[0]
+        wanted = _evaluate(hidden[one].detach().requires_grad_(), labels[one], one, head, request)
+    return {name for name in names if wanted[name].requires_grad}
+
+
+def _autocast_state(device: str) -> Callable[[], AbstractContextManager]:
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)

@@ -1,0 +1,45 @@
+"""Where a model's vocabulary projection is, and what the family does to the logits after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from posttrain.errors import ModelError
+from posttrain.network.chunked_head import Head
+
+#: Field of a family's config -> how it changes the logits.
+_FACTORS = {
+    "logit_scale": lambda value: value,  # Cohere
+    "logits_scaling": lambda value: 1.0 / value,  # Granite
+    "lm_head_multiplier": lambda value: value,  # Falcon-H1
+    "logits_mup_width_multiplier": lambda value: 1.0 / value,  # Inkling
+}
+#: Fields that bound the logits: Gemma, RecurrentGemma, xLSTM.
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def find_head(inner: Any) -> Head:
+    """The head of a causal language model. ``probe.check_logits`` then proves it on real logits."""
+    projection = inner.get_output_embeddings()
+    if projection is None:
+        raise ModelError(
+            f"{type(inner).__name__} has no vocabulary projection. "
+            "Expected a causal language model (AutoModelForCausalLM)."
+        )
+    config = inner.config.get_text_config()
+    scale = 1.0
+    for name, factor in _FACTORS.items():
+        value = getattr(config, name, None)
+        if value is not None:
+            scale *= factor(float(value))
+    caps = [cap for cap in (getattr(config, name, None) for name in _CAPS) if cap is not None]
+    return Head(_whole(inner, projection), scale, caps[0] if caps else None)
+
+
+def _whole(inner: Any, projection: Any) -> Any:
+    """The projection, behind the layers under the name lm_head that ModernBERT's decoder has before it."""
+    before = getattr(inner, "lm_head", None)
+    apart = before is not None and all(part is not projection for part in before.modules())
+    return nn.Sequential(before, projection) if apart else projection

@@ -1,0 +1,1 @@
+"""Faster or smaller replacements of modules and operations."""

@@ -1,0 +1,1 @@
+"""Replacements that pay on processors; each is compared with the original before use."""

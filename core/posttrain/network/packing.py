@@ -1,0 +1,184 @@
+"""How sequences are laid behind each other in one row: each alone, or continuing what they share with others.
+
+A prompt that several sequences begin with (the two sides of a pair, the completions of a group) is computed once: its
+segment stands first, and the completions' segments attend to it and to themselves. What several prompts begin with (a
+system prompt, examples) is computed once too, as the trunk from which they branch. Every sequence sees exactly the
+tokens that it would see alone, at the same positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from posttrain.contract.views import Sequence
+
+#: Shorter prompts, and shorter beginnings of prompts, are not worth a second kernel call.
+SHORTEST_PREFIX = 8
+SHORTEST_TRUNK = 16
+
+
+@dataclass
+class Layout:
+    """One packed row of N tokens."""
+
+    ids: Tensor
+    """``(N,)``."""
+    positions: Tensor
+    """``(N,)``: each token's position in its own sequence."""
+    lengths: list[int]
+    """Tokens of each segment, in the order of the row."""
+    parents: list[int]
+    """Index of the earlier segment that a segment continues, -1 for one that begins a sequence."""
+    places: list[Tensor]
+    """For each sequence ``(n,)``: where in the row each of its tokens lies."""
+
+
+def lay_out(sequences: list[Sequence], share: bool) -> Layout:
+    """Place ``sequences`` in a row; where ``share``, what several prompts begin with only once."""
+    groups: dict[bytes | int, list[int]] = {}  # by prompt
+    families: dict[bytes, _Family] = {}
+    for index, sequence in enumerate(sequences):
+        length, key = _prompt(sequence, share)
+        if key is not None and key not in groups:
+            families.setdefault(_family(key), _Family()).add(sequence.ids[:length], key)
+        groups.setdefault(index if key is None else key, []).append(index)
+    row = _Row(sequences)
+    for name in groups:
+        family = families[_family(name)] if isinstance(name, bytes) else None
+        if family is None or not family.saved:
+            row.branch(groups[name], _ROOT)
+        elif name == family.keys[0]:  # all of the family follows
+            trunk = row.add(family.first[: family.shared], _ROOT)
+            for key in family.keys:
+                row.branch(groups[key], trunk)
+    ordered = [row.places[index] for index in range(len(sequences))]
+    return Layout(torch.cat(row.ids), torch.cat(row.positions), row.lengths, row.parents, ordered)
+
+
+def beside(rows: list[Layout], members: list[list[int]]) -> Layout:
+    """One row of several, of which each holds the sequences with the numbers ``members``, all of them together."""
+    places: dict[int, Tensor] = {}
+    lengths: list[int] = []
+    parents: list[int] = []
+    tokens = 0
+    for row, own in zip(rows, members, strict=True):
+        places |= {index: place + tokens for index, place in zip(own, row.places, strict=True)}
+        parents += [parent + len(lengths) if parent >= 0 else -1 for parent in row.parents]
+        lengths += row.lengths
+        tokens += len(row.ids)
+    ids, positions = torch.cat([row.ids for row in rows]), torch.cat([row.positions for row in rows])
+    return Layout(ids, positions, lengths, parents, [places[index] for index in range(len(places))])
+
+
+def packed_tokens(sequences: list[Sequence], share: bool) -> int:
+    """Tokens of the row that ``lay_out`` would make."""
+    return PackedCost(share).add(sequences)
+
+
+class PackedCost:
+    """Tokens of the row that ``lay_out`` would make of the sequences added so far."""
+
+    def __init__(self, share: bool):
+        self.share = share
+        self._total = 0
+        self._prompts: set[bytes] = set()
+        self._families: dict[bytes, _Family] = {}
+
+    def add(self, sequences: list[Sequence]) -> int:
+        """Add sequences; returns the tokens of all together."""
+        for sequence in sequences:
+            length, key = _prompt(sequence, self.share)
+            self._total += len(sequence) - (length if key in self._prompts else 0)
+            if key is not None and key not in self._prompts:
+                self._prompts.add(key)
+                family = self._families.setdefault(_family(key), _Family())
+                before = family.saved
+                family.add(sequence.ids[:length], key)
+                self._total -= family.saved - before
+        return self._total
+
+
+@dataclass
+class _Family:
+    """Unlike prompts that begin alike."""
+
+    keys: list[bytes] = field(default_factory=list)
+    first: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    shared: int = 0
+    """Tokens that all of them begin with."""
+
+    def add(self, prompt: Tensor, key: bytes) -> None:
+        if not self.keys:
+            self.first, self.shared = prompt, len(prompt)
+        self.keys.append(key)
+        length = min(self.shared, len(prompt))
+        unlike = (self.first[:length] != prompt[:length]).nonzero()
+        self.shared = int(unlike[0]) if len(unlike) else length
+
+    @property
+    def saved(self) -> int:
+        """Tokens that need not be computed again; 0 where a trunk is not worth it."""
+        return (len(self.keys) - 1) * self.shared if self.shared >= SHORTEST_TRUNK else 0
+
+
+def _family(key: bytes) -> bytes:
+    return key[: 8 * SHORTEST_PREFIX]  # of int64
+
+
+def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
+    """Tokens before the first trained one and a key that equal prompts share; None where it is not to be shared.
+
+    Never the whole sequence: a segment has at least one token.
+    """
+    trained = sequence.trained.nonzero()
+    length = int(trained[0]) if share and len(trained) else 0
+    return length, sequence.ids[:length].numpy().tobytes() if length >= SHORTEST_PREFIX else None
+
+
+@dataclass
+class _Stem:
+    """What further segments may continue."""
+
+    segment: int
+    """Index of its last segment, -1 where nothing has been laid."""
+    places: Tensor
+    """``(n,)`` of all its tokens."""
+
+
+_ROOT = _Stem(-1, torch.zeros(0, dtype=torch.int64))
+
+
+class _Row:
+    """A layout in the making."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self.sequences = sequences
+        self.places: dict[int, Tensor] = {}
+        self.ids: list[Tensor] = []
+        self.positions: list[Tensor] = []
+        self.lengths: list[int] = []
+        self.parents: list[int] = []
+        self.end = 0
+
+    def add(self, ids: Tensor, stem: _Stem) -> _Stem:
+        """Append a segment that continues ``stem``; returns the two together."""
+        position = len(stem.places)
+        self.ids.append(ids)
+        self.positions.append(torch.arange(position, position + len(ids)))
+        self.lengths.append(len(ids))
+        self.parents.append(stem.segment)
+        begin, self.end = self.end, self.end + len(ids)
+        return _Stem(len(self.lengths) - 1, torch.cat([stem.places, torch.arange(begin, self.end)]))
+
+    def branch(self, members: list[int], stem: _Stem) -> None:
+        """Append the sequences ``members``, which have one prompt, behind ``stem``, with which it begins."""
+        if len(members) > 1:
+            first = self.sequences[members[0]]
+            length, _ = _prompt(first, share=True)
+            if length > len(stem.places):
+                stem = self.add(first.ids[len(stem.places) : length], stem)
+        for index in members:
+            self.places[index] = self.add(self.sequences[index].ids[len(stem.places) :], stem).places

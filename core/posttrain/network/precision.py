@@ -1,0 +1,16 @@
+"""Which arithmetic a model's passes use."""
+
+from __future__ import annotations
+
+import torch
+
+from posttrain.network.token_model import TokenModel
+from posttrain.settings import Settings
+
+
+def casts_to_bfloat16(settings: Settings, policy: TokenModel) -> bool:
+    """Whether matrices are multiplied in bfloat16 though the weights are wider."""
+    if settings.autocast is not None:
+        return settings.autocast
+    single = next(policy.parameters()).dtype == torch.float32
+    return policy.device.type == "cuda" and single and torch.cuda.is_bf16_supported()

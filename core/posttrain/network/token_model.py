@@ -1,0 +1,220 @@
+"""The forward pass of every method: sequences in, log-probabilities of their trained tokens out.
+
+How the sequences are laid out is the core's business alone: behind each other where the model keeps them apart exactly
+(checked against each row alone when the model is loaded), right-padded otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.contract.pad import pad_tokens, roles_of, token_mask
+from posttrain.contract.views import Example, Sequence, View, Views
+from posttrain.network import attention, rope
+from posttrain.network.chunked_head import Head, Request, token_statistics
+from posttrain.network.modes import Modes
+from posttrain.network.packing import Layout, beside, lay_out
+from posttrain.network.routing import recorded, routing_sums
+from posttrain.network.segments import Segments
+
+
+class TokenModel(nn.Module):
+    """A transformers model as the core sees it: hidden states of laid-out sequences, then the chunked head.
+
+    ``model`` is a causal language model, a sequence classifier with one label (a reward head) or a token classifier
+    with two (a head for steps), with or without adapters. ``extra`` are modules trained beside it. ``packed`` lays
+    sequences behind each other without padding, ``shared`` computes common prompts once.
+    """
+
+    def __init__(self, model: Any, head: Head | None, packed: bool = False, shared: bool = False):
+        super().__init__()
+        self.extra = nn.Module()  # a ModuleDict has methods of its own, such as values
+        self.model = model
+        self.head = head
+        self.packed = packed
+        self.shared = shared
+        self.modes: Modes | None = None
+        """Which modules train in training mode; None for all."""
+        self.place: torch.device | None = None
+        """Where passes are computed, when the weights rest elsewhere."""
+        self.scaled = rope.find_scaled(model)
+        """Rotary modules whose factors depend on a row's length."""
+
+    def train(self, mode: bool = True) -> TokenModel:
+        """Set the mode; in training, modules that would only make noise stay in evaluation mode."""
+        super().train(mode)
+        if mode and self.modes is not None:
+            self.modes.train()
+        return self
+
+    @property
+    def inner(self) -> Any:
+        """The transformers model below any adapters."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def decoder(self) -> Any:
+        """What gives the hidden states that the head takes."""
+        return decoder_of(self.inner)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs must go."""
+        return self.place or self.inner.get_input_embeddings().weight.device
+
+    def hidden(self, sequences: list[Sequence]) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states ``(N, H)`` of the layout's tokens, and for each sequence ``(n,)`` where its tokens lie."""
+        kinds: dict[tuple[int, ...], list[int]] = {}  # rows by the rotary factors that they take
+        for row, sequence in enumerate(sequences):
+            kinds.setdefault(rope.factors_of(self.scaled, len(sequence)), []).append(row)
+        if not self.packed:
+            return padded_states(self.decoder, sequences, self.device, list(kinds.values()))
+        return packed_states(self.decoder, sequences, self.device, self.shared, list(kinds.values()))
+
+    def forward(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+        """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)``, statistics, extras.
+
+        With a reward head: ``score`` ``(R,)`` of each sequence's last token; with one for steps: ``scores`` ``(n,)``.
+        Where it is asked for ``routing`` ``(2, E)`` (see ``routing.routing_sums``).
+        """
+        if request.routing:
+            return self._routed(sequences, request)
+        return self._results(*self.hidden(sequences), sequences, request)
+
+    def _routed(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+        with recorded(self.decoder) as layers:
+            states, places = self.hidden(sequences)
+        if not self.packed:
+            real = token_mask([len(s) for s in sequences]).flatten().to(states.device)  # (R * L,)
+            layers = [logits[real] for logits in layers]
+        results = {} if request.only_routing else self._results(states, places, sequences, request)
+        return results | {"routing": routing_sums(layers, places, request.routing)}
+
+    def _results(
+        self, states: Tensor, places: list[Tensor], sequences: list[Sequence], request: Request
+    ) -> dict[str, Tensor]:
+        if self.head is None:
+            return self._scores(states, sequences, places)
+        predicting, labels = _predicted(sequences, places, states.device)
+        results = token_statistics(states[predicting], labels, self.head, request)
+        if request.extras:
+            for name, module in self.extra.named_children():
+                results[name] = module(states[predicting].to(module_dtype(module))).reshape(-1)  # (n,)
+        return results
+
+    def _scores(self, states: Tensor, sequences: list[Sequence], places: list[Tensor]) -> dict[str, Tensor]:
+        inner = self.inner
+        classify = inner.score if hasattr(inner, "score") else inner.classifier
+        if inner.config.num_labels == 1:
+            last = torch.stack([place[-1] for place in places]).to(states.device)  # (R,)
+            return {"score": _wide(classify(states[last])[:, 0])}  # (R,)
+        at = torch.cat([place[s.trained] for place, s in zip(places, sequences, strict=True)]).to(states.device)  # (n,)
+        logits = _wide(classify(states[at]))  # (n, 2): bad, good
+        return {"scores": logits[:, 1] - logits[:, 0]}  # (n,)
+
+    def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
+        """Logits ``(c, V)`` of the trained tokens, chunk by chunk and without gradient, as ``Request.others`` wants.
+
+        The hidden states are computed now, the vocabulary projection when a chunk asks.
+        """
+        assert self.head is not None
+        head = self.head
+        with torch.no_grad():
+            states, places = self.hidden(sequences)
+            states = states[_predicted(sequences, places, states.device)[0]]  # (n, H)
+
+        def chunk(at: slice) -> Tensor:
+            with torch.no_grad():
+                return head.logits(states[at]) / temperature
+
+        return chunk
+
+
+def module_dtype(module: nn.Module) -> torch.dtype:
+    """Type of a module's weights; float32 for one without any."""
+    return next((parameter.dtype for parameter in module.parameters()), torch.float32)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _predicted(sequences: list[Sequence], places: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the hidden states ``(n,)`` lie that predict the trained tokens, and those tokens ``(n,)``."""
+    trained = [s.trained.nonzero()[:, 0] for s in sequences]  # (t,) each
+    predicting = torch.cat([place[at - 1] for place, at in zip(places, trained, strict=True)])
+    labels = torch.cat([s.ids[at] for s, at in zip(sequences, trained, strict=True)])
+    return predicting.to(device), labels.to(device)
+
+
+def decoder_of(inner: Any) -> Any:
+    """The part of a transformers model below its head."""
+    # The prefix of some families names the part of a larger model that they are.
+    return getattr(inner, inner.base_model_prefix, None) or inner.model
+
+
+def packed_states(
+    decoder: Any, sequences: list[Sequence], device: torch.device, share: bool, kinds: list[list[int]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Hidden states ``(N, H)`` of sequences behind each other, and where the tokens of each lie."""
+    rows = [lay_out([sequences[row] for row in members], share) for members in kinds]
+    row = rows[0] if len(rows) == 1 else beside(rows, kinds)
+    ids, positions = row.ids[None].to(device), row.positions[None].to(device)  # (1, N)
+    inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    with rope.rows_of(_kinds(sequences, kinds, row)):
+        if decoder.config._attn_implementation != attention.NAME:
+            return decoder(**inputs).last_hidden_state[0], row.places  # (N, H)
+        # Of a row without a mask transformers would look for the beginnings of texts.
+        inputs["attention_mask"] = torch.ones_like(ids)
+        with attention.reading(Segments(row.lengths, row.parents, device)):
+            return decoder(**inputs).last_hidden_state[0], row.places
+
+
+def padded_states(
+    decoder: nn.Module, sequences: list[Sequence], device: torch.device, kinds: list[list[int]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Hidden states ``(N, H)`` of right-padded sequences, and where the tokens of each lie."""
+    lengths = [len(s) for s in sequences]
+    ids = nn.utils.rnn.pad_sequence([s.ids for s in sequences], batch_first=True).to(device)  # (R, L)
+    mask = token_mask(lengths).to(device)  # (R, L)
+    # What stands on the right is seen by nothing on its left. Hidden, it would see nothing itself where a window has
+    # left the row, and some families' softmax over nothing is not a number.
+    everything = torch.ones_like(ids)
+    with rope.rows_of(_kinds(sequences, kinds, None)):
+        states = decoder(input_ids=ids, attention_mask=everything, use_cache=False).last_hidden_state  # (R, L, H)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    return states[mask], [torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
+
+
+def _kinds(sequences: list[Sequence], kinds: list[list[int]], row: Layout | None) -> list[rope.Kind]:
+    """The rows of a pass by the rotary factors that they take; ``row`` is None for a padded one."""
+    found = []
+    for members in kinds:
+        places = None if row is None else torch.cat([row.places[one] for one in members]).unique()
+        found.append(rope.Kind(max(len(sequences[one]) for one in members), torch.tensor(members), places))
+    return found
+
+
+def build_views(examples: list[Example], results: dict[str, Tensor]) -> Views:
+    """Turn the flat results of a forward pass into one padded view per role."""
+    views, token, row = {}, 0, 0
+    device = next(iter(results.values())).device
+    for role in roles_of(examples):
+        sequences = [s for e in examples for s in e.sequences[role]]
+        counts = [s.count for s in sequences]
+        mask = token_mask(counts).to(device)  # (R, T)
+        span = slice(token, token + sum(counts))
+        fields: dict[str, Any] = {n: pad_tokens(v[span], mask) for n, v in results.items() if n != "score"}
+        if "score" in results:
+            fields["score"] = results["score"][row : row + len(sequences)]  # (R,)
+        # A reward model has no log-probabilities: whoever reads them shall see it in the numbers.
+        fields.setdefault("logps", torch.full(mask.shape, torch.nan, device=device))
+        if len(sequences) > len(examples):
+            fields["counts"] = torch.tensor([len(e.sequences[role]) for e in examples], device=device)  # (B,)
+        views[role] = View(mask=mask, **fields)
+        token, row = span.stop, row + len(sequences)
+    return Views(**views)

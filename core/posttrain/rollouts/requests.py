@@ -1,0 +1,256 @@
+"""Completions for a step's prompts: who answers, with which seeds, and what the answers are worth."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.contract.generation import Completion, Sampling
+from posttrain.contract.planning import Ask
+from posttrain.contract.rollout import Rollout, Rollouts
+from posttrain.data.tokens.encode_one import encode_answer
+from posttrain.errors import DataError, SettingsError
+from posttrain.generation.local.hf import HfGenerator
+from posttrain.generation.local.mixture import MixtureGenerator
+from posttrain.rewards import Reward, score
+
+if TYPE_CHECKING:
+    from posttrain.network.token_model import TokenModel
+    from posttrain.training.run import Run
+
+#: Columns that describe a prompt to the core and are nothing to a reward.
+_OWN = ("prompt", "prompt_text")
+
+
+@dataclass
+class Order:
+    """What one prompt is to be given: its place in the step, its row, and the completions asked for."""
+
+    place: int
+    index: int
+    """Of its row in the data."""
+    row: Any
+    asks: list[Ask]
+    seeds: list[list[int]]
+    """For each ask, one seed a completion."""
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed from the run's seed and a place alone, the same on every machine (G7)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+@dataclass(eq=False)
+class Call:
+    """Completions of one kind for some of this rank's orders: what a generator is asked for at one time."""
+
+    kind: Ask
+    place: int
+    """Which of its asks, for every order."""
+    chosen: list[int]
+    """Places of the orders among this rank's."""
+    orders: list[Order]
+    sampling: Sampling
+
+    @property
+    def by_policy(self) -> bool:
+        """Whether the run's generator answers; everybody else is asked when the answers are needed."""
+        return self.kind.source == "policy" and not self.kind.mixture
+
+    @property
+    def prompts(self) -> list[Tensor]:
+        """Tokens ``(n,)`` of each prompt."""
+        return [order.row.sequences["prompt"][0].ids for order in self.orders]
+
+    def run(self, generator: Any) -> list[list[Completion]]:
+        """Let ``generator`` answer."""
+        return generator.generate(self.prompts, self.sampling, [order.seeds[self.place] for order in self.orders])
+
+
+def calls_of(mine: list[Order], sampling: Sampling) -> list[Call]:
+    """Calls that answer this rank's orders, each of one kind."""
+    kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
+    calls = []
+    for kind, place in kinds:
+        chosen = [i for i, order in enumerate(mine) if place < len(order.asks) and _kind(order.asks[place]) == kind]
+        settings = replace(sampling, greedy=True) if kind.greedy else sampling
+        calls.append(Call(kind, place, chosen, [mine[i] for i in chosen], settings))
+    return calls
+
+
+def answer(
+    run: Run, orders: list[Order], calls: list[Call], ask: Callable[[Call], list[list[Completion]]], own_weights: bool
+) -> list[Rollout]:
+    """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank.
+
+    ``calls`` are those of this rank's orders; ``ask`` gives what the policy's generator answers to one of them, which
+    has weights of its own or runs the policy itself.
+    """
+    mine = run.strategy.share(orders)
+    groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
+    with run.strategy.whole(*_answering(run, orders, own_weights)):
+        for call in calls:
+            found = _paired(call, ask(call)) if call.by_policy else _complete(run, call)
+            for index, completions in zip(call.chosen, found, strict=True):
+                answers = [_rollout(mine[index], call.place, prompt, one) for prompt, one in completions]
+                groups[index][call.place] = answers
+    flat = [[item for ask_ in asks for item in ask_] for asks in groups]
+    return [item for group in run.strategy.gather(flat) for item in group]
+
+
+def _paired(call: Call, found: list[list[Completion]]) -> list[list[tuple[Tensor, Completion]]]:
+    return [[(prompt, one) for one in group] for prompt, group in zip(call.prompts, found, strict=True)]
+
+
+def _answering(run: Run, orders: list[Order], own_weights: bool) -> list[TokenModel]:
+    """The models in this process that any rank will let answer."""
+    asks = [ask for order in orders for ask in order.asks]
+    sources = {("teacher" if ask.source == "teacher" else "reference") if ask.mixture else ask.source for ask in asks}
+    models = [] if own_weights and not any(ask.mixture for ask in asks) else [run.policy]
+    for source in sorted(sources - {"policy", "data"}):
+        with _frozen(run, source).active() as model:
+            models.append(model)
+    return models
+
+
+def _kind(ask: Ask) -> Ask:
+    """What two asks must have in common to be answered together."""
+    return replace(ask, samples=1, reward_as="", compared_as="")
+
+
+def _rollout(order: Order, place: int, prompt_ids: Tensor, completion: Completion) -> Rollout:
+    ask = order.asks[place]
+    source = "mixture" if ask.mixture else ask.source
+    columns = dict(order.row.columns)
+    return Rollout(
+        order.place,
+        prompt_ids,
+        completion,
+        columns,
+        source=source,
+        reward_as=ask.reward_as,
+        compared_as=ask.compared_as,
+    )
+
+
+def _complete(run: Run, call: Call) -> list[list[tuple[Tensor, Completion]]]:
+    """For each order the prompt's tokens with each completion, by whoever is not the policy alone."""
+    kind, size = call.kind, run.settings.generation_batch_size
+    if kind.source == "data":
+        return [[_from_data(run, order.row)] * order.asks[call.place].samples for order in call.orders]
+    frozen: Any = nullcontext() if kind.mixture else _frozen(run, kind.source).active()
+    with run.autocast(), frozen as other:
+        generator: Any
+        if kind.mixture:
+            partner = _frozen(run, "teacher" if kind.source == "teacher" else "reference")
+            generator = MixtureGenerator(
+                run.policy, partner, kind.mixture, run.tokenizer, run.stop_ids, size, kind.mean == "arithmetic"
+            )
+        else:
+            generator = HfGenerator(
+                other.model, run.tokenizer, run.stop_ids, size, run.settings.generation_cache_tokens
+            )
+        return _paired(call, call.run(generator))
+
+
+def _frozen(run: Run, source: str) -> Any:
+    frozen = getattr(run, source)
+    if frozen is None or not hasattr(frozen, "active") or getattr(frozen, "tokenizer", None) is not None:
+        raise SettingsError(
+            f"'{run.card.name}' lets the {source} answer; it has to be a local model with the policy's tokeniser."
+        )
+    return frozen
+
+
+def _from_data(run: Run, row: Any) -> tuple[Tensor, Completion]:
+    """The row's own answer as a completion; what the policy thinks of it is not known."""
+    if row.columns.get("completion") is None:
+        raise DataError(
+            f"'{run.card.name}' learns from the data's own answers, and a row has no column 'completion'. "
+            "Name it with --columns completion=NAME."
+        )
+    prompt, ids, text = encode_answer(row.columns, run.tokenizer, run.settings, run.stop_ids)
+    unknown = torch.full((len(ids),), math.nan)
+    return prompt, Completion(ids, unknown, bool(len(ids)) and int(ids[-1]) in run.stop_ids, text)
+
+
+def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
+    """Score every item, each rank its share; returns how many got no score from any reward.
+
+    Without any reward every item is worth 0: the method learns from something else.
+    """
+    if not rewards:
+        for item in items:
+            item.reward = 0.0
+        return 0
+    mine = run.strategy.share(list(range(len(items))))
+    names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
+    columns = {name: [items[i].columns.get(name) for i in mine] for name in names}
+    prompts = [items[i].columns.get("prompt") for i in mine]
+    remarks: dict[str, list[Any]] = {}
+    total, parts = score(rewards, prompts, [items[i].completion.text for i in mine], columns, remarks)
+    scored = [
+        (float(total[k]), {n: float(v[k]) for n, v in parts.items()}, {n: v[k] for n, v in remarks.items()})
+        for k in range(len(mine))
+    ]
+    for item, (value, by_name, said) in zip(items, run.strategy.gather(scored), strict=True):
+        item.reward, item.parts = value, by_name
+        item.columns |= said
+    return sum(item.reward != item.reward for item in items)
+
+
+def _opponents(items: list[Rollout], served: list[int], opponents: list[int]) -> list[tuple[int, int]]:
+    """Each served rollout with one of its prompt's opponents, in turn."""
+    pairs = []
+    for group in dict.fromkeys(items[i].group for i in served):
+        theirs = [i for i in opponents if items[i].group == group]
+        own = [i for i in served if items[i].group == group]
+        pairs += [(one, theirs[place % len(theirs)]) for place, one in enumerate(own) if theirs]
+    return pairs
+
+
+def lend(items: list[Rollout], prefer: Callable[[list[int], list[int]], Tensor]) -> list[Rollout]:
+    """Take out the rollouts that only serve the others of their prompt, and give those the columns they make.
+
+    ``prefer`` gives the probability ``(P,)`` that some of ``items`` are better answers than others, by their places.
+    """
+    lenders = [i for i, item in enumerate(items) if item.reward_as or item.compared_as]
+    served = [i for i in range(len(items)) if i not in set(lenders)]
+    for lender in lenders:
+        own = [i for i in served if items[i].group == items[lender].group]
+        if name := items[lender].reward_as:
+            for i in own:
+                items[i].columns[name] = items[lender].reward
+    for name in {items[lender].compared_as for lender in lenders} - {""}:
+        pairs = _opponents(items, served, [i for i in lenders if items[i].compared_as == name])
+        chances = prefer([i for i, _ in pairs], [opponent for _, opponent in pairs])  # (P,)
+        for (i, _), chance in zip(pairs, chances.tolist(), strict=True):
+            items[i].columns[name] = chance
+    return [items[i] for i in served]
+
+
+def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
+    """What the log says of a batch of rollouts; without scores only their lengths."""
+    found = {
+        "completion_length": float(rollouts.lengths.mean()),
+        "truncated_share": float((~rollouts.finished).float().mean()),
+    }
+    if not rollouts.reward_parts:
+        return found
+    groups = [rewards[rollouts.group == g] for g in rollouts.group.unique()]
+    spread = [float(group.std(correction=0)) for group in groups]
+    found |= {
+        "reward": float(rewards.mean()),
+        "reward_std": sum(spread) / len(spread),
+        "zero_spread_share": sum(bool(group.max() == group.min()) for group in groups) / len(groups),
+    }
+    if len(rollouts.reward_parts) > 1:
+        found |= {f"reward_{name}": float(part.nanmean()) for name, part in rollouts.reward_parts.items()}
+    return found

@@ -1,0 +1,42 @@
+"""Find the checkpoints of a run directory; no run needs to be loaded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from posttrain.errors import CheckpointError
+from posttrain.runs.directory import is_checkpoint, step_of
+from posttrain.runs.manifest import find_damage
+
+
+def find_checkpoints(directory: Path) -> list[Path]:
+    """List the complete checkpoints of a run, newest first. Raises CheckpointError where there is none."""
+    found = [path for path in directory.glob("checkpoints/step-*") if is_checkpoint(path)]
+    if not found:
+        raise CheckpointError(
+            f"'{directory}' has no complete checkpoint. "
+            "Start it anew with --overwrite, and --save-every N to have some."
+        )
+    return sorted(found, key=step_of, reverse=True)
+
+
+def latest_checkpoint(directory: Path) -> Path:
+    """Return the newest good checkpoint of a run; standard error names newer ones that are passed over.
+
+    Raises CheckpointError where none is good.
+    """
+    passed: dict[Path, str] = {}
+    for folder in find_checkpoints(directory):
+        problem = find_damage(folder)
+        if problem is None:
+            return folder
+        print(f"Checkpoint '{folder}' is passed over: {problem}.", file=sys.stderr)
+        passed[folder] = problem
+    raise CheckpointError(none_is_good(directory, passed))
+
+
+def none_is_good(directory: Path, passed: dict[Path, str]) -> str:
+    """Say which checkpoints of a run were passed over, and why."""
+    reasons = "; ".join(f"{path.name}: {why}" for path, why in passed.items())
+    return f"'{directory}' has no good checkpoint: {reasons}. Start it anew with --overwrite."

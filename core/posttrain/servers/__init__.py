@@ -1,0 +1,1 @@
+"""HTTP endpoints, and servers placed on a Ray cluster."""

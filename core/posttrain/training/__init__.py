@@ -1,0 +1,1 @@
+"""The training loop: one optimiser step, reduction, evaluation, checkpoints."""

@@ -1,0 +1,171 @@
+"""Checkpoints: everything that makes a continued run equal the uninterrupted one, written aside and renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy
+import torch
+
+from posttrain.errors import CheckpointError
+from posttrain.models.reference import MovingReference
+from posttrain.runs.checkpoints import find_checkpoints, none_is_good
+from posttrain.runs.directory import is_checkpoint, step_of
+from posttrain.runs.durable import put_folder, writing
+from posttrain.runs.manifest import find_damage, write_manifest
+from posttrain.training.finite import nonfinite_weights, refuse_nonfinite
+from posttrain.training.reference_use import kept_in_checkpoint, restore_kept
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Run
+
+
+def save_checkpoint(run: Run) -> Path:
+    """Write ``checkpoints/step-N``; a reader never sees half of one. Older ones beyond ``save_total`` go.
+
+    Raises RunStopped for weights that are not finite, RunFailed where the disk takes no more.
+    """
+    refuse_nonfinite(run)
+    final = run.directory.checkpoints / f"step-{run.step}"
+    aside = run.directory.checkpoints / f".step-{run.step}.tmp"
+    good = run.directory.newest_checkpoint()
+    advice = f"The last good checkpoint is '{good}'. " if good else ""
+    advice += f"Make room, and go on with: posttrain resume {run.path}" if good else "Make room, and start again."
+    try:
+        with writing(f"The checkpoint of step {run.step} in '{final.parent}'", advice):
+            _write(run, aside)
+            if run.strategy.rank == 0:
+                put_folder(aside, final)
+                _prune(run)
+    except BaseException:
+        if run.strategy.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
+        raise
+    run.strategy.barrier()
+    run.directory.event("checkpoint", "info", f"checkpoint of step {run.step}", evidence=final.name)
+    run.observers.tell("checkpoint_saved", run=run, path=final)
+    return final
+
+
+def _write(run: Run, aside: Path) -> None:
+    """Write all files of a checkpoint, the manifest last."""
+    generators = run.strategy.gather([_random_state()])
+    reference = kept_in_checkpoint(run)
+    if run.strategy.rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    run.strategy.barrier()
+    run.strategy.save(run, aside)
+    run.strategy.barrier()
+    if run.strategy.rank == 0:
+        training = {
+            "schedule": {"last_epoch": run.schedule.last_epoch},
+            "state": run.state,
+            "teacher": getattr(run.teacher, "saved", lambda: {})(),
+            "moving_reference": getattr(run.reference, "saved", lambda: {})(),
+            "source": getattr(run.source, "saved", lambda: {})(),
+            "reference": reference,
+            "random": generators,
+        }
+        torch.save(training, aside / "training.pt")
+        facts = {"step": run.step, "total": run.total, "best": run.best, "method": run.card.name}
+        (aside / "state.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        write_manifest(aside)
+
+
+def restore_newest(run: Run) -> list[str]:
+    """Restore the newest good checkpoint; return a line for each newer one that was passed over, and for what differs.
+
+    One that is cut, damaged or not finite is renamed to ``step-N.damaged``. Raises CheckpointError where none is good.
+    """
+    passed: dict[Path, str] = {}
+    for folder in run.strategy.everyone(find_checkpoints(run.path) if run.strategy.rank == 0 else [])[0]:
+        problem = run.strategy.everyone(find_damage(folder) if run.strategy.rank == 0 else None)[0]
+        if problem is None:
+            notes = restore_checkpoint(run, folder)
+            bad = nonfinite_weights(run)
+            if not bad:
+                said = [f"Checkpoint '{path}' is passed over: {why}." for path, why in passed.items()]
+                for line in said:
+                    run.directory.event("checkpoint-damaged", "warning", line, evidence={"resumed": folder.name})
+                _set_damaged_aside(run, list(passed))
+                return said + notes
+            problem = f"its weights are not finite, first {bad[0]}"
+        passed[folder] = problem
+    raise CheckpointError(none_is_good(run.path, passed))
+
+
+def _set_damaged_aside(run: Run, folders: list[Path]) -> None:
+    """Take checkpoints out of the numbering: pruning would count them in the place of good ones."""
+    for folder in folders if run.strategy.rank == 0 else ():
+        with contextlib.suppress(OSError):
+            put_folder(folder, folder.with_name(f"{folder.name}.damaged"))
+
+
+def restore_checkpoint(run: Run, folder: Path) -> list[str]:
+    """Bring weights, optimiser, schedule, method state, data position and random state back; return what cannot be."""
+    facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    run.strategy.load(run, folder)
+    training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+    run.schedule.last_epoch = training["schedule"]["last_epoch"]
+    for place, group in enumerate(run.optimizer.param_groups):
+        group["lr"] = run.schedule.base_lrs[place] * run.schedule.lr_lambdas[place](run.schedule.last_epoch)
+    run.schedule._last_lr = [group["lr"] for group in run.optimizer.param_groups]
+    run.state.clear()
+    run.state.update(training["state"])
+    if training["teacher"]:
+        run.teacher.restore(training["teacher"])
+    if isinstance(run.reference, MovingReference):
+        run.reference.restore(training["moving_reference"])
+    restore_kept(run, training["reference"])
+    if training["source"]:
+        run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
+    run.step, run.best = facts["step"], facts["best"]
+    saved, parts = len(training["random"]), run.strategy.parts
+    if saved == parts:
+        _set_random_state(training["random"][run.strategy.part])
+        return []
+    return [
+        f"The checkpoint holds the random state of {saved} processes and this run has {parts}: dropout draws other "
+        "numbers than it would have in the uninterrupted run."
+    ]
+
+
+def _prune(run: Run) -> None:
+    """Delete checkpoints beyond ``save_total``, but never the best one where a run keeps it."""
+    found = [path for path in run.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
+    found.sort(key=step_of)
+    for path in found[: -run.settings.save_total or None]:
+        if path.name != f"step-{run.best.get('step')}" or not run.settings.save_best:
+            path.rename(path.with_name(f".{path.name}.tmp"))  # half a checkpoint never has the name of a whole one
+    for path in run.directory.checkpoints.glob(".step-*"):  # what kills have left
+        shutil.rmtree(path)
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = cast("tuple[Any, ...]", numpy.random.get_state())
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": _listed(random.getstate())}
+    state["numpy"] = [kind, torch.from_numpy(keys.astype("int64")), *rest]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _listed(state: tuple[Any, ...]) -> list[Any]:
+    version, internal, gauss = state
+    return [version, list(internal), gauss]

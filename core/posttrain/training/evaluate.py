@@ -1,0 +1,71 @@
+"""Evaluation on held-out rows: the same loss, or for online methods the reward of greedy completions."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+from posttrain.contract.views import Example, Step
+from posttrain.training.annotate import annotate
+from posttrain.training.step import evaluate_loss
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Run
+
+
+class Evaluation(Protocol):
+    """Gives the metrics of the policy as it is now, by name without prefix."""
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        """Run it."""
+
+
+class HeldOutLoss:
+    """Mean loss and metrics over the held-out rows, each row counted once whatever the number of ranks (D5)."""
+
+    def __init__(self, data: Sequence[Example], batches: int | None, batch_size: int):
+        self.data, self.batch_size = data, batch_size
+        self.count = len(data) if batches is None else min(len(data), batches * batch_size)
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        """Loss, its terms where there are several, and the method's metrics."""
+        cache = run.reference.cache if run.reference is not None else None
+        with nullcontext() if cache is None else cache.asked_by_evaluation():
+            return self._measured(run)
+
+    def _measured(self, run: Run) -> dict[str, float]:
+        everyone = [self.data[i] for i in range(self.count)]
+        state = copy.deepcopy(run.state)
+        for start in range(0, self.count, self.batch_size):
+            annotate(run, everyone[start : start + self.batch_size])
+        run.state.clear()
+        run.state.update(state)  # what an evaluation sees must not move the training (D3)
+        outcome = evaluate_loss(run, run.strategy.share(everyone), Step(run.step, run.total))
+        terms = outcome.terms if len(outcome.terms) > 1 else {}
+        return {"loss": outcome.loss, **terms, **outcome.metrics}
+
+
+def is_better(run: Run, found: dict[str, float]) -> bool:
+    """Keep the books of the best metric; True where ``found`` holds a new best."""
+    name, higher = best_metric(run)
+    value = found.get(name)
+    if value is None:
+        return False
+    if not math.isfinite(value):
+        value = -math.inf if higher else math.inf  # worse than anything, whatever came before
+    old = run.best.get("value")
+    better = old is None or (value > old if higher else value < old)
+    if better:
+        run.best = {"value": value, "step": run.step, "since": 0}
+    else:
+        run.best["since"] += 1
+    return better
+
+
+def best_metric(run: Run) -> tuple[str, bool]:
+    """Name of the deciding metric, and whether higher is better."""
+    name = run.settings.best_metric or ("-eval_reward" if run.card.online else "eval_loss")
+    return (name[1:], True) if name.startswith("-") else (name, False)

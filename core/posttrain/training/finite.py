@@ -1,0 +1,60 @@
+"""Weights that are not numbers: found before they are saved, and after they are loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.errors import RunStopped
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Run
+
+#: Tensors that a message names.
+NAMED = 3
+
+
+def nonfinite_weights(run: Run) -> list[str]:
+    """Name the trained tensors that hold NaN or infinity, on any rank; every rank gets the same list."""
+    mine = [name for name, parameter in run.policy.named_parameters() if not _is_finite(parameter)]
+    everyone = [name for names in run.strategy.everyone(mine) for name in names]
+    return list(dict.fromkeys(name.removeprefix("model.") for name in everyone))  # as in the files of the model
+
+
+def refuse_nonfinite(run: Run) -> None:
+    """Raise RunStopped where a trained weight is not finite: nothing of such a model is saved."""
+    bad = nonfinite_weights(run)
+    if not bad:
+        return
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    message = (
+        f"{len(bad)} trained tensors are not finite after step {run.step}: {', '.join(bad[:NAMED])}{more}; they were "
+        "not saved"
+    )
+    good = run.directory.newest_checkpoint()
+    place = f"The last good checkpoint is '{good}'" if good else "There is no checkpoint before it (see --save-every)"
+    suggestion = "lower --learning-rate or --weight-decay"
+    evidence = {"step": run.step, "tensors": bad, "last_good": good and good.name}
+    event = run.directory.event("nonfinite-weights", "error", message, evidence, suggestion)
+    run.observers.tell("alert", run=run, event=event)
+    raise RunStopped(f"The run stopped: {message}. {place}. {suggestion[0].upper() + suggestion[1:]}.")
+
+
+@torch.no_grad()
+def _is_finite(parameter: nn.Parameter) -> bool:
+    """Look at this rank's part of one tensor. Frozen ones are as they were loaded."""
+    if not parameter.requires_grad or not (parameter.is_floating_point() or parameter.is_complex()):
+        return True
+    local = _local_part(parameter)
+    if not local.numel():
+        return True
+    return all(bool(value.isfinite()) for value in torch.aminmax(local))  # one pass, no copy; NaN goes through
+
+
+def _local_part(parameter: Any) -> Tensor:
+    """What this rank holds: the shard of fully_shard, of ZeRO stage 3, or the whole tensor."""
+    if hasattr(parameter, "to_local"):
+        return parameter.detach().to_local()
+    return getattr(parameter, "ds_tensor", parameter.detach())

@@ -1,0 +1,141 @@
+"""The loop. One for all methods: examples, a step, a line of metrics; now and then an evaluation or a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from posttrain.contract.views import Step
+from posttrain.errors import RunStopped, SettingsError
+from posttrain.models.ema import Average
+from posttrain.runs.facts import peak_memory_mb
+from posttrain.runs.progress import Progress
+from posttrain.training.annotate import annotate
+from posttrain.training.checkpoint import restore_checkpoint, save_checkpoint
+from posttrain.training.evaluate import best_metric, is_better
+from posttrain.training.reference_use import fill_reference
+from posttrain.training.step import Outcome, optimiser_step
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Run
+
+
+def train_loop(run: Run, progress: Progress) -> None:
+    """Take the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy.
+
+    A run that is asked to stop ends after a step, saved and ``interrupted``.
+    """
+    run.policy.train()
+    run.observers.tell("run_started", run=run)
+    fill_reference(run)
+    saved = run.step or None
+    if run.evaluation is not None and run.step == 0 and not run.best:
+        evaluate(run, progress)
+        if _best_now(run):
+            save_checkpoint(run)
+            saved = run.step
+    while run.step < run.total and not _patience_is_over(run):
+        if any(run.strategy.everyone(run.interrupt.signal)):
+            run.interrupted = True
+            break
+        line = _one_step(run)
+        _stop_unless_finite(run, line)
+        if run.evaluation is not None and _due(run, run.settings.eval_every, at_end=True):
+            line |= evaluate(run, progress)
+        run.history.append(line)
+        run.directory.metrics(line)
+        progress.step(line)
+        run.observers.tell("step_done", run=run, step=run.step, metrics=line)
+        if _due(run, run.settings.save_every) or _best_now(run):
+            save_checkpoint(run)
+            saved = run.step
+    if saved != run.step:
+        save_checkpoint(run)
+    if run.settings.save_best and run.best and run.best["step"] != run.step and not run.interrupted:
+        restore_best(run, progress)
+
+
+def _one_step(run: Run) -> dict[str, Any]:
+    begun = time.monotonic()
+    everyone = run.source.examples(run.step)
+    annotate(run, everyone)
+    examples = run.strategy.share(everyone)
+    rate = float(run.schedule.get_last_lr()[0])
+    outcome = optimiser_step(run, examples, Step(run.step, run.total))
+    run.step += 1
+    for model in (run.teacher, run.reference):
+        if isinstance(model, Average):
+            model.step_done(run.step)
+    seconds = time.monotonic() - begun
+    line = _line(run, outcome, rate, seconds)
+    run.method.after_step(step=Step(run.step - 1, run.total), metrics=line, config=run.config, state=run.state)
+    return line
+
+
+def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, Any]:
+    """One line of metrics.jsonl; the loss is that of the whole optimiser step."""
+    line: dict[str, Any] = {
+        "step": run.step,
+        "loss": outcome.loss,
+        "grad_norm": outcome.grad_norm,
+        "learning_rate": rate,
+        "tokens": outcome.tokens,
+        "tokens_per_second": outcome.tokens / max(seconds, 1e-9),
+        "seconds": seconds,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    if len(outcome.terms) > 1:
+        line |= outcome.terms
+    return line | outcome.metrics | getattr(run.source, "metrics", {})
+
+
+def _stop_unless_finite(run: Run, line: dict[str, Any]) -> None:
+    """A loss that is not a number is shown and ends the run; the weights of the step before are kept (S13)."""
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
+    if not bad:
+        return
+    message = f"{bad[0]} is {line[bad[0]]} at step {run.step}; the step was not applied"
+    suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
+    run.directory.metrics(line)
+    event = run.directory.event(
+        "nan-origin", "error", message, evidence={n: str(line[n]) for n in bad}, suggestion=suggestion
+    )
+    run.observers.tell("alert", run=run, event=event)
+    raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
+
+
+def evaluate(run: Run, progress: Progress) -> dict[str, float]:
+    """Evaluate, record, and compare with the best so far. Names get the prefix ``eval_``."""
+    found = {f"eval_{name}": value for name, value in run.evaluation(run).items()}
+    name, _ = best_metric(run)
+    if (run.settings.save_best or run.settings.early_stopping) and name not in found:
+        raise SettingsError(f"best-metric '{name}' is not among the evaluation's metrics: {', '.join(found)}.")
+    is_better(run, found)
+    run.evaluations.append({"step": run.step, **found})
+    run.directory.event("evaluation", "info", f"evaluation after step {run.step}", evidence={"step": run.step, **found})
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in list(found.items())[:6])
+    progress.say(f"evaluation after step {run.step}: {shown}")
+    return found
+
+
+def restore_best(run: Run, progress: Progress) -> None:
+    """Put the best checkpoint's weights into the policy."""
+    step, last = run.best["step"], run.step
+    best = dict(run.best)
+    restore_checkpoint(run, run.directory.checkpoints / f"step-{step}")
+    run.step, run.best = last, best
+    progress.say(f"the best weights are those of step {step}: {best_metric(run)[0]} {best['value']:.4f}")
+
+
+def _due(run: Run, every: int | None, at_end: bool = False) -> bool:
+    return bool(every and run.step % every == 0) or (at_end and run.step == run.total)
+
+
+def _best_now(run: Run) -> bool:
+    return run.settings.save_best and run.best.get("step") == run.step
+
+
+def _patience_is_over(run: Run) -> bool:
+    patience = run.settings.early_stopping
+    return patience is not None and run.best.get("since", 0) >= patience

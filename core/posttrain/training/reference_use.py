@@ -1,0 +1,188 @@
+"""A frozen reference's log-probs over a fixed dataset: computed when first needed, kept, and read by later runs.
+
+Values are found by content (tokens and which of them are trained), in a folder named by everything else that decides
+them: the reference's weights, their type, the arithmetic, the layout, this code. A later run whose rows are all there
+needs no second model. A cached value may differ in its last bits from one computed anew: the reference ran beside
+other rows then. Within a run nothing depends on that: the rows of the first epoch are computed exactly as without a
+cache, and a resumed run finds the values that the interrupted one used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+import posttrain
+from posttrain.contract.pad import sequences_of
+from posttrain.contract.views import Example
+from posttrain.example.made import place_of
+from posttrain.models.identity import weights_identity
+from posttrain.models.load import choose_dtype
+from posttrain.models.reference import Reference
+from posttrain.models.reference_cache import ReferenceCache
+from posttrain.network.chunked_head import Request
+from posttrain.training.evaluate import HeldOutLoss
+from posttrain.training.source import Offline
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Run
+
+
+#: Files of the engine that decide a log-prob.
+_CODE = (
+    *(
+        "../network/attention.py",
+        "../network/token_model.py",
+        "../network/chunked_head.py",
+        "../network/packing.py",
+        "../network/segments.py",
+        "../network/varlen.py",
+        "reference_use.py",
+    ),
+    "../network/find_head.py",
+    "../contract/pad.py",
+    "../models/reference_cache.py",
+)
+
+
+def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]:
+    """Give the run's reference its cache, and its model unless every row is known already; returns lines for the log.
+
+    ``in_memory``: the policy was handed over as an object, so its weights have no name. ``folder`` holds the caches of
+    all models, None for no files. Only a fixed dataset has a cache: rows of a stream or a sampler do not come back.
+    """
+    reference, settings = run.reference, run.settings
+    if not isinstance(reference, Reference):
+        return []
+    notes: list[str] = []
+    if settings.reference_cache and isinstance(run.source, Offline):
+        weights = settings.reference_model or (None if in_memory else settings.model)
+        name = None if folder is None or weights is None else _name(run, weights)
+        reference.cache = ReferenceCache(None if folder is None or name is None else folder / name)
+        if reference.cache.folder is not None:
+            known, wanted = _coverage(run, reference.cache)
+            notes = [*reference.cache.notes, f"reference log-probs: {known} of {wanted} rows from the cache"]
+            reference.cache.notes.clear()
+            if known == wanted:
+                return notes  # should a method ask for more, the model is loaded then
+        if reference.later is not None and settings.reference_model is None and _reads_views_alone(run):
+            return [
+                *notes,
+                "no second model: the policy itself is run over the rows before its first update",
+            ]
+    reference.begin(same=settings.reference_model is None)
+    return notes
+
+
+def _reads_views_alone(run: Run) -> bool:
+    """Whether the method asks nothing of the reference but log-probs of the rows themselves."""
+    method = run.method
+    more = (("posttrain_token_statistics", "reference_logits"), ("posttrain_annotate", "models"))
+    return not any(method.has(hook) and method.takes(hook, argument) for hook, argument in more)
+
+
+def fill_reference(run: Run) -> None:
+    """Before the first update, run the policy over all rows for the reference that it still is.
+
+    So no second model is ever in memory. Rows go through in the order and the company that training gives them.
+    """
+    reference, source = run.reference, run.source
+    if not isinstance(reference, Reference) or reference.cache is None:
+        return
+    if reference.later is None or reference.model is not None:
+        return
+    if run.step or not isinstance(source, Offline) or run.settings.reference_model or not _reads_views_alone(run):
+        return
+    reference.is_policy = True
+    try:
+        for number in range(min(run.total, source.order.per_epoch)):
+            _run_over(run, run.strategy.share(source.examples(number)))
+        if isinstance(run.evaluation, HeldOutLoss):
+            held_out = [run.evaluation.data[index] for index in range(run.evaluation.count)]
+            with reference.cache.asked_by_evaluation():
+                _run_over(run, run.strategy.share(held_out))
+    finally:
+        reference.is_policy = False
+
+
+def _run_over(run: Run, examples: list[Example]) -> None:
+    assert run.reference is not None
+    assert run.reference.cache is not None
+    request = Request(run.head_chunk, run.temperature)
+    for micro, _ in run.passes(examples):
+        with run.autocast():
+            run.reference.results(sequences_of(micro) if micro else [], request)
+    run.reference.cache.exchange(run.strategy)
+
+
+def _name(run: Run, weights: str) -> str | None:
+    """Name of the folder for this reference in this run's arithmetic; None where the weights cannot be identified."""
+    identity = weights_identity(place_of(weights, run.settings))
+    if identity is None:
+        return None
+    settings, device = run.settings, run.policy.device
+    with run.autocast():
+        autocast = torch.is_autocast_enabled(device.type)
+    facts = {
+        "weights": identity,
+        "dtype": str(choose_dtype(settings, device)),
+        "quantize": settings.quantize,
+        "autocast": autocast,
+        "device": device.type,
+        "attention": [settings.attention, run.policy.inner.config._attn_implementation],
+        "liger": settings.liger,
+        "layout": [run.policy.packed, run.policy.shared],
+        "temperature": run.temperature,
+        "versions": [posttrain.__version__, transformers.__version__, torch.__version__],
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in _CODE)).hexdigest()
+
+
+def _coverage(run: Run, known: ReferenceCache) -> tuple[int, int]:
+    """How many of the rows that the run will train or evaluate on are known, and how many there are."""
+    source = run.source
+    assert isinstance(source, Offline)
+    steps = range(min(run.total, source.order.per_epoch))
+    train = sorted({index for number in steps for index in source.order.at(number)})
+    held_out = range(run.evaluation.count) if isinstance(run.evaluation, HeldOutLoss) else range(0)
+    if not len(known):
+        return 0, len(train) + len(held_out)
+    covered = sum(_all_in(known, source.data[index]) for index in train)
+    with known.asked_by_evaluation():
+        covered += sum(_all_in(known, run.evaluation.data[index]) for index in held_out)
+    return covered, len(train) + len(held_out)
+
+
+def _all_in(known: ReferenceCache, example: Example) -> bool:
+    return all(sequence in known for sequence in sequences_of([example]))
+
+
+def kept_in_checkpoint(run: Run) -> dict[str, Any]:
+    """Write what is known to the cache's folder; what has none goes into the checkpoint."""
+    known = run.reference.cache if run.reference is not None else None
+    if known is None:
+        return {}
+    known.write()
+    for note in known.notes:
+        run.directory.event("reference-cache", "warning", note)
+    known.notes.clear()
+    return known.saved()
+
+
+def restore_kept(run: Run, saved: dict[str, Any]) -> None:
+    """Undo ``kept_in_checkpoint``."""
+    if run.reference is not None and run.reference.cache is not None:
+        run.reference.cache.restore(saved)

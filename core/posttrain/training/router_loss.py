@@ -1,0 +1,114 @@
+"""Load-balancing loss of mixtures of experts, over the real tokens of a whole optimiser step.
+
+transformers adds ``coefficient * E * sum_e f_e p_e`` to the loss of one padded batch: f_e is the number of choices of
+expert e, p_e the sum of its probabilities, both divided by the number of real tokens times layers. The choices carry no
+gradient. So once they are counted over the step, the loss is a sum over tokens, and a pass adds its tokens' part
+whatever else it holds. They come from a pass without gradient before the first backward pass, or from the step's only
+pass. A token that several sequences begin with counts once in each of them, as if each were a padded row of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.contract.pad import IDLE, sequences_of, token_mask
+from posttrain.contract.views import Example, Sequence
+from posttrain.errors import ModelError, SettingsError
+from posttrain.network.chunked_head import Request
+from posttrain.network.modes import evaluating
+from posttrain.network.token_model import TokenModel
+from posttrain.training.reduction import Totals
+
+if TYPE_CHECKING:
+    from posttrain.settings import Settings
+    from posttrain.training.run import Run
+
+#: Names that families give to how many experts a token has.
+_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k")
+#: Name of a choice's count in the step's totals.
+_COUNT = "router/{}"
+
+
+@dataclass
+class RouterLoss:
+    """``coefficient`` times the load-balancing loss of a model whose tokens have ``choices`` experts each."""
+
+    coefficient: float
+    choices: int
+
+    def count(self, run: Run, examples: list[Example], totals: Totals) -> None:
+        """Add to ``totals`` how often the step's tokens choose each expert; nothing where one pass shows it itself.
+
+        Random states are as before, so that the passes that follow draw the same noise.
+        """
+        if run.strategy.parts == 1 and sum(1 for _ in run.micro_batches(examples)) == 1:
+            return
+        device = run.policy.device
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), run.autocast():
+            for micro, _ in run.passes(examples):
+                request = Request(routing=self.choices, only_routing=True)
+                found = run.policy(sequences_of(micro) if micro else [IDLE], request)["routing"]  # (2, E)
+                for expert, number in enumerate(found[0].tolist() if micro else ()):
+                    name = _COUNT.format(expert)
+                    totals.tokens[name] = totals.tokens.get(name, 0.0) + number
+
+    def share(self, sums: Tensor, totals: Totals) -> Tensor:
+        """One pass's share of the step's load-balancing loss, from its ``sums`` ``(2, E)`` (see ``routing_sums``)."""
+        names = [_COUNT.format(expert) for expert in range(sums.shape[1])]
+        counted = [totals.tokens[name] for name in names if name in totals.tokens]
+        counts = torch.tensor(counted, device=sums.device, dtype=sums.dtype) if counted else sums[0].detach()  # (E,)
+        tokens = counts.sum() / self.choices
+        return len(names) * (counts * sums[1]).sum() / tokens**2
+
+
+def find_router_loss(policy: TokenModel, settings: Settings) -> RouterLoss | None:
+    """The router loss that the settings or else the model's configuration ask for; None where they ask for none.
+
+    Raises SettingsError for a coefficient below 0, ModelError for a model whose loss this is not.
+    """
+    asked, inner = settings.router_loss_coefficient, policy.inner
+    if asked is not None and not 0 <= asked < float("inf"):
+        raise SettingsError(f"router-loss-coefficient is {asked}, expected a finite number of at least 0.")
+    config = inner.config.get_text_config()
+    if asked is None:
+        asked = _coefficient(inner, config) if getattr(config, "output_router_logits", False) else 0.0
+    if not asked:
+        return None
+    places = [inner, config, getattr(config, "ffn_config", None)]
+    choices = next((getattr(at, name) for name in _CHOICES for at in places if getattr(at, name, None)), None)
+    if not isinstance(choices, int) or not _agrees(policy, choices):
+        raise ModelError(
+            f"{type(inner).__name__} has no router loss that is known here, and a coefficient of {asked:g} was asked "
+            "for. To train without it: --router-loss-coefficient 0"
+        )
+    return RouterLoss(asked, choices)
+
+
+def _coefficient(inner: Any, config: Any) -> float:
+    names = ("router_aux_loss_coef", "aux_loss_coef")
+    found = [getattr(at, name, None) for at in (inner, config) for name in names]
+    return float(next((value for value in found if value is not None), 0.0))
+
+
+@torch.no_grad()
+def _agrees(policy: TokenModel, choices: int) -> bool:
+    """Whether the family's own loss of two rows, one of them padded, is the one computed here."""
+    vocabulary = policy.inner.config.get_text_config().vocab_size
+    rows = [Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.arange(n) > 0) for n in (9, 5)]
+    try:
+        with evaluating(policy):
+            sums = policy(rows, Request(routing=choices, only_routing=True))["routing"]
+            if policy.head is None:
+                return True  # transformers' classifiers have no such loss; the choices are all that there is to know
+            ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(policy.device)
+            mask = token_mask([len(row) for row in rows]).long().to(policy.device)
+            own = policy.inner(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True).aux_loss
+    except (KeyError, AttributeError, TypeError):  # no routers, or none that are shown
+        return False
+    ours = RouterLoss(1.0, choices).share(sums, Totals())
+    tolerance = 1e-4 if sums.dtype == torch.float64 or next(policy.parameters()).dtype == torch.float32 else 5e-2
+    return own is not None and bool((ours - own).abs() <= tolerance * own.abs())

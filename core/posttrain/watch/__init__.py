@@ -1,1 +1,0 @@
-"""Watching: the run directory, progress, observers."""
