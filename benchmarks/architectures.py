@@ -304,10 +304,10 @@ def worst(found: Any, wanted: Any) -> float:
 def compare(model: Any, policy: Any, sequences: list[Any], result: Result) -> None:
     """Fill in the differences of log-probs and gradients."""
     import torch
-    from posttrain.network.chunked_head import Request
+    from posttrain.network.chunked_head import TokenQuery
 
     wanted, gradients = alone(model, sequences)
-    found = policy(sequences, Request())["logps"]
+    found = policy(sequences, TokenQuery())["logps"]
     pieces = found.split([len(one) for one in wanted])
     loss = sum((p * weights(place, len(p), p.dtype)).sum() for place, p in enumerate(pieces))
     loss.backward()

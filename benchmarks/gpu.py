@@ -132,7 +132,7 @@ class Bench:
     def head(self) -> dict[str, Any]:
         """The vocabulary projection alone: all logits at once, or chunk by chunk."""
         import torch
-        from posttrain.network.chunked_head import Request, token_statistics
+        from posttrain.network.chunked_head import TokenQuery, token_statistics
 
         states = torch.randn(LEARNT * 4, SHAPE["hidden_size"], device="cuda", requires_grad=True)
         labels = torch.randint(0, SHAPE["vocab_size"], (LEARNT * 4,), device="cuda")
@@ -146,7 +146,7 @@ class Bench:
 
         def ours() -> None:
             with torch.autocast("cuda", torch.bfloat16):
-                logps = token_statistics(states, labels, head, Request(CHUNK))["logps"]
+                logps = token_statistics(states, labels, head, TokenQuery(CHUNK))["logps"]
             (-logps.sum()).backward()
 
         row = self._compare(f"vocabulary projection, {LEARNT * 4} tokens", plain, ours, above_weights=True)
@@ -204,13 +204,13 @@ class Bench:
 
         import torch
         from posttrain.contract.pad import sequences_of
-        from posttrain.network.chunked_head import Request
+        from posttrain.network.chunked_head import TokenQuery
         from posttrain.training.micro_batches import micro_batches
 
         policy = self.policy
         for micro in micro_batches(examples, BUDGET, size, policy.packed, policy.shared):
             with torch.autocast("cuda", torch.bfloat16), saving or nullcontext():
-                loss = -policy(sequences_of(micro), Request(CHUNK))["logps"].sum()
+                loss = -policy(sequences_of(micro), TokenQuery(CHUNK))["logps"].sum()
             loss.backward()
 
     def _measure(self, work: Callable[[], None]) -> tuple[float, float]:

@@ -141,9 +141,9 @@ def _full(hidden: Any, labels: Any, projection: Any) -> float:
 
 def _chunked(hidden: Any, labels: Any, projection: Any, chunk: int) -> float:
     """The same mean loss through posttrain's head."""
-    from posttrain.network.chunked_head import Head, Request, token_statistics
+    from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
 
-    loss = -token_statistics(hidden, labels, Head(projection), Request(chunk))["logps"].mean()
+    loss = -token_statistics(hidden, labels, Head(projection), TokenQuery(chunk))["logps"].mean()
     loss.backward()
     return float(loss)
 

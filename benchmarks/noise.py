@@ -18,7 +18,7 @@ import transformers
 from architectures import NEEDS, default_facts, rows, shrink
 from posttrain.errors import PosttrainError
 from posttrain.models.load import load_policy
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.modes import evaluating
 from posttrain.network.token_model import TokenModel
 from posttrain.settings import Settings
@@ -44,7 +44,7 @@ def logps_of(policy: TokenModel) -> Tensor:
     """Log-probs ``(4,)`` of two pairs."""
     pairs = rows()[:4]
     with torch.no_grad():
-        found = policy(pairs, Request())["logps"]
+        found = policy(pairs, TokenQuery())["logps"]
     return torch.stack([part.sum() for part in found.split([row.count for row in pairs])])
 
 

@@ -142,7 +142,7 @@ def test_advantages_of_the_method_are_changed_in_the_order_given():
     )
     method = compose("rloo", "entropy-advantage", "high-entropy-tokens:share=0.5")
     given = {"rollouts": rollouts, "config": method.config({"beta": 0.0}), "state": {}}
-    advantages, columns = method.worth(rewards=torch.tensor([1.0, 0.0], dtype=D), **given)
+    advantages, columns = method.advantages_and_columns(rewards=torch.tensor([1.0, 0.0], dtype=D), **given)
     assert advantages.tolist() == [[pytest.approx(1.2), 1.5], [pytest.approx(-0.8), -0.5]]
     assert columns["chosen"].tolist() == [[False, True], [False, True]]
     assert columns["bonus"].tolist() == [[0.2, 0.5], [0.2, 0.5]]

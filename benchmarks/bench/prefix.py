@@ -104,9 +104,9 @@ def update(policy: Any, examples: list[Any], budget: int, size: int | None, loss
 
 
 def _loss(policy: Any, sequences: list[Any]) -> Any:
-    from posttrain.network.chunked_head import Request
+    from posttrain.network.chunked_head import TokenQuery
 
-    return -policy(sequences, Request())["logps"].sum()
+    return -policy(sequences, TokenQuery())["logps"].sum()
 
 
 def _loss_of_logits(policy: Any, sequences: list[Any]) -> Any:

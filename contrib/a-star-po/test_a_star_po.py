@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain import Ask, Rollout
+from posttrain import Rollout, SampleRequest
 from posttrain.contract.generation import Completion
 from posttrain_testkit.by_hand import MASK, OLD, tensor
 
@@ -28,13 +28,13 @@ def test_value_by_hand(method):
 def test_the_reference_answers_new_prompts_only_and_unsolved_ones_are_left_out(method):
     state, config = {}, method.config({"value_samples": 2})
     ask = {"prompts": [{"prompt": "x"}, {"prompt": "y"}], "group_size": 1, "config": config, "random": None}
-    both = [Ask(1), Ask(2, source="reference")]
+    both = [SampleRequest(1), SampleRequest(2, source="reference")]
     assert method.plan_rollouts(state=state, **ask) == [both, both]
     sources = ["policy", "reference", "reference"] * 2
     rewards, rollouts = step_of([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], sources, [0] * 3 + [1] * 3, ["x"] * 3 + ["y"] * 3)
     kept = method.select(rollouts=rollouts, rewards=rewards, config=config, state=state).rollouts
     assert [(item.columns["prompt"], item.source, item.columns["v_star"]) for item in kept] == [("x", "policy", 1.0)]
-    assert method.plan_rollouts(state=state, **ask) == [[Ask(1)], [Ask(1)]]
+    assert method.plan_rollouts(state=state, **ask) == [[SampleRequest(1)], [SampleRequest(1)]]
     rewards, rollouts = step_of([0.0, 1.0], ["policy"] * 2, [0, 1], ["x", "y"])
     kept = method.select(rollouts=rollouts, rewards=rewards, config=config, state=state).rollouts
     assert [item.columns["v_star"] for item in kept] == [1.0]

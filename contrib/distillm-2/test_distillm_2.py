@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from posttrain import Ask
+from posttrain import SampleRequest
 from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 
@@ -57,4 +57,4 @@ def test_the_mixture_holds_the_student_constant():
 
 def test_both_answer_each_prompt():
     plan = METHOD.plan_rollouts(prompts=[{}], group_size=1, config=METHOD.config({}), state={}, random=None)
-    assert plan == [[Ask(1), Ask(1, source="teacher")]]
+    assert plan == [[SampleRequest(1), SampleRequest(1, source="teacher")]]

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain import Ask, Rollout
+from posttrain import Rollout, SampleRequest
 from posttrain.contract.generation import Completion
 from posttrain_testkit.by_hand import method_beside, tensor
 
@@ -57,12 +57,12 @@ def plan(state, draws, **options):
 
 def test_who_answers():
     """The student below student_share; from the buffer, once there is one, below replay_share."""
-    assert plan({}, [0.9, 0.0]) == [Ask(source="data")]
-    assert plan({}, [0.1, 0.1]) == [Ask(2)]
+    assert plan({}, [0.9, 0.0]) == [SampleRequest(source="data")]
+    assert plan({}, [0.1, 0.1]) == [SampleRequest(2)]
     state = {"buffer": ["something"]}
-    assert plan(state, [0.1, 0.1]) == [Ask(source="data")]
+    assert plan(state, [0.1, 0.1]) == [SampleRequest(source="data")]
     assert state["replay"] is True
-    assert plan(state, [0.1, 0.9]) == [Ask(2)]
+    assert plan(state, [0.1, 0.9]) == [SampleRequest(2)]
     assert state["replay"] is False
 
 

@@ -3,7 +3,7 @@ from random import Random
 
 import pytest
 import torch
-from posttrain import Ask
+from posttrain import SampleRequest
 from posttrain_testkit.by_hand import method_beside, tensor
 
 METHOD = method_beside(__file__)
@@ -45,7 +45,7 @@ def plan(count, **options):
 
 
 def test_each_prompt_is_answered_by_one_of_them():
-    assert plan(2, student_share=1.0) == [[Ask(2)]] * 2
-    assert plan(2, student_share=0.0) == [[Ask(2, source="teacher")]] * 2
+    assert plan(2, student_share=1.0) == [[SampleRequest(2)]] * 2
+    assert plan(2, student_share=0.0) == [[SampleRequest(2, source="teacher")]] * 2
     drawn = plan(1000)
     assert sum(one[0].source == "policy" for one in drawn) == pytest.approx(500, abs=70)

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from posttrain import Ask, api
+from posttrain import SampleRequest, api
 from posttrain.contract.views import Batch, PerToken, Step, View, Views
 from posttrain.errors import DataError, SettingsError
 from posttrain_testkit.by_hand import MASK, method_beside, tensor
@@ -99,9 +99,9 @@ def plan(random, **options):
 
 
 def test_the_whole_step_is_answered_by_one():
-    assert plan(Random(1), on_policy_share=1.0) == [[Ask(3)], [Ask(3)]]
-    assert plan(Random(1), on_policy_share=0.0) == [[Ask(source="data")]] * 2
-    assert plan(Random(1), on_policy_share=0.0, seq_kd=True) == [[Ask(3, source="teacher")]] * 2
+    assert plan(Random(1), on_policy_share=1.0) == [[SampleRequest(3)], [SampleRequest(3)]]
+    assert plan(Random(1), on_policy_share=0.0) == [[SampleRequest(source="data")]] * 2
+    assert plan(Random(1), on_policy_share=0.0, seq_kd=True) == [[SampleRequest(3, source="teacher")]] * 2
     random = Random(5)
     drawn = [plan(random, on_policy_share=0.3) for _ in range(1000)]
     assert all(one == other for one, other in drawn)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from posttrain import Ask, api
+from posttrain import SampleRequest, api
 from posttrain.contract.views import View, Views
 from posttrain.errors import SettingsError
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
@@ -171,9 +171,9 @@ def test_the_decomposed_gradient_is_that_of_the_whole_divergence(call_loss):
 
 def test_who_is_asked():
     asked = METHOD.plan_rollouts(prompts=[{}], group_size=2, config=METHOD.config({}), state={}, random=None)
-    assert asked == [[Ask(2, source="teacher", mixture=0.2, mean="arithmetic")]]
+    assert asked == [[SampleRequest(2, source="teacher", mixture=0.2, mean="arithmetic")]]
     alone = METHOD.config({"teacher_share": 0.0})
-    assert METHOD.plan_rollouts(prompts=[{}], group_size=2, config=alone, state={}, random=None) == [[Ask(2)]]
+    assert METHOD.plan_rollouts(prompts=[{}], group_size=2, config=alone, state={}, random=None) == [[SampleRequest(2)]]
 
 
 def test_a_run_draws_from_the_mixture_and_weighs_it(tmp_path):

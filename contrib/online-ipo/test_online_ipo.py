@@ -1,6 +1,6 @@
 import pytest
 import torch
-from posttrain import Ask
+from posttrain import SampleRequest
 from posttrain_testkit.by_hand import call_loss, method_beside, pair
 
 METHOD = method_beside(__file__)
@@ -38,4 +38,4 @@ def test_who_answers():
         plan = METHOD.plan_rollouts(
             prompts=[{}], group_size=2, config=METHOD.config({"mixture": share}), state={}, random=None
         )
-        assert plan == [[Ask(2, mixture=share)]]
+        assert plan == [[SampleRequest(2, mixture=share)]]

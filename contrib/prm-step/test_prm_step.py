@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel
 from posttrain import api
 from posttrain.contract.views import PerToken, View, Views
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain_testkit.by_hand import call_loss, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForTokenClassification
@@ -108,7 +108,7 @@ def test_transformers_reads_what_was_trained(tmp_path, lora):
     assert run.evaluations[-1]["eval_accuracy"] == 1
     sequences = [run.source.data[place].sequences["completion"][0] for place in range(3)]
     with torch.no_grad():
-        ours = run.policy(sequences, Request())["scores"].split([one.count for one in sequences])
+        ours = run.policy(sequences, TokenQuery())["scores"].split([one.count for one in sequences])
     if lora:
         base = AutoModelForTokenClassification.from_pretrained(tmp_path / "base", num_labels=2)
         model = PeftModel.from_pretrained(base, tmp_path / "run" / "model")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from posttrain import Ask, api
+from posttrain import SampleRequest, api
 from posttrain.contract.views import View, Views
 from posttrain_testkit.by_hand import MASK, method_beside, tensor
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
@@ -18,8 +18,8 @@ def plan(**options):
 
 
 def test_the_teacher_answers():
-    assert plan(greedy=True) == [[Ask(1, source="teacher", greedy=True)]] * 2
-    assert plan() == [[Ask(3, source="teacher")]] * 2
+    assert plan(greedy=True) == [[SampleRequest(1, source="teacher", greedy=True)]] * 2
+    assert plan() == [[SampleRequest(3, source="teacher")]] * 2
 
 
 def test_loss_is_the_negative_log_probability():

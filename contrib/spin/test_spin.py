@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from posttrain import Ask
+from posttrain import SampleRequest
 from posttrain_testkit.by_hand import call_loss, method_beside, pair
 
 METHOD = method_beside(__file__)
@@ -20,7 +20,7 @@ def test_the_data_come_first(select_of):
     found = select_of([0.0] * 5, [0, 0, 0, 1, 1], facts={"source": ["policy", "policy", "data", "data", "policy"]})
     assert found.pairs == [(2, 0), (2, 1), (3, 4)]
     plan = METHOD.plan_rollouts(prompts=[{}], group_size=2, config=METHOD.config({}), state={}, random=None)
-    assert plan == [[Ask(2), Ask(1, source="data")]]
+    assert plan == [[SampleRequest(2), SampleRequest(1, source="data")]]
 
 
 def test_loss_by_hand():

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from posttrain.catalogue.methods import load as load_method
     from posttrain.contract import prompts, samples, tensors, views
     from posttrain.contract.hookspecs import hookimpl
-    from posttrain.contract.planning import Ask, Selection
+    from posttrain.contract.planning import SampleRequest, Selection
     from posttrain.contract.rollout import Rollout
     from posttrain.contract.views import PerToken
     from posttrain.errors import PosttrainError
 
 #: Public name -> (module, name there; empty for the module itself).
 _HOMES = {
-    "Ask": ("posttrain.contract.planning", "Ask"),
+    "Ask": ("posttrain.contract.planning", "SampleRequest"),  # its name until 0.1
+    "SampleRequest": ("posttrain.contract.planning", "SampleRequest"),
     "PerToken": ("posttrain.contract.views", "PerToken"),
     "PosttrainError": ("posttrain.errors", "PosttrainError"),
     "Rollout": ("posttrain.contract.rollout", "Rollout"),
@@ -49,6 +50,7 @@ __all__ = [
     "PerToken",
     "PosttrainError",
     "Rollout",
+    "SampleRequest",
     "Selection",
     "__version__",
     "errors",

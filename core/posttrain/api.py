@@ -12,7 +12,7 @@ from posttrain.assembly.config import resolve
 from posttrain.assembly.data import Prepared, prepare_data
 from posttrain.assembly.facts import run_facts
 from posttrain.assembly.generate_text import generate_text
-from posttrain.assembly.objects import Objects
+from posttrain.assembly.objects import InMemory
 from posttrain.assembly.plan import make_plan
 from posttrain.catalogue import methods
 from posttrain.catalogue.defaults import method_options
@@ -62,7 +62,7 @@ def train(
     can mend.
     """
     loaded = methods.load(method) if isinstance(method, str) else method
-    objects = Objects(tokenizer=tokenizer, observers=observers or [])
+    objects = InMemory(tokenizer=tokenizer, observers=observers or [])
     keywords |= _name_or_object(objects, "model", model, str)
     keywords |= _name_or_object(objects, "data", data, str, list_of=str)
     keywords |= _name_or_object(objects, "eval_data", eval_data, str, list_of=str)
@@ -91,7 +91,7 @@ def plan(method: str, settings: Settings, options: dict[str, Any] | None = None)
     """What ``train`` would do and the memory it would take; data are read and checked, weights are not loaded."""
     loaded = methods.load(method)
     config = loaded.config(options or {}, settings)
-    return make_plan(apply_modifiers(loaded, settings), config, settings, Objects())
+    return make_plan(apply_modifiers(loaded, settings), config, settings, InMemory())
 
 
 def _options_of(method: methods.Method) -> list[Any]:
@@ -100,7 +100,9 @@ def _options_of(method: methods.Method) -> list[Any]:
     return read_options(Path(method.module.__file__ or ""))
 
 
-def _name_or_object(objects: Objects, name: str, value: Any, kind: type, list_of: type | None = None) -> dict[str, Any]:
+def _name_or_object(
+    objects: InMemory, name: str, value: Any, kind: type, list_of: type | None = None
+) -> dict[str, Any]:
     """A keyword where ``value`` is a name (or a list of names); else it is kept as an object."""
     if value is None:
         return {}
@@ -119,7 +121,7 @@ def _start(
     name: str,
     settings: Settings,
     options: dict[str, Any],
-    objects: Objects,
+    objects: InMemory,
     take_over: bool = False,
 ) -> Run:
     config = method.config(options, settings)
@@ -252,7 +254,7 @@ def resume(
     directory = RunDirectory(path, writes=rank_here() == 0)
     facts = directory.facts()
     settings = resumed_settings(path, changes)
-    objects = Objects(model, tokenizer, data, eval_data, None, teacher, judge, observers or [])
+    objects = InMemory(model, tokenizer, data, eval_data, None, teacher, judge, observers or [])
     if reward is not None:
         objects.reward = reward if isinstance(reward, list) else [reward]
     for name in facts["in_memory"]:
@@ -270,7 +272,7 @@ def resume(
         directory.release()
 
 
-def _resume(directory: RunDirectory, facts: dict[str, Any], settings: Settings, objects: Objects) -> Run:
+def _resume(directory: RunDirectory, facts: dict[str, Any], settings: Settings, objects: InMemory) -> Run:
     method = methods.load(facts["method"])
     config = method.config(facts["options"], settings)
     method = apply_modifiers(method, settings)

@@ -181,7 +181,7 @@ def _add_extra(method: Method, config: Any, inputs: Inputs) -> None:
 def _add_worth(method: Method, config: Any, inputs: Inputs) -> None:
     """The columns besides advantages that the method works out from the rollouts, made up in their own unit."""
     rewards, rollouts = make_rollouts([2, 2], 8, method=method)
-    _, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state={})
+    _, columns = method.advantages_and_columns(rewards=rewards, rollouts=rollouts, config=config, state={})
     for turn, (name, values) in enumerate(columns.items()):
         for place, example in enumerate(inputs.examples):
             if values.ndim == 1:

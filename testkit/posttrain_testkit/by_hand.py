@@ -157,7 +157,9 @@ def advantages_of(
     rewards = tensor(*rewards)
     rollouts = rollouts_of(rewards, group, mask, **facts)
     state = {} if state is None else state
-    return method.worth(rewards=rewards, rollouts=rollouts, config=method.config(options or {}), state=state)
+    return method.advantages_and_columns(
+        rewards=rewards, rollouts=rollouts, config=method.config(options or {}), state=state
+    )
 
 
 def select_of(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from posttrain.catalogue.methods import Method
 from posttrain.contract.generation import Completion
-from posttrain.contract.planning import Ask
+from posttrain.contract.planning import SampleRequest
 from posttrain.contract.rollout import Rollout
 from torch import Tensor
 
@@ -112,7 +112,7 @@ def make_rollouts(
     teacher = draw[0].log_softmax(-1)[..., 1] * mask  # (B, T)
     rewards = torch.randn(size, generator=random, dtype=torch.float64)
     group = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))  # (B,)
-    plans = plans_of(method, groups) if method is not None else [[Ask(count)] for count in groups]
+    plans = plans_of(method, groups) if method is not None else [[SampleRequest(count)] for count in groups]
     columns = {}
     for name in sorted({ask.reward_as for asks in plans for ask in asks} - {""}):
         values = torch.randn(len(groups), generator=random, dtype=torch.float64)
@@ -137,17 +137,17 @@ def make_rollouts(
     return rewards, rollouts
 
 
-def plans_of(method: Method, groups: list[int]) -> list[list[Ask]]:
+def plans_of(method: Method, groups: list[int]) -> list[list[SampleRequest]]:
     """What the method asks for, one list a group."""
     if not method.has("posttrain_plan_rollouts"):
-        return [[Ask(count)] for count in groups]
+        return [[SampleRequest(count)] for count in groups]
     prompts: list[dict[str, Any]] = [{"prompt": f"prompt {place}", "completion": "a"} for place in range(len(groups))]
     return method.plan_rollouts(
         prompts=prompts, group_size=max(groups), config=method.config({}), state={}, random=Random(5)
     )
 
 
-def _sources(asks: list[Ask], count: int) -> list[str]:
+def _sources(asks: list[SampleRequest], count: int) -> list[str]:
     """Who made the completions of a group of ``count``: in turn as asked, then the last again."""
     asked = [ask for ask in asks if not (ask.reward_as or ask.compared_as) for _ in range(ask.samples)]
     names = ["mixture" if ask.mixture else ask.source for ask in asked] or ["policy"]
@@ -161,4 +161,4 @@ def _item(place: int, group: int, logps: Tensor, reward: Tensor) -> Rollout:
 
 def advantages_of(method: Method, config: Any, rewards: Tensor, rollouts: Rollouts) -> Tensor:
     """The method's advantages, with a fresh state."""
-    return method.worth(rewards=rewards, rollouts=rollouts, config=config, state={})[0]
+    return method.advantages_and_columns(rewards=rewards, rollouts=rollouts, config=config, state={})[0]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from posttrain.distillation import text_diff
 from posttrain.distillation.align import spans
-from posttrain.distillation.text_diff import axes
+from posttrain.distillation.text_diff import text_positions
 
 TEXTS = st.lists(st.sampled_from(["Hello", " ", "\n", "🙂", "é", "e\u0301", "ﬁ", "世界"]) | st.text(max_size=3)).map(
     "".join
@@ -54,7 +54,7 @@ def test_tokens_without_text():
 @settings(max_examples=200, deadline=None)
 @given(first=TEXTS, second=TEXTS)
 def test_positions_of_both_texts_grow_on_the_axis(first, second):
-    for axis, text in zip(axes(first.encode(), second.encode()), (first, second), strict=True):
+    for axis, text in zip(text_positions(first.encode(), second.encode()), (first, second), strict=True):
         assert len(axis.ends) == len(axis.starts) == len(text.encode()) + 1
         places = [place for pair in zip(axis.ends, axis.starts, strict=True) for place in pair]
         assert places == sorted(places)

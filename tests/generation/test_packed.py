@@ -7,7 +7,7 @@ import torch
 from posttrain.contract.generation import Sampling
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.network.kernels.cpu import onednn_weights
-from posttrain.network.kernels.cpu.onednn_weights import packed as packing
+from posttrain.network.kernels.cpu.onednn_weights import prepacked_weights as packing
 from torch import nn
 
 pytestmark = pytest.mark.skipif(

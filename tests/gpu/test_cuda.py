@@ -7,7 +7,7 @@ import torch
 from posttrain.contract.views import Sequence
 from posttrain.models.load import load_policy
 from posttrain.network import attention, varlen
-from posttrain.network.chunked_head import Request, token_statistics
+from posttrain.network.chunked_head import TokenQuery, token_statistics
 from posttrain.network.find_head import find_head
 from posttrain.network.kernels.offload import offloaded
 from posttrain.network.segments import Segments, Sight
@@ -84,7 +84,7 @@ def test_the_chunked_head_has_the_gradients_of_all_logits_at_once(autocast):
             if way == "plain":
                 logps = head.logits(states).log_softmax(-1).gather(1, labels[:, None])[:, 0]
             else:
-                logps = token_statistics(states, labels, head, Request(128))["logps"]
+                logps = token_statistics(states, labels, head, TokenQuery(128))["logps"]
         (logps * weights).sum().backward()
         found.append((logps.detach(), states.grad, model.lm_head.weight.grad))
     bound = 2e-2 if autocast else 1e-4
@@ -103,10 +103,10 @@ def test_packed_rows_equal_rows_alone(shared, autocast, monkeypatch):
     model = llama(torch.float32 if autocast else torch.bfloat16)
     alone = TokenModel(model, find_head(model))  # padded, transformers' own attention
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-        expected = alone(rows(), Request())["logps"]
+        expected = alone(rows(), TokenQuery())["logps"]
         model.set_attn_implementation(attention.NAME)
         packed = TokenModel(model, find_head(model), packed=True, shared=shared)
-        found = packed(rows(), Request())["logps"]
+        found = packed(rows(), TokenQuery())["logps"]
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.05)
     assert len(calls) == 4  # one a layer
 
@@ -122,7 +122,7 @@ def test_offloaded_activations_change_no_gradient_and_free_memory():
         model.zero_grad()
         before = torch.cuda.memory_allocated()
         with offloaded() if away else torch.enable_grad():
-            loss = -policy(many, Request())["logps"].sum()
+            loss = -policy(many, TokenQuery())["logps"].sum()
         held.append(torch.cuda.memory_allocated() - before)
         loss.backward()
         found.append([p.grad.clone() for p in model.parameters()])
@@ -136,10 +136,10 @@ def test_liger_gives_the_same_numbers():
     tokenizer = tiny_tokenizer()
     model = llama()
     model.resize_token_embeddings(512)
-    expected = TokenModel(model, find_head(model))(rows(), Request())["logps"]
+    expected = TokenModel(model, find_head(model))(rows(), TokenQuery())["logps"]
     loaded = load_policy(model, tokenizer, Settings(device="cuda", liger=True))
     assert any(note.startswith("liger kernels: rms norm, swiglu") for note in loaded.notes)
-    torch.testing.assert_close(loaded.policy(rows(), Request())["logps"], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(loaded.policy(rows(), TokenQuery())["logps"], expected, rtol=1e-3, atol=1e-3)
     other = tiny_model()  # on the CPU, loaded later: not touched
     other(input_ids=torch.tensor([[3, 4, 5]])).logits.sum().backward()
 

@@ -49,7 +49,7 @@ def test_fsdp_gives_the_losses_of_one_process_and_offloading_those_of_fsdp(train
 
 def test_mixed_precision_is_near(train):
     plain, mixed = train(strategy="fsdp"), train(strategy="fsdp", autocast=True)
-    assert mixed.strategy.casts
+    assert mixed.strategy.handles_autocast
     assert {p.dtype for p in mixed.parameters} == {torch.float32}
     assert losses(mixed) == pytest.approx(losses(plain), abs=0.15)
     assert losses(mixed) != losses(plain)

@@ -5,7 +5,7 @@ import torch
 from posttrain.contract.pad import sequences_of
 from posttrain.contract.views import Example, Sequence
 from posttrain.models.load import load_policy
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -36,7 +36,7 @@ def folder(tmp_path):
 def gradients(policy) -> dict[str, torch.Tensor]:
     rows = [Example({"completion": [Sequence(torch.tensor([4, 5, 6, 7, 2]), torch.arange(5) > 1)]})]
     policy.zero_grad()
-    policy(sequences_of(rows), Request())["logps"].sum().backward()
+    policy(sequences_of(rows), TokenQuery())["logps"].sum().backward()
     return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from posttrain.network.chunked_head import Head, Request, token_statistics
+from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
 from torch import nn
 
 TOKENS, HIDDEN, VOCABULARY = 37, 16, 53
@@ -38,7 +38,7 @@ def test_log_probs_and_gradients_are_those_of_full_logits(chunk, bias, scale, so
     head = Head(linear, scale, softcap)
     expected = naive(linear, hidden, labels, head, temperature)
     expected_gradients = torch.autograd.grad((expected * weights).sum(), [hidden, *linear.parameters()])
-    found = token_statistics(hidden, labels, head, Request(chunk, temperature))["logps"]
+    found = token_statistics(hidden, labels, head, TokenQuery(chunk, temperature))["logps"]
     found_gradients = torch.autograd.grad((found * weights).sum(), [hidden, *linear.parameters()])
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     for one, other in zip(found_gradients, expected_gradients, strict=True):
@@ -53,7 +53,7 @@ def test_statistics_carry_gradient_and_detached_ones_do_not(chunk):
         logps = logits.log_softmax(-1)
         return {"entropy": -(logps.exp() * logps).sum(-1), "top": logits.detach().amax(-1)}
 
-    found = token_statistics(hidden, labels, Head(linear), Request(chunk, statistics=statistics))
+    found = token_statistics(hidden, labels, Head(linear), TokenQuery(chunk, statistics=statistics))
     logps = linear(hidden).log_softmax(-1)
     expected = -(logps.exp() * logps).sum(-1)
     mixed = (found["entropy"] * weights).sum() + 0.3 * found["logps"].sum()
@@ -69,7 +69,7 @@ def test_statistics_carry_gradient_and_detached_ones_do_not(chunk):
 def test_a_frozen_head_gets_no_gradient_and_the_states_still_do():
     linear, hidden, labels, _ = setup()
     linear.requires_grad_(False)
-    token_statistics(hidden, labels, Head(linear), Request(8))["logps"].sum().backward()
+    token_statistics(hidden, labels, Head(linear), TokenQuery(8))["logps"].sum().backward()
     assert linear.weight.grad is None
     assert hidden.grad is not None
     assert hidden.grad.abs().sum() > 0
@@ -77,7 +77,7 @@ def test_a_frozen_head_gets_no_gradient_and_the_states_still_do():
 
 def test_no_trained_token_at_all():
     linear, hidden, labels, _ = setup()
-    found = token_statistics(hidden[:0], labels[:0], Head(linear), Request(8))["logps"]
+    found = token_statistics(hidden[:0], labels[:0], Head(linear), TokenQuery(8))["logps"]
     found.sum().backward()
     assert found.shape == (0,)
     assert linear.weight.grad is None or not linear.weight.grad.any()
@@ -88,7 +88,7 @@ def test_bfloat16_sums_chunks_in_float32():
     linear, hidden, labels, _ = setup(dtype=torch.bfloat16)
     gradients = []
     for chunk in (1, 1000):
-        found = token_statistics(hidden, labels, Head(linear), Request(chunk))["logps"]
+        found = token_statistics(hidden, labels, Head(linear), TokenQuery(chunk))["logps"]
         gradients.append(torch.autograd.grad(found.sum(), linear.weight)[0].float())
     torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-2, atol=2e-2)
 
@@ -112,7 +112,7 @@ def test_full_logits_never_exist():
             return result
 
     with Watch():
-        token_statistics(hidden, labels, Head(linear), Request(4))["logps"].sum().backward()
+        token_statistics(hidden, labels, Head(linear), TokenQuery(4))["logps"].sum().backward()
     assert largest == 4
 
 
@@ -139,7 +139,7 @@ def test_one_piece_of_memory_serves_the_logits_of_all_chunks(statistics):
     """
     linear, hidden, labels, _ = setup()
     with Memory() as memory:
-        request = Request(4, 0.7, statistics)
+        request = TokenQuery(4, 0.7, statistics)
         token_statistics(hidden, labels, Head(linear, 0.5), request)["logps"].sum().backward()
     assert len(memory.seen) == 1
     assert memory.products == 9 + 8
@@ -148,7 +148,7 @@ def test_one_piece_of_memory_serves_the_logits_of_all_chunks(statistics):
 def test_a_second_backward_pass_gives_the_same():
     """The first one writes over what the forward pass has kept."""
     linear, hidden, labels, weights = setup()
-    found = token_statistics(hidden, labels, Head(linear), Request(8))["logps"]
+    found = token_statistics(hidden, labels, Head(linear), TokenQuery(8))["logps"]
     loss = (found * weights).sum()
     once, again = (torch.autograd.grad(loss, [hidden, linear.weight], retain_graph=True) for _ in range(2))
     for one, other in zip(once, again, strict=True):
@@ -158,7 +158,7 @@ def test_a_second_backward_pass_gives_the_same():
 def test_statistics_may_give_a_part_of_the_logits():
     """Their memory is written over afterwards."""
     linear, hidden, labels, _ = setup()
-    request = Request(8, statistics=lambda logits, labels: {"first": logits[:, 0].detach()})
+    request = TokenQuery(8, statistics=lambda logits, labels: {"first": logits[:, 0].detach()})
     found = token_statistics(hidden, labels, Head(linear), request)["first"]
     torch.testing.assert_close(found, linear(hidden)[:, 0].detach(), rtol=1e-12, atol=1e-12)
 
@@ -166,7 +166,7 @@ def test_statistics_may_give_a_part_of_the_logits():
 def test_autocast_computes_the_chunks_in_bfloat16_in_both_directions():
     linear, hidden, labels, weights = setup(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = token_statistics(hidden, labels, Head(linear), Request(8))["logps"]
+        found = token_statistics(hidden, labels, Head(linear), TokenQuery(8))["logps"]
         expected = linear(hidden).float().log_softmax(-1)[torch.arange(TOKENS), labels]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # the same bfloat16 logits
     ours = torch.autograd.grad((found * weights).sum(), [hidden, linear.weight])

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from posttrain.network.chunked_head import Head, Request, token_statistics
+from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
 from posttrain.network.kernels.cpu.gradient_buffers import clear_gradients, close_gradients, open_gradient
-from posttrain.network.kernels.cpu.recompute_ops import make_lean
+from posttrain.network.kernels.cpu.recompute_ops import use_recomputing_ops
 from torch import nn
 
 
@@ -63,7 +63,7 @@ def tied(padding):
 
 def chunked_loss(model, ids):
     states = model["table"](ids[:-1]).tanh()
-    return -token_statistics(states, ids[1:], Head(model["head"]), Request(chunk=3))["logps"].mean()
+    return -token_statistics(states, ids[1:], Head(model["head"]), TokenQuery(chunk=3))["logps"].mean()
 
 
 @pytest.mark.parametrize("padding", [None, 4])
@@ -72,7 +72,7 @@ def test_directly_added_gradients_are_those_of_autograd(padding):
     plain, lean = tied(padding), tied(padding)
     logits = plain["head"](plain["table"](ids[:-1]).tanh())
     nn.functional.cross_entropy(logits, ids[1:]).backward()
-    assert make_lean(lean) == 1
+    assert use_recomputing_ops(lean) == 1
     parameters = list(lean.parameters())
     for _ in range(2):  # the second time over the first one's numbers
         clear_gradients(parameters)
@@ -87,7 +87,7 @@ def test_directly_added_gradients_are_those_of_autograd(padding):
 def test_outside_a_step_autograd_is_given_the_gradient():
     ids = torch.tensor([1, 4, 2, 9])
     lean = tied(None)
-    make_lean(lean)
+    use_recomputing_ops(lean)
     (weight,) = lean.parameters()
     weight.grad = torch.ones_like(weight)  # left over from somewhere: nobody may add to it
     (found,) = torch.autograd.grad(chunked_loss(lean, ids), [weight])

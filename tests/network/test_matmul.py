@@ -26,7 +26,7 @@ def large():
 
 def test_products_stay_float32(large):
     """Against float64: the rounding of float32, of which bfloat16's would be thousands of times more."""
-    used = matmul.choose_products(large)
+    used = matmul.prefer_onednn(large)
     assert torch.get_float32_matmul_precision() == ("medium" if used else "highest")
     left, right = torch.randn(96, 300), torch.randn(300, 80)
     exact = left.double() @ right.double()
@@ -37,7 +37,7 @@ def test_products_stay_float32(large):
 
 def test_it_is_left_alone_where_values_would_be_rounded(monkeypatch, large):
     monkeypatch.setattr(matmul, "_exact", lambda: False)
-    assert not matmul.choose_products(large)
+    assert not matmul.prefer_onednn(large)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -49,7 +49,7 @@ def test_where_it_would_not_pay(case, monkeypatch, facts, large):
         facts.unlink()
     if case == "gpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not matmul.choose_products(nn.Linear(3, 3) if case == "small" else large)
+    assert not matmul.prefer_onednn(nn.Linear(3, 3) if case == "small" else large)
     assert torch.get_float32_matmul_precision() == "highest"
 
 

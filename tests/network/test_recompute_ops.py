@@ -30,7 +30,9 @@ def gradients(module, ids):
 def test_logits_are_equal_and_gradients_agree():
     """The forward pass is the plain one bit for bit; the gradients are summed in another order."""
     plain, ours = model(), model()
-    assert recompute_ops.make_lean(ours) == 2 * 3 + 2  # two norms and an MLP a layer, the last norm, the embedding
+    assert (
+        recompute_ops.use_recomputing_ops(ours) == 2 * 3 + 2
+    )  # two norms and an MLP a layer, the last norm, the embedding
     ids = torch.tensor([[5, 3, 8, 8, 30, 1]])
     (wanted, expected), (logits, found) = gradients(plain, ids), gradients(ours, ids)
     assert torch.equal(logits, wanted)
@@ -61,7 +63,7 @@ def test_less_is_kept():
     states = torch.randn(1, 10, 16, requires_grad=True)
     mlp, norm = LlamaMLP(CONFIG), LlamaRMSNorm(16)
     before = kept(mlp, states), kept(norm, states)
-    assert recompute_ops.make_lean(mlp) == recompute_ops.make_lean(norm) == 1
+    assert recompute_ops.use_recomputing_ops(mlp) == recompute_ops.use_recomputing_ops(norm) == 1
     assert before == (4 * 240, 160 + 10)  # gate, its activation, up, the product; normalised states and their scale
     assert (kept(mlp, states), kept(norm, states)) == (2 * 240, 10)
 
@@ -75,19 +77,19 @@ def test_what_computes_something_else_is_left_alone():
 
     other = LlamaMLP(LlamaConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2, hidden_act="gelu"))
     for module in (Shifted(8), Gemma2RMSNorm(8), other, LlamaRMSNorm(8).to(torch.bfloat16)):
-        assert recompute_ops.make_lean(module) == 0
+        assert recompute_ops.use_recomputing_ops(module) == 0
         assert "forward" not in module.__dict__
 
 
 @pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}])
 def test_embeddings_with_options_are_left_alone(option):
-    assert recompute_ops.make_lean(nn.Embedding(4, 3, **option)) == 0
+    assert recompute_ops.use_recomputing_ops(nn.Embedding(4, 3, **option)) == 0
 
 
 def test_a_copy_is_its_own():
     """A frozen copy, as a reference is one, must not compute with the weights of the model it was copied from."""
     ours = model()
-    recompute_ops.make_lean(ours)
+    recompute_ops.use_recomputing_ops(ours)
     frozen = copy.deepcopy(ours)
     ids = torch.tensor([[5, 3, 8]])
     before = frozen(input_ids=ids, use_cache=False).logits

@@ -7,9 +7,9 @@ from posttrain.contract.views import Example, Sequence
 from posttrain.errors import ModelError
 from posttrain.models.probe import check_logits, choose_layout
 from posttrain.network import attention
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.find_head import find_head
-from posttrain.network.packing import PackedCost, lay_out, packed_tokens
+from posttrain.network.packing import PackedCost, pack_sequences, packed_tokens
 from posttrain.network.token_model import TokenModel, build_views
 from posttrain_testkit.tiny import tiny_model
 from transformers import (
@@ -53,7 +53,7 @@ def with_prompt(prompt: list[int], *completions: list[int]) -> list[Sequence]:
 def assert_as_alone(model: TokenModel, rows: list[Sequence]) -> None:
     """Log-probs and gradients of the rows together are those of each row by itself."""
     weights = torch.randn(sum(row.count for row in rows), dtype=torch.float64)
-    together = model(rows, Request(3))["logps"]
+    together = model(rows, TokenQuery(3))["logps"]
     alone = torch.cat([logps_alone(model, row) for row in rows])
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
     parameters = list(model.parameters())
@@ -100,7 +100,7 @@ def test_a_trunk_is_computed_once():
     """By hand: the trunk, what each prompt adds to it, every completion, and the stranger with its own prompt."""
     rows = branching()
     expected = 18 + (2 + 2 + 4) + (1 + 1 + 2 + 3) + (2 + 2) + (3 + 2) + (9 + 2)
-    row = lay_out(rows, share=True)
+    row = pack_sequences(rows, share=True)
     assert row.ids.numel() == packed_tokens(rows, share=True) == expected
     for sequence, places in zip(rows, row.places, strict=True):
         assert torch.equal(row.ids[places], sequence.ids)
@@ -109,9 +109,9 @@ def test_a_trunk_is_computed_once():
 
 def test_short_beginnings_are_no_trunk():
     rows = [*with_prompt([*TRUNK[:15], 5, 6], [4, 2]), *with_prompt([*TRUNK[:15], 6], [9])]
-    assert lay_out(rows, share=True).parents == [-1, -1]
+    assert pack_sequences(rows, share=True).parents == [-1, -1]
     longer = [*with_prompt([*TRUNK[:16], 5, 6], [4, 2]), *with_prompt([*TRUNK[:16], 6], [9])]
-    assert lay_out(longer, share=True).parents == [-1, 0, 0]
+    assert pack_sequences(longer, share=True).parents == [-1, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -129,13 +129,13 @@ def test_the_cost_of_a_row_is_known_before_it_is_laid(seed):
         prompt = trunk + [number(3, 5) for _ in range(number(0, 3))]
         new = with_prompt(prompt, *([number(3, 12)] * number(1, 4) for _ in range(number(1, 3))))
         rows += new
-        assert cost.add(new) == lay_out(rows, share=True).ids.numel() <= sum(map(len, rows))
+        assert cost.add(new) == pack_sequences(rows, share=True).ids.numel() <= sum(map(len, rows))
 
 
 def test_a_shared_prompt_is_computed_once():
     rows = with_prompt(list(range(3, 12)), [4, 2], [5, 6, 7, 2], [9])
-    assert lay_out(rows, share=True).ids.numel() == packed_tokens(rows, share=True) == 9 + 2 + 4 + 1
-    assert lay_out(rows, share=False).ids.numel() == packed_tokens(rows, share=False) == 3 * 9 + 2 + 4 + 1
+    assert pack_sequences(rows, share=True).ids.numel() == packed_tokens(rows, share=True) == 9 + 2 + 4 + 1
+    assert pack_sequences(rows, share=False).ids.numel() == packed_tokens(rows, share=False) == 3 * 9 + 2 + 4 + 1
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -143,7 +143,7 @@ def test_rows_together_equal_rows_alone(packed):
     model = token_model()
     rows = sequences(5, 9, 2, 7)
     model.packed = packed
-    together = model(rows, Request(3))["logps"]
+    together = model(rows, TokenQuery(3))["logps"]
     alone = torch.cat([logps_alone(model, row) for row in rows])
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
 
@@ -155,7 +155,7 @@ def test_a_row_has_no_gradient_to_its_neighbours():
     second = Sequence(torch.tensor([8, 9, 10]), torch.tensor([False, True, True]))
     counts = [3, 2]
     model.head.projection.requires_grad_(False)
-    flat = model([first, second], Request())["logps"]
+    flat = model([first, second], TokenQuery())["logps"]
     (gradient,) = torch.autograd.grad(flat.split(counts)[1].sum(), model.inner.model.embed_tokens.weight)
     assert gradient[[8, 9]].abs().sum() > 0
     assert not gradient[[3, 4, 5]].any()
@@ -167,7 +167,7 @@ def test_the_first_token_of_a_row_is_never_predicted_from_the_row_before():
     rows = sequences(4, 4)
     places = [row.trained.nonzero()[:, 0].min().item() for row in rows]
     assert min(places) >= 1
-    assert model(rows, Request())["logps"].numel() == sum(row.count for row in rows)
+    assert model(rows, TokenQuery())["logps"].numel() == sum(row.count for row in rows)
 
 
 def test_stop_tokens_inside_a_row_are_ordinary_tokens():
@@ -176,7 +176,7 @@ def test_stop_tokens_inside_a_row_are_ordinary_tokens():
     row = Sequence(torch.tensor([5, 2, 0, 6, 2]), torch.tensor([False, False, True, True, True]))
     for packed in (True, False):
         model.packed = packed
-        found = model([row, *sequences(9)], Request())["logps"][:3]
+        found = model([row, *sequences(9)], TokenQuery())["logps"][:3]
         torch.testing.assert_close(found, logps_alone(model, row))
 
 
@@ -184,7 +184,7 @@ def test_views_put_each_role_where_it_belongs():
     model = token_model()
     chosen, rejected = sequences(5, 8), sequences(6, 3, 4)[:2]
     examples = [Example({"chosen": [c], "rejected": [r]}) for c, r in zip(chosen, rejected, strict=True)]
-    views = build_views(examples, model(sequences_of(examples), Request()))
+    views = build_views(examples, model(sequences_of(examples), TokenQuery()))
     for view, rows in ((views.chosen, chosen), (views.rejected, rejected)):
         for place, row in enumerate(rows):
             expected = logps_alone(model, row)
@@ -229,7 +229,7 @@ def test_every_family_gives_its_own_logits(family):
     check_logits(model)
     rows = sequences(9, 5, 12, vocabulary=61)
     alone = torch.cat([logps_alone(model, row) for row in rows])
-    torch.testing.assert_close(model(rows, Request(4))["logps"], alone, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(model(rows, TokenQuery(4))["logps"], alone, rtol=1e-8, atol=1e-9)
 
 
 def test_an_unknown_change_to_the_logits_is_refused():

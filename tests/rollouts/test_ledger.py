@@ -6,7 +6,7 @@ import json
 import pytest
 from posttrain.errors import RunFailed
 from posttrain.rollouts.ledger import Ledger, audit, bin_of
-from posttrain.rollouts.overlap import Pace
+from posttrain.rollouts.overlap import OverlapAdvisor
 
 from .conftest import ROWS
 
@@ -89,7 +89,7 @@ def test_the_pace_says_what_running_ahead_would_gain(monkeypatch, sampling, rest
     """Where sampling takes s and all else r, both at once take the longer of the two: (s + r) / max(s, r)."""
     now = iter([0.0, *((sampling + rest) * i + 50 for i in range(1, 9))])
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    pace, told = Pace(1), []
+    pace, told = OverlapAdvisor(1), []
     for _ in range(7):
         pace.begin()
         pace.end(sampling)
@@ -103,7 +103,7 @@ def test_the_pace_says_what_running_ahead_would_gain(monkeypatch, sampling, rest
 def test_the_pace_says_when_it_would_not_pay(monkeypatch):
     now = iter(10.0 * i for i in range(9))
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    pace, told = Pace(1), []
+    pace, told = OverlapAdvisor(1), []
     for _ in range(5):
         pace.begin()
         pace.end(0.5)

@@ -9,9 +9,9 @@ from posttrain.catalogue.methods import load
 from posttrain.contract.views import Example, Sequence
 from posttrain.distillation.align import align
 from posttrain.distillation.teacher import ModelTeacher
-from posttrain.distillation.teacher_inputs import give_teacher, matching, translate
+from posttrain.distillation.teacher_inputs import attach_teacher_logits, matching, translate
 from posttrain.errors import PosttrainError
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.find_head import find_head
 from posttrain.network.token_model import TokenModel, build_views
 from posttrain.settings import Settings
@@ -58,11 +58,11 @@ def loss_of(scene, chunk, **options):
     policy, teacher, sequences = scene
     method = load("gold")
     config = method.config(options)
-    request = Request(chunk)
+    request = TokenQuery(chunk)
     request.statistics = lambda logits, labels, **others: method.token_statistics(
         logits=logits, labels=labels, config=config, **others
     )
-    give_teacher(request, teacher, sequences)
+    attach_teacher_logits(request, teacher, sequences)
     policy.zero_grad()
     views = build_views([Example({"completion": [s]}) for s in sequences], policy(sequences, request))
     view = views.completion
@@ -140,11 +140,11 @@ def test_a_sequence_from_which_nothing_is_learnt_lies_between_others(scene):
 
 def loss_with(policy, teacher, sequences):
     method = load("gold")
-    request = Request(3)
+    request = TokenQuery(3)
     request.statistics = lambda logits, labels, **others: method.token_statistics(
         logits=logits, labels=labels, config=method.config({}), **others
     )
-    give_teacher(request, teacher, sequences)
+    attach_teacher_logits(request, teacher, sequences)
     with torch.no_grad():
         found = policy(sequences, request)["distance"]
     return found.split([s.count for s in sequences])

@@ -11,7 +11,7 @@ from posttrain.generation.local.hf import HfGenerator
 from posttrain.models.probe import choose_layout, use_attention
 from posttrain.models.shrunk import shrunk
 from posttrain.network import attention
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.find_head import find_head
 from posttrain.network.token_model import TokenModel
 from posttrain_testkit.tiny import tiny_tokenizer
@@ -134,7 +134,7 @@ def test_rows_together_equal_plain_rows_alone(form):
     for cut in (len(rows), 1, 4):  # micro-batches: what a row comes to does not depend on its neighbours
         policy.zero_grad()
         passes = [rows[start : start + cut] for start in range(0, len(rows), cut)]
-        found = torch.cat([policy(part, Request(4))["logps"] for part in passes])
+        found = torch.cat([policy(part, TokenQuery(4))["logps"] for part in passes])
         torch.testing.assert_close(found, wanted, rtol=0, atol=5e-6)
         found.square().sum().backward()
         for name, weight in policy.inner.named_parameters():
@@ -150,9 +150,9 @@ def test_rows_together_equal_rows_alone_to_the_last_digits(form):
     family, changes, _ = FORMS[form]
     policy, _ = laid(make(family, changes))
     rows = sequences()
-    together = policy(rows, Request(4))["logps"]
+    together = policy(rows, TokenQuery(4))["logps"]
     policy.packed = policy.shared = False
-    one_by_one = torch.cat([policy([row], Request(4))["logps"] for row in rows])
+    one_by_one = torch.cat([policy([row], TokenQuery(4))["logps"] for row in rows])
     torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-9)
 
 
@@ -166,7 +166,7 @@ def test_sampled_log_probs_are_those_of_the_trainer(form):
     pairs = [(prompt, one) for prompt, own in zip(prompts, answers, strict=True) for one in own]
     rows = [Sequence(torch.cat([p, a.ids]), torch.arange(len(p) + len(a.ids)) >= len(p)) for p, a in pairs]
     with torch.no_grad():
-        found = policy(rows, Request(4))["logps"]
+        found = policy(rows, TokenQuery(4))["logps"]
     sampled = torch.cat([one.logps for _, one in pairs])
     torch.testing.assert_close((found - sampled).exp(), torch.ones_like(sampled), rtol=0, atol=1e-4)
 

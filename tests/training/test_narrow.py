@@ -39,7 +39,7 @@ def distance(found, exact):
 def test_the_forward_pass_is_exact_and_gradients_are_rounded():
     plain, ours = model(), model()
     assert (
-        recompute_ops.make_lean(ours, narrowed=True) == 2 * (2 + 4 + 1 + 3) + 2
+        recompute_ops.use_recomputing_ops(ours, narrowed=True) == 2 * (2 + 4 + 1 + 3) + 2
     )  # norms, attention, MLPs and their layers
     exact = gradients(plain.double())[1]
     (wanted, _), (logits, found) = gradients(model()), gradients(ours)
@@ -53,7 +53,7 @@ def test_the_forward_pass_is_exact_and_gradients_are_rounded():
 
 def test_under_autocast_both_passes_are_as_near_as_torch_is():
     plain, ours, exact = model(), model(), gradients(model().double())
-    recompute_ops.make_lean(ours, narrowed=True)
+    recompute_ops.use_recomputing_ops(ours, narrowed=True)
     (wanted, expected), (logits, found) = gradients(plain, autocast=True), gradients(ours, autocast=True)
     assert distance(logits, exact[0]) < 1.5 * distance(wanted, exact[0])
     assert distance(logits, exact[0]) > 1e-4
@@ -65,7 +65,7 @@ def test_under_autocast_both_passes_are_as_near_as_torch_is():
 def test_gradients_of_several_passes_are_added_up_in_place(autocast):
     """The memory that the step's gradient has, and the same sums as autograd's."""
     ours = model()
-    recompute_ops.make_lean(ours, narrowed=True)
+    recompute_ops.use_recomputing_ops(ours, narrowed=True)
     wanted = {name: 3 * gradient for name, gradient in gradients(ours, autocast)[1].items()}
     parameters = list(ours.parameters())
     clear_gradients(parameters)
@@ -84,7 +84,7 @@ def test_biases_and_frozen_weights():
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
     exact = copy.deepcopy(layer).double()
-    recompute_ops.make_lean(layer, narrowed=True)
+    recompute_ops.use_recomputing_ops(layer, narrowed=True)
     layer[0].weight.requires_grad_(False)
     states = torch.randn(2, 3, 6)
     layer(states).pow(2).sum().backward()
@@ -113,14 +113,14 @@ def test_half_is_kept_and_once():
     assert kept([LlamaMLP(CONFIG)], states) == 4 * (160 + 4 * 240)  # input, gate, its activation, up, the product
     assert kept(layers(), states) == 4 * 160
     for module in (mlp, *together):
-        recompute_ops.make_lean(module, narrowed=True)
+        recompute_ops.use_recomputing_ops(module, narrowed=True)
     assert kept([mlp], states) == 2 * (160 + 2 * 240)
     assert kept(together, states) == 2 * 160
 
 
 def test_states_that_are_written_over_are_copied_again():
     layer = nn.Linear(4, 3)
-    recompute_ops.make_lean(layer, narrowed=True)
+    recompute_ops.use_recomputing_ops(layer, narrowed=True)
     states = torch.randn(2, 4)
     layer(states)
     states.mul_(2)
@@ -135,9 +135,9 @@ def test_sampling_has_its_packed_layers_and_leaves_these(monkeypatch):
     monkeypatch.setattr(onednn_weights, "slow_mkl", lambda: True)
     monkeypatch.setattr(onednn_weights, "LARGE", 0)
     ours = model()
-    recompute_ops.make_lean(ours, narrowed=True)
+    recompute_ops.use_recomputing_ops(ours, narrowed=True)
     layer = ours.model.layers[0].self_attn.q_proj
-    with torch.no_grad(), onednn_weights.packed(ours):
+    with torch.no_grad(), onednn_weights.prepacked_weights(ours):
         ours(input_ids=IDS)
         assert isinstance(layer.forward, onednn_weights._Packed)
         assert layer.forward.weight is not None

@@ -30,7 +30,7 @@ def test_rows_that_differ_in_one_token_or_one_mark_are_others():
         ([4, 5, 6], [0, 0, 1]),
     ):
         assert Sequence(torch.tensor(ids), torch.tensor(trained).bool()) not in cache
-    with cache.asked_by_evaluation():
+    with cache.evaluation_scope():
         assert row not in cache
     assert cache.logps([row, row], unknown).tolist() == [-1.0, -2.0, -1.0, -2.0]
 

@@ -266,7 +266,7 @@ def test_two_processes_equal_one(tmp_path, model_folder, data_file, method):
 def test_a_trained_reward_model_scores_as_it_was_trained(train, tmp_path, lora, conversational):
     """The folder of a reward run, used as a reward, gives the scores of the training's own forward pass."""
     from posttrain.contract.pad import sequences_of
-    from posttrain.network.chunked_head import Request
+    from posttrain.network.chunked_head import TokenQuery
     from posttrain.rewards.model import reward_model
 
     rows = ROWS["reward"]
@@ -280,7 +280,7 @@ def test_a_trained_reward_model_scores_as_it_was_trained(train, tmp_path, lora, 
     run = train("reward", model=str(base), tokenizer=None, data=rows, lora=lora, shuffle=False, batch_size=8)
     run.policy.eval()
     with torch.no_grad():
-        expected = run.policy(sequences_of(run.source.examples(0)), Request())["score"][: len(rows)].tolist()
+        expected = run.policy(sequences_of(run.source.examples(0)), TokenQuery())["score"][: len(rows)].tolist()
     texts = [r["chosen"] if isinstance(r["chosen"], str) else r["chosen"][0]["content"] for r in rows]
     found = reward_model(run.path / "model")([r["prompt"] for r in rows], texts)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -10,7 +10,7 @@ from posttrain.catalogue.methods import from_module
 from posttrain.contract.generation import Completion
 from posttrain.contract.rollout import Rollout
 from posttrain.errors import CardError, PluginError, SettingsError
-from posttrain.rollouts.requests import lend
+from posttrain.rollouts.requests import fold_auxiliary_rollouts
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
@@ -141,6 +141,6 @@ def test_answers_meet_their_prompts_opponents_in_turn():
         asked.extend(zip(first, second, strict=True))
         return torch.tensor([items[i].reward - items[j].reward for i, j in asked])
 
-    left = lend(items, prefer)
+    left = fold_auxiliary_rollouts(items, prefer)
     assert asked == [(0, 3), (1, 4), (2, 3)]
     assert [item.columns.get("chance") for item in left] == [-9, -18, -7, None]

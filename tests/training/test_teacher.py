@@ -11,7 +11,7 @@ from posttrain.contract.generation import Completion
 from posttrain.contract.rollout import Rollout
 from posttrain.contract.views import Sequence
 from posttrain.distillation.teacher import AdapterTeacher, ModelTeacher
-from posttrain.distillation.teacher_inputs import taught
+from posttrain.distillation.teacher_inputs import has_teacher_target
 from posttrain.errors import ModelError, SettingsError
 from posttrain.training.step import shared_logps
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
@@ -208,10 +208,10 @@ def test_under_another_prompt(train, tmp_path, packing):
     run = train("opd", teacher_model=folder, packing=packing)
     assert (run.policy.packed, run.teacher.model.packed) == (packing, packing)
     sequences = under_another_prompt()
-    wanted = expected(tiny_model(seed=77), taught(sequences))
+    wanted = expected(tiny_model(seed=77), has_teacher_target(sequences))
     assert_equal(shared_logps(run, sequences, "teacher"), wanted)
     assert_equal([shared_logps(run, [one], "teacher")[0] for one in sequences], wanted)
-    whole = run.teacher.logits(taught(sequences), 1.0)(slice(0, 100)).log_softmax(-1)  # (n, V)
+    whole = run.teacher.logits(has_teacher_target(sequences), 1.0)(slice(0, 100)).log_softmax(-1)  # (n, V)
     labels = torch.cat([one.ids[one.trained] for one in sequences])
     assert_equal([whole.gather(1, labels[:, None])[:, 0]], [torch.cat(wanted)])
 

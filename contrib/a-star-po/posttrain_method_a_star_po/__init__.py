@@ -25,7 +25,7 @@ Metrics:
 from dataclasses import dataclass, replace
 
 import torch
-from posttrain import Ask, Selection, hookimpl
+from posttrain import SampleRequest, Selection, hookimpl
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,11 @@ class Config:
 def posttrain_plan_rollouts(prompts, group_size, config, state):
     """The policy answers, and the reference where the prompt is new."""
     known = state.get("prompt_values", {})
-    value = Ask(config.value_samples, source="reference")
-    return [[Ask(group_size)] if str(one.get("prompt")) in known else [Ask(group_size), value] for one in prompts]
+    value = SampleRequest(config.value_samples, source="reference")
+    return [
+        [SampleRequest(group_size)] if str(one.get("prompt")) in known else [SampleRequest(group_size), value]
+        for one in prompts
+    ]
 
 
 @hookimpl

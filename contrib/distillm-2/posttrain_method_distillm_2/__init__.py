@@ -27,7 +27,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from posttrain import Ask, hookimpl, tensors
+from posttrain import SampleRequest, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """The student's answers, and as many of the teacher's."""
-    return [[Ask(group_size), Ask(group_size, source="teacher")] for _ in prompts]
+    return [[SampleRequest(group_size), SampleRequest(group_size, source="teacher")] for _ in prompts]
 
 
 @hookimpl

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from posttrain import Ask, PerToken, Rollout, Selection, hookimpl
+from posttrain import PerToken, Rollout, SampleRequest, Selection, hookimpl
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def posttrain_plan_rollouts(prompts, group_size, config, state, random):
     own, again = random.random() < config.student_share, random.random() < config.replay_share
     state["replay"] = own and again and bool(state.get("buffer"))
     fresh = own and not state["replay"]
-    place = [Ask(group_size)] if fresh or not prompts[0].get("completion") else [Ask(source="data")]
+    place = [SampleRequest(group_size)] if fresh or not prompts[0].get("completion") else [SampleRequest(source="data")]
     return [place for _ in prompts]
 
 

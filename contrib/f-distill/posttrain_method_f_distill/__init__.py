@@ -26,7 +26,7 @@ Metrics:
 from dataclasses import dataclass
 from typing import Literal
 
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """Student or teacher, drawn for each prompt."""
-    own, theirs = [Ask(group_size)], [Ask(group_size, source="teacher")]
+    own, theirs = [SampleRequest(group_size)], [SampleRequest(group_size, source="teacher")]
     return [own if random.random() < config.student_share else theirs for _ in prompts]
 
 

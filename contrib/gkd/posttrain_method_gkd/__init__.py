@@ -24,7 +24,7 @@ Metrics:
 
 from dataclasses import dataclass
 
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Config:
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """One draw for the whole step decides who answers."""
     if random.random() < config.on_policy_share:
-        plan = [Ask(group_size)]
+        plan = [SampleRequest(group_size)]
     elif config.seq_kd:
-        plan = [Ask(group_size, source="teacher")]
+        plan = [SampleRequest(group_size, source="teacher")]
     else:
-        plan = [Ask(source="data")]
+        plan = [SampleRequest(source="data")]
     return [plan for _ in prompts]
 
 

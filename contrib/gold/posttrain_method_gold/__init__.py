@@ -35,7 +35,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 from torch import Tensor
 
 _FLOOR = math.log(1e-8)
@@ -70,7 +70,10 @@ class Config:
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """All prompts of a step are answered by the student, or all by the data (as in GKD)."""
     own = random.random() < config.on_policy_share
-    return [[Ask(group_size) if own or not prompt.get("completion") else Ask(1, source="data")] for prompt in prompts]
+    return [
+        [SampleRequest(group_size) if own or not prompt.get("completion") else SampleRequest(1, source="data")]
+        for prompt in prompts
+    ]
 
 
 @hookimpl

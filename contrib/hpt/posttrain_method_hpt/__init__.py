@@ -22,7 +22,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """Samples, and the row's own completion."""
-    return [[Ask(group_size), Ask(1, source="data")] for _ in prompts]
+    return [[SampleRequest(group_size), SampleRequest(1, source="data")] for _ in prompts]
 
 
 @hookimpl

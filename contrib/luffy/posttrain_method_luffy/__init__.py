@@ -20,7 +20,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """Samples, and the row's own completion."""
-    return [[Ask(max(group_size - 1, 1)), Ask(1, source="data")] for _ in prompts]
+    return [[SampleRequest(max(group_size - 1, 1)), SampleRequest(1, source="data")] for _ in prompts]
 
 
 @hookimpl

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """Answers from the mixture."""
-    plan = [Ask(group_size, source="teacher", mixture=config.teacher_share, mean="arithmetic")]
-    return [plan if config.teacher_share else [Ask(group_size)] for _ in prompts]
+    plan = [SampleRequest(group_size, source="teacher", mixture=config.teacher_share, mean="arithmetic")]
+    return [plan if config.teacher_share else [SampleRequest(group_size)] for _ in prompts]
 
 
 @hookimpl

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from posttrain import Ask, PerToken, hookimpl
+from posttrain import PerToken, SampleRequest, hookimpl
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """The policy's answers, and an opponent for each."""
-    opponents = Ask(group_size, mixture=config.mixture, compared_as="preference")
-    return [[Ask(group_size), opponents] for _ in prompts]
+    opponents = SampleRequest(group_size, mixture=config.mixture, compared_as="preference")
+    return [[SampleRequest(group_size), opponents] for _ in prompts]
 
 
 @hookimpl

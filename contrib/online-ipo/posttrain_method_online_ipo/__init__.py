@@ -24,7 +24,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import Ask, Selection, hookimpl
+from posttrain import SampleRequest, Selection, hookimpl
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """The policy answers, or its mixture with the reference."""
-    return [[Ask(group_size, mixture=config.mixture)] for _ in prompts]
+    return [[SampleRequest(group_size, mixture=config.mixture)] for _ in prompts]
 
 
 @hookimpl

@@ -31,7 +31,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """The samples, and one greedy answer whose reward they are compared with."""
-    return [[Ask(group_size), Ask(1, greedy=True, reward_as="greedy_reward")] for _ in prompts]
+    return [[SampleRequest(group_size), SampleRequest(1, greedy=True, reward_as="greedy_reward")] for _ in prompts]
 
 
 @hookimpl

@@ -19,7 +19,7 @@ Metrics:
 
 from dataclasses import dataclass
 
-from posttrain import Ask, PerToken, hookimpl
+from posttrain import PerToken, SampleRequest, hookimpl
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,11 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """The teacher answers."""
-    ask = Ask(1, source="teacher", greedy=True) if config.greedy else Ask(group_size, source="teacher")
+    ask = (
+        SampleRequest(1, source="teacher", greedy=True)
+        if config.greedy
+        else SampleRequest(group_size, source="teacher")
+    )
     return [[ask] for _ in prompts]
 
 

@@ -22,7 +22,7 @@ Metrics:
 
 from dataclasses import dataclass
 
-from posttrain import Ask, Selection, hookimpl
+from posttrain import SampleRequest, Selection, hookimpl
 from torch.nn.functional import softplus
 
 
@@ -37,7 +37,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """The policy's answers, and the data's."""
-    return [[Ask(group_size), Ask(1, source="data")] for _ in prompts]
+    return [[SampleRequest(group_size), SampleRequest(1, source="data")] for _ in prompts]
 
 
 @hookimpl

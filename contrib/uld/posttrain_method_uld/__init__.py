@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from posttrain import Ask, PerToken, hookimpl, tensors
+from posttrain import PerToken, SampleRequest, hookimpl, tensors
 from torch import Tensor
 
 
@@ -56,7 +56,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config, random):
     """One draw for the whole step decides who answers."""
-    plan = [Ask(group_size)] if random.random() < config.on_policy_share else [Ask(source="data")]
+    plan = [SampleRequest(group_size)] if random.random() < config.on_policy_share else [SampleRequest(source="data")]
     return [plan for _ in prompts]
 
 

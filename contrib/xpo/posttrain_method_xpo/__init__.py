@@ -25,7 +25,7 @@ Metrics:
 from dataclasses import dataclass
 
 import torch
-from posttrain import Ask, Selection, hookimpl
+from posttrain import SampleRequest, Selection, hookimpl
 from torch.nn.functional import logsigmoid
 
 
@@ -42,7 +42,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts):
     """One answer of the policy, one of the reference."""
-    return [[Ask(1), Ask(1, source="reference")] for _ in prompts]
+    return [[SampleRequest(1), SampleRequest(1, source="reference")] for _ in prompts]
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from posttrain.assembly.data import cache_folder
 from posttrain.assembly.models import add_extra_modules, build_reference, head_kind, place_models, untrained_policy
 from posttrain.catalogue.methods import Method
 from posttrain.distillation.teacher import load_teacher
-from posttrain.distributed.select import choose
+from posttrain.distributed.select import choose_strategy
 from posttrain.generation.backends import make_generator
 from posttrain.models.load import load_policy
 from posttrain.rollouts.collect import Collector
@@ -33,15 +33,15 @@ from posttrain.training.source import Offline, Stream, order_of
 
 if TYPE_CHECKING:
     from posttrain.assembly.data import Prepared
-    from posttrain.assembly.objects import Objects
+    from posttrain.assembly.objects import InMemory
 
 
 def build_run(
-    method: Method, config: Any, settings: Settings, objects: Objects, data: Prepared, directory: RunDirectory
+    method: Method, config: Any, settings: Settings, objects: InMemory, data: Prepared, directory: RunDirectory
 ) -> Run:
     """Strategy, model, reference, optimiser and source, put together."""
     card = method.card
-    strategy, why = choose(settings)
+    strategy, why = choose_strategy(settings)
     check_strategy(strategy.name, settings)
     random.seed(settings.seed)  # rewards draw from what this gives
     loaded = load_policy(

@@ -14,7 +14,7 @@ from posttrain.settings import Settings
 from posttrain.settings.values import check_values
 
 if TYPE_CHECKING:
-    from posttrain.assembly.objects import Objects
+    from posttrain.assembly.objects import InMemory
 
 
 def check_strategy(name: str, settings: Settings) -> None:
@@ -26,7 +26,7 @@ def check_strategy(name: str, settings: Settings) -> None:
             )
 
 
-def check_settings(card: Card, settings: Settings, objects: Objects) -> None:
+def check_settings(card: Card, settings: Settings, objects: InMemory) -> None:
     """Raise SettingsError for settings that the method or each other rule out."""
     if not settings.model and objects.model is None:
         raise SettingsError("No model was given. Name a folder, a Hub id or a .gguf file: --model MODEL")

@@ -21,7 +21,7 @@ from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.settings import Settings
 
 if TYPE_CHECKING:
-    from posttrain.assembly.objects import Objects
+    from posttrain.assembly.objects import InMemory
 
 
 @dataclass
@@ -45,7 +45,7 @@ def cache_folder(settings: Settings, what: str = "data") -> Path | None:
     return Path(settings.cache or "~/.cache/posttrain").expanduser() / what
 
 
-def prepare_data(method: Method, config: Any, settings: Settings, objects: Objects) -> Prepared:
+def prepare_data(method: Method, config: Any, settings: Settings, objects: InMemory) -> Prepared:
     """Rows read, checked and tokenised, rewards found; the tokenizer is the only part of the model that is read."""
     card = method.card
     check_settings(card, settings, objects)
@@ -90,7 +90,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: Objec
     return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes)
 
 
-def _judge(settings: Settings, objects: Objects, tokenizer: Any) -> Any:
+def _judge(settings: Settings, objects: InMemory, tokenizer: Any) -> Any:
     from posttrain.rewards.judge import load_judge
 
     named: Any = objects.judge if objects.judge is not None else settings.judge
@@ -109,7 +109,7 @@ def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
     return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
 
 
-def _rewards(card: Card, settings: Settings, objects: Objects, tokenizer: Any, rows: Any) -> list[Reward]:
+def _rewards(card: Card, settings: Settings, objects: InMemory, tokenizer: Any, rows: Any) -> list[Reward]:
     named: Any = objects.reward if objects.reward is not None else settings.reward
     if not named and rows and "reasoning_gym" in rows[0]:
         named = ["reasoning-gym"]

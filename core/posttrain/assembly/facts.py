@@ -13,10 +13,10 @@ from posttrain.training.run import Run
 
 if TYPE_CHECKING:
     from posttrain.assembly.data import Prepared
-    from posttrain.assembly.objects import Objects
+    from posttrain.assembly.objects import InMemory
 
 
-def run_facts(run: Run, data: Prepared, objects: Objects, method_name: str) -> dict[str, Any]:
+def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> dict[str, Any]:
     """The content of run.json."""
     card = run.card
     return {

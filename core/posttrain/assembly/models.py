@@ -9,7 +9,7 @@ from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
 from posttrain.distillation.teacher import ModelTeacher
 from posttrain.errors import SettingsError
-from posttrain.models.ema import Average
+from posttrain.models.ema import EmaModel
 from posttrain.models.load import choose_device, load_module
 from posttrain.models.reference import MovingReference, Reference
 from posttrain.network.token_model import TokenModel
@@ -17,11 +17,11 @@ from posttrain.settings import Settings
 from posttrain.training.strategy import Strategy
 
 if TYPE_CHECKING:
-    from posttrain.assembly.objects import Objects
+    from posttrain.assembly.objects import InMemory
 
 
 def build_reference(
-    policy: TokenModel, settings: Settings, objects: Objects, strategy: Strategy
+    policy: TokenModel, settings: Settings, objects: InMemory, strategy: Strategy
 ) -> Reference | MovingReference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
     if settings.reference_every is not None:
@@ -40,12 +40,12 @@ def place_models(teacher: Any, reference: Any, strategy: Strategy) -> None:
     if isinstance(teacher, ModelTeacher):
         strategy.prepare(teacher.model)
     for model in (teacher, reference):
-        if isinstance(model, Average) and strategy.together:
+        if isinstance(model, EmaModel) and strategy.shards_forward:
             raise SettingsError(
                 "A reference or teacher that follows the policy keeps a second set of weights that changes places with "
                 f"the first, which cannot be done while --strategy {strategy.name} spreads them. Use --strategy ddp."
             )
-        if isinstance(model, Average):
+        if isinstance(model, EmaModel):
             model.start()
 
 

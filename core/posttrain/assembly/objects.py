@@ -10,7 +10,7 @@ from torch import nn
 
 
 @dataclass
-class Objects:
+class InMemory:
     """What a Python program hands over instead of naming it."""
 
     model: nn.Module | None = None

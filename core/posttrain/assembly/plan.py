@@ -9,7 +9,7 @@ import torch
 
 from posttrain.assembly.data import Prepared, prepare_data
 from posttrain.assembly.estimate import Load, Sizes, estimate, in_mb, sizes_of, trained_numbers, weight_bytes
-from posttrain.assembly.objects import Objects
+from posttrain.assembly.objects import InMemory
 from posttrain.catalogue.methods import Method
 from posttrain.catalogue.modifiers import described
 from posttrain.distributed.select import planned
@@ -19,7 +19,7 @@ from posttrain.settings import Settings
 from posttrain.training.source import count_steps, order_of
 
 
-def make_plan(method: Method, config: Any, settings: Settings, objects: Objects) -> dict[str, Any]:
+def make_plan(method: Method, config: Any, settings: Settings, objects: InMemory) -> dict[str, Any]:
     """Steps, tokens, sizes and memory per role in MB, as a dict that prints as it is."""
     data = prepare_data(method, config, settings, objects)
     device = choose_device(settings)

@@ -23,7 +23,7 @@ from posttrain.settings.options import cast
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from posttrain.contract.planning import Ask, Selection
+    from posttrain.contract.planning import SampleRequest, Selection
     from posttrain.contract.views import Batch, Step, Views
     from posttrain.settings import Settings
 
@@ -154,7 +154,7 @@ class Method:
 
     def plan_rollouts(
         self, *, prompts: list[dict[str, Any]], group_size: int, config: Any, state: dict[str, Any], random: Any
-    ) -> list[list[Ask]]:
+    ) -> list[list[SampleRequest]]:
         """``posttrain_plan_rollouts``: what to generate for each prompt."""
         return self._relay.hook.posttrain_plan_rollouts(
             prompts=prompts, group_size=group_size, config=config, state=state, random=random
@@ -187,7 +187,7 @@ class Method:
             rewards=rewards, rollouts=rollouts, advantages=advantages, config=config, state=state
         )
 
-    def worth(
+    def advantages_and_columns(
         self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The advantages of the rollouts, and other columns: each ``(B,)`` or ``(B, T)``, without gradient.

@@ -68,9 +68,9 @@ def _shown_elsewhere(error: Exception, exit_code: int) -> bool:
     """Whether the process that started this one, among others, shows the error."""
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
-    from posttrain.distributed.launch import leave_word
+    from posttrain.distributed.launch import write_error_file
 
-    return leave_word(error, exit_code)
+    return write_error_file(error, exit_code)
 
 
 def _by_rank(error: Exception) -> str:

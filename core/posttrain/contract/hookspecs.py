@@ -79,8 +79,8 @@ def posttrain_token_statistics(logits, labels, reference_logits, teacher_logits,
 
 @hookspec(firstresult=True)
 def posttrain_plan_rollouts(prompts, group_size, config, state, random):
-    """Return what to generate for each prompt of the step: a list of ``posttrain.Ask`` a prompt, all of the policy's
-    group first. Without this hook it is ``[Ask(group_size)]``.
+    """Return what to generate for each prompt of the step: a list of ``posttrain.SampleRequest`` a prompt, all of the
+    policy's group first. Without this hook it is ``[SampleRequest(group_size)]``.
 
     ``prompts`` are dicts of the rows' columns (``prompt``, and ``completion`` where the data have answers);
     ``random`` is a ``random.Random`` of this step, the same on every rank and in a resumed run.

@@ -8,7 +8,7 @@ from torch import Tensor
 from posttrain.contract.views import Example, Sequence
 
 #: A row for passes that are made only because other ranks make one.
-IDLE = Sequence(torch.zeros(2, dtype=torch.int64), torch.tensor([False, True]))
+DUMMY_SEQUENCE = Sequence(torch.zeros(2, dtype=torch.int64), torch.tensor([False, True]))
 
 
 def roles_of(examples: list[Example]) -> list[str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ask:
+class SampleRequest:
     """Completions wanted for one prompt, all made in the same way. ``posttrain_plan_rollouts`` returns lists of it."""
 
     samples: int = 1

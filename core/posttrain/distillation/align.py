@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.distillation.text_diff import Axis, axes
+from posttrain.distillation.text_diff import TextPositions, text_positions
 from posttrain.distillation.token_bytes import is_byte_token, special_ids, token_bytes, vocabulary_bytes
 
 #: Special tokens that mean the same whatever they are called; the first one that fits an id counts.
@@ -60,7 +60,7 @@ def spans(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[tuple[slic
     at places that correspond. Text that one side lacks is a span without tokens on that side if tokens end around it,
     otherwise it stays with its token. Of tokens without text at the same place the last ones are paired.
     """
-    one, other = axes(b"".join(student), b"".join(teacher))
+    one, other = text_positions(b"".join(student), b"".join(teacher))
     sides = (_places(student, one), _places(teacher, other))
     at, found = [0, 0], []
     while at[0] < len(student) or at[1] < len(teacher):
@@ -74,7 +74,7 @@ def spans(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[tuple[slic
 Places = list[tuple[int, int]]
 
 
-def _places(tokens: Sequence[bytes], axis: Axis) -> Places:
+def _places(tokens: Sequence[bytes], axis: TextPositions) -> Places:
     places, at = [], 0
     for text in tokens:
         end = at + len(text)

@@ -14,7 +14,7 @@ from posttrain.contract.views import Sequence
 from posttrain.distillation.teacher_inputs import matching
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import TEACHER_ADAPTER, adapter_base, attach
-from posttrain.models.ema import Average
+from posttrain.models.ema import EmaModel
 from posttrain.models.frozen import Frozen
 from posttrain.models.load import choose_device, load_module, load_tokenizer
 from posttrain.models.probe import choose_layout
@@ -155,7 +155,7 @@ def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: 
     if name == "live":
         return LiveTeacher(policy)
     if name == "average":
-        return Average(policy, settings.teacher_average_rate)
+        return EmaModel(policy, settings.teacher_average_rate)
     if _is_address(name):
         return _server(name, policy, settings, vocabulary)
     base = adapter_base(name)

@@ -13,7 +13,7 @@ from posttrain.contract.views import Sequence
 from posttrain.data.tokens.encode_one import encode_prompt
 from posttrain.distillation.align import Alignment, align, shared_vocabulary
 from posttrain.distillation.token_bytes import token_bytes
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.settings import Settings
 
 
@@ -33,18 +33,18 @@ class AlignedChunk:
     """Ids ``(k,)`` of tokens that mean the same, the policy's and the teacher's."""
 
 
-def taught(sequences: list[Sequence]) -> list[Sequence]:
+def has_teacher_target(sequences: list[Sequence]) -> list[Sequence]:
     """The sequences as the teacher sees them."""
     return [sequence.teacher or sequence for sequence in sequences]
 
 
-def give_teacher(request: Request, teacher: Any, sequences: list[Sequence]) -> None:
+def attach_teacher_logits(request: TokenQuery, teacher: Any, sequences: list[Sequence]) -> None:
     """Put the teacher's logits for the trained tokens of ``sequences`` into ``request.others``.
 
     With another tokeniser chunks are cut between spans, and the alignment of each is put there too.
     """
     if teacher.tokenizer is None:
-        request.others["teacher_logits"] = teacher.logits(taught(sequences), request.temperature)
+        request.others["teacher_logits"] = teacher.logits(has_teacher_target(sequences), request.temperature)
         return
     logits = teacher.logits([sequence.teacher or _NOTHING for sequence in sequences], request.temperature)
     chunks = dict(_aligned_chunks(sequences, teacher.matched, request.chunk))

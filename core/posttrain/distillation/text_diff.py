@@ -19,7 +19,7 @@ _MOST_EDITS = 500
 _WORD = re.compile(r"[a-z0-9]+|\S")
 
 
-class Axis:
+class TextPositions:
     """The places of the positions 0 to n of a text of n bytes.
 
     ``ends`` and ``starts`` differ only where the other text has something that this one lacks: there a token that ends
@@ -36,7 +36,7 @@ class Axis:
         self.starts += places
 
 
-def axes(first: bytes, second: bytes) -> tuple[Axis, Axis]:
+def text_positions(first: bytes, second: bytes) -> tuple[TextPositions, TextPositions]:
     """The positions of both texts on one axis."""
     pair = _Pair(first, second)
     if first == second:
@@ -54,7 +54,7 @@ class _Pair:
 
     def __init__(self, first: bytes, second: bytes):
         self.texts = (first, second)
-        self.axes = (Axis(), Axis())
+        self.axes = (TextPositions(), TextPositions())
         self.at = [0, 0]
         self.place = 0
 

@@ -33,7 +33,7 @@ class DistributedData(Ranks):
     """The same weights everywhere: they start as rank 0's and move by the same gradient."""
 
     name = "ddp"
-    together = casts = False
+    shards_forward = handles_autocast = False
 
     def prepare(self, model: TokenModel) -> None:
         """Rank 0's weights and buffers, on every rank."""
@@ -49,7 +49,7 @@ class DistributedData(Ranks):
         reserve_moments(optimizer)
         clear_gradients(parameters)
 
-    def rounds(self, count: int) -> int:
+    def synchronised_passes(self, count: int) -> int:
         """Each rank its own: gradients meet after the last."""
         return count
 
@@ -64,7 +64,7 @@ class DistributedData(Ranks):
         norm = norm_of([p.grad for p in parameters if p.grad is not None])
         return clip_and_step(optimizer, parameters, norm, limit, finite)
 
-    def whole(self, *models: TokenModel) -> AbstractContextManager[None]:
+    def gathered(self, *models: TokenModel) -> AbstractContextManager[None]:
         """They always are."""
         return nullcontext()
 

@@ -41,8 +41,8 @@ class Deepspeed(Ranks):
     """One engine over the policy; frozen models stay whole on every rank."""
 
     name = "deepspeed"
-    together = True
-    casts = False
+    shards_forward = True
+    handles_autocast = False
 
     def __init__(self, settings: Settings) -> None:
         """Raises DependencyError, or SettingsError for what ZeRO cannot divide."""
@@ -108,7 +108,7 @@ class Deepspeed(Ranks):
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         """DeepSpeed has thrown the last step's gradients away."""
 
-    def rounds(self, count: int) -> int:
+    def synchronised_passes(self, count: int) -> int:
         """The most of any rank: each backward pass adds the gradients of all up."""
         most = torch.tensor(count, device=self.engine.device if self.engine is not None else "cpu")
         dist.all_reduce(most, dist.ReduceOp.MAX)
@@ -131,7 +131,7 @@ class Deepspeed(Ranks):
         return float(norm)
 
     @contextmanager
-    def whole(self, *models: TokenModel) -> Iterator[None]:
+    def gathered(self, *models: TokenModel) -> Iterator[None]:
         """The policy's weights gathered, and its hooks off, where stage 3 has divided them."""
         if self.stage < 3 or not any(model is self.model for model in models):
             yield

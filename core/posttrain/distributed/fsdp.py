@@ -28,13 +28,13 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from posttrain.contract.pad import IDLE
+from posttrain.contract.pad import DUMMY_SEQUENCE
 from posttrain.distributed.ranks import Ranks
 from posttrain.distributed.replicated import clip_and_step
 from posttrain.distributed.sharded import load_sharded, save_sharded
 from posttrain.distributed.tensor_parallel import split_layers
 from posttrain.errors import DependencyError, SettingsError
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.kernels.cpu.allocator import give_memory_back
 from posttrain.network.modes import evaluating
 from posttrain.network.precision import casts_to_bfloat16
@@ -53,8 +53,8 @@ class FullyShardedData(Ranks):
     """Joins its launcher's processes as a mesh of ``parts`` by ``tensor_parallel`` ranks."""
 
     name = "fsdp"
-    together = True
-    casts = False
+    shards_forward = True
+    handles_autocast = False
 
     def __init__(self, settings: Settings):
         """Raises SettingsError for what cannot be spread."""
@@ -66,7 +66,7 @@ class FullyShardedData(Ranks):
         shape = (self.world // settings.tensor_parallel, settings.tensor_parallel)
         self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
         self.group = self.mesh["data"].get_group()
-        self.part, self.parts = self.mesh["data"].get_local_rank(), shape[0]
+        self.data_rank, self.data_size = self.mesh["data"].get_local_rank(), shape[0]
         self.placed: list[FSDPModule] = []
         give_memory_back(settings.device)
 
@@ -75,10 +75,12 @@ class FullyShardedData(Ranks):
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
         model.place = self.device
-        self.casts = casts_to_bfloat16(self.settings, model)
+        self.handles_autocast = casts_to_bfloat16(self.settings, model)
         if self.settings.tensor_parallel > 1:
             split_layers(model.inner, self.mesh["tensor"])
-        layer = MixedPrecisionPolicy(torch.bfloat16 if self.casts else None, torch.float32 if self.casts else None)
+        layer = MixedPrecisionPolicy(
+            torch.bfloat16 if self.handles_autocast else None, torch.float32 if self.handles_autocast else None
+        )
         root = MixedPrecisionPolicy(layer.param_dtype, layer.reduce_dtype, cast_forward_inputs=False)
         offload = CPUOffloadPolicy() if self.settings.cpu_offload else OffloadPolicy()
         for module in [*_layers(model), *model.extra.children()]:
@@ -100,7 +102,7 @@ class FullyShardedData(Ranks):
             module.set_force_sum_reduction_for_comms(True)
         self.placed.append(spread)
         with evaluating(model), torch.no_grad():
-            model([IDLE], Request())
+            model([DUMMY_SEQUENCE], TokenQuery())
         self._rest()
 
     def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
@@ -135,7 +137,7 @@ class FullyShardedData(Ranks):
             else:
                 parameter.grad.zero_()
 
-    def rounds(self, count: int) -> int:
+    def synchronised_passes(self, count: int) -> int:
         """The most of any rank."""
         most = torch.tensor(count, device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
@@ -151,7 +153,7 @@ class FullyShardedData(Ranks):
         return clip_and_step(optimizer, parameters, self._norm(parameters), limit, finite)
 
     @contextmanager
-    def whole(self, *models: TokenModel) -> Iterator[None]:
+    def gathered(self, *models: TokenModel) -> Iterator[None]:
         """All weights of ``models`` gathered; the ranks of one part still run them together."""
         modules = {id(m): m for model in models for m in _spread_modules(model)}.values()
         roots = {id(model) for model in models}

@@ -211,14 +211,14 @@ def _report(failures: dict[int, Any], logs: Path, run: str) -> int:
 
 
 def _told(failure: Any) -> dict[str, Any]:
-    """What a process wrote of its own end with ``leave_word``; nothing where it could not."""
+    """What a process wrote of its own end with ``write_error_file``; nothing where it could not."""
     try:
         return json.loads(Path(failure.error_file).read_text(encoding="utf-8"))["posttrain"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def leave_word(error: BaseException, exit_code: int) -> bool:
+def write_error_file(error: BaseException, exit_code: int) -> bool:
     """Write the error to the file that torch's elastic agent reads; True where ``launch`` will show it.
 
     Under torchrun itself the file gives its report the right root cause.

@@ -22,13 +22,13 @@ class Ranks:
     def __init__(self, settings: Settings):
         if not dist.is_initialized():
             join(settings.device)
-        self.rank = self.part = dist.get_rank()
-        self.world = self.parts = dist.get_world_size()
+        self.rank = self.data_rank = dist.get_rank()
+        self.world = self.data_size = dist.get_world_size()
         self.group: dist.ProcessGroup | None = None
 
-    def share(self, items: list[Any]) -> list[Any]:
+    def scatter(self, items: list[Any]) -> list[Any]:
         """Every ``parts``-th item from ``part`` on."""
-        return items[self.part :: self.parts]
+        return items[self.data_rank :: self.data_size]
 
     def gather(self, items: list[Any]) -> list[Any]:
         """All items in their first order; objects travel through pickle between our own processes."""
@@ -75,6 +75,6 @@ class Ranks:
 
     def _all_parts(self, item: Any) -> list[Any]:
         """Each part's item, in their order."""
-        items: list[Any] = [None] * self.parts
+        items: list[Any] = [None] * self.data_size
         dist.all_gather_object(items, item, group=self.group)
         return items

@@ -24,7 +24,7 @@ STRATEGIES = {
 }
 
 
-def choose(settings: Settings) -> tuple[Strategy, str]:
+def choose_strategy(settings: Settings) -> tuple[Strategy, str]:
     """The strategy, its processes joined, and one line saying why it was chosen."""
     world = find_world() or World(0, 1, 0, "alone")
     name, why = _name(settings, world)

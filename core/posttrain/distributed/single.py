@@ -25,9 +25,9 @@ class Single:
     """Nothing to share, nothing to sum."""
 
     name = "single"
-    rank = part = 0
-    world = parts = 1
-    together = casts = False
+    rank = data_rank = 0
+    world = data_size = 1
+    shards_forward = handles_autocast = False
 
     def __init__(self, settings: Settings | None = None) -> None:
         """``settings`` change nothing: every strategy is made with them."""
@@ -44,7 +44,7 @@ class Single:
         reserve_moments(optimizer)
         clear_gradients(parameters)
 
-    def rounds(self, count: int) -> int:
+    def synchronised_passes(self, count: int) -> int:
         """As many as there is work for."""
         return count
 
@@ -58,7 +58,7 @@ class Single:
         norm = norm_of([p.grad for p in parameters if p.grad is not None])
         return clip_and_step(optimizer, parameters, norm, limit, finite)
 
-    def whole(self, *models: TokenModel) -> AbstractContextManager[None]:
+    def gathered(self, *models: TokenModel) -> AbstractContextManager[None]:
         """They always are."""
         return nullcontext()
 
@@ -75,7 +75,7 @@ class Single:
         """Undo ``save``."""
         load_whole(run, folder)
 
-    def share(self, items: list[Any]) -> list[Any]:
+    def scatter(self, items: list[Any]) -> list[Any]:
         """Everything."""
         return items
 

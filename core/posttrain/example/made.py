@@ -34,7 +34,7 @@ TEMPLATE = (
 )
 
 
-def place_of(model: str, settings: Settings) -> str:
+def resolve_example_model(model: str, settings: Settings) -> str:
     """The folder of an example model, made where it is not there yet; every other name as it is.
 
     It lies in the cache folder. Raises SettingsError where that cannot be written.

@@ -137,7 +137,7 @@ def _servers(run: Run) -> Generator:
         run.directory.event(code, severity, message)
 
     # what lies under an adapter is read now
-    whole = run.strategy.whole(run.policy) if hasattr(run.policy.model, "peft_config") else nullcontext()
+    whole = run.strategy.gathered(run.policy) if hasattr(run.policy.model, "peft_config") else nullcontext()
     with whole:
         return VllmServers(urls, run.policy, run.tokenizer, limits, patience, sends, tell, own)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
 
 
-class Average(Frozen):
+class EmaModel(Frozen):
     """The policy with other weights: every ``every`` steps ``average += rate * (policy - average)``.
 
     Only the trained weights are kept twice; for a pass they change places with the policy's own.

@@ -15,14 +15,14 @@ import transformers
 from torch import nn
 
 from posttrain.errors import DependencyError, ModelError, SettingsError
-from posttrain.example.made import place_of
+from posttrain.example.made import resolve_example_model
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter, merged
 from posttrain.models.probe import check_logits, choose_layout, silence
 from posttrain.network import attention
 from posttrain.network.find_head import find_head
-from posttrain.network.kernels.cpu.matmul import choose_products
-from posttrain.network.kernels.cpu.recompute_ops import make_lean
+from posttrain.network.kernels.cpu.matmul import prefer_onednn
+from posttrain.network.kernels.cpu.recompute_ops import use_recomputing_ops
 from posttrain.network.kernels.liger import use_liger
 from posttrain.network.modes import Modes, noise_of
 from posttrain.network.token_model import TokenModel
@@ -164,9 +164,9 @@ def finish(
         notes.append(use_liger(inner, inner.get_input_embeddings().weight.device))
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
         module = add_adapter(module, settings, head)
-    choose_products(inner)
+    prefer_onednn(inner)
     # transformers replaces the layers that it splits
-    make_lean(inner, narrowed=_narrowed(settings) and not split_layers)
+    use_recomputing_ops(inner, narrowed=_narrowed(settings) and not split_layers)
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.modes = Modes(module, noise=True)
     policy.eval()
@@ -284,7 +284,7 @@ def pad_id(tokenizer: Any) -> int:
 
 def _source(model: str, settings: Settings) -> tuple[str, dict[str, Any]]:
     """What ``from_pretrained`` takes: a folder or Hub id, and whether a GGUF file or remote code is meant."""
-    model = place_of(model, settings)
+    model = resolve_example_model(model, settings)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -15,13 +15,13 @@ class Placement(Protocol):
     """The part of a hardware strategy that models need; every ``training.strategy.Strategy`` is one."""
 
     rank: int
-    together: bool
+    shards_forward: bool
     """Whether weights are spread, so that a forward or backward pass needs all ranks at the same time."""
 
     def prepare(self, model: TokenModel) -> None:
         """Place a model: afterwards all ranks have, or share, rank 0's weights."""
 
-    def rounds(self, count: int) -> int:
+    def synchronised_passes(self, count: int) -> int:
         """Passes that this rank must make where it has work for ``count``: the most of any rank if ``together``."""
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:

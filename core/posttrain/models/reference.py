@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posttrain.contract.pad import IDLE
+from posttrain.contract.pad import DUMMY_SEQUENCE
 from posttrain.contract.views import Sequence
 from posttrain.models.adapters import REFERENCE_ADAPTER
-from posttrain.models.ema import Average
+from posttrain.models.ema import EmaModel
 from posttrain.models.frozen import Frozen
 from posttrain.models.probe import choose_layout
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.find_head import find_head
 from posttrain.network.modes import evaluating
 from posttrain.network.token_model import TokenModel
@@ -62,9 +62,9 @@ class Reference(Frozen):
         """Have a model that ``later`` would load in memory now; ``same``: the policy still is it and is copied."""
         if self.model is None and self.later is not None:
             # weights that are spread cannot be copied
-            self._use(copy.deepcopy(self.policy.model) if same and not self.strategy.together else self.later())
+            self._use(copy.deepcopy(self.policy.model) if same and not self.strategy.shards_forward else self.later())
 
-    def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+    def results(self, sequences: list[Sequence], request: TokenQuery) -> dict[str, Tensor]:
         """What the reference's forward pass gives, without gradient; log-probs ``(n,)`` that are cached cost none.
 
         No ``sequences``: only the pass that other ranks may need this one for.
@@ -76,8 +76,8 @@ class Reference(Frozen):
             with torch.no_grad(), self.active() as model:
                 return model(unknown, request)
 
-        if self.strategy.rounds(int(wanted)) and not wanted:
-            compute([IDLE])
+        if self.strategy.synchronised_passes(int(wanted)) and not wanted:
+            compute([DUMMY_SEQUENCE])
         if not sequences:
             return {}
         if cache is None:
@@ -107,12 +107,12 @@ class Reference(Frozen):
                     yield self.policy
 
 
-class MovingReference(Average):
+class MovingReference(EmaModel):
     """A reference that follows the policy (``reference_every``); what it says of a row changes, so it has no cache."""
 
     cache: ReferenceCache | None = None
 
-    def results(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+    def results(self, sequences: list[Sequence], request: TokenQuery) -> dict[str, Tensor]:
         """What the reference's forward pass gives, without gradient."""
         with torch.no_grad(), self.active() as model:
             return model(sequences, request)

@@ -74,7 +74,7 @@ class ReferenceCache:
         return torch.from_numpy(np.concatenate([values for values in found if values is not None]))
 
     @contextmanager
-    def asked_by_evaluation(self) -> Iterator[None]:
+    def evaluation_scope(self) -> Iterator[None]:
         """Within the block values are kept apart, so that an evaluation moves no bit of the training (D3)."""
         self._scope = b"evaluation"
         try:

@@ -33,7 +33,7 @@ def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Place
     extra = {}
     for name, value in strategy.weights(policy.extra):
         extra[name] = value.cpu()
-    spread = strategy.weights(policy.model) if strategy.together else None
+    spread = strategy.weights(policy.model) if strategy.shards_forward else None
     if strategy.rank != 0:
         for _ in spread or ():
             pass  # to give rank 0 its shards

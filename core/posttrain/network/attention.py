@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from posttrain.network import varlen
-from posttrain.network.kernels.cpu.matmul import attend, emulates_bfloat16, exact_products
+from posttrain.network.kernels.cpu.matmul import attend, emulates_bfloat16, full_precision_matmul
 from posttrain.network.segments import Segments, Sight
 
 NAME = "posttrain_documents"
@@ -76,7 +76,7 @@ def document_attention(
     if sight is None and _row.get() is not None:
         raise NotSupported("a mask of the model's own")
     if sight is None and not by_scores:
-        with exact_products(query):
+        with full_precision_matmul(query):
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if kwargs.get("position_bias") is not None:
         raise NotSupported("position_bias")
@@ -134,7 +134,7 @@ def _from_scores(
     sinks: Tensor | None,  # (heads,)
 ) -> Tensor:
     """``(k, heads, t, d)``: scores at most ``softcap`` (Gemma 2), beside which a sink of each head stands (gpt-oss)."""
-    with exact_products(query):
+    with full_precision_matmul(query):
         scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)  # (k, h, t, T)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

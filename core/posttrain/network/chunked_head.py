@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from posttrain.network.kernels.cpu.gradient_buffers import open_gradient
 
-#: Of logits ``(c, V)``, labels ``(c,)`` and whatever else of the same tokens is named in ``Request.others``.
+#: Of logits ``(c, V)``, labels ``(c,)`` and whatever else of the same tokens is named in ``TokenQuery.others``.
 Statistics = Callable[..., dict[str, Tensor]]
 
 
@@ -67,7 +67,7 @@ def chunk_tokens(asked: int | None, vocabulary: int, device: torch.device) -> in
 
 
 @dataclass
-class Request:
+class TokenQuery:
     """What is wanted of each token besides its log-probability."""
 
     chunk: int = 256
@@ -86,14 +86,14 @@ class Request:
     """Whether nothing but that is wanted."""
 
 
-def token_statistics(hidden: Tensor, labels: Tensor, head: Head, request: Request) -> dict[str, Tensor]:
+def token_statistics(hidden: Tensor, labels: Tensor, head: Head, request: TokenQuery) -> dict[str, Tensor]:
     """Per-token ``logps`` ``(n,)`` and the named statistics of ``labels`` ``(n,)`` given ``hidden`` ``(n, H)``."""
     names: list[str] = []
     outputs = _ChunkedHead.apply(hidden, labels, head, request, names, *head.parameters())
     return dict(zip(names, outputs, strict=True))
 
 
-def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request) -> dict[str, Tensor]:
+def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: TokenQuery) -> dict[str, Tensor]:
     """Everything wanted of one chunk; its logits after temperature are given up with the last use."""
     logits = head.logits(hidden)  # (c, V)
     if request.temperature != 1.0:
@@ -102,7 +102,7 @@ def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Re
     return {"logps": logps, **_statistics(logits, labels, at, request)}
 
 
-def _statistics(logits: Tensor, labels: Tensor, at: slice, request: Request) -> dict[str, Tensor]:
+def _statistics(logits: Tensor, labels: Tensor, at: slice, request: TokenQuery) -> dict[str, Tensor]:
     """What is wanted of one chunk besides its log-probabilities."""
     if request.statistics is None:
         return {}
@@ -114,7 +114,7 @@ def _picked(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None])[:, 0]
 
 
-def _room(hidden: Tensor, head: Head, request: Request) -> Tensor | None:
+def _logits_buffer(hidden: Tensor, head: Head, request: TokenQuery) -> Tensor | None:
     """Memory for the logits ``(c, V)`` of every chunk in turn; None where they are computed in another type.
 
     Allocated anew for each chunk, blocks below the C library's threshold of 32 MB pile up instead of being reused.
@@ -127,7 +127,7 @@ def _room(hidden: Tensor, head: Head, request: Request) -> Tensor | None:
     return weight.new_empty(longest, len(weight))
 
 
-def _plain_logits(hidden: Tensor, head: Head, request: Request, room: Tensor | None) -> Tensor:
+def _plain_logits(hidden: Tensor, head: Head, request: TokenQuery, room: Tensor | None) -> Tensor:
     """Logits ``(c, V)`` of a plain head after temperature, without gradient and free to be written over."""
     if room is None:
         logits = head.logits(hidden)
@@ -139,7 +139,7 @@ def _plain_logits(hidden: Tensor, head: Head, request: Request, room: Tensor | N
 
 
 @dataclass
-class _Kept:
+class _LastChunk:
     """A chunk's logits as the forward pass left them."""
 
     exponentials: Tensor
@@ -149,26 +149,28 @@ class _Kept:
 
 
 def _plain_evaluate(
-    hidden: Tensor, labels: Tensor, at: slice, head: Head, request: Request, room: Tensor | None
-) -> tuple[dict[str, Tensor], _Kept]:
+    hidden: Tensor, labels: Tensor, at: slice, head: Head, request: TokenQuery, room: Tensor | None
+) -> tuple[dict[str, Tensor], _LastChunk]:
     """``_evaluate`` in the memory of one chunk of logits: the exponentials are written over them."""
     logits = _plain_logits(hidden, head, request, room)
     memory = logits.untyped_storage().data_ptr()
     found = _statistics(logits, labels, at, request).items()
     wanted = {name: v.clone() if v.untyped_storage().data_ptr() == memory else v for name, v in found}
     picked, highest = _picked(logits, labels), logits.amax(1)  # (c,)
-    kept = _Kept(logits, logits.sub_(highest[:, None]).exp_().sum(1))
+    kept = _LastChunk(logits, logits.sub_(highest[:, None]).exp_().sum(1))
     return {"logps": picked - highest - kept.sums.log(), **wanted}, kept
 
 
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head, request: Request, names: list[str], *parameters):
+    def forward(
+        ctx: Any, hidden: Tensor, labels: Tensor, head: Head, request: TokenQuery, names: list[str], *parameters
+    ):
         ctx.head, ctx.request, ctx.names = head, request, names
         ctx.autocast = _autocast_state(hidden.device.type)
         pieces: dict[str, list[Tensor]] = {}
         kept = None
-        room = _room(hidden, head, request) if head.plain else None
+        room = _logits_buffer(hidden, head, request) if head.plain else None
         for at in _chunks(len(labels), request):
             if head.plain:
                 wanted, kept = _plain_evaluate(hidden[at], labels[at], at, head, request, room)
@@ -241,17 +243,17 @@ def _plain_backward(
     logps: Tensor,
     gradient: Tensor,
     head: Head,
-    request: Request,
+    request: TokenQuery,
     into: _Accumulators,
     room: Tensor | None,
-    kept: _Kept | None,
+    kept: _LastChunk | None,
 ) -> None:
     """d logp = gradient * (one-hot - softmax), written over the logits; the forward's ``logps`` normalise them.
 
     The last chunk comes first: ``kept`` lies in ``room``, where the others then follow.
     """
     weight: Any = head.projection.weight  # (V, H)
-    room = _room(hidden, head, request) if room is None else room
+    room = _logits_buffer(hidden, head, request) if room is None else room
     for at in reversed(_chunks(len(labels), request)):
         factor = gradient[at] * (head.scale / request.temperature)  # (c,)
         if kept is not None:
@@ -287,7 +289,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
-def _chunks(length: int, request: Request) -> list[slice]:
+def _chunks(length: int, request: TokenQuery) -> list[slice]:
     """Where chunks are cut; the last is a whole one, since that is kept."""
     if request.cuts is not None:
         return request.cuts
@@ -299,7 +301,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
-def _differentiable(hidden: Tensor, labels: Tensor, head: Head, request: Request, names: list[str]) -> set[str]:
+def _differentiable(hidden: Tensor, labels: Tensor, head: Head, request: TokenQuery, names: list[str]) -> set[str]:
     """Names whose values carry a gradient, found on one token: a method may detach what is only for the log."""
     if request.statistics is None or not len(labels):
         return {"logps"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -42,4 +42,4 @@ def _whole(inner: Any, projection: Any) -> Any:
     """The projection, behind the layers under the name lm_head that ModernBERT's decoder has before it."""
     before = getattr(inner, "lm_head", None)
     apart = before is not None and all(part is not projection for part in before.modules())
-    return nn.Sequential(before, projection) if apart else projection
+    return nn.Sequential(cast("nn.Module", before), projection) if apart else projection

@@ -21,7 +21,7 @@ SHORTEST_TRUNK = 16
 
 
 @dataclass
-class Layout:
+class PackedRow:
     """One packed row of N tokens."""
 
     ids: Tensor
@@ -36,14 +36,14 @@ class Layout:
     """For each sequence ``(n,)``: where in the row each of its tokens lies."""
 
 
-def lay_out(sequences: list[Sequence], share: bool) -> Layout:
+def pack_sequences(sequences: list[Sequence], share: bool) -> PackedRow:
     """Place ``sequences`` in a row; where ``share``, what several prompts begin with only once."""
     groups: dict[bytes | int, list[int]] = {}  # by prompt
-    families: dict[bytes, _Family] = {}
+    families: dict[bytes, _PrefixGroup] = {}
     for index, sequence in enumerate(sequences):
         length, key = _prompt(sequence, share)
         if key is not None and key not in groups:
-            families.setdefault(_family(key), _Family()).add(sequence.ids[:length], key)
+            families.setdefault(_family(key), _PrefixGroup()).add(sequence.ids[:length], key)
         groups.setdefault(index if key is None else key, []).append(index)
     row = _Row(sequences)
     for name in groups:
@@ -55,10 +55,10 @@ def lay_out(sequences: list[Sequence], share: bool) -> Layout:
             for key in family.keys:
                 row.branch(groups[key], trunk)
     ordered = [row.places[index] for index in range(len(sequences))]
-    return Layout(torch.cat(row.ids), torch.cat(row.positions), row.lengths, row.parents, ordered)
+    return PackedRow(torch.cat(row.ids), torch.cat(row.positions), row.lengths, row.parents, ordered)
 
 
-def beside(rows: list[Layout], members: list[list[int]]) -> Layout:
+def beside(rows: list[PackedRow], members: list[list[int]]) -> PackedRow:
     """One row of several, of which each holds the sequences with the numbers ``members``, all of them together."""
     places: dict[int, Tensor] = {}
     lengths: list[int] = []
@@ -70,22 +70,22 @@ def beside(rows: list[Layout], members: list[list[int]]) -> Layout:
         lengths += row.lengths
         tokens += len(row.ids)
     ids, positions = torch.cat([row.ids for row in rows]), torch.cat([row.positions for row in rows])
-    return Layout(ids, positions, lengths, parents, [places[index] for index in range(len(places))])
+    return PackedRow(ids, positions, lengths, parents, [places[index] for index in range(len(places))])
 
 
 def packed_tokens(sequences: list[Sequence], share: bool) -> int:
-    """Tokens of the row that ``lay_out`` would make."""
+    """Tokens of the row that ``pack_sequences`` would make."""
     return PackedCost(share).add(sequences)
 
 
 class PackedCost:
-    """Tokens of the row that ``lay_out`` would make of the sequences added so far."""
+    """Tokens of the row that ``pack_sequences`` would make of the sequences added so far."""
 
     def __init__(self, share: bool):
         self.share = share
         self._total = 0
         self._prompts: set[bytes] = set()
-        self._families: dict[bytes, _Family] = {}
+        self._families: dict[bytes, _PrefixGroup] = {}
 
     def add(self, sequences: list[Sequence]) -> int:
         """Add sequences; returns the tokens of all together."""
@@ -94,7 +94,7 @@ class PackedCost:
             self._total += len(sequence) - (length if key in self._prompts else 0)
             if key is not None and key not in self._prompts:
                 self._prompts.add(key)
-                family = self._families.setdefault(_family(key), _Family())
+                family = self._families.setdefault(_family(key), _PrefixGroup())
                 before = family.saved
                 family.add(sequence.ids[:length], key)
                 self._total -= family.saved - before
@@ -102,7 +102,7 @@ class PackedCost:
 
 
 @dataclass
-class _Family:
+class _PrefixGroup:
     """Unlike prompts that begin alike."""
 
     keys: list[bytes] = field(default_factory=list)
@@ -139,7 +139,7 @@ def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
 
 
 @dataclass
-class _Stem:
+class _PrefixNode:
     """What further segments may continue."""
 
     segment: int
@@ -148,7 +148,7 @@ class _Stem:
     """``(n,)`` of all its tokens."""
 
 
-_ROOT = _Stem(-1, torch.zeros(0, dtype=torch.int64))
+_ROOT = _PrefixNode(-1, torch.zeros(0, dtype=torch.int64))
 
 
 class _Row:
@@ -163,7 +163,7 @@ class _Row:
         self.parents: list[int] = []
         self.end = 0
 
-    def add(self, ids: Tensor, stem: _Stem) -> _Stem:
+    def add(self, ids: Tensor, stem: _PrefixNode) -> _PrefixNode:
         """Append a segment that continues ``stem``; returns the two together."""
         position = len(stem.places)
         self.ids.append(ids)
@@ -171,9 +171,9 @@ class _Row:
         self.lengths.append(len(ids))
         self.parents.append(stem.segment)
         begin, self.end = self.end, self.end + len(ids)
-        return _Stem(len(self.lengths) - 1, torch.cat([stem.places, torch.arange(begin, self.end)]))
+        return _PrefixNode(len(self.lengths) - 1, torch.cat([stem.places, torch.arange(begin, self.end)]))
 
-    def branch(self, members: list[int], stem: _Stem) -> None:
+    def branch(self, members: list[int], stem: _PrefixNode) -> None:
         """Append the sequences ``members``, which have one prompt, behind ``stem``, with which it begins."""
         if len(members) > 1:
             first = self.sequences[members[0]]

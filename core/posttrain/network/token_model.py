@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from posttrain.contract.pad import pad_tokens, roles_of, token_mask
 from posttrain.contract.views import Example, Sequence, View, Views
 from posttrain.network import attention, rope
-from posttrain.network.chunked_head import Head, Request, token_statistics
+from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
 from posttrain.network.modes import Modes
-from posttrain.network.packing import Layout, beside, lay_out
+from posttrain.network.packing import PackedRow, beside, pack_sequences
 from posttrain.network.routing import recorded, routing_sums
 from posttrain.network.segments import Segments
 
@@ -75,7 +75,7 @@ class TokenModel(nn.Module):
             return padded_states(self.decoder, sequences, self.device, list(kinds.values()))
         return packed_states(self.decoder, sequences, self.device, self.shared, list(kinds.values()))
 
-    def forward(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+    def forward(self, sequences: list[Sequence], request: TokenQuery) -> dict[str, Tensor]:
         """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)``, statistics, extras.
 
         With a reward head: ``score`` ``(R,)`` of each sequence's last token; with one for steps: ``scores`` ``(n,)``.
@@ -85,7 +85,7 @@ class TokenModel(nn.Module):
             return self._routed(sequences, request)
         return self._results(*self.hidden(sequences), sequences, request)
 
-    def _routed(self, sequences: list[Sequence], request: Request) -> dict[str, Tensor]:
+    def _routed(self, sequences: list[Sequence], request: TokenQuery) -> dict[str, Tensor]:
         with recorded(self.decoder) as layers:
             states, places = self.hidden(sequences)
         if not self.packed:
@@ -95,7 +95,7 @@ class TokenModel(nn.Module):
         return results | {"routing": routing_sums(layers, places, request.routing)}
 
     def _results(
-        self, states: Tensor, places: list[Tensor], sequences: list[Sequence], request: Request
+        self, states: Tensor, places: list[Tensor], sequences: list[Sequence], request: TokenQuery
     ) -> dict[str, Tensor]:
         if self.head is None:
             return self._scores(states, sequences, places)
@@ -117,7 +117,7 @@ class TokenModel(nn.Module):
         return {"scores": logits[:, 1] - logits[:, 0]}  # (n,)
 
     def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
-        """Logits ``(c, V)`` of the trained tokens, chunk by chunk and without gradient, as ``Request.others`` wants.
+        """Logits ``(c, V)`` of the trained tokens, chunk by chunk and without gradient, as ``TokenQuery.others`` wants.
 
         The hidden states are computed now, the vocabulary projection when a chunk asks.
         """
@@ -161,7 +161,7 @@ def packed_states(
     decoder: Any, sequences: list[Sequence], device: torch.device, share: bool, kinds: list[list[int]]
 ) -> tuple[Tensor, list[Tensor]]:
     """Hidden states ``(N, H)`` of sequences behind each other, and where the tokens of each lie."""
-    rows = [lay_out([sequences[row] for row in members], share) for members in kinds]
+    rows = [pack_sequences([sequences[row] for row in members], share) for members in kinds]
     row = rows[0] if len(rows) == 1 else beside(rows, kinds)
     ids, positions = row.ids[None].to(device), row.positions[None].to(device)  # (1, N)
     inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
@@ -190,7 +190,7 @@ def padded_states(
     return states[mask], [torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
 
-def _kinds(sequences: list[Sequence], kinds: list[list[int]], row: Layout | None) -> list[rope.Kind]:
+def _kinds(sequences: list[Sequence], kinds: list[list[int]], row: PackedRow | None) -> list[rope.Kind]:
     """The rows of a pass by the rotary factors that they take; ``row`` is None for a padded one."""
     found = []
     for members in kinds:

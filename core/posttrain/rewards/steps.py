@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from posttrain.data.tokens.sequence_specs import drafts
+from posttrain.data.tokens.sequence_specs import sequence_specs
 from posttrain.data.tokens.templates import Templates
 from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.errors import SettingsError
@@ -42,7 +42,7 @@ def encode_steps(tokenizer: Any, prompt: Any, completion: str) -> Tokens | None:
         return None
     settings = Settings()
     row = {"prompt": prompt, "completions": steps, "labels": [0.0] * len(steps)}
-    (draft,) = drafts(row, "stepwise", "a completion", settings)["completion"]
+    (draft,) = sequence_specs(row, "stepwise", "a completion", settings)["completion"]
     (tokens,) = Encoder(tokenizer, set()).encode([Templates(tokenizer, settings).layout(draft, "a completion")])
     return tokens
 

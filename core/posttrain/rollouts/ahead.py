@@ -21,7 +21,7 @@ from posttrain.contract.rollout import Rollout
 from posttrain.errors import GeneratorLost
 from posttrain.generation.weights import weights_for
 from posttrain.rollouts.ledger import STALE, UNKNOWN, Ledger
-from posttrain.rollouts.requests import Call, Order, answer, calls_of
+from posttrain.rollouts.requests import GenerateCall, PromptRequest, answer, generate_calls
 
 if TYPE_CHECKING:
     from posttrain.training.run import Run
@@ -31,26 +31,26 @@ REVIVALS = 3
 
 
 @dataclass
-class Issued:
+class PendingBatch:
     """A batch of prompts that was asked for."""
 
-    orders: list[Order]
-    calls: list[Call]
-    futures: dict[Call, Future[list[list[Completion]]]] = field(default_factory=dict)
+    orders: list[PromptRequest]
+    calls: list[GenerateCall]
+    futures: dict[GenerateCall, Future[list[list[Completion]]]] = field(default_factory=dict)
     """What is in the making while the trainer trains."""
 
 
 class Producer:
     """Rollouts by number of their batch of prompts. ``orders_of`` says who is asked what."""
 
-    def __init__(self, run: Run, generator: Generator, orders_of: Callable[[int], list[Order]], ledger: Ledger):
+    def __init__(self, run: Run, generator: Generator, orders_of: Callable[[int], list[PromptRequest]], ledger: Ledger):
         settings = run.settings
         self.run, self.generator, self.orders_of, self.ledger = run, generator, orders_of, ledger
         self.per_rollout = settings.updates_per_rollout * settings.minibatches_per_rollout
         self.depth = settings.max_staleness
-        self.queue: dict[int, Issued] = {}
+        self.queue: dict[int, PendingBatch] = {}
         self.restarts = 0
-        self._in_vain = 0
+        self._failed_restarts = 0
         self._pool = ThreadPoolExecutor(self.depth + 1, "rollouts") if self.depth else None
         self._idle_since: float | None = None
         self._idle = 0.0
@@ -74,7 +74,7 @@ class Producer:
         if not generator.abilities.mid_sequence:
             generator.drain()
         strategy = self.run.strategy
-        with strategy.whole(self.run.policy) if generator.abilities.own_weights else nullcontext():
+        with strategy.gathered(self.run.policy) if generator.abilities.own_weights else nullcontext():
             generator.accept(weights_for(self.run.policy.model, generator.abilities, step, health.version))
 
     def take(self, number: int) -> tuple[list[Rollout], dict[str, float]]:
@@ -95,10 +95,10 @@ class Producer:
             found["generator_idle_seconds"], self._idle = self._idle, 0.0
         return items, found
 
-    def answers(self, orders: list[Order], sampling: Sampling) -> list[Rollout]:
+    def answers(self, orders: list[PromptRequest], sampling: Sampling) -> list[Rollout]:
         """Rollouts of the policy as it is now, while the trainer waits; the ledger knows nothing of them."""
         self.publish()
-        calls = calls_of(self.run.strategy.share(orders), sampling)
+        calls = generate_calls(self.run.strategy.scatter(orders), sampling)
         return answer(self.run, orders, calls, self._result, self.generator.abilities.own_weights)
 
     def _issue(self, number: int) -> None:
@@ -108,10 +108,10 @@ class Producer:
             self.run.directory.ledger({"step": self.run.step + 1, **line})
         stop = tuple(settings.stop or ())
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, stop)
-        self.queue[number] = Issued(orders, calls_of(self.run.strategy.share(orders), sampling))
+        self.queue[number] = PendingBatch(orders, generate_calls(self.run.strategy.scatter(orders), sampling))
         self._submit(self.queue[number])
 
-    def _submit(self, issued: Issued) -> None:
+    def _submit(self, issued: PendingBatch) -> None:
         """Ask for all calls that are not in the making, or whose generator was lost."""
         if self._pool is None:
             return
@@ -128,7 +128,7 @@ class Producer:
         if all(future.done() for issued in list(self.queue.values()) for future in list(issued.futures.values())):
             self._idle_since = time.monotonic()
 
-    def _result(self, call: Call, issued: Issued | None = None) -> list[list[Completion]]:
+    def _result(self, call: GenerateCall, issued: PendingBatch | None = None) -> list[list[Completion]]:
         """The answers of one call; a generator that is lost is started anew and asked again for all that is open."""
         while True:
             try:
@@ -137,7 +137,7 @@ class Producer:
                 else:
                     with self.run.autocast():  # the sampler computes as the trainer does, or log-probs would differ
                         found = call.run(self.generator)
-                self._in_vain = 0
+                self._failed_restarts = 0
                 return found
             except GeneratorLost as lost:
                 if self.generator.health().alive:  # what was waited for had been asked of an earlier one
@@ -150,7 +150,7 @@ class Producer:
 
     def _revive(self, lost: GeneratorLost) -> None:
         """Start the generator anew. Raises GeneratorLost where that was in vain before, or where weights are spread."""
-        if self.run.strategy.together:  # its new weights would need all ranks, and the others know of no loss
+        if self.run.strategy.shards_forward:  # its new weights would need all ranks, and the others know of no loss
             raise lost
         self._count(lost)
         self.restarts += 1
@@ -161,11 +161,11 @@ class Producer:
         self.generator.revive()
 
     def _count(self, lost: GeneratorLost) -> None:
-        if self._in_vain >= REVIVALS + self.depth:  # each call of the queue may hear of one loss by itself
+        if self._failed_restarts >= REVIVALS + self.depth:  # each call of the queue may hear of one loss by itself
             raise lost
-        self._in_vain += 1
+        self._failed_restarts += 1
 
-    def sieve(self, items: list[Rollout]) -> tuple[list[Rollout], dict[int, str], dict[str, float]]:
+    def drop_unusable(self, items: list[Rollout]) -> tuple[list[Rollout], dict[int, str], dict[str, float]]:
         """What may be learnt from of a batch; why prompts have nothing left, by group; what the log says.
 
         No token may be older than the bound allows, and every log-prob has to be known (G16, G23).

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.generation import Generator
-from posttrain.contract.planning import Ask, Selection
+from posttrain.contract.planning import SampleRequest, Selection
 from posttrain.contract.rollout import Rollout, Rollouts
 from posttrain.contract.views import Example, Sequence
 from posttrain.data.tokens.encode_one import encode_prompt
@@ -21,7 +21,7 @@ from posttrain.rewards import Reward
 from posttrain.rollouts.ahead import Producer
 from posttrain.rollouts.ledger import Ledger
 from posttrain.rollouts.pool import Pool
-from posttrain.rollouts.requests import Order, give_rewards, lend, reward_metrics, seed_of
+from posttrain.rollouts.requests import PromptRequest, fold_auxiliary_rollouts, give_rewards, reward_metrics, seed_of
 from posttrain.training import source
 from posttrain.training.step import shared_results
 
@@ -124,13 +124,13 @@ class Collector:
             item.group += pool.drawn * self.order.batch_size
         pool.prompts.append(len(self.order.at(number)))
         pool.add_seconds(seconds)
-        items, why, found = self.producer.sieve(items)
+        items, why, found = self.producer.drop_unusable(items)
         pool.why |= why
         if not items:
             return []
         pool.unscored += give_rewards(self.run, self.rewards, items)
         scored = pool.leave_unscored(items, self.ledger)
-        scored = lend(scored, self._view(scored).prefer) if scored else scored
+        scored = fold_auxiliary_rollouts(scored, self._view(scored).prefer) if scored else scored
         if not scored:
             raise RunFailed(
                 f"Every reward of all {len(items)} completions of rollout {number} is None. Nothing can be learnt."
@@ -146,19 +146,19 @@ class Collector:
         paired = None
         if selection is not None and selection.pairs is not None:
             paired = {pool.items[row].group for pair in selection.pairs for row in pair}
-        fates = pool.fates(paired, self.run.settings.mask_truncated, self.order.batch_size, self.ledger)
+        fates = pool.outcomes(paired, self.run.settings.mask_truncated, self.order.batch_size, self.ledger)
         for place, own in enumerate(fates):
             line = self.ledger.settle(first + place, own)
             self.run.directory.ledger({"step": self.run.step + 1, **line})
 
-    def _orders(self, number: int) -> list[Order]:
+    def _orders(self, number: int) -> list[PromptRequest]:
         """Who is asked what, with seeds from the run's seed and each completion's place alone (G7)."""
         run = self.run
         size, seed = run.settings.group_size, run.settings.seed
         assert size is not None
         indices = self.order.at(number)
         rows = [self.prompts[index] for index in indices]
-        plans = [[Ask(size)] for _ in rows]
+        plans = [[SampleRequest(size)] for _ in rows]
         if run.method.has("posttrain_plan_rollouts"):
             plans = run.method.plan_rollouts(
                 prompts=[dict(row.columns) for row in rows],
@@ -168,7 +168,7 @@ class Collector:
                 random=random.Random(seed_of(seed, "plan", number)),
             )
         return [
-            Order(place, indices[place], row, asks, [
+            PromptRequest(place, indices[place], row, asks, [
                 [seed_of(seed, "sample", number, place, *([turn] if turn else []), k) for k in range(ask.samples)]
                 for turn, ask in enumerate(asks)
             ])
@@ -181,7 +181,7 @@ class Collector:
 
         def prefer(first: list[int], second: list[int]) -> Tensor:
             # Each pair is asked once, by one rank: a server may answer differently the next time.
-            mine = self.run.strategy.share(list(zip(first, second, strict=True)))
+            mine = self.run.strategy.scatter(list(zip(first, second, strict=True)))
             asked = self.judge(
                 [items[i].columns.get("prompt") for i, _ in mine],
                 [items[i].completion.text for i, _ in mine],
@@ -226,7 +226,9 @@ class Collector:
         if not run.method.has("posttrain_advantages"):
             return rewards, {}
         with torch.no_grad():
-            return run.method.worth(rewards=rewards, rollouts=rollouts, config=run.config, state=run.state)
+            return run.method.advantages_and_columns(
+                rewards=rewards, rollouts=rollouts, config=run.config, state=run.state
+            )
 
     def _examples(self, rollouts: Rollouts, found: dict[str, Tensor]) -> list[Example]:
         """Training examples with the columns ``found``, each ``(B,)`` or ``(B, T)``."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from posttrain.contract.generation import Sampling
-from posttrain.contract.planning import Ask
+from posttrain.contract.planning import SampleRequest
 from posttrain.contract.rollout import Rollout, Rollouts
 from posttrain.contract.views import Step
 from posttrain.rollouts.collect import Collector
-from posttrain.rollouts.requests import Order, give_rewards, reward_metrics
+from posttrain.rollouts.requests import PromptRequest, give_rewards, reward_metrics
 from posttrain.training.step import evaluate_loss
 
 if TYPE_CHECKING:
@@ -34,19 +34,23 @@ class GreedyAnswers:
         """Reward and its parts, or loss and the method's metrics; lengths and the share cut off."""
         found: dict[str, float] = {}
         if self.collector.rewards:
-            items = self._answers(run, Ask(greedy=True))
+            items = self._answers(run, SampleRequest(greedy=True))
             give_rewards(run, self.collector.rewards, items)
             items = [item for item in items if item.reward == item.reward]
             rewards = torch.tensor([item.reward for item in items])
             found = reward_metrics(rewards, Rollouts(items, lambda *_: []))
         elif run.teacher is not None:
             has_answers = all(self.collector.prompts[i].columns.get("completion") for i in self.indices)
-            found = self._loss(run, self._answers(run, Ask(source="data") if has_answers else Ask(greedy=True)))
+            found = self._loss(
+                run, self._answers(run, SampleRequest(source="data") if has_answers else SampleRequest(greedy=True))
+            )
         return {name: value for name, value in found.items() if not name.startswith(("reward_std", "zero_spread"))}
 
-    def _answers(self, run: Run, ask: Ask) -> list[Rollout]:
+    def _answers(self, run: Run, ask: SampleRequest) -> list[Rollout]:
         settings = run.settings
-        orders = [Order(place, i, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)]
+        orders = [
+            PromptRequest(place, i, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)
+        ]
         sampling = Sampling(settings.max_new_tokens, stop=tuple(settings.stop or ()), greedy=True)
         return self.collector.producer.answers(orders, sampling)
 
@@ -57,6 +61,6 @@ class GreedyAnswers:
         examples = self.collector.examples_of(items)
         run.state.clear()
         run.state.update(state)  # what an evaluation sees must not move the training (D3)
-        outcome = evaluate_loss(run, run.strategy.share(examples), Step(run.step, run.total))
+        outcome = evaluate_loss(run, run.strategy.scatter(examples), Step(run.step, run.total))
         terms = outcome.terms if len(outcome.terms) > 1 else {}
         return {"loss": outcome.loss, **terms, **outcome.metrics}

@@ -12,7 +12,7 @@ MEASURED = 3
 WORTH = 1.15
 
 
-class Pace:
+class OverlapAdvisor:
     """Seconds of sampling, and of all the rest, for each batch of rollouts."""
 
     def __init__(self, per_rollout: int):

@@ -59,7 +59,7 @@ class Pool:
         self.items = [item for item in [*self.items, *chosen] if item.group in groups[:size]]
         self.surplus |= set(groups[size:])
 
-    def fates(self, paired: set[int] | None, mask_truncated: bool, size: int, ledger: Ledger) -> list[list[str]]:
+    def outcomes(self, paired: set[int] | None, mask_truncated: bool, size: int, ledger: Ledger) -> list[list[str]]:
         """For each batch and each of its prompts "" where it is learnt from, else the reason.
 
         ``paired`` are the groups of the step's pairs, where it has pairs. Groups are numbered by ``size`` a batch.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.generation import Completion, Sampling
-from posttrain.contract.planning import Ask
+from posttrain.contract.planning import SampleRequest
 from posttrain.contract.rollout import Rollout, Rollouts
 from posttrain.data.tokens.encode_one import encode_answer
 from posttrain.errors import DataError, SettingsError
@@ -30,14 +30,14 @@ _OWN = ("prompt", "prompt_text")
 
 
 @dataclass
-class Order:
+class PromptRequest:
     """What one prompt is to be given: its place in the step, its row, and the completions asked for."""
 
     place: int
     index: int
     """Of its row in the data."""
     row: Any
-    asks: list[Ask]
+    asks: list[SampleRequest]
     seeds: list[list[int]]
     """For each ask, one seed a completion."""
 
@@ -48,15 +48,15 @@ def seed_of(*parts: Any) -> int:
 
 
 @dataclass(eq=False)
-class Call:
+class GenerateCall:
     """Completions of one kind for some of this rank's orders: what a generator is asked for at one time."""
 
-    kind: Ask
+    kind: SampleRequest
     place: int
     """Which of its asks, for every order."""
     chosen: list[int]
     """Places of the orders among this rank's."""
-    orders: list[Order]
+    orders: list[PromptRequest]
     sampling: Sampling
 
     @property
@@ -74,28 +74,32 @@ class Call:
         return generator.generate(self.prompts, self.sampling, [order.seeds[self.place] for order in self.orders])
 
 
-def calls_of(mine: list[Order], sampling: Sampling) -> list[Call]:
+def generate_calls(mine: list[PromptRequest], sampling: Sampling) -> list[GenerateCall]:
     """Calls that answer this rank's orders, each of one kind."""
     kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
     calls = []
     for kind, place in kinds:
         chosen = [i for i, order in enumerate(mine) if place < len(order.asks) and _kind(order.asks[place]) == kind]
         settings = replace(sampling, greedy=True) if kind.greedy else sampling
-        calls.append(Call(kind, place, chosen, [mine[i] for i in chosen], settings))
+        calls.append(GenerateCall(kind, place, chosen, [mine[i] for i in chosen], settings))
     return calls
 
 
 def answer(
-    run: Run, orders: list[Order], calls: list[Call], ask: Callable[[Call], list[list[Completion]]], own_weights: bool
+    run: Run,
+    orders: list[PromptRequest],
+    calls: list[GenerateCall],
+    ask: Callable[[GenerateCall], list[list[Completion]]],
+    own_weights: bool,
 ) -> list[Rollout]:
     """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank.
 
     ``calls`` are those of this rank's orders; ``ask`` gives what the policy's generator answers to one of them, which
     has weights of its own or runs the policy itself.
     """
-    mine = run.strategy.share(orders)
+    mine = run.strategy.scatter(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
-    with run.strategy.whole(*_answering(run, orders, own_weights)):
+    with run.strategy.gathered(*_answering(run, orders, own_weights)):
         for call in calls:
             found = _paired(call, ask(call)) if call.by_policy else _complete(run, call)
             for index, completions in zip(call.chosen, found, strict=True):
@@ -105,11 +109,11 @@ def answer(
     return [item for group in run.strategy.gather(flat) for item in group]
 
 
-def _paired(call: Call, found: list[list[Completion]]) -> list[list[tuple[Tensor, Completion]]]:
+def _paired(call: GenerateCall, found: list[list[Completion]]) -> list[list[tuple[Tensor, Completion]]]:
     return [[(prompt, one) for one in group] for prompt, group in zip(call.prompts, found, strict=True)]
 
 
-def _answering(run: Run, orders: list[Order], own_weights: bool) -> list[TokenModel]:
+def _answering(run: Run, orders: list[PromptRequest], own_weights: bool) -> list[TokenModel]:
     """The models in this process that any rank will let answer."""
     asks = [ask for order in orders for ask in order.asks]
     sources = {("teacher" if ask.source == "teacher" else "reference") if ask.mixture else ask.source for ask in asks}
@@ -120,12 +124,12 @@ def _answering(run: Run, orders: list[Order], own_weights: bool) -> list[TokenMo
     return models
 
 
-def _kind(ask: Ask) -> Ask:
+def _kind(ask: SampleRequest) -> SampleRequest:
     """What two asks must have in common to be answered together."""
     return replace(ask, samples=1, reward_as="", compared_as="")
 
 
-def _rollout(order: Order, place: int, prompt_ids: Tensor, completion: Completion) -> Rollout:
+def _rollout(order: PromptRequest, place: int, prompt_ids: Tensor, completion: Completion) -> Rollout:
     ask = order.asks[place]
     source = "mixture" if ask.mixture else ask.source
     columns = dict(order.row.columns)
@@ -140,7 +144,7 @@ def _rollout(order: Order, place: int, prompt_ids: Tensor, completion: Completio
     )
 
 
-def _complete(run: Run, call: Call) -> list[list[tuple[Tensor, Completion]]]:
+def _complete(run: Run, call: GenerateCall) -> list[list[tuple[Tensor, Completion]]]:
     """For each order the prompt's tokens with each completion, by whoever is not the policy alone."""
     kind, size = call.kind, run.settings.generation_batch_size
     if kind.source == "data":
@@ -190,7 +194,7 @@ def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
         for item in items:
             item.reward = 0.0
         return 0
-    mine = run.strategy.share(list(range(len(items))))
+    mine = run.strategy.scatter(list(range(len(items))))
     names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
     columns = {name: [items[i].columns.get(name) for i in mine] for name in names}
     prompts = [items[i].columns.get("prompt") for i in mine]
@@ -216,7 +220,7 @@ def _opponents(items: list[Rollout], served: list[int], opponents: list[int]) ->
     return pairs
 
 
-def lend(items: list[Rollout], prefer: Callable[[list[int], list[int]], Tensor]) -> list[Rollout]:
+def fold_auxiliary_rollouts(items: list[Rollout], prefer: Callable[[list[int], list[int]], Tensor]) -> list[Rollout]:
     """Take out the rollouts that only serve the others of their prompt, and give those the columns they make.
 
     ``prefer`` gives the probability ``(P,)`` that some of ``items`` are better answers than others, by their places.

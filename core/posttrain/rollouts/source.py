@@ -10,7 +10,7 @@ from posttrain.contract.views import Example, Sequence
 from posttrain.distillation.align import Alignment
 from posttrain.errors import SettingsError
 from posttrain.rollouts.collect import Collected, Collector
-from posttrain.rollouts.overlap import Pace
+from posttrain.rollouts.overlap import OverlapAdvisor
 from posttrain.rollouts.requests import seed_of
 from posttrain.training.source import count_steps
 
@@ -31,7 +31,7 @@ class Online:
         """Batches of prompts generated for so far: one a rollout, more where prompts are dropped and refilled."""
         self.buffer: list[Example] = []
         self.metrics: dict[str, float] = {}
-        self.pace = Pace(self.per_rollout)
+        self.pace = OverlapAdvisor(self.per_rollout)
 
     def steps(self) -> int:
         """Optimiser steps, from ``steps`` or ``epochs`` over the prompts."""

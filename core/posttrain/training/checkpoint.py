@@ -126,9 +126,9 @@ def restore_checkpoint(run: Run, folder: Path) -> list[str]:
     if training["source"]:
         run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
     run.step, run.best = facts["step"], facts["best"]
-    saved, parts = len(training["random"]), run.strategy.parts
+    saved, parts = len(training["random"]), run.strategy.data_size
     if saved == parts:
-        _set_random_state(training["random"][run.strategy.part])
+        _set_random_state(training["random"][run.strategy.data_rank])
         return []
     return [
         f"The checkpoint holds the random state of {saved} processes and this run has {parts}: dropout draws other "

@@ -33,7 +33,7 @@ class HeldOutLoss:
     def __call__(self, run: Run) -> dict[str, float]:
         """Loss, its terms where there are several, and the method's metrics."""
         cache = run.reference.cache if run.reference is not None else None
-        with nullcontext() if cache is None else cache.asked_by_evaluation():
+        with nullcontext() if cache is None else cache.evaluation_scope():
             return self._measured(run)
 
     def _measured(self, run: Run) -> dict[str, float]:
@@ -43,7 +43,7 @@ class HeldOutLoss:
             annotate(run, everyone[start : start + self.batch_size])
         run.state.clear()
         run.state.update(state)  # what an evaluation sees must not move the training (D3)
-        outcome = evaluate_loss(run, run.strategy.share(everyone), Step(run.step, run.total))
+        outcome = evaluate_loss(run, run.strategy.scatter(everyone), Step(run.step, run.total))
         terms = outcome.terms if len(outcome.terms) > 1 else {}
         return {"loss": outcome.loss, **terms, **outcome.metrics}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.contract.views import Step
 from posttrain.errors import RunStopped, SettingsError
-from posttrain.models.ema import Average
+from posttrain.models.ema import EmaModel
 from posttrain.runs.facts import peak_memory_mb
 from posttrain.runs.progress import Progress
 from posttrain.training.annotate import annotate
@@ -60,12 +60,12 @@ def _one_step(run: Run) -> dict[str, Any]:
     begun = time.monotonic()
     everyone = run.source.examples(run.step)
     annotate(run, everyone)
-    examples = run.strategy.share(everyone)
+    examples = run.strategy.scatter(everyone)
     rate = float(run.schedule.get_last_lr()[0])
     outcome = optimiser_step(run, examples, Step(run.step, run.total))
     run.step += 1
     for model in (run.teacher, run.reference):
-        if isinstance(model, Average):
+        if isinstance(model, EmaModel):
             model.step_done(run.step)
     seconds = time.monotonic() - begun
     line = _line(run, outcome, rate, seconds)

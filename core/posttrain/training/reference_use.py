@@ -21,12 +21,12 @@ import transformers
 import posttrain
 from posttrain.contract.pad import sequences_of
 from posttrain.contract.views import Example
-from posttrain.example.made import place_of
+from posttrain.example.made import resolve_example_model
 from posttrain.models.identity import weights_identity
 from posttrain.models.load import choose_dtype
 from posttrain.models.reference import Reference
 from posttrain.models.reference_cache import ReferenceCache
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.training.evaluate import HeldOutLoss
 from posttrain.training.source import Offline
 
@@ -102,11 +102,11 @@ def fill_reference(run: Run) -> None:
     reference.is_policy = True
     try:
         for number in range(min(run.total, source.order.per_epoch)):
-            _run_over(run, run.strategy.share(source.examples(number)))
+            _run_over(run, run.strategy.scatter(source.examples(number)))
         if isinstance(run.evaluation, HeldOutLoss):
             held_out = [run.evaluation.data[index] for index in range(run.evaluation.count)]
-            with reference.cache.asked_by_evaluation():
-                _run_over(run, run.strategy.share(held_out))
+            with reference.cache.evaluation_scope():
+                _run_over(run, run.strategy.scatter(held_out))
     finally:
         reference.is_policy = False
 
@@ -114,8 +114,8 @@ def fill_reference(run: Run) -> None:
 def _run_over(run: Run, examples: list[Example]) -> None:
     assert run.reference is not None
     assert run.reference.cache is not None
-    request = Request(run.head_chunk, run.temperature)
-    for micro, _ in run.passes(examples):
+    request = TokenQuery(run.head_chunk, run.temperature)
+    for micro, _ in run.iter_micro_batches(examples):
         with run.autocast():
             run.reference.results(sequences_of(micro) if micro else [], request)
     run.reference.cache.exchange(run.strategy)
@@ -123,7 +123,7 @@ def _run_over(run: Run, examples: list[Example]) -> None:
 
 def _name(run: Run, weights: str) -> str | None:
     """Name of the folder for this reference in this run's arithmetic; None where the weights cannot be identified."""
-    identity = weights_identity(place_of(weights, run.settings))
+    identity = weights_identity(resolve_example_model(weights, run.settings))
     if identity is None:
         return None
     settings, device = run.settings, run.policy.device
@@ -161,7 +161,7 @@ def _coverage(run: Run, known: ReferenceCache) -> tuple[int, int]:
     if not len(known):
         return 0, len(train) + len(held_out)
     covered = sum(_all_in(known, source.data[index]) for index in train)
-    with known.asked_by_evaluation():
+    with known.evaluation_scope():
         covered += sum(_all_in(known, run.evaluation.data[index]) for index in held_out)
     return covered, len(train) + len(held_out)
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posttrain.contract.pad import IDLE, sequences_of, token_mask
+from posttrain.contract.pad import DUMMY_SEQUENCE, sequences_of, token_mask
 from posttrain.contract.views import Example, Sequence
 from posttrain.errors import ModelError, SettingsError
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.modes import evaluating
 from posttrain.network.token_model import TokenModel
 from posttrain.training.reduction import Totals
@@ -45,13 +45,13 @@ class RouterLoss:
 
         Random states are as before, so that the passes that follow draw the same noise.
         """
-        if run.strategy.parts == 1 and sum(1 for _ in run.micro_batches(examples)) == 1:
+        if run.strategy.data_size == 1 and sum(1 for _ in run.micro_batches(examples)) == 1:
             return
         device = run.policy.device
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), run.autocast():
-            for micro, _ in run.passes(examples):
-                request = Request(routing=self.choices, only_routing=True)
-                found = run.policy(sequences_of(micro) if micro else [IDLE], request)["routing"]  # (2, E)
+            for micro, _ in run.iter_micro_batches(examples):
+                request = TokenQuery(routing=self.choices, only_routing=True)
+                found = run.policy(sequences_of(micro) if micro else [DUMMY_SEQUENCE], request)["routing"]  # (2, E)
                 for expert, number in enumerate(found[0].tolist() if micro else ()):
                     name = _COUNT.format(expert)
                     totals.tokens[name] = totals.tokens.get(name, 0.0) + number
@@ -101,7 +101,7 @@ def _agrees(policy: TokenModel, choices: int) -> bool:
     rows = [Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.arange(n) > 0) for n in (9, 5)]
     try:
         with evaluating(policy):
-            sums = policy(rows, Request(routing=choices, only_routing=True))["routing"]
+            sums = policy(rows, TokenQuery(routing=choices, only_routing=True))["routing"]
             if policy.head is None:
                 return True  # transformers' classifiers have no such loss; the choices are all that there is to know
             ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(policy.device)

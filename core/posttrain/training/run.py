@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
 from posttrain.contract.views import Example, Sequence
-from posttrain.distillation.teacher_inputs import give_teacher
+from posttrain.distillation.teacher_inputs import attach_teacher_logits
 from posttrain.models.reference import MovingReference, Reference
-from posttrain.network.chunked_head import Request, chunk_tokens
+from posttrain.network.chunked_head import TokenQuery, chunk_tokens
 from posttrain.network.kernels.offload import offloaded
 from posttrain.network.precision import casts_to_bfloat16
 from posttrain.network.token_model import TokenModel
@@ -114,19 +114,19 @@ class Run:
         tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online, narrow)
         return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
 
-    def passes(self, examples: list[Example]) -> Iterator[tuple[list[Example], bool]]:
+    def iter_micro_batches(self, examples: list[Example]) -> Iterator[tuple[list[Example], bool]]:
         """Micro-batches, each with whether it is the last; empty ones where other ranks make more passes together."""
         micros = list(self.micro_batches(examples))
-        rounds = self.strategy.rounds(len(micros))
+        rounds = self.strategy.synchronised_passes(len(micros))
         for place in range(rounds):
             yield micros[place] if place < len(micros) else [], place == rounds - 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where asked for, or where the GPU has it."""
-        wanted = casts_to_bfloat16(self.settings, self.policy) and not self.strategy.casts
+        wanted = casts_to_bfloat16(self.settings, self.policy) and not self.strategy.handles_autocast
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
-    def saving(self) -> AbstractContextManager[Any]:
+    def activation_offload(self) -> AbstractContextManager[Any]:
         """Where a forward pass leaves what its backward pass needs."""
         return offloaded() if self.settings.offload_activations else nullcontext()
 
@@ -138,9 +138,9 @@ class Run:
         if close is not None:
             close()
 
-    def request(self, sequences: list[Sequence]) -> Request:
+    def request(self, sequences: list[Sequence]) -> TokenQuery:
         """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
-        request = Request(self.head_chunk, self.temperature, extras=True)
+        request = TokenQuery(self.head_chunk, self.temperature, extras=True)
         hook = "posttrain_token_statistics"
         if not self.method.has(hook):
             return request
@@ -148,7 +148,7 @@ class Run:
         if self.reference is not None and self.method.takes(hook, "reference_logits"):
             request.others["reference_logits"] = self.reference.logits(sequences, self.temperature)
         if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
-            give_teacher(request, self.teacher, sequences)
+            attach_teacher_logits(request, self.teacher, sequences)
         return request
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.loss_terms import split_loss
-from posttrain.contract.pad import IDLE, sequences_of
+from posttrain.contract.pad import DUMMY_SEQUENCE, sequences_of
 from posttrain.contract.surrogate import entropy_metric
 from posttrain.contract.views import Batch, Example, Sequence, Step, Views
-from posttrain.distillation.teacher_inputs import taught
+from posttrain.distillation.teacher_inputs import has_teacher_target
 from posttrain.errors import PluginError
-from posttrain.network.chunked_head import Request
+from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.modes import evaluating
 from posttrain.network.token_model import build_views
 from posttrain.training.correction import correct, summary
@@ -66,12 +66,12 @@ def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
     terms: dict[str, float] = {}
     averages = Averages()
     extremes: list[float] = []
-    for micro, last in run.passes(examples):
+    for micro, last in run.iter_micro_batches(examples):
         if micro:
             loss, shares, metrics = _micro_batch(run, micro, totals, step, averages, extremes)
             averages.add(metrics)
         else:
-            loss, shares = _idle(run), {}
+            loss, shares = _dummy_pass(run), {}
         if step.training:
             run.strategy.backward(loss, last)
         for name, share in shares.items():
@@ -95,8 +95,8 @@ def _micro_batch(
     run: Run, micro: list[Example], totals: Totals, step: Step, averages: Averages, extremes: list[float]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """One forward pass: the loss to call backward on, each term's share of the step's loss, and metrics."""
-    with run.autocast(), run.saving():
-        batch, policy, reference, masks, routing = forward(run, micro)
+    with run.autocast(), run.activation_offload():
+        batch, policy, reference, masks, routing = build_views_of(run, micro)
         correct(run, micro, policy, averages, extremes)
         returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
     parts, metrics = split_loss(returned, run.card.name)
@@ -109,23 +109,25 @@ def _micro_batch(
     return loss, shares, metrics
 
 
-def _idle(run: Run) -> Tensor:
+def _dummy_pass(run: Run) -> Tensor:
     """The passes of a micro-batch without examples, for ranks that still have some; its gradient is zero."""
-    with run.autocast(), run.saving():
+    with run.autocast(), run.activation_offload():
         if run.reference is not None:
             _reference_logps(run, [])
-        results = run.policy([IDLE], _policy_request(run, [IDLE]))
+        results = run.policy([DUMMY_SEQUENCE], _policy_request(run, [DUMMY_SEQUENCE]))
     return torch.stack([values.float().sum() * 0.0 for values in results.values()]).sum()
 
 
-def _policy_request(run: Run, sequences: list[Sequence]) -> Request:
+def _policy_request(run: Run, sequences: list[Sequence]) -> TokenQuery:
     request = run.request(sequences)
     if run.router_loss is not None and run.policy.training:
         request.routing = run.router_loss.choices
     return request
 
 
-def forward(run: Run, examples: list[Example]) -> tuple[Batch, Views, Views | None, dict[str, Tensor], Tensor | None]:
+def build_views_of(
+    run: Run, examples: list[Example]
+) -> tuple[Batch, Views, Views | None, dict[str, Tensor], Tensor | None]:
     """Batch, policy views, reference views (or None), all masks and the routing of one micro-batch."""
     batch, masks = build_batch(examples, run.policy.device)
     sequences = sequences_of(examples)
@@ -149,7 +151,7 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
     """Views of the frozen reference, from columns computed before, its cache, or a forward pass without gradient."""
     stored = "reference_logps"
     if all(stored in s.per_token for s in sequences_of(examples)):
-        if run.strategy.together:
+        if run.strategy.shards_forward:
             _reference_logps(run, [])
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
         return build_views(examples, {"logps": flat.to(run.policy.device)})
@@ -158,7 +160,7 @@ def reference_views(run: Run, examples: list[Example]) -> Views:
 
 def _reference_logps(run: Run, sequences: list[Sequence]) -> dict[str, Tensor]:
     assert run.reference is not None
-    return run.reference.results(sequences, Request(run.head_chunk, run.temperature))
+    return run.reference.results(sequences, TokenQuery(run.head_chunk, run.temperature))
 
 
 def no_grad_results(
@@ -169,10 +171,10 @@ def no_grad_results(
     Of the policy also the outputs of extra modules, and with ``full`` the method's token statistics.
     """
     with evaluating(run.policy), torch.no_grad():
-        for micro, _ in run.passes(examples):
-            sequences = sequences_of(micro) if micro else [IDLE]
+        for micro, _ in run.iter_micro_batches(examples):
+            sequences = sequences_of(micro) if micro else [DUMMY_SEQUENCE]
             with run.autocast():
-                request = run.request(sequences) if full else Request(run.head_chunk, run.temperature)
+                request = run.request(sequences) if full else TokenQuery(run.head_chunk, run.temperature)
                 request.extras = model == "policy"
                 if model == "policy":
                     results = run.policy(sequences, request)
@@ -189,8 +191,8 @@ def no_grad_results(
 def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
     """The teacher's log-probs ``(t,)``, of the logits that it gives in the policy's vocabulary, wherever it lives."""
     chunk = run.head_chunk
-    for micro, _ in run.passes(examples):
-        sequences = sequences_of(micro) if micro else [IDLE]
+    for micro, _ in run.iter_micro_batches(examples):
+        sequences = sequences_of(micro) if micro else [DUMMY_SEQUENCE]
         labels = torch.cat([s.ids[s.trained] for s in sequences]).to(run.policy.device)  # (n,)
         logps = [torch.zeros(0)]
         with torch.no_grad(), run.autocast():
@@ -212,7 +214,7 @@ def shared_results(run: Run, sequences: list[Sequence], model: str, full: bool =
             f"'{run.card.name}' compares the teacher's log-probs token by token, and the teacher has another "
             "tokeniser. Choose a teacher of the model's own family, or the method gold."
         )
-    mine = run.strategy.share(taught(sequences) if model == "teacher" else sequences)
+    mine = run.strategy.scatter(has_teacher_target(sequences) if model == "teacher" else sequences)
     examples = [Example({"completion": [sequence]}) for sequence in mine]
     results = _teacher_results(run, examples) if model == "teacher" else no_grad_results(run, examples, model, full)
     found = {id(example): one for example, one in results}

@@ -24,12 +24,12 @@ class Strategy(Protocol):
     name: str
     rank: int
     world: int
-    part: int
+    data_rank: int
     """This process's place among the ``parts`` that share the data; several processes may hold one part together."""
-    parts: int
-    together: bool
+    data_size: int
+    shards_forward: bool
     """Whether weights are spread, so that a forward or backward pass needs all ranks at the same time."""
-    casts: bool
+    handles_autocast: bool
     """Whether the strategy computes in bfloat16 by itself; then there is no autocast around a pass."""
 
     def prepare(self, model: TokenModel) -> None:
@@ -41,7 +41,7 @@ class Strategy(Protocol):
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         """Begin a step: no gradients."""
 
-    def rounds(self, count: int) -> int:
+    def synchronised_passes(self, count: int) -> int:
         """Passes that this rank must make where it has work for ``count``: the most of any rank if ``together``."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -53,7 +53,7 @@ class Strategy(Protocol):
         Returns the norm of the whole gradient before that. No step where it, or the loss (``finite``), is no number.
         """
 
-    def whole(self, *models: TokenModel) -> AbstractContextManager[None]:
+    def gathered(self, *models: TokenModel) -> AbstractContextManager[None]:
         """A block in which each rank has all weights of ``models`` and may run them alone, as a generator does."""
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -65,7 +65,7 @@ class Strategy(Protocol):
     def load(self, run: Run, folder: Path) -> None:
         """Undo ``save``, also where another number of ranks or another strategy saved. Raises CheckpointError."""
 
-    def share(self, items: list[Any]) -> list[Any]:
+    def scatter(self, items: list[Any]) -> list[Any]:
         """This rank's part of a step's items, in an order that ``gather`` undoes."""
 
     def gather(self, items: list[Any]) -> list[Any]:

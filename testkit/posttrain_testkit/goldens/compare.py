@@ -315,7 +315,7 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
         name: dict.fromkeys(rollouts.prompts, value) if isinstance(value, dict) else value
         for name, value in inputs.others.items()
     }  # an object is what is known of each prompt
-    advantages, columns = method.worth(rewards=rewards, rollouts=rollouts, config=config, state=state)
+    advantages, columns = method.advantages_and_columns(rewards=rewards, rollouts=rollouts, config=config, state=state)
     batch.columns |= {"advantages": advantages, **columns}
     return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
 

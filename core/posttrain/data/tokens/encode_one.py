@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.messages import is_messages, message_text
-from posttrain.data.tokens.sequence_specs import Content, Draft, with_system
+from posttrain.data.tokens.sequence_specs import Content, SequenceSpec, with_system
 from posttrain.data.tokens.templates import Templates
 from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.errors import DataError
@@ -19,7 +19,7 @@ def encode_prompt(
     prompt: Content, tokenizer: Any, settings: Settings, stop_ids: set[int], tools: Any = None
 ) -> tuple[Tensor, str]:
     """Tokens ``(p,)`` and text of a prompt as the data's own prompts are encoded: an answer may follow."""
-    draft = Draft(with_system(prompt, settings.system_prompt), None, tools)
+    draft = SequenceSpec(with_system(prompt, settings.system_prompt), None, tools)
     tokens, text = _encode(draft, tokenizer, settings, stop_ids)
     return torch.from_numpy(tokens.ids).long(), text
 
@@ -31,7 +31,7 @@ def encode_answer(
     prompt, completion = with_system(columns["prompt"], settings.system_prompt), columns["completion"]
     if is_messages(prompt) and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
-    tokens, _ = _encode(Draft(prompt, completion, columns.get("tools")), tokenizer, settings, stop_ids)
+    tokens, _ = _encode(SequenceSpec(prompt, completion, columns.get("tools")), tokenizer, settings, stop_ids)
     learnt = tokens.trained.nonzero()[0]
     if not len(learnt):
         raise DataError(f"The answer {str(completion)[:60]!r} has no tokens. Expected text to learn from.")
@@ -41,7 +41,7 @@ def encode_answer(
     return ids[:first], ids[first : int(learnt[-1]) + 1][: settings.max_new_tokens], text
 
 
-def _encode(draft: Draft, tokenizer: Any, settings: Settings, stop_ids: set[int]) -> tuple[Tokens, str]:
+def _encode(draft: SequenceSpec, tokenizer: Any, settings: Settings, stop_ids: set[int]) -> tuple[Tokens, str]:
     layout = Templates(tokenizer, settings).layout(draft, "this row")
     (tokens,) = Encoder(tokenizer, stop_ids).encode([layout])
     return tokens, layout.text

@@ -15,7 +15,7 @@ from posttrain.contract.views import Example
 from posttrain.data.convert import Row
 from posttrain.data.rows import Rows
 from posttrain.data.tokens import cache
-from posttrain.data.tokens.sequence_specs import Draft, drafts, extra_columns
+from posttrain.data.tokens.sequence_specs import SequenceSpec, extra_columns, sequence_specs
 from posttrain.data.tokens.templates import Templates
 from posttrain.data.tokens.token_arrays import Builder, Prepared
 from posttrain.data.tokens.tokenise import Encoder, Tokens
@@ -103,7 +103,7 @@ class Pipeline:
         """Number of the row, its kept columns, and its sequences by role, for each row that gives an example."""
         number = 0
         while part := list(islice(located, chunk)):
-            planned = [drafts(row, self.schema, origin, self.settings, self.roles) for origin, row in part]
+            planned = [sequence_specs(row, self.schema, origin, self.settings, self.roles) for origin, row in part]
             layouts = [
                 self.templates.layout(draft, origin)
                 for (origin, _), roles in zip(part, planned, strict=True)
@@ -160,11 +160,11 @@ class Pipeline:
         )
 
 
-def _flat(roles: dict[str, list[Draft]]) -> list[Draft]:
+def _flat(roles: dict[str, list[SequenceSpec]]) -> list[SequenceSpec]:
     return [draft for several in roles.values() for draft in several]
 
 
-def _regrouped(roles: dict[str, list[Draft]], sequences: list[Tokens]) -> dict[str, list[Tokens]]:
+def _regrouped(roles: dict[str, list[SequenceSpec]], sequences: list[Tokens]) -> dict[str, list[Tokens]]:
     remaining = iter(sequences)
     return {role: list(islice(remaining, len(several))) for role, several in roles.items()}
 

@@ -12,7 +12,7 @@ from posttrain.errors import DataError, ModelError, SettingsError
 from posttrain.settings import Settings
 
 Content = str | list[dict[str, Any]]
-Roles = dict[str, list["Draft"]]
+Roles = dict[str, list["SequenceSpec"]]
 
 #: Columns of forget-retain rows that may hold a sample. ``alternative`` is what to say instead of what is forgotten.
 SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
@@ -31,7 +31,7 @@ _FREE = ("language-modeling", "prompt-completion", "trajectory")
 
 
 @dataclass
-class Draft:
+class SequenceSpec:
     """One sequence to be: a prompt, what follows it, and which of it is learnt."""
 
     prompt: Content | None
@@ -51,7 +51,7 @@ def extra_columns(row: Row, schema: str) -> Row:
     return {name: value for name, value in row.items() if name not in tokenised}
 
 
-def drafts(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[str, ...] = ()) -> Roles:
+def sequence_specs(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[str, ...] = ()) -> Roles:
     """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images.
 
     ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
@@ -68,16 +68,16 @@ def drafts(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[
     if schema == "forget-retain":
         return {name: [_sample(row[name], tools, origin, settings)] for name in roles or SAMPLES[:2]}
     if schema == "preference":
-        return {name: [Draft(prompt, row[name], tools)] for name in roles or ("chosen", "rejected")}
+        return {name: [SequenceSpec(prompt, row[name], tools)] for name in roles or ("chosen", "rejected")}
     if schema == "prompt":
-        return {"prompt": [Draft(with_system(row["prompt"], settings.system_prompt), None, tools)]}
+        return {"prompt": [SequenceSpec(with_system(row["prompt"], settings.system_prompt), None, tools)]}
     if schema == "stepwise":
         return {"completion": [_stepwise(row)]}
     if "completions" in row:
-        return {"completion": [Draft(prompt, completion, tools) for completion in row["completions"]]}
+        return {"completion": [SequenceSpec(prompt, completion, tools) for completion in row["completions"]]}
     if learn == "assistant" and not is_messages(row["completion"]):
         raise _text_has_no_turns(origin, "assistant")
-    return {"completion": [Draft(prompt, row["completion"], tools, learn or "completion")]}
+    return {"completion": [SequenceSpec(prompt, row["completion"], tools, learn or "completion")]}
 
 
 def with_system(prompt: Content, system_prompt: str | None) -> Content:
@@ -90,17 +90,17 @@ def with_system(prompt: Content, system_prompt: str | None) -> Content:
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
-def _whole(content: Content, tools: Any, origin: str, settings: Settings) -> Draft:
+def _whole(content: Content, tools: Any, origin: str, settings: Settings) -> SequenceSpec:
     learn = settings.train_on
     if isinstance(content, str):
         if learn in ("completion", "assistant"):
             raise _text_has_no_turns(origin, learn)
-        return Draft("", content, tools, "all")
+        return SequenceSpec("", content, tools, "all")
     if learn != "completion":
-        return Draft(None, content, tools, learn or "assistant")
+        return SequenceSpec(None, content, tools, learn or "assistant")
     if problem := last_turn(content):
         raise DataError(f"{origin}: column 'messages' {problem}. Or choose: --train-on assistant")
-    return Draft(content[:-1] or None, content[-1:], tools, "completion")
+    return SequenceSpec(content[:-1] or None, content[-1:], tools, "completion")
 
 
 def _text_has_no_turns(origin: str, learn: str) -> SettingsError:
@@ -108,20 +108,22 @@ def _text_has_no_turns(origin: str, learn: str) -> SettingsError:
     return SettingsError(f"train-on '{learn}' needs {needed}, but {origin} has text. Leave train-on out.")
 
 
-def _sample(value: Any, tools: Any, origin: str, settings: Settings) -> Draft:
+def _sample(value: Any, tools: Any, origin: str, settings: Settings) -> SequenceSpec:
     if isinstance(value, dict):
-        return Draft(value["prompt"], value["completion"], tools)
+        return SequenceSpec(value["prompt"], value["completion"], tools)
     return _whole(value, tools, origin, settings)
 
 
-def _stepwise(row: Row) -> Draft:
+def _stepwise(row: Row) -> SequenceSpec:
     texts = [step if isinstance(step, str) else message_text(step) for step in row["completions"]]
     # A line break ends a step, so that the mark stands on a token that says the step is over.
     steps = [text if text.endswith("\n") else text + "\n" for text in texts]
     joined = "".join(steps)
     prompt = row["prompt"]
     completion: Content = [{"role": "assistant", "content": joined}] if is_messages(prompt) else joined
-    return Draft(prompt, completion, row.get("tools"), steps=steps, labels=[float(label) for label in row["labels"]])
+    return SequenceSpec(
+        prompt, completion, row.get("tools"), steps=steps, labels=[float(label) for label in row["labels"]]
+    )
 
 
 def _refuse_media(row: Row, origin: str) -> None:

@@ -12,7 +12,7 @@ import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from posttrain.contract.messages import is_messages, message_text
-from posttrain.data.tokens.sequence_specs import Draft
+from posttrain.data.tokens.sequence_specs import SequenceSpec
 from posttrain.errors import DataError, ModelError, SettingsError
 from posttrain.settings import Settings
 
@@ -54,7 +54,7 @@ class Templates:
         """The template's text, for the cache; empty if there is none."""
         return self.override or str(getattr(self.tokenizer, "chat_template", None) or "")
 
-    def layout(self, draft: Draft, origin: str) -> Layout:
+    def layout(self, draft: SequenceSpec, origin: str) -> Layout:
         """Text and positions of one draft. Raises DataError or ModelError naming ``origin``."""
         if isinstance(draft.prompt, list) or isinstance(draft.completion, list):
             return self._conversation(draft, origin)
@@ -74,7 +74,7 @@ class Templates:
         except (jinja2.TemplateError, TypeError) as error:
             raise DataError(f"{origin}: the chat template refuses these messages: {str(error).rstrip('.')}.") from None
 
-    def _plain(self, draft: Draft) -> Layout:
+    def _plain(self, draft: SequenceSpec) -> Layout:
         prompt, completion = str(draft.prompt or ""), draft.completion
         if completion is None:
             return Layout(prompt, True, len(prompt), [])
@@ -90,7 +90,7 @@ class Templates:
             labels=draft.labels or [],
         )
 
-    def _conversation(self, draft: Draft, origin: str) -> Layout:
+    def _conversation(self, draft: SequenceSpec, origin: str) -> Layout:
         prompt: Messages = draft.prompt if is_messages(draft.prompt) else []  # type: ignore[assignment]  # narrowed
         if draft.completion is None:
             text = self.render(prompt, draft.tools, origin, ask=True)
@@ -112,7 +112,7 @@ class Templates:
         marks = _step_marks(draft, text, boundary, origin)
         return Layout(text, False, boundary, spans, marks=marks, labels=draft.labels or [], mismatch=mismatch)
 
-    def _boundary(self, prompt: Messages, draft: Draft, text: str, origin: str) -> tuple[int, bool]:
+    def _boundary(self, prompt: Messages, draft: SequenceSpec, text: str, origin: str) -> tuple[int, bool]:
         asked = self.render(prompt, draft.tools, origin, ask=True)
         if text.startswith(asked):
             return len(asked), False
@@ -165,7 +165,7 @@ class Templates:
         return shared if shared >= len(self.render(messages[:index], tools, origin)) else None
 
 
-def _step_marks(draft: Draft, text: str, boundary: int, origin: str) -> list[int]:
+def _step_marks(draft: SequenceSpec, text: str, boundary: int, origin: str) -> list[int]:
     if not draft.steps:
         return []
     marks = []

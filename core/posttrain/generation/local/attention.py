@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from posttrain.network.attention import NAME as DOCUMENTS
 from posttrain.network.attention import document_attention
-from posttrain.network.kernels.cpu.matmul import attend, emulates_bfloat16, exact_products
+from posttrain.network.kernels.cpu.matmul import attend, emulates_bfloat16, full_precision_matmul
 
 NAME = "posttrain_grouped"
 
@@ -58,7 +58,7 @@ def grouped_attention(
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """The same as two batched products: a CPU's fused kernel, made for long queries, takes a third longer."""
-    with exact_products(query):
+    with full_precision_matmul(query):
         scores = torch.bmm((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2))  # (n * heads, group, T)
         if mask is not None:
             scores.unflatten(0, query.shape[:2]).masked_fill_(~mask, -torch.inf)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.generation.local.cache import SlotCache
-from posttrain.generation.local.prefill import Network, Stem
+from posttrain.generation.local.prefill import Network, Prefill
 from posttrain.generation.local.sample import Sample
 
 #: Where rows cannot be exchanged, the share that must be done before the cache is copied without them.
@@ -35,7 +35,7 @@ class Batch:
         """Whether samples may join now."""
         return not self.samples or isinstance(self._cache, SlotCache)
 
-    def join(self, stem: Stem, rows: list[int], samples: list[Sample], capacity: int) -> None:
+    def join(self, stem: Prefill, rows: list[int], samples: list[Sample], capacity: int) -> None:
         """Take in samples whose texts, but for the newest token, are ``rows`` of ``stem``.
 
         ``capacity`` is the number of samples that may come to be in the batch. A stem that cannot be shared is used up.

@@ -10,7 +10,7 @@ from torch import Tensor
 from posttrain.contract.generation import Sampling
 from posttrain.generation.local.batch import Batch
 from posttrain.generation.local.cache import affordable_tokens
-from posttrain.generation.local.prefill import Network, Stem
+from posttrain.generation.local.prefill import Network, Prefill
 from posttrain.generation.local.sample import Sample, Stops
 from posttrain.generation.local.sampling import choose
 
@@ -33,7 +33,7 @@ class Group:
     text: Tensor
     """``(n,)``"""
     samples: list[Sample]
-    stem: Stem | None = None
+    stem: Prefill | None = None
     """Where the text has been read already."""
     row: int = 0
     """Its row of ``stem``."""
@@ -126,7 +126,7 @@ class Decoder:
         for row, group in enumerate(groups):
             group.stem, group.row = stem, row
 
-    def _join(self, stem: Stem, free: int) -> None:
+    def _join(self, stem: Prefill, free: int) -> None:
         """Let the samples of the first ``stem`` join, ``free`` at most, with the first token that follows it."""
         rows: list[int] = []
         samples: list[Sample] = []

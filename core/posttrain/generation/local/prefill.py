@@ -15,12 +15,12 @@ from posttrain.errors import ModelError
 from posttrain.generation.local.attention import grouped
 from posttrain.generation.local.cache import SlotCache, joinable
 from posttrain.network import rope
-from posttrain.network.kernels.cpu.onednn_weights import packed
+from posttrain.network.kernels.cpu.onednn_weights import prepacked_weights
 from posttrain.network.modes import evaluating
 
 
 @dataclass
-class Stem:
+class Prefill:
     """Texts that the model has read."""
 
     cache: Any
@@ -66,7 +66,7 @@ class Network:
             self._pads = bool((together - alone).abs().max() <= 0.05 * alone.abs().max())
         return self._pads
 
-    def read(self, texts: list[Tensor]) -> Stem:
+    def read(self, texts: list[Tensor]) -> Prefill:
         """One forward pass over texts ``(n_i,)``, padded on the left."""
         lengths = torch.tensor([text.numel() for text in texts], device=self.device)  # (p,)
         width = int(lengths.max())
@@ -75,7 +75,7 @@ class Network:
         for row, text in zip(ids, texts, strict=True):
             row[width - text.numel() :] = text
         logits, cache = self.forward(ids, mask.long(), (mask.cumsum(-1) - 1).clamp(min=0), None)
-        return Stem(cache, width, logits, self.placed and joinable(cache))
+        return Prefill(cache, width, logits, self.placed and joinable(cache))
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last column, ``(n, V)``, and the cache that now holds ``ids`` ``(n, t)`` too.
@@ -120,5 +120,5 @@ class Network:
     def sampling(self) -> Iterator[None]:
         """Every module in evaluation mode and no gradient; each module is back in its own mode afterwards."""
         # Not inference_mode: tensors that a model or a wrapper caches under it could never take part in training.
-        with evaluating(self.model), torch.no_grad(), grouped(self.inner), packed(self.model):
+        with evaluating(self.model), torch.no_grad(), grouped(self.inner), prepacked_weights(self.model):
             yield

@@ -18,17 +18,17 @@ def offloaded() -> AbstractContextManager[Any]:
     Weights stay where they are. Copies are ordered by the GPU's stream, so nobody waits for them but the kernel that
     needs them.
     """
-    return torch.autograd.graph.saved_tensors_hooks(_away, _back)
+    return torch.autograd.graph.saved_tensors_hooks(_to_host, _to_device)
 
 
-def _away(kept: Tensor) -> Tensor | tuple[torch.device, Tensor]:
+def _to_host(kept: Tensor) -> Tensor | tuple[torch.device, Tensor]:
     if kept.device.type != "cuda" or kept.nbytes < SMALLEST_BYTES or _is_weight(kept):
         return kept
     place = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=True)
     return kept.device, place.copy_(kept, non_blocking=True)
 
 
-def _back(found: Tensor | tuple[torch.device, Tensor]) -> Tensor:
+def _to_device(found: Tensor | tuple[torch.device, Tensor]) -> Tensor:
     if isinstance(found, Tensor):
         return found
     device, place = found

@@ -18,7 +18,7 @@ LARGE = 10_000_000
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
-def choose_products(model: nn.Module) -> bool:
+def prefer_onednn(model: nn.Module) -> bool:
     """Have oneDNN multiply the matrices of ``model`` where that is faster than MKL and as exact; whether it does.
 
     On AMD's processors it was: 1.05 to 1.3 times for a training step's shapes, up to 1.9 times for the few rows of
@@ -45,7 +45,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options
     2.6 times the time in training and four times in generation were measured.
     """
     chosen = torch.get_float32_matmul_precision()
-    with exact_products(query):
+    with full_precision_matmul(query):
         mixed = scaled_dot_product_attention(query, key, value, *arguments, **options)
     if mixed.grad_fn is not None and _through_onednn(query, chosen):
         mixed.grad_fn.register_prehook(lambda _: torch.set_float32_matmul_precision("highest"))
@@ -54,8 +54,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options
 
 
 @contextmanager
-def exact_products(states: Tensor) -> Iterator[None]:
-    """Undo ``choose_products`` meanwhile, where ``states`` are on a CPU."""
+def full_precision_matmul(states: Tensor) -> Iterator[None]:
+    """Undo ``prefer_onednn`` meanwhile, where ``states`` are on a CPU."""
     chosen = torch.get_float32_matmul_precision()
     if not _through_onednn(states, chosen):
         yield

@@ -48,7 +48,7 @@ class _Packed:
 
 
 @contextmanager
-def packed(model: nn.Module) -> Iterator[None]:
+def prepacked_weights(model: nn.Module) -> Iterator[None]:
     """Let the linear layers of ``model`` multiply that way meanwhile, where it pays and there is memory for it."""
     layers: list[Any] = [module for module in model.modules() if _fits(module)]
     if not pays(sum(layer.weight.nbytes for layer in layers)):

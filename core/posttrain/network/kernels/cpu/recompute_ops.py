@@ -24,7 +24,7 @@ from posttrain.network.kernels.cpu.gradient_buffers import open_gradient
 TOLERANCE = 1e-4
 
 
-def make_lean(model: nn.Module, narrowed: bool = False) -> int:
+def use_recomputing_ops(model: nn.Module, narrowed: bool = False) -> int:
     """Replace the forward pass of the modules in ``model`` that allow it; returns how many.
 
     With ``narrowed`` also linear layers, see ``narrow``, but not the vocabulary projection, which the core multiplies.
