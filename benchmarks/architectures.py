@@ -369,7 +369,7 @@ def examine(family: str, form: str, changes: dict[str, Any], dtype: str, folder:
     try:
         result.dtype = dtype
         tokenizer = tiny_tokenizer()
-        loaded = load_policy(str(folder / "model"), tokenizer, Settings(device="cpu", dtype=dtype, cache="off"))
+        loaded = load_policy(str(folder / "model"), tokenizer, Settings(device="cpu", dtype=dtype, cache="off").model)
         result.notes = loaded.notes
         compare(model, loaded.policy, rows(), result)
         right = result.logps <= TOLERANCE and result.gradients <= TOLERANCE

@@ -63,7 +63,7 @@ def examine(family: str) -> tuple[float, float]:
     facts = noisy(shrink(default, NEEDS.get(family, {})), default)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **facts))
-    policy = load_policy(model, tiny_tokenizer(), Settings(device="cpu"), noise=False).policy
+    policy = load_policy(model, tiny_tokenizer(), Settings(device="cpu").model, noise=False).policy
     without = loss_of(policy)
     policy.modes = None
     return without, loss_of(policy)

@@ -53,7 +53,9 @@ def lines(folder):
 
 def start(cache):
     """The example model's weights as they are before any run."""
-    return load_file(Path(made.resolve_example_model("example", Settings(cache=str(cache)))) / "model.safetensors")
+    return load_file(
+        Path(made.resolve_example_model("example", Settings(cache=str(cache)).model)) / "model.safetensors"
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -101,7 +103,7 @@ def test_imitation_teaches_the_task_and_evaluation_sees_other_rows(train, cache)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     held_out = parts()[1]
     found = []
-    for place in (made.resolve_example_model("example", Settings(cache=str(cache))), folder / "model"):
+    for place in (made.resolve_example_model("example", Settings(cache=str(cache)).model), folder / "model"):
         found.append(accuracy(transformers.AutoModelForCausalLM.from_pretrained(place), tokenizer, held_out))
     assert 0.1 < found[0] < 0.7
     assert found[1] > found[0] + 0.2
@@ -220,7 +222,7 @@ def test_page_of_a_plugin_elsewhere_has_no_link_to_guides_it_lacks(tmp_path, mon
 
 
 def test_messages_have_the_tokens_of_plain_text(cache):
-    folder = made.resolve_example_model("example", Settings(cache=str(cache)))
+    folder = made.resolve_example_model("example", Settings(cache=str(cache)).model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     talk = [{"role": "user", "content": "40216="}, {"role": "assistant", "content": "01246"}]
     ids = tokenizer.apply_chat_template(talk, return_dict=False)
@@ -232,7 +234,7 @@ def test_teacher_knows_what_the_example_model_guesses(cache):
     held_out = parts()[1]
     found = {}
     for name in example.MODELS:
-        folder = made.resolve_example_model(name, Settings(cache=str(cache)))
+        folder = made.resolve_example_model(name, Settings(cache=str(cache)).model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder)
         turned = [{"prompt": row["prompt"], "answer": row["answer"][::-1]} for row in held_out]
@@ -278,18 +280,18 @@ def test_a_model_made_twice_at_the_same_time_is_the_first(short, tmp_path, monke
 
     def meanwhile(name):
         monkeypatch.setattr(made, "make", real)
-        folder = Path(made.resolve_example_model(name, settings))
+        folder = Path(made.resolve_example_model(name, settings.model))
         (folder / "first").write_text("")
         return real(name)
 
     monkeypatch.setattr(made, "make", meanwhile)
-    folder = Path(made.resolve_example_model("example", settings))
+    folder = Path(made.resolve_example_model("example", settings.model))
     assert (folder / "first").exists()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_other_names_are_left_alone_and_nothing_is_made(tmp_path):
-    assert made.resolve_example_model("./example", Settings(cache=str(tmp_path))) == "./example"
+    assert made.resolve_example_model("./example", Settings(cache=str(tmp_path)).model) == "./example"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,7 +299,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(SettingsError) as caught:
-        made.resolve_example_model("example", Settings(cache=str(file)))
+        made.resolve_example_model("example", Settings(cache=str(file)).model)
     assert str(caught.value) == (
         f"cache '{file}/models': cannot be written (Not a directory), but model 'example' is kept there. "
         "Choose another with --cache FOLDER."

@@ -12,16 +12,16 @@ from posttrain.settings import Settings
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_rows_of_every_schema_are_valid_and_the_same_each_time(schema, held_out):
     what = "eval-data" if held_out else "data"
-    rows = read_rows(["example"], (schema,), Settings(), what)
+    rows = read_rows(["example"], (schema,), Settings().data, what)
     assert (rows.schema, len(rows), rows.notes) == (schema, HELD_OUT if held_out else ROWS, [])
     assert list(rows) == example_rows(schema, held_out)
-    assert read_rows(["example"], (schema,), Settings(), what).fingerprint == rows.fingerprint
+    assert read_rows(["example"], (schema,), Settings().data, what).fingerprint == rows.fingerprint
 
 
 def test_rows_have_the_schema_that_the_method_names_first():
     """Rows of a task have more columns than one schema needs; these are not taken for another one."""
     for accepted in (("prompt", "prompt-completion"), ("prompt-completion", "prompt")):
-        rows = read_rows(["example"], accepted, Settings(limit=2))
+        rows = read_rows(["example"], accepted, Settings(limit=2).data)
         assert rows.schema == accepted[0]
         assert ("answer" in rows[0]) == (accepted[0] == "prompt")
 

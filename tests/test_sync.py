@@ -103,7 +103,7 @@ def test_sample_of_each_schema_is_valid_data(schema):
     from posttrain.data import read_rows
     from posttrain.settings import Settings
 
-    rows = read_rows([SAMPLES[schema]], (schema,), Settings())
+    rows = read_rows([SAMPLES[schema]], (schema,), Settings().data)
     assert rows.schema == schema
     assert len(rows) == 1
 

@@ -39,7 +39,7 @@ def load(model: str) -> Any:
     from posttrain.settings import Settings
 
     settings = Settings(model=model, device="cpu", dtype="float32")
-    return load_policy(model, load_tokenizer(model, settings), settings).policy
+    return load_policy(model, load_tokenizer(model, settings.model), settings.model).policy
 
 
 #: What a row of the table compares with the shared prefix.

@@ -126,10 +126,10 @@ def _start(
 ) -> Run:
     config = method.config(options, settings)
     method = apply_modifiers(method, settings)
-    directory = RunDirectory(settings.output or new_run_directory(method.name), writes=rank_here() == 0)
+    directory = RunDirectory(settings.watch.output or new_run_directory(method.name), writes=rank_here() == 0)
     directory.claim(take_over)
     try:
-        directory.check_free(settings.overwrite)
+        directory.check_free(settings.watch.overwrite)
         data = prepare_data(method, config, settings, objects)
         run = build_run(method, config, settings, objects, data, directory)
         directory.create(run_facts(run, data, objects, name))
@@ -140,8 +140,8 @@ def _start(
 
 
 def _progress(run: Run) -> Progress:
-    kind = run.settings.progress if run.strategy.rank == 0 else "quiet"
-    return Progress(kind, run.total, run.settings.log_every)
+    kind = run.settings.watch.progress if run.strategy.rank == 0 else "quiet"
+    return Progress(kind, run.total, run.settings.watch.log_every)
 
 
 def _announce(run: Run, data: Prepared) -> None:
@@ -205,10 +205,10 @@ def _finish(run: Run) -> None:
         save_model(run.policy, run.tokenizer, aside, run.strategy)
         if run.strategy.rank == 0:
             last = run.history[-1] if run.history else {}
-            write_model_card(aside, run.directory.facts(), last, run.card, run.settings.model or None)
+            write_model_card(aside, run.directory.facts(), last, run.card, run.settings.model.model or None)
             put_folder(aside, run.directory.model)
-    if run.strategy.rank == 0 and run.settings.push_to_hub:
-        _push(run, run.settings.push_to_hub)
+    if run.strategy.rank == 0 and run.settings.watch.push_to_hub:
+        _push(run, run.settings.watch.push_to_hub)
     run.strategy.barrier()
     run.directory.event("finished", "info", f"{run.step} steps", evidence={"step": run.step})
     run.observers.tell("run_finished", run=run)

@@ -98,7 +98,7 @@ def _made(rows, schema, tokenizer, stop="</s>", cache=None, **options):
     settings = Settings(**{"max_length": 1000, **options})
     stop_ids = {tokenizer.convert_tokens_to_ids(stop)}
     accepted = (schema,) if isinstance(schema, str) else schema
-    return prepare(read_rows(rows, accepted, settings), tokenizer, settings, stop_ids, cache)
+    return prepare(read_rows(rows, accepted, settings.data), tokenizer, settings.data, stop_ids, cache)
 
 
 def _text_of(sequence, tokenizer):

@@ -173,14 +173,14 @@ BAD_ROWS = [
 def test_a_bad_row_is_named_by_file_line_and_column(write, schema, row, text):
     name = write("bad.jsonl", "", row)
     with pytest.raises(DataError) as caught:
-        read_rows([name], (schema,), Settings())
+        read_rows([name], (schema,), Settings().data)
     assert str(caught.value) == f"bad.jsonl line 2: {text}"
 
 
 def test_the_second_row_is_checked_as_the_first(write):
     name = write("pairs.jsonl", PAIR, {"prompt": "p", "chosen": "c"})
     with pytest.raises(DataError, match=r"^pairs.jsonl line 2: column 'rejected' is missing\. Schema 'preference'"):
-        read_rows([name], ("preference",), Settings())
+        read_rows([name], ("preference",), Settings().data)
 
 
 @pytest.mark.parametrize(
@@ -234,20 +234,20 @@ def test_the_second_row_is_checked_as_the_first(write):
 )
 def test_a_bad_file_is_named_with_the_place(write, name, content, text):
     with pytest.raises(DataError) as caught:
-        read_rows([write(name, content)], ("language-modeling",), Settings())
+        read_rows([write(name, content)], ("language-modeling",), Settings().data)
     assert str(caught.value) == text
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_a_file_of_another_format_is_refused(write, suffix):
     with pytest.raises(DataError, match=rf"^fake\.{suffix}: is not a readable {suffix.capitalize()} file \("):
-        read_rows([write(f"fake.{suffix}", b"no such thing at all")], ("language-modeling",), Settings())
+        read_rows([write(f"fake.{suffix}", b"no such thing at all")], ("language-modeling",), Settings().data)
 
 
 def test_mixed_schemas_in_one_file(write):
     name = write("mixed.jsonl", {"text": "a"}, {"prompt": "p", "completion": "c"})
     with pytest.raises(DataError) as caught:
-        read_rows([name], ("language-modeling", "prompt-completion"), Settings())
+        read_rows([name], ("language-modeling", "prompt-completion"), Settings().data)
     assert str(caught.value) == (
         "mixed.jsonl line 2: fits schema 'prompt-completion' (prompt, completion), but line 1 fits "
         "'language-modeling' (text). Expected one schema per file: split the file."
@@ -258,7 +258,7 @@ def test_mixed_forms_in_one_file(write):
     row = {"prompt": [ASK], "completion": [ANSWER]}
     name = write("mixed.jsonl", {"prompt": "p", "completion": "c"}, row)
     with pytest.raises(DataError) as caught:
-        read_rows([name], ("prompt-completion",), Settings())
+        read_rows([name], ("prompt-completion",), Settings().data)
     assert str(caught.value) == (
         "mixed.jsonl line 2: column 'prompt' is messages, but text in line 1. "
         "Expected one form per file: split the file."
@@ -268,7 +268,7 @@ def test_mixed_forms_in_one_file(write):
 def test_two_files_with_two_schemas(write):
     files = [write("a.jsonl", {"text": "a"}), write("b.jsonl", {"prompt": "p", "completion": "c"})]
     with pytest.raises(DataError) as caught:
-        read_rows(files, ("language-modeling", "prompt-completion"), Settings())
+        read_rows(files, ("language-modeling", "prompt-completion"), Settings().data)
     assert str(caught.value) == (
         "b.jsonl: has schema 'prompt-completion', but a.jsonl has 'language-modeling'. "
         "Expected the same schema in all data of a run."
@@ -278,18 +278,18 @@ def test_two_files_with_two_schemas(write):
 def test_a_file_that_is_not_there(write):
     write("prefs.jsonl", PAIR)
     with pytest.raises(DataError) as caught:
-        read_rows(["pref.jsonl"], ("preference",), Settings())
+        read_rows(["pref.jsonl"], ("preference",), Settings().data)
     assert str(caught.value) == "pref.jsonl: no such file. Did you mean 'prefs.jsonl'?"
 
 
 def test_an_unknown_suffix_and_an_empty_folder(write, tmp_path):
     suffixes = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow"
     with pytest.raises(DataError) as caught:
-        read_rows([write("data.xml", "<a/>")], ("preference",), Settings())
+        read_rows([write("data.xml", "<a/>")], ("preference",), Settings().data)
     assert str(caught.value) == f"data.xml: the suffix '.xml' is unknown. Data files end in {suffixes}."
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError) as caught:
-        read_rows(["folder"], ("preference",), Settings())
+        read_rows(["folder"], ("preference",), Settings().data)
     assert str(caught.value) == f"folder: the folder holds no data file. Data files end in {suffixes}."
 
 
@@ -297,7 +297,7 @@ def test_an_unknown_suffix_and_an_empty_folder(write, tmp_path):
 def test_a_weight_that_is_no_weight(write, weight):
     name = write("a.jsonl", {"text": "a"})
     with pytest.raises(SettingsError) as caught:
-        read_rows([f"{name}={weight}"], ("language-modeling",), Settings())
+        read_rows([f"{name}={weight}"], ("language-modeling",), Settings().data)
     assert str(caught.value) == (
         f"data 'a.jsonl={weight}': weight '{weight}' is not a number above 0. Write for example: a.jsonl=2"
     )
@@ -306,7 +306,7 @@ def test_a_weight_that_is_no_weight(write, weight):
 def test_a_renamed_column_that_is_missing(write):
     name = write("a.jsonl", {"q": "p", "completion": "c"})
     with pytest.raises(DataError) as caught:
-        read_rows([name], ("prompt-completion",), Settings(columns={"prompt": "question"}))
+        read_rows([name], ("prompt-completion",), Settings(columns={"prompt": "question"}).data)
     assert str(caught.value) == (
         "a.jsonl line 1: column 'question', which --columns names for 'prompt', is missing. The row has: q, completion."
     )
@@ -314,13 +314,13 @@ def test_a_renamed_column_that_is_missing(write):
 
 def test_rows_in_memory():
     with pytest.raises(DataError) as caught:
-        read_rows([PAIR, "x"], ("preference",), Settings())
+        read_rows([PAIR, "x"], ("preference",), Settings().data)
     assert str(caught.value) == "data row 2: is 'x', expected a dictionary with a column per key."
     with pytest.raises(DataError) as caught:
-        read_rows([], ("preference",), Settings(), what="eval-data")
+        read_rows([], ("preference",), Settings().data, what="eval-data")
     assert str(caught.value) == "eval-data is an empty list, expected at least one file or row."
     with pytest.raises(DataError) as caught:
-        read_rows([PAIR, {}], ("preference",), Settings(), what="eval-data")
+        read_rows([PAIR, {}], ("preference",), Settings().data, what="eval-data")
     assert str(caught.value).startswith("eval-data row 2: column 'chosen' is missing.")
 
 
@@ -398,7 +398,7 @@ def test_noise_in_a_binary_file_is_one_line(tmp_path, suffix, content):
     path = tmp_path / f"noise.{suffix}"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        read_rows([str(path)], ("prompt",), Settings())
+        read_rows([str(path)], ("prompt",), Settings().data)
     text = str(caught.value)
     assert text.startswith(f"{path}: is ")
     assert len(text.splitlines()) == 1
@@ -407,5 +407,5 @@ def test_noise_in_a_binary_file_is_one_line(tmp_path, suffix, content):
 
 def test_a_row_that_a_program_gives_is_shortened(tmp_path):
     with pytest.raises(DataError) as caught:
-        read_rows(["y" * 100_000, 3], ("prompt",), Settings())
+        read_rows(["y" * 100_000, 3], ("prompt",), Settings().data)
     assert len(str(caught.value)) < 200

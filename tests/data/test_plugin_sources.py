@@ -30,8 +30,8 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_rows_of_a_plugin(plugin):
-    assert [row["prompt"] for row in read_rows(["good:3"], ("prompt",), Settings())] == ["0?", "1?", "2?"]
-    assert len(read_rows(["good"], ("prompt",), Settings())) == 2
+    assert [row["prompt"] for row in read_rows(["good:3"], ("prompt",), Settings().data)] == ["0?", "1?", "2?"]
+    assert len(read_rows(["good"], ("prompt",), Settings().data)) == 2
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_rows_of_a_plugin(plugin):
 )
 def test_broken_sources(plugin, name, kind, text):
     with pytest.raises(kind, match=text):
-        read_rows([name], ("prompt",), Settings())
+        read_rows([name], ("prompt",), Settings().data)

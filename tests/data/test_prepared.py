@@ -132,8 +132,8 @@ def test_order(made, tokenizer):
 
 def _stream(tokenizer, seed=0, skip=0, **options):
     settings = Settings(streaming=True, max_length=100, **options)
-    rows = read_rows(ROWS, ("prompt-completion",), settings)
-    return stream(rows, tokenizer, settings, set(), seed, skip)
+    rows = read_rows(ROWS, ("prompt-completion",), settings.data)
+    return stream(rows, tokenizer, settings.data, set(), seed, skip)
 
 
 def test_streamed_examples_equal_prepared_ones(made, tokenizer):
@@ -152,20 +152,22 @@ def test_stream_passes_again_in_another_order_and_resumes(tokenizer, monkeypatch
 
 def test_a_stream_that_drops_everything_ends_with_an_error(tokenizer):
     settings = Settings(max_length=2, streaming=True, truncation="drop")
-    rows = read_rows(ROWS, ("prompt-completion",), settings)
+    rows = read_rows(ROWS, ("prompt-completion",), settings.data)
     with pytest.raises(DataError, match="none of 12 rows is left"):
-        next(stream(rows, tokenizer, settings, set(), 0))
+        next(stream(rows, tokenizer, settings.data, set(), 0))
 
 
 def test_streamed_rows_are_not_prepared(tokenizer):
     settings = Settings(streaming=True)
     with pytest.raises(SettingsError, match="Leave --streaming off"):
-        preparation.prepare(read_rows(ROWS, ("prompt-completion",), settings), tokenizer, settings, set(), None)
+        preparation.prepare(
+            read_rows(ROWS, ("prompt-completion",), settings.data), tokenizer, settings.data, set(), None
+        )
 
 
 def test_check_data_report(write, tokenizer):
     name = write("pairs.jsonl", {"chosen": "q a", "rejected": "q b", "source": "x"})
-    report, prepared = check_data([name], ("preference",), Settings(), tokenizer, set())
+    report, prepared = check_data([name], ("preference",), Settings().data, tokenizer, set())
     assert report == {
         "files": ["pairs.jsonl"],
         "schema": "preference",
@@ -176,7 +178,7 @@ def test_check_data_report(write, tokenizer):
         "tokens": prepared.report,
     }
     json.dumps(report)
-    without, nothing = check_data([name], ("preference",), Settings())
+    without, nothing = check_data([name], ("preference",), Settings().data)
     assert nothing is None
     assert "tokens" not in without
 

@@ -31,7 +31,7 @@ def method(hook=None, schema="scored", roles=()):
 
 
 def read(rows, schema="scored", **settings):
-    return read_rows(rows, (schema,), Settings(**settings))
+    return read_rows(rows, (schema,), Settings(**settings).data)
 
 
 def test_rows_are_chosen_and_rewritten_and_keep_their_origin():
@@ -55,7 +55,7 @@ def test_other_rows_are_cached_apart(tmp_path, tokenizer):
     for mark in "xy":
         made = reshape(rows, method(lambda rows, mark=mark: [{**row, "prompt": mark} for row in rows]), None)
         prints.add(made.fingerprint)
-        data = prepare(made, tokenizer, Settings(), set(), tmp_path)
+        data = prepare(made, tokenizer, Settings().data, set(), tmp_path)
         assert tokenizer.decode(data[0].sequences["completion"][0].ids).startswith(mark)
     assert len(prints) == 3
 
@@ -84,7 +84,7 @@ def test_a_method_without_hook_and_roles_gets_the_rows_as_they_are():
 def test_roles_choose_the_samples_that_become_tokens(tokenizer):
     """alternative and retain: what is to be forgotten is not even tokenised."""
     rows = reshape(read(PAIRS, "forget-retain"), method(schema="forget-retain", roles=("alternative", "retain")), None)
-    (example,) = prepare(rows, tokenizer, Settings(), set(), None)
+    (example,) = prepare(rows, tokenizer, Settings().data, set(), None)
     assert list(example.sequences) == ["alternative", "retain"]
     (sequence,) = example.sequences["alternative"]
     assert tokenizer.decode(sequence.ids[sequence.trained]) == "a</s>"
@@ -99,7 +99,7 @@ def test_a_third_answer_of_a_pair(tokenizer):
         (wanted, ["chosen", "rejected", "gold"]),
         (method(schema="preference"), ["chosen", "rejected"]),
     ):
-        (example,) = prepare(reshape(read(rows, "preference"), asked, None), tokenizer, Settings(), set(), None)
+        (example,) = prepare(reshape(read(rows, "preference"), asked, None), tokenizer, Settings().data, set(), None)
         assert list(example.sequences) == expected
         assert "gold" not in example.columns
 

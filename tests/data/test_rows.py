@@ -55,7 +55,7 @@ def _write(folder, kind):
 )
 def test_every_format_gives_the_same_rows(tmp_path, kind, origins):
     path = _write(tmp_path, kind)
-    rows = read_rows([str(path)], ("unpaired-preference",), Settings())
+    rows = read_rows([str(path)], ("unpaired-preference",), Settings().data)
     assert list(rows) == ROWS
     assert [rows.origin(index) for index in range(2)] == [f"{path} {origin}" for origin in origins]
 
@@ -66,17 +66,17 @@ def test_arrow_file_format_and_json_lines_under_json(tmp_path):
         writer.write_table(table)
     (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     for name in ("file.arrow", "lines.json"):
-        assert list(read_rows([str(tmp_path / name)], ("unpaired-preference",), Settings())) == ROWS
+        assert list(read_rows([str(tmp_path / name)], ("unpaired-preference",), Settings().data)) == ROWS
 
 
 def test_datasets_objects_and_saved_folders(tmp_path):
     data = datasets.Dataset.from_list(ROWS)
-    assert list(read_rows(data, ("unpaired-preference",), Settings())) == ROWS
+    assert list(read_rows(data, ("unpaired-preference",), Settings().data)) == ROWS
     data.save_to_disk(tmp_path / "saved")
-    assert list(read_rows([str(tmp_path / "saved")], ("unpaired-preference",), Settings())) == ROWS
+    assert list(read_rows([str(tmp_path / "saved")], ("unpaired-preference",), Settings().data)) == ROWS
     splits = datasets.DatasetDict({"train": data})
-    assert list(read_rows(splits, ("unpaired-preference",), Settings())) == ROWS
-    streamed = read_rows(data.to_iterable_dataset(), ("unpaired-preference",), Settings())
+    assert list(read_rows(splits, ("unpaired-preference",), Settings().data)) == ROWS
+    streamed = read_rows(data.to_iterable_dataset(), ("unpaired-preference",), Settings().data)
     assert streamed.streaming
     assert list(streamed) == list(streamed) == ROWS
 
@@ -84,13 +84,15 @@ def test_datasets_objects_and_saved_folders(tmp_path):
 def test_a_folder_of_files(tmp_path, write):
     write("b.jsonl", {"text": "b"})
     write("a.jsonl", {"text": "a"})
-    rows = read_rows([str(tmp_path)], ("language-modeling",), Settings())
+    rows = read_rows([str(tmp_path)], ("language-modeling",), Settings().data)
     assert [row["text"] for row in rows] == ["a", "b"]
 
 
 def test_columns_are_renamed(write):
     name = write("a.jsonl", {"question": "p", "answer": "c", "prompt": "an old one"})
-    rows = read_rows([name], ("prompt-completion",), Settings(columns={"prompt": "question", "completion": "answer"}))
+    rows = read_rows(
+        [name], ("prompt-completion",), Settings(columns={"prompt": "question", "completion": "answer"}).data
+    )
     assert rows[0] == {"prompt": "p", "completion": "c"}
 
 
@@ -110,27 +112,27 @@ def test_weights_and_options_have_one_sign(text, found):
 def test_weights_repeat_and_sample(write):
     first = write("a.jsonl", *({"text": f"a{i}"} for i in range(4)))
     second = write("b.jsonl", *({"text": f"b{i}"} for i in range(4)))
-    rows = read_rows([f"{first}=2.5", f"{second}=0.5"], ("language-modeling",), Settings())
+    rows = read_rows([f"{first}=2.5", f"{second}=0.5"], ("language-modeling",), Settings().data)
     texts = [row["text"] for row in rows]
     counts = [texts.count(f"a{i}") for i in range(4)]
     assert sorted(counts) == [2, 2, 3, 3]
     assert sum(texts.count(f"b{i}") for i in range(4)) == 2
     assert rows.origin(texts.index("a3")) == "a.jsonl line 4"
-    again = read_rows([f"{first}=2.5", f"{second}=0.5"], ("language-modeling",), Settings())
+    again = read_rows([f"{first}=2.5", f"{second}=0.5"], ("language-modeling",), Settings().data)
     assert texts == [row["text"] for row in again]
 
 
 def test_limit_takes_the_first_rows(write):
     name = write("a.jsonl", *({"text": f"a{i}"} for i in range(4)), "not json\n")
     for streaming in (False, True):
-        rows = read_rows([name], ("language-modeling",), Settings(limit=3, streaming=streaming))
+        rows = read_rows([name], ("language-modeling",), Settings(limit=3, streaming=streaming).data)
         assert [row["text"] for row in rows] == ["a0", "a1", "a2"]
 
 
 def test_streamed_sources_take_turns_by_weight(write):
     first = write("a.jsonl", *({"text": "a"} for _ in range(4)))
     second = write("b.jsonl", *({"text": "b"} for _ in range(2)))
-    rows = read_rows([f"{first}=2", second], ("language-modeling",), Settings(streaming=True))
+    rows = read_rows([f"{first}=2", second], ("language-modeling",), Settings(streaming=True).data)
     assert "".join(row["text"] for row in rows) == "abaaba"
     with pytest.raises(TypeError, match="no length"):
         len(rows)
@@ -138,7 +140,7 @@ def test_streamed_sources_take_turns_by_weight(write):
 
 def test_fingerprint_follows_content_not_name(write):
     def fingerprint(names, **options):
-        return read_rows(names, ("language-modeling",), Settings(**options)).fingerprint
+        return read_rows(names, ("language-modeling",), Settings(**options).data).fingerprint
 
     first, copy = write("a.jsonl", {"text": "a"}), write("b.jsonl", {"text": "a"})
     other = write("c.jsonl", {"text": "b"})
@@ -168,7 +170,7 @@ def test_fingerprint_follows_content_not_name(write):
     ],
 )
 def test_implicit_prompt_of_texts(chosen, rejected, prompt):
-    rows = read_rows([{"chosen": chosen, "rejected": rejected}], ("preference",), Settings())
+    rows = read_rows([{"chosen": chosen, "rejected": rejected}], ("preference",), Settings().data)
     assert rows[0] == {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
     assert rows.notes == ["implicit prompts extracted from chosen and rejected (1 row)"]
 
@@ -183,7 +185,7 @@ def test_implicit_prompt_of_messages():
             {"prompt": "q", "chosen": [ASK, ANSWER], "rejected": [ASK, other]},
         ],
         ("preference",),
-        Settings(),
+        Settings().data,
     )
     assert rows[0] == {"prompt": [ASK, ANSWER, ASK], "chosen": [ANSWER], "rejected": [other]}
     assert rows[1] == {"prompt": [ASK], "chosen": [ANSWER], "rejected": [ANSWER]}
@@ -192,27 +194,27 @@ def test_implicit_prompt_of_messages():
 
 def test_conversions_are_made_and_said():
     pair = {"prompt": "p", "chosen": "c", "rejected": "r", "source": "x"}
-    rows = read_rows([pair], ("unpaired-preference",), Settings())
+    rows = read_rows([pair], ("unpaired-preference",), Settings().data)
     assert list(rows) == [
         {"prompt": "p", "source": "x", "completion": "c", "label": True},
         {"prompt": "p", "source": "x", "completion": "r", "label": False},
     ]
     assert (rows.schema, rows.notes) == ("unpaired-preference", ["pairs split into good and bad completions (1 row)"])
-    rows = read_rows([{"messages": [ASK, ANSWER]}], ("prompt-completion",), Settings())
+    rows = read_rows([{"messages": [ASK, ANSWER]}], ("prompt-completion",), Settings().data)
     assert list(rows) == [{"prompt": [ASK], "completion": [ANSWER]}]
-    rows = read_rows([{"prompt": "p", "completion": "c"}], ("language-modeling",), Settings())
+    rows = read_rows([{"prompt": "p", "completion": "c"}], ("language-modeling",), Settings().data)
     assert list(rows) == [{"text": "pc"}]
-    rows = read_rows([{"prompt": "q", "completion": [ANSWER]}], ("prompt-completion",), Settings())
+    rows = read_rows([{"prompt": "q", "completion": [ANSWER]}], ("prompt-completion",), Settings().data)
     assert list(rows) == [{"prompt": [ASK], "completion": [ANSWER]}]
     share = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
-    assert list(read_rows([share], ("language-modeling",), Settings())) == [{"messages": [ASK, ANSWER]}]
+    assert list(read_rows([share], ("language-modeling",), Settings().data)) == [{"messages": [ASK, ANSWER]}]
     scored = {"prompt": "p", "completions": ["a", "b"], "scores": [0.5, 2], "source": "x"}
-    assert list(read_rows([scored], ("scored",), Settings())) == [
+    assert list(read_rows([scored], ("scored",), Settings().data)) == [
         {"prompt": "p", "source": "x", "completion": "a", "score": 0.5, "group_scores": [0.5, 2]},
         {"prompt": "p", "source": "x", "completion": "b", "score": 2, "group_scores": [0.5, 2]},
     ]
     ranked = {"prompt": "p", "completions": ["low", "high"], "scores": [0.5, 2]}
-    rows = read_rows([ranked], ("ranked",), Settings())
+    rows = read_rows([ranked], ("ranked",), Settings().data)
     assert rows[0]["completions"] == ["high", "low"]
     assert rows[0]["scores"] == [2, 0.5]
 
@@ -225,9 +227,9 @@ def test_tools_survive_arrow_without_nulls(tmp_path):
     ]
     row = {"prompt": [ASK], "tools": tools}
     parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "t.parquet")
-    (read,) = read_rows([str(tmp_path / "t.parquet")], ("prompt",), Settings())
+    (read,) = read_rows([str(tmp_path / "t.parquet")], ("prompt",), Settings().data)
     assert json.dumps(read["tools"], sort_keys=True) == json.dumps(tools, sort_keys=True)
-    (read,) = read_rows([{**row, "tools": json.dumps(tools)}], ("prompt",), Settings())
+    (read,) = read_rows([{**row, "tools": json.dumps(tools)}], ("prompt",), Settings().data)
     assert read["tools"] == tools
 
 
@@ -244,7 +246,7 @@ def test_reading_imports_neither_torch_nor_transformers(write):
 
 def test_generated_tasks_are_a_source():
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
-    rows = read_rows(["reasoning-gym:chain_sum?size=3&seed=1=2"], ("prompt",), Settings())
+    rows = read_rows(["reasoning-gym:chain_sum?size=3&seed=1=2"], ("prompt",), Settings().data)
     assert len(rows) == 6
     assert rows[0] == rows[3] != rows[1]
     assert rows.origin(2) == "reasoning-gym:chain_sum?size=3&seed=1 row 3"
@@ -256,7 +258,7 @@ def test_a_hub_id_that_cannot_be_loaded(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DataError) as caught:
-        read_rows(["some/where"], ("preference",), Settings())
+        read_rows(["some/where"], ("preference",), Settings().data)
     assert str(caught.value) == (
         "some/where: neither a file here nor a dataset that can be loaded from the Hub (no such dataset). "
         "Check the name, the network and --split train."
@@ -271,7 +273,7 @@ def test_a_hub_id_is_loaded_through_datasets(monkeypatch):
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = read_rows(["some/where:de=1"], ("prompt-completion",), Settings(split="test"))
+    rows = read_rows(["some/where:de=1"], ("prompt-completion",), Settings(split="test").data)
     assert rows[0]["prompt"] == "a"
     assert asked == [(("some/where", "de"), {"split": "test", "streaming": False})]
 
@@ -292,4 +294,4 @@ def test_a_hub_id_is_loaded_through_datasets(monkeypatch):
     ],
 )
 def test_the_schema_that_needs_most_of_the_columns_is_found(row, schema):
-    assert read_rows([row], SCHEMAS, Settings()).schema == schema
+    assert read_rows([row], SCHEMAS, Settings().data).schema == schema

@@ -145,10 +145,10 @@ def test_a_file_that_contradicts_the_run_is_refused(tmp_path, keys, text):
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(SettingsError, match=r"^DeepSpeed's file 'none.json' cannot be read: No such file"):
-        stage_of(Settings(deepspeed_config="none.json"))
+        stage_of(Settings(deepspeed_config="none.json").distributed)
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(SettingsError, match="cannot be read: it is not JSON"):
-        stage_of(Settings(deepspeed_config=str(tmp_path / "bad.json")))
+        stage_of(Settings(deepspeed_config=str(tmp_path / "bad.json")).distributed)
     settings = written(tmp_path, zero_optimization={"stage": 3})
     settings.zero_stage = 2
     with pytest.raises(SettingsError, match=r"^zero-stage is 2, but '.*' says stage 3. Leave one out."):

@@ -45,7 +45,7 @@ def bare() -> dict[str, str]:
 def test_the_error_of_the_process_that_failed_first(capfd, ends, code, said, unsaid):
     """Its text once, its exit code, and all other processes ended within 30 s, those that hang too."""
     begun = time.monotonic()
-    assert launch.launch(ends, Settings(nproc=2), "the-run", WORKER) == code
+    assert launch.launch(ends, Settings(nproc=2).distributed, "the-run", WORKER) == code
     assert time.monotonic() - begun < 30
     out, err = capfd.readouterr()
     assert out.count("rank 0 of 2 by torchrun, sum 3") == 1
@@ -90,9 +90,9 @@ def test_two_machines_meet_at_an_endpoint(tmp_path):
 
 def test_machines_need_an_endpoint():
     with pytest.raises(SettingsError, match=r"^2 machines need a place to find each other: --rdzv-endpoint HOST:PORT"):
-        launch.launch([], Settings(nnodes="2"), "run", WORKER)
+        launch.launch([], Settings(nnodes="2").distributed, "run", WORKER)
     with pytest.raises(SettingsError, match=r"^nnodes is 'two', expected a number of machines such as 2, or a range"):
-        launch.launch([], Settings(nnodes="two"), "run", WORKER)
+        launch.launch([], Settings(nnodes="two").distributed, "run", WORKER)
 
 
 @pytest.mark.parametrize("by", ["torchrun", "srun"])
@@ -135,11 +135,11 @@ def test_a_batch_script_is_not_a_step(monkeypatch):
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}.items():
         monkeypatch.setenv(name, value)
     assert world.find_world() is None
-    assert launch.wanted(Settings(nproc=2))
+    assert launch.wanted(Settings(nproc=2).distributed)
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert world.find_world() == world.World(0, 2, 0, "srun")
-    assert not launch.wanted(Settings(nproc=2))
-    assert launch.wanted(Settings(nproc=2, nnodes="2", rdzv_endpoint="node1:29500"))
+    assert not launch.wanted(Settings(nproc=2).distributed)
+    assert launch.wanted(Settings(nproc=2, nnodes="2", rdzv_endpoint="node1:29500").distributed)
 
 
 @pytest.mark.parametrize(

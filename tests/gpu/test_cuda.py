@@ -137,7 +137,7 @@ def test_liger_gives_the_same_numbers():
     model = llama()
     model.resize_token_embeddings(512)
     expected = TokenModel(model, find_head(model))(rows(), TokenQuery())["logps"]
-    loaded = load_policy(model, tokenizer, Settings(device="cuda", liger=True))
+    loaded = load_policy(model, tokenizer, Settings(device="cuda", liger=True).model)
     assert any(note.startswith("liger kernels: rms norm, swiglu") for note in loaded.notes)
     torch.testing.assert_close(loaded.policy(rows(), TokenQuery())["logps"], expected, rtol=1e-3, atol=1e-3)
     other = tiny_model()  # on the CPU, loaded later: not touched

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 
 def load(folder, **options):
     settings = Settings(model=str(folder), device="cpu", **options)
-    return load_policy(str(folder), tiny_tokenizer(), settings)
+    return load_policy(str(folder), tiny_tokenizer(), settings.model)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_weights_that_are_missing_are_never_made_up(folder):
 
 
 def test_the_tokenizer_is_found_beside_the_model(folder):
-    tokenizer = load_tokenizer(str(folder), Settings(model=str(folder)))
+    tokenizer = load_tokenizer(str(folder), Settings(model=str(folder)).model)
     expected = tiny_tokenizer()("abc", add_special_tokens=False)["input_ids"]
     assert tokenizer("abc", add_special_tokens=False)["input_ids"] == expected
 

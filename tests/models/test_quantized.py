@@ -56,13 +56,13 @@ def dequantised(folder: str, quantised) -> LlamaForCausalLM:
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_gradients_are_those_of_the_dequantised_weights(folder, kind):
     settings = Settings(model=folder, quantize=kind, lora=True, lora_rank=4, device="cpu", dtype="float32")
-    policy = load_policy(folder, tiny_tokenizer(), settings).policy
+    policy = load_policy(folder, tiny_tokenizer(), settings.model).policy
     kinds = {type(getattr(m, "base_layer", m)).__name__ for m in policy.modules()}
     assert "Linear4bit" in kinds
     first = gradients(policy)
     plain = dequantised(folder, policy)
     same = Settings(model=folder, lora=True, lora_rank=4, device="cpu")
-    expected = gradients(load_policy(plain, tiny_tokenizer(), same).policy)
+    expected = gradients(load_policy(plain, tiny_tokenizer(), same.model).policy)
     assert set(first) == set(expected)
     for name, gradient in expected.items():
         torch.testing.assert_close(first[name], gradient, rtol=1e-3, atol=1e-4)

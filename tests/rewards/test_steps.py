@@ -51,7 +51,7 @@ def test_steps_are_encoded_as_in_training():
     for prompt in ("ab", [{"role": "user", "content": "ab"}]):
         rows = [{"prompt": prompt, "completions": ["abc", "ef"], "labels": [True, False]}]
         settings = Settings(max_length=64)
-        (example,) = prepare(read_rows(rows, ("stepwise",), settings), tokenizer, settings, {2}, None)
+        (example,) = prepare(read_rows(rows, ("stepwise",), settings.data), tokenizer, settings.data, {2}, None)
         (sequence,) = example.sequences["completion"]
         tokens = encode_steps(tokenizer, prompt, "abc\nef")
         assert tokens.ids.tolist() == sequence.ids.tolist()

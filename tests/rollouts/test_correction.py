@@ -39,12 +39,14 @@ def test_wide_bounds_leave_the_ratios():
 
 
 def test_it_is_on_where_sampler_and_trainer_differ():
-    assert choose_correction(Settings(), needed=False) is None
-    assert choose_correction(Settings(), needed=True) == Correction("truncated-token", 0.5, 2.0)
-    assert choose_correction(Settings(correction="off"), needed=True) is None
-    assert choose_correction(Settings(correction="masked-token"), needed=False) == Correction("masked-token", 0.5, 2.0)
+    assert choose_correction(Settings().correction, needed=False) is None
+    assert choose_correction(Settings().correction, needed=True) == Correction("truncated-token", 0.5, 2.0)
+    assert choose_correction(Settings(correction="off").correction, needed=True) is None
+    assert choose_correction(Settings(correction="masked-token").correction, needed=False) == Correction(
+        "masked-token", 0.5, 2.0
+    )
     with pytest.raises(SettingsError, match=r"correction-low is 1.5 .* expected 0 <= low < 1 < high"):
-        choose_correction(Settings(correction_low=1.5), needed=False)
+        choose_correction(Settings(correction_low=1.5).correction, needed=False)
 
 
 def shifted(difference):

@@ -13,7 +13,7 @@ def two_layers(seed=0):
 
 def test_reserved_moments_are_those_that_adam_would_make_itself():
     ours, plain = two_layers(), two_layers()
-    optimizer = build_optimizer(ours, Settings(learning_rate=0.1, weight_decay=0.01))
+    optimizer = build_optimizer(ours, Settings(learning_rate=0.1, weight_decay=0.01).optim)
     reserve_moments(optimizer)
     assert len(optimizer.state) == 4
     lazy = torch.optim.AdamW(
@@ -39,16 +39,16 @@ def test_reserved_moments_are_those_that_adam_would_make_itself():
 
 def test_a_restored_state_stays():
     model = two_layers()
-    optimizer = build_optimizer(model, Settings(learning_rate=0.1))
+    optimizer = build_optimizer(model, Settings(learning_rate=0.1).optim)
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
-    again = build_optimizer(model, Settings(learning_rate=0.1))
+    again = build_optimizer(model, Settings(learning_rate=0.1).optim)
     again.load_state_dict(optimizer.state_dict())
     reserve_moments(again)
     assert [float(again.state[p]["step"]) for p in model.parameters()] == [1.0] * 4
 
 
 def test_optimisers_without_moments_have_none():
-    optimizer = build_optimizer(two_layers(), Settings(learning_rate=0.1, optimizer="sgd"))
+    optimizer = build_optimizer(two_layers(), Settings(learning_rate=0.1, optimizer="sgd").optim)
     reserve_moments(optimizer)
     assert not optimizer.state

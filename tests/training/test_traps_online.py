@@ -71,7 +71,7 @@ def test_g6_groups_lie_together_whatever_the_cut(train, method):
         examples = run.source.examples(0)
         prompts = [prompt_of(example) for example in examples]
         groups = [prompts[start : start + 4] for start in range(0, len(prompts), 4)]
-        assert len(examples) == 4 * run.settings.batch_size
+        assert len(examples) == 4 * run.settings.length.batch_size
         assert all(len(set(group)) == 1 for group in groups)
         assert len({group[0] for group in groups}) == len(groups)
 
@@ -85,7 +85,7 @@ def test_s4_a_minibatch_is_an_optimiser_step_of_its_own(train, method):
     parts = [run.source.examples(number) for number in (0, 1)]
     assert [len(part) for part in parts] == [8, 8]
     assert {id(example) for example in parts[0]}.isdisjoint(id(example) for example in parts[1])
-    run.settings.max_grad_norm = 0  # clipping would scale each half by itself
+    run.settings.optim.max_grad_norm = 0  # clipping would scale each half by itself
     halves = [gradients(run, part) for part in parts]
     whole = gradients(run, [*parts[0], *parts[1]])
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3

@@ -42,27 +42,29 @@ def build_run(
     """Strategy, model, reference, optimiser and source, put together."""
     card = method.card
     strategy, why = choose_strategy(settings)
-    check_strategy(strategy.name, settings)
-    random.seed(settings.seed)  # rewards draw from what this gives
+    check_strategy(strategy.name, settings.distributed)
+    random.seed(settings.data.seed)  # rewards draw from what this gives
     loaded = load_policy(
-        objects.model or settings.model,
+        objects.model or settings.model.model,
         data.tokenizer,
-        settings,
+        settings.model,
         head_kind(card, config),
-        seed=settings.seed,
-        split_layers=settings.tensor_parallel > 1,
-        noise=card.imitates(config) if settings.dropout is None else settings.dropout,
+        seed=settings.data.seed,
+        split_layers=settings.distributed.tensor_parallel > 1,
+        noise=card.imitates(config) if settings.model.dropout is None else settings.model.dropout,
     )
     add_extra_modules(method, config, loaded.policy)
-    router_loss = find_router_loss(loaded.policy, settings)
+    router_loss = find_router_loss(loaded.policy, settings.model)
     # before the weights are spread, since it may begin as a copy of them
     reference = (
-        build_reference(loaded.policy, settings, objects, strategy) if card.needs_now("reference", config) else None
+        build_reference(loaded.policy, settings.reference, settings.model, objects, strategy)
+        if card.needs_now("reference", config)
+        else None
     )
     teacher = None
     if card.needs_now("teacher", config):
-        start = functools.partial(untrained_policy, loaded.policy, reference, settings, strategy)
-        teacher = load_teacher(loaded.policy, data.tokenizer, settings, objects.teacher, start)
+        start = functools.partial(untrained_policy, loaded.policy, reference, settings.reference, strategy)
+        teacher = load_teacher(loaded.policy, data.tokenizer, settings.teacher, settings.model, objects.teacher, start)
     strategy.prepare(loaded.policy)
     place_models(teacher, reference, strategy)
     run = Run(
@@ -78,15 +80,15 @@ def build_run(
         router_loss=router_loss,
         directory=directory,
         model_in_memory=objects.model is not None,
-        observers=Observers([*(settings.observers or []), *objects.observers] if strategy.rank == 0 else []),
+        observers=Observers([*(settings.watch.observers or []), *objects.observers] if strategy.rank == 0 else []),
     )
     run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
     run.sizes = {"trained": _count(run.parameters), "all": _count(loaded.policy.parameters())}
     _sources(run, data)
     run.total = run.source.steps()
-    run.optimizer = strategy.optimizer(loaded.policy, settings)
-    run.schedule = build_schedule(run.optimizer, settings, run.total)
-    found = begin_reference(run, objects.model is not None, cache_folder(settings, "reference"))
+    run.optimizer = strategy.optimizer(loaded.policy, settings.optim)
+    run.schedule = build_schedule(run.optimizer, settings.optim, run.total)
+    found = begin_reference(run, objects.model is not None, cache_folder(settings.model, "reference"))
     data.notes += [*loaded.notes, f"strategy {why}", *found]
     return run
 
@@ -95,18 +97,20 @@ def _sources(run: Run, data: Prepared) -> None:
     settings = run.settings
     if run.card.online:
         generator = make_generator(run)
-        run.correction = choose_correction(settings, settings.max_staleness > 0 or not generator.abilities.exact)
+        run.correction = choose_correction(
+            settings.correction, settings.rollouts.max_staleness > 0 or not generator.abilities.exact
+        )
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
         if data.held_out is not None and (data.rewards or run.teacher is not None):
-            limit = settings.eval_batches and settings.eval_batches * settings.batch_size
+            limit = settings.watch.eval_batches and settings.watch.eval_batches * settings.length.batch_size
             run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards), limit)
         return
-    if settings.streaming:
-        run.source = Stream(data.train, settings)
+    if settings.data.streaming:
+        run.source = Stream(data.train, settings.length)
     else:
-        run.source = Offline(data.train, order_of(len(data.train), settings), settings)
+        run.source = Offline(data.train, order_of(len(data.train), settings.data, settings.length), settings.length)
     if data.held_out is not None:
-        run.evaluation = HeldOutLoss(data.held_out, settings.eval_batches, settings.batch_size)
+        run.evaluation = HeldOutLoss(data.held_out, settings.watch.eval_batches, settings.length.batch_size)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -15,7 +15,7 @@ from posttrain.catalogue.cards import Card
 from posttrain.catalogue.defaults import shared_options, unknown
 from posttrain.errors import CardError, SettingsError
 from posttrain.example.example import example_defaults
-from posttrain.settings import Settings
+from posttrain.settings import SECTIONS, Settings, names_of
 from posttrain.settings.options import Option, cast
 from posttrain.settings.secret_options import hidden
 
@@ -97,7 +97,7 @@ def resolve(
     kinds = {option.name: option.kind for option in (*shared_options(), *options)}
     defaults = _card_defaults(card, kinds)
     given: dict[str, Any] = {}
-    for where, values in ((f"{file_name}: ", file), ("", flags)):
+    for where, values in ((f"{file_name}: ", _ungrouped(file, file_name)), ("", flags)):
         for key, value in values.items():
             if where and key == "method":
                 continue
@@ -109,6 +109,20 @@ def resolve(
     example = example_defaults(card, defaults | given)
     settings = Settings(**(defaults | example | given))
     return _with_adapters(settings, given), own
+
+
+def _ungrouped(file: dict[str, Any], file_name: str) -> dict[str, Any]:
+    """Flatten tables named after a section (``data: {max_length: 512}``). Raises SettingsError for a foreign key."""
+    flat: dict[str, Any] = {}
+    for key, value in file.items():
+        grouped = key in SECTIONS and isinstance(value, dict)
+        for name, item in value.items() if grouped else [(key, value)]:
+            if grouped and name not in names_of(key):
+                raise SettingsError(f"{file_name}: section '{key}': {unknown(str(name), names_of(key))}")
+            if name in flat:
+                raise SettingsError(f"{file_name}: option '{name}' is given twice. Leave one of them out.")
+            flat[name] = item
+    return flat
 
 
 def _checked(where: str, key: str, value: Any, kind: Any) -> Any:
@@ -129,14 +143,14 @@ def _card_defaults(card: Card, kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_adapters(settings: Settings, given: dict[str, Any]) -> Settings:
-    if settings.strategy == "qlora" and settings.quantize is None:
+    if settings.distributed.strategy == "qlora" and settings.model.quantize is None:
         settings = settings.replace(quantize="nf4")
-    implied = "quantize" if settings.quantize else "dora" if settings.dora else None
+    implied = "quantize" if settings.model.quantize else "dora" if settings.model.dora else None
     if implied and given.get("lora") is False:
         raise SettingsError(f"Option '{implied}' trains an adapter, but lora is false. Leave one of them out.")
-    changes: dict[str, Any] = {"lora": settings.lora or implied is not None}
+    changes: dict[str, Any] = {"lora": settings.model.lora or implied is not None}
     if changes["lora"] and given.get("learning_rate") is None:
-        changes["learning_rate"] = settings.learning_rate * LORA_LEARNING_RATE
+        changes["learning_rate"] = settings.optim.learning_rate * LORA_LEARNING_RATE
     return settings.replace(**changes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from posttrain.errors import SettingsError
 from posttrain.example.example import REWARD, is_data
 from posttrain.models.load import load_tokenizer, stop_ids, stop_ids_of
 from posttrain.rewards import Reward, check_columns, load_rewards
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings, ModelSettings, RolloutsSettings, Settings
 
 if TYPE_CHECKING:
     from posttrain.assembly.objects import InMemory
@@ -38,7 +39,7 @@ class Prepared:
     notes: list[str]
 
 
-def cache_folder(settings: Settings, what: str = "data") -> Path | None:
+def cache_folder(settings: ModelSettings, what: str = "data") -> Path | None:
     """Where tokenised data, or another kind of thing, is kept; None for nowhere."""
     if settings.cache == "off":
         return None
@@ -50,19 +51,19 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     card = method.card
     check_settings(card, settings, objects)
     accepted = card.schemas
-    rows = read_rows(objects.data if objects.data is not None else settings.data, accepted, settings)
+    rows = read_rows(objects.data if objects.data is not None else settings.data.data, accepted, settings.data)
     held_out: Any = None
-    if objects.eval_data is not None or settings.eval_data:
-        source = objects.eval_data if objects.eval_data is not None else settings.eval_data
-        whole = settings.replace(limit=None, streaming=False)
+    if objects.eval_data is not None or settings.data.eval_data:
+        source = objects.eval_data if objects.eval_data is not None else settings.data.eval_data
+        whole = dataclasses.replace(settings.data, limit=None, streaming=False)
         held_out = read_rows(source, accepted, whole, what="eval-data")
-    elif settings.eval_fraction:
-        rows, held_out = _split(rows, settings)
+    elif settings.data.eval_fraction:
+        rows, held_out = _split(rows, settings.data)
     tokenizer = objects.tokenizer
     if tokenizer is None:
-        tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
+        tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
     stops = (
-        stop_ids_of(settings.model, tokenizer, settings)
+        stop_ids_of(settings.model.model, tokenizer, settings.model)
         if objects.model is None
         else stop_ids(objects.model, tokenizer)
     )
@@ -74,23 +75,23 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
             check_needed_columns(card, config, some)
     if card.needs_now("teacher", config):
         aligned = method.takes("posttrain_token_statistics", "alignment")
-        check_teacher(card.name, settings, objects.teacher, tokenizer, aligned)
+        check_teacher(card.name, settings.teacher, settings.model, objects.teacher, tokenizer, aligned)
     rewards = _rewards(card, settings, objects, tokenizer, rows) if card.online else []
     notes = list(rows.notes)
-    if settings.streaming:
-        train: Any = lambda skip: stream(rows, tokenizer, settings, stops, settings.seed, skip)  # noqa: E731
+    if settings.data.streaming:
+        train: Any = lambda skip: stream(rows, tokenizer, settings.data, stops, settings.data.seed, skip)  # noqa: E731
         report: dict[str, Any] = {"streaming": True}
     else:
-        train = prepare(rows, tokenizer, settings, stops, cache_folder(settings))
+        train = prepare(rows, tokenizer, settings.data, stops, cache_folder(settings.model))
         report = dict(train.report)
     if held_out is not None:
-        held_out = prepare(held_out, tokenizer, settings, stops, cache_folder(settings))
+        held_out = prepare(held_out, tokenizer, settings.data, stops, cache_folder(settings.model))
         report["eval"] = dict(held_out.report)
-    judge = _judge(settings, objects, tokenizer) if card.online else None
+    judge = _judge(settings.rollouts, objects, tokenizer) if card.online else None
     return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes)
 
 
-def _judge(settings: Settings, objects: InMemory, tokenizer: Any) -> Any:
+def _judge(settings: RolloutsSettings, objects: InMemory, tokenizer: Any) -> Any:
     from posttrain.rewards.judge import load_judge
 
     named: Any = objects.judge if objects.judge is not None else settings.judge
@@ -98,7 +99,7 @@ def _judge(settings: Settings, objects: InMemory, tokenizer: Any) -> Any:
     return None if named is None else load_judge(named, settings.judge_options or {}, tokenizer, limit)
 
 
-def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
+def _split(rows: Any, settings: DataSettings) -> tuple[Any, Any]:
     count = round(len(rows) * settings.eval_fraction)
     if not 0 < count < len(rows):
         raise SettingsError(
@@ -110,11 +111,11 @@ def _split(rows: Any, settings: Settings) -> tuple[Any, Any]:
 
 
 def _rewards(card: Card, settings: Settings, objects: InMemory, tokenizer: Any, rows: Any) -> list[Reward]:
-    named: Any = objects.reward if objects.reward is not None else settings.reward
+    named: Any = objects.reward if objects.reward is not None else settings.rollouts.reward
     if not named and rows and "reasoning_gym" in rows[0]:
         named = ["reasoning-gym"]
-    judged = settings.judge is not None or objects.judge is not None
-    if not named and not judged and objects.data is None and is_data(settings.data):
+    judged = settings.rollouts.judge is not None or objects.judge is not None
+    if not named and not judged and objects.data is None and is_data(settings.data.data):
         named = [REWARD]
     if not named:
         if "rewards" in card.needs or ("preferences" in card.needs and not judged):
@@ -124,7 +125,7 @@ def _rewards(card: Card, settings: Settings, objects: InMemory, tokenizer: Any, 
                 + (" of a reward model; or a judge: --judge FOLDER or URL" if "preferences" in card.needs else "")
             )
         return []
-    limit = settings.reward_timeout or None
-    rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer, limit=limit)
+    limit = settings.rollouts.reward_timeout or None
+    rewards = load_rewards(list(named), settings.rollouts.reward_options or {}, tokenizer, limit=limit)
     check_columns(rewards, rows[0])
     return rewards

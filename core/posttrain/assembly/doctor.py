@@ -29,11 +29,13 @@ def examine(config: str | None, model: str | None, processes: int | None) -> dic
     if processes is not None and processes < 1:
         raise SettingsError(f"nproc is {processes}, expected at least 1.")
     settings, method, options = _settings(config, model)
-    count = processes or (settings.nproc if settings.nproc > 1 else max(2, torch.cuda.device_count()))
+    count = processes or (
+        settings.distributed.nproc if settings.distributed.nproc > 1 else max(2, torch.cuda.device_count())
+    )
     rows = findings(count)
     wanted = None
-    if settings.strategy is not None:
-        row = next(row for row in rows if row.strategy == settings.strategy)
+    if settings.distributed.strategy is not None:
+        row = next(row for row in rows if row.strategy == settings.distributed.strategy)
         wanted = dataclasses.asdict(row)
     return {
         "hardware": facts.hardware()
@@ -44,7 +46,7 @@ def examine(config: str | None, model: str | None, processes: int | None) -> dic
         "packages": facts.versions(),
         "strategies": [dataclasses.asdict(row) for row in rows],
         "wanted": wanted,
-        "memory": _memory(settings, method, options, count) if settings.model else None,
+        "memory": _memory(settings, method, options, count) if settings.model.model else None,
     }
 
 
@@ -62,11 +64,11 @@ def _settings(config: str | None, model: str | None) -> tuple[Settings, methods.
 
 
 def _memory(settings: Settings, method: methods.Method | None, options: dict[str, Any], count: int) -> dict[str, Any]:
-    device = choose_device(settings)
-    model = sizes_of(settings)
+    device = choose_device(settings.model)
+    model = sizes_of(settings.model)
     free = free_bytes(device)
     rows = []
-    for name in dict.fromkeys((*COMPARED, planned(settings)[0])):
+    for name in dict.fromkeys((*COMPARED, planned(settings.distributed)[0])):
         processes = 1 if name in ("single", "qlora") else count
         found = _one(name, processes, settings, method, options, model, device)
         # processes of one machine share its memory; each GPU is a process's own
@@ -74,7 +76,7 @@ def _memory(settings: Settings, method: methods.Method | None, options: dict[str
         fits = "yes" if needed <= free else f"no: {round((needed - free) / 2**20):,} MB too much"
         rows.append({"strategy": name, "processes": processes, "memory_mb": in_mb(found), "fits": fits})
     return {
-        "model": settings.model,
+        "model": settings.model.model,
         "parameters": model.parameters,
         "where": "each GPU" if device.type == "cuda" else "this machine, for all processes together",
         "free_mb": round(free / 2**20),
@@ -92,7 +94,7 @@ def _one(
     device: torch.device,
 ) -> dict[str, float]:
     if name == "qlora":
-        settings = settings.replace(lora=True, quantize=settings.quantize or "nf4")
+        settings = settings.replace(lora=True, quantize=settings.model.quantize or "nf4")
     if method is None:
         return estimate(model, settings, device, Load(), name, processes)
     return memory_of(method, method.config(options, settings), settings, model, device, name, processes)

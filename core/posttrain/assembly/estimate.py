@@ -18,7 +18,7 @@ from posttrain.models.adapters import adapter_base
 from posttrain.models.load import _source, cannot_load, choose_dtype
 from posttrain.network.chunked_head import chunk_tokens
 from posttrain.network.kernels.cpu import onednn_weights
-from posttrain.settings import Settings
+from posttrain.settings import MemorySettings, ModelSettings, Settings
 from posttrain.training.micro_batches import token_budget
 
 #: States that an optimiser keeps per trained number, in units of that number's own size.
@@ -68,7 +68,7 @@ class Load:
     teacher_bytes: float = 0.0
 
 
-def sizes_of(settings: Settings) -> Sizes:
+def sizes_of(settings: ModelSettings) -> Sizes:
     """Sizes of the settings' model; the modules are built without memory. Raises ModelError."""
     source, extra = _source(adapter_base(settings.model) or settings.model, settings)
     trusted = extra.get("trust_remote_code", False)
@@ -101,12 +101,12 @@ def sizes_of(settings: Settings) -> Sizes:
     )
 
 
-def trained_numbers(model: Sizes, settings: Settings) -> int:
+def trained_numbers(model: Sizes, settings: ModelSettings) -> int:
     """Numbers that get a gradient."""
     return settings.lora_rank * model.adapter_width if settings.lora else model.parameters
 
 
-def weight_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
+def weight_bytes(model: Sizes, settings: ModelSettings, device: torch.device) -> float:
     """Bytes of the base's weights."""
     size = choose_dtype(settings, device).itemsize
     if settings.quantize is None:
@@ -116,14 +116,16 @@ def weight_bytes(model: Sizes, settings: Settings, device: torch.device) -> floa
 
 def activation_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
     """What the layers keep of a micro-batch of ``tokens`` for its backward pass."""
-    layer = layer_bytes(model, settings, device)
-    if settings.gradient_checkpointing or settings.offload_activations:  # the inputs of all layers, and all of one
-        size = 2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4
+    layer = layer_bytes(model, settings.model, device)
+    if (
+        settings.model.gradient_checkpointing or settings.memory.offload_activations
+    ):  # the inputs of all layers, and all of one
+        size = 2 if settings.model.autocast or choose_dtype(settings.model, device).itemsize == 2 else 4
         return tokens * (model.layers * model.hidden * size + layer)
     return tokens * model.layers * layer
 
 
-def layer_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
+def layer_bytes(model: Sizes, settings: ModelSettings, device: torch.device) -> float:
     """What a layer keeps of a token for the backward pass.
 
     That is its input and the normalised one, queries, keys and values for every head, what attention gives twice, the
@@ -141,7 +143,7 @@ def layer_bytes(model: Sizes, settings: Settings, device: torch.device) -> float
     return kept * (2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4)
 
 
-def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
+def head_bytes(model: Sizes, settings: MemorySettings, device: torch.device, tokens: int) -> float:
     """One chunk of logits and its gradient, in float32."""
     chunk = chunk_tokens(settings.head_chunk_tokens, max(1, model.vocabulary), device)
     return 2.0 * min(chunk, tokens) * model.vocabulary * 4
@@ -149,16 +151,16 @@ def head_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: i
 
 def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
     """Keys and values of the rows sampled together, their logits, and the copies that ``generation.packed`` makes."""
-    length = settings.max_new_tokens + min(settings.max_length or 256, 256)
-    rows = min(settings.generation_batch_size, settings.batch_size * settings.group_size)
+    length = settings.data.max_new_tokens + min(settings.data.max_length or 256, 256)
+    rows = min(settings.generation.generation_batch_size, settings.length.batch_size * settings.rollouts.group_size)
     tokens = rows * length
-    if settings.generation_cache_tokens is not None:
-        tokens = min(tokens, settings.generation_cache_tokens)
-    size = choose_dtype(settings, device).itemsize
-    base = weight_bytes(model, settings, device)
-    plain = device.type == "cpu" and size in (2, 4) and settings.quantize is None
+    if settings.generation.generation_cache_tokens is not None:
+        tokens = min(tokens, settings.generation.generation_cache_tokens)
+    size = choose_dtype(settings.model, device).itemsize
+    base = weight_bytes(model, settings.model, device)
+    plain = device.type == "cpu" and size in (2, 4) and settings.model.quantize is None
     copies = base if plain and onednn_weights.pays(base) else 0.0
-    if settings.autocast:
+    if settings.model.autocast:
         copies *= 2 / size
     return tokens * model.layers * 2 * model.key_values * size + 3.0 * rows * model.vocabulary * 4 + copies
 
@@ -184,24 +186,24 @@ def estimate(
 
     ``strategy``: single, qlora, ddp, fsdp, or zero-1, zero-2, zero-3 for deepspeed.
     """
-    trained = trained_numbers(model, settings)
-    base = weight_bytes(model, settings, device)
-    size = choose_dtype(settings, device).itemsize
-    adapter = trained * 4.0 if settings.lora else 0.0
-    gradients = trained * (4.0 if settings.lora else size)
-    moments = gradients * STATES.get(settings.optimizer, 2)
+    trained = trained_numbers(model, settings.model)
+    base = weight_bytes(model, settings.model, device)
+    size = choose_dtype(settings.model, device).itemsize
+    adapter = trained * 4.0 if settings.model.lora else 0.0
+    gradients = trained * (4.0 if settings.model.lora else size)
+    moments = gradients * STATES.get(settings.optim.optimizer, 2)
     share = 1 / processes
     spread = strategy in ("fsdp", "zero-3")
-    tokens = token_budget(settings.micro_batch_tokens, device, load.online, bool(settings.autocast))
+    tokens = token_budget(settings.memory.micro_batch_tokens, device, load.online, bool(settings.model.autocast))
     gathered, master = 0.0, 0.0
     if strategy.startswith("zero") and size < 4:  # DeepSpeed's own float32 copy of what it trains
-        master, moments = trained * 4.0, trained * 4.0 * STATES.get(settings.optimizer, 2)
+        master, moments = trained * 4.0, trained * 4.0 * STATES.get(settings.optim.optimizer, 2)
     if spread:
         layer = (model.parameters - model.outside) / max(1, model.layers)
         # the embedding and the head stay whole through a pass, gradient included; two layers come and go
-        gathered = (model.outside * (2 if not settings.lora else 1) + 3 * layer) * size
+        gathered = (model.outside * (2 if not settings.model.lora else 1) + 3 * layer) * size
     found = {
-        "process": process_bytes() + PEFT * settings.lora if device.type == "cpu" else 0.0,
+        "process": process_bytes() + PEFT * settings.model.lora if device.type == "cpu" else 0.0,
         "weights": (base + adapter) * (share if spread else 1),
         "gradients": gradients * (share if spread or strategy == "zero-2" else 1),
         "optimizer": moments * (share if spread or strategy.startswith("zero") else 1),
@@ -209,13 +211,13 @@ def estimate(
         "gathered_weights": gathered,
         "communication": communication_bytes(strategy, processes, trained),
         "activations": activation_bytes(model, settings, device, tokens),
-        "logits_of_a_chunk": head_bytes(model, settings, device, tokens),
+        "logits_of_a_chunk": head_bytes(model, settings.memory, device, tokens),
     }
     if device.type == "cpu":
         found["allocator"] = allocator_bytes(strategy, found["activations"])
     if load.online:
         found["generation"] = generation_bytes(model, settings, device) + (base if spread else 0.0)
-    if load.reference and (not settings.lora or settings.reference_model):
+    if load.reference and (not settings.model.lora or settings.reference.reference_model):
         found["reference"] = base * (share if strategy == "fsdp" else 1)
     if load.teacher_bytes:
         found["teacher"] = load.teacher_bytes * (share if strategy == "fsdp" else 1)

@@ -44,12 +44,12 @@ def generate_text(
         cache="off",
     )
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
-    tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
+    tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
     if tokenizer.chat_template:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    loaded = load_policy(settings.model, tokenizer, settings)
-    rows = read_rows([{"prompt": p} for p in prompts], ("prompt",), settings, what="prompts")
-    examples = prepare(rows, tokenizer, settings, loaded.stop_ids, None)
+    loaded = load_policy(settings.model.model, tokenizer, settings.model)
+    rows = read_rows([{"prompt": p} for p in prompts], ("prompt",), settings.data, what="prompts")
+    examples = prepare(rows, tokenizer, settings.data, loaded.stop_ids, None)
     ids = [examples[i].sequences["prompt"][0].ids for i in range(len(examples))]
     generator = HfGenerator(loaded.policy.model, tokenizer, loaded.stop_ids, 32)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from posttrain.models.ema import EmaModel
 from posttrain.models.load import choose_device, load_module
 from posttrain.models.reference import MovingReference, Reference
 from posttrain.network.token_model import TokenModel
-from posttrain.settings import Settings
+from posttrain.settings import ModelSettings, ReferenceSettings
 from posttrain.training.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -21,17 +21,21 @@ if TYPE_CHECKING:
 
 
 def build_reference(
-    policy: TokenModel, settings: Settings, objects: InMemory, strategy: Strategy
+    policy: TokenModel,
+    settings: ReferenceSettings,
+    loading: ModelSettings,
+    objects: InMemory,
+    strategy: Strategy,
 ) -> Reference | MovingReference:
     """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
     if settings.reference_every is not None:
         return MovingReference(policy, settings.reference_rate, settings.reference_every)
     name = settings.reference_model
     if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
-        name = settings.model
+        name = loading.model
     if name is None:
         return Reference(policy, strategy)
-    later = functools.partial(load_module, name, settings, choose_device(settings), "vocabulary", None)
+    later = functools.partial(load_module, name, loading, choose_device(loading), "vocabulary", None)
     return Reference(policy, strategy, later=later)
 
 
@@ -50,7 +54,7 @@ def place_models(teacher: Any, reference: Any, strategy: Strategy) -> None:
 
 
 def untrained_policy(
-    policy: TokenModel, reference: Reference | MovingReference | None, settings: Settings, strategy: Strategy
+    policy: TokenModel, reference: Reference | MovingReference | None, settings: ReferenceSettings, strategy: Strategy
 ) -> Reference:
     """The policy as it is at the start: the reference, where that is not another model."""
     if isinstance(reference, Reference) and settings.reference_model is None:

@@ -22,18 +22,18 @@ from posttrain.training.source import count_steps, order_of
 def make_plan(method: Method, config: Any, settings: Settings, objects: InMemory) -> dict[str, Any]:
     """Steps, tokens, sizes and memory per role in MB, as a dict that prints as it is."""
     data = prepare_data(method, config, settings, objects)
-    device = choose_device(settings)
-    model = sizes_of(settings)
-    strategy, processes = planned(settings)
+    device = choose_device(settings.model)
+    model = sizes_of(settings.model)
+    strategy, processes = planned(settings.distributed)
     steps, tokens = _length(method, settings, data)
     card = method.card
     return {
         "method": f"{card.name} {card.version} ({card.tier})",
         "modifiers": [_words(one) for one in described(method)],
-        "model": {"name": settings.model, "family": model.family, "parameters": model.parameters},
-        "trained_parameters": trained_numbers(model, settings),
+        "model": {"name": settings.model.model, "family": model.family, "parameters": model.parameters},
+        "trained_parameters": trained_numbers(model, settings.model),
         "device": str(device),
-        "weights": str(choose_dtype(settings, device)).removeprefix("torch."),
+        "weights": str(choose_dtype(settings.model, device)).removeprefix("torch."),
         "data": data.report,
         "notes": data.notes,
         "rewards": [f"{reward.name} x {reward.weight:g}" for reward in data.rewards],
@@ -51,28 +51,33 @@ def _words(modifier: dict[str, Any]) -> str:
 
 
 def _length(method: Method, settings: Settings, data: Prepared) -> tuple[int, int | str]:
-    if settings.streaming:
-        if settings.steps is None:
+    if settings.data.streaming:
+        if settings.length.steps is None:
             raise SettingsError("Streaming does not know how many rows there are. Say how long to train: --steps N.")
-        return settings.steps, "unknown: streaming"
-    per_epoch = order_of(len(data.train), settings).per_epoch
+        return settings.length.steps, "unknown: streaming"
+    per_epoch = order_of(len(data.train), settings.data, settings.length).per_epoch
     if method.card.online:
-        per_epoch *= settings.updates_per_rollout * settings.minibatches_per_rollout
-        prompts = settings.batch_size * settings.group_size
-        longest = settings.max_new_tokens + data.report["tokens"] // max(1, data.report["examples"])
-        return count_steps(per_epoch, settings), f"at most about {prompts * longest}"
+        per_epoch *= settings.rollouts.updates_per_rollout * settings.rollouts.minibatches_per_rollout
+        prompts = settings.length.batch_size * settings.rollouts.group_size
+        longest = settings.data.max_new_tokens + data.report["tokens"] // max(1, data.report["examples"])
+        return count_steps(per_epoch, settings.length), f"at most about {prompts * longest}"
     mean = data.report["tokens"] / max(1, data.report["examples"])
-    return count_steps(per_epoch, settings), round(mean * min(settings.batch_size, len(data.train)))
+    return count_steps(per_epoch, settings.length), round(mean * min(settings.length.batch_size, len(data.train)))
 
 
 def _teacher(settings: Settings, model: Sizes, device: torch.device) -> float:
     """Bytes of the teacher's own weights: none where it is the policy itself, or lives on a server."""
-    name = settings.teacher_model
+    name = settings.teacher.teacher_model
     if name == "average":
-        return trained_numbers(model, settings) * 4.0
-    if name is None or name == "live" or name.startswith(("http://", "https://")) or (name == "base" and settings.lora):
+        return trained_numbers(model, settings.model) * 4.0
+    if (
+        name is None
+        or name == "live"
+        or name.startswith(("http://", "https://"))
+        or (name == "base" and settings.model.lora)
+    ):
         return 0.0
-    own = settings.replace(model=settings.model if name == "base" else name)
+    own = settings.model if name == "base" else dataclasses.replace(settings.model, model=name)
     return weight_bytes(sizes_of(own), own, device)
 
 

@@ -5,19 +5,35 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from posttrain.catalogue.cards import Card
 from posttrain.errors import MethodError, SettingsError
+from posttrain.settings import EXPERT, SECTIONS, names_of, sections
 from posttrain.settings.options import Option, read_options
 
 
 @functools.cache
 def shared_options() -> tuple[Option, ...]:
-    """The fields of ``Settings`` in order."""
-    return tuple(read_options(Path(__file__).parents[1] / "settings" / "settings.py", "Settings"))
+    """The fields of all sections of ``Settings`` in order, each with the first line of its section's docstring."""
+    source = Path(sections.__file__)
+    return tuple(
+        replace(option, section=str(kind.__doc__).rstrip("."))
+        for kind in SECTIONS.values()
+        for option in read_options(source, kind.__name__)
+    )
+
+
+def usual_options(card: Card) -> tuple[Option, ...]:
+    """Options that ``--help`` shows for a method: those that have an effect there and that others than experts set."""
+    online = () if card.online else ("rollouts", "sampling", "generation", "correction")
+    needs = [need.partition(" when ")[0] for need in card.needs]
+    absent = [*online, *(section for section in ("reference", "teacher") if section not in needs)]
+    hidden = EXPERT | {name for section in absent for name in names_of(section)}
+    return tuple(option for option in shared_options() if option.name not in hidden)
 
 
 def method_options(card: Card) -> list[Option]:

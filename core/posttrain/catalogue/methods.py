@@ -86,7 +86,7 @@ class Method:
         values = {key: cast(key, value, kinds[key]) for key, value in options.items()}
         for key, shared in self.card.follows.items():
             if values.get(key) is None:
-                values[key] = shared_defaults(self.card)[shared] if settings is None else getattr(settings, shared)
+                values[key] = shared_defaults(self.card)[shared] if settings is None else settings.get(shared)
         try:
             return self.Config(**values)
         except PosttrainError:

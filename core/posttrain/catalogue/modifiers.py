@@ -106,9 +106,9 @@ def _answers(part: Method, hook: str, first: bool) -> bool:
 
 def apply_modifiers(method: Method, settings: Settings) -> Method:
     """``method`` with the modifiers that the settings name. Raises SettingsError, MethodError or PluginError."""
-    if not settings.modifier or isinstance(method, Modified):
+    if not settings.rollouts.modifier or isinstance(method, Modified):
         return method
-    modifiers = [_modifier(text, settings) for text in settings.modifier]
+    modifiers = [_modifier(text, settings) for text in settings.rollouts.modifier]
     names = [one.name for one, _ in modifiers]
     for name in names:
         if names.count(name) > 1 or name == method.name:

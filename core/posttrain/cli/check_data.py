@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
         raise SettingsError("No data were given. Write: posttrain check-data FILE... [--method METHOD]")
     schemas, settings = _wanted(own, flags)
     shown = _count(own.get("show"))
-    if shown and not settings.model:
+    if shown and not settings.model.model:
         raise SettingsError("Tokens need a tokenizer. Name the model: --show 3 --model MODEL")
     report, text = _check(data, schemas, settings, shown)
     if own.get("json"):
@@ -80,12 +80,14 @@ def _count(text: str | None) -> int:
 def _check(data: list[str], schemas: tuple[str, ...], settings: Settings, shown: int) -> tuple[dict[str, Any], str]:
     from posttrain.data import check_data, show
 
-    if not settings.model:
-        return check_data(data, schemas, settings)[0], ""
+    if not settings.model.model:
+        return check_data(data, schemas, settings.data)[0], ""
     from posttrain.models.load import load_tokenizer, stop_ids_of
 
-    tokenizer = load_tokenizer(settings.model, settings, settings.chat_template)
-    report, prepared = check_data(data, schemas, settings, tokenizer, stop_ids_of(settings.model, tokenizer, settings))
+    tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
+    report, prepared = check_data(
+        data, schemas, settings.data, tokenizer, stop_ids_of(settings.model.model, tokenizer, settings.model)
+    )
     if not shown or prepared is None:
         return report, ""
     examples = (prepared[index] for index in range(len(prepared)))

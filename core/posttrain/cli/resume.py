@@ -32,8 +32,8 @@ def run(arguments: list[str]) -> int:
     kinds = {option.name: option.kind for option in shared_options()}
     changes = {name: cast(name, value, kinds[name]) for name, value in flags.items()}
     settings = resumed_settings(positional[0], changes)
-    if launching.wanted(settings):
-        return launching.launch(["resume", *arguments], settings, positional[0])
+    if launching.wanted(settings.distributed):
+        return launching.launch(["resume", *arguments], settings.distributed, positional[0])
     quieten()
     end_with_parent()
     load_api().resume(positional[0], take_over=take_over, **changes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.assembly.config import as_yaml, read_file, resolve
 from posttrain.catalogue.cards import Card
-from posttrain.catalogue.defaults import method_options, shared_defaults, shared_options
+from posttrain.catalogue.defaults import method_options, shared_defaults, shared_options, usual_options
 from posttrain.catalogue.discovery import locate
 from posttrain.cli.flags import help_text, parse
 from posttrain.cli.imports import load_api
@@ -34,7 +34,8 @@ OWN = [
         ("dry_run", bool, False, "Say what would happen and what memory it needs, and stop; no weights are loaded."),
         ("json", bool, False, "With dry-run: print JSON."),
         ("take_over", bool, False, "Own the output folder though its owner is on another host."),
-        ("help", bool, False, "Print this and stop."),
+        ("help", bool, False, "Print the usual options of this method and stop."),
+        ("help_all", bool, False, "Print every option and stop."),
     )
 ]
 
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> int:
     words = ["--help" if word == "-h" else word for word in arguments]
     name, file, file_name = _method(words)
     if name is None:
-        if "--help" in words:
+        if "--help" in words or "--help-all" in words:
             print(USAGE + help_text([*OWN, *shared_options()], {}))
             return 0
         raise SettingsError("No method was given. Write: posttrain train METHOD. All methods: posttrain list-methods")
@@ -54,8 +55,8 @@ def run(arguments: list[str]) -> int:
     positional, flags = parse(words, [*OWN, *shared_options(), *own], f"train {name}")
     command = {option.name: flags.pop(option.name) for option in OWN if option.name in flags}
     _check_words(positional, "method" in command, name)
-    if command.get("help"):
-        _print_help(row.card, own)
+    if command.get("help") or command.get("help_all"):
+        _print_help(row.card, own, everything=bool(command.get("help_all")))
         return 0
     settings, options = resolve(row.card, own, file, flags, file_name)
     if command.get("print_config"):
@@ -65,14 +66,14 @@ def run(arguments: list[str]) -> int:
         plan = load_api().plan(name, settings, options)
         print_json(plan) if command.get("json") else print_plan(plan)
         return 0
-    if launching.wanted(settings):
-        output = settings.output or new_run_directory(name)  # named once, for all processes and every restart
-        return launching.launch(["train", *arguments, f"--output={output}"], settings, output)
+    if launching.wanted(settings.distributed):
+        output = settings.watch.output or new_run_directory(name)  # named once, for all processes and every restart
+        return launching.launch(["train", *arguments, f"--output={output}"], settings.distributed, output)
     quieten()
     end_with_parent()
     take_over = bool(command.get("take_over"))
     api = load_api()
-    started = continued(name, settings)
+    started, settings = continued(name, settings)
     if started is not None:
         api.resume(started, take_over=take_over, **secret_options.given(settings))
         return 0
@@ -111,8 +112,11 @@ def _check_words(positional: list[str], by_flag: bool, name: str) -> None:
         raise SettingsError(f"Unexpected word '{rest[0]}'. For several values repeat the flag: --data a --data b")
 
 
-def _print_help(card: Card, own: list[Option]) -> None:
+def _print_help(card: Card, own: list[Option], everything: bool) -> None:
     print(USAGE.replace("METHOD", card.name, 1))
     print(f"\n{card.name}: {card.summary}")
     print(help_text([replace(option, section=f"Options of {card.name}") for option in own], {}))
-    print(help_text([*shared_options(), *OWN], shared_defaults(card)))
+    shown = shared_options() if everything else usual_options(card)
+    print(help_text([*shown, *OWN], shared_defaults(card)))
+    if not everything:
+        print(f"\nEvery option: posttrain train {card.name} --help-all")

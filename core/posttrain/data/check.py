@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.contract.messages import is_messages
 from posttrain.data.rows import Rows, read_rows
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 if TYPE_CHECKING:
     from posttrain.contract.views import Example
@@ -20,7 +20,7 @@ _GREEN, _DIM, _OFF = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 def check_data(
     sources: Any,
     accepted: tuple[str, ...],
-    settings: Settings,
+    settings: DataSettings,
     tokenizer: Any = None,
     stop_ids: set[int] | None = None,
 ) -> tuple[dict[str, Any], Prepared | None]:

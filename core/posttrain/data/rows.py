@@ -16,7 +16,7 @@ from posttrain.data import convert, schemas
 from posttrain.data.convert import CONVERSIONS, Conversion, Row
 from posttrain.data.sources import Source, open_sources
 from posttrain.errors import DataError
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Rows:
         )
 
 
-def read_rows(sources: Any, accepted: tuple[str, ...], settings: Settings, what: str = "data") -> Rows:
+def read_rows(sources: Any, accepted: tuple[str, ...], settings: DataSettings, what: str = "data") -> Rows:
     """Read ``sources`` and check every row against the schema among ``accepted`` that it fits best.
 
     ``sources`` is a list as ``Settings.data`` (files, folders, Hub ids, ``reasoning-gym:TASK``, each with an optional
@@ -145,7 +145,7 @@ def _weighted(parts: list[tuple[int, int]], opened: list[Source], seed: int) -> 
     return chosen
 
 
-def _streamed(opened: list[Source], accepted: tuple[str, ...], settings: Settings) -> Rows:
+def _streamed(opened: list[Source], accepted: tuple[str, ...], settings: DataSettings) -> Rows:
     stream = _Stream(opened, accepted, settings)
     schema = ""
     for source in opened:
@@ -161,7 +161,7 @@ class _Stream:
 
     sources: list[Source]
     accepted: tuple[str, ...]
-    settings: Settings
+    settings: DataSettings
 
     def pass_over(self, notes: dict[str, int]) -> Iterator[tuple[Source, int, Row]]:
         """One pass: every row once; the notes are those of this pass."""
@@ -187,7 +187,7 @@ class _Stream:
 class _Reader:
     """Checked and converted rows of one source, ``(number, row)``."""
 
-    def __init__(self, source: Source, accepted: tuple[str, ...], settings: Settings, notes: dict[str, int]):
+    def __init__(self, source: Source, accepted: tuple[str, ...], settings: DataSettings, notes: dict[str, int]):
         self.source = source
         self.accepted = (source.schema,) if source.schema else accepted
         self.settings = settings

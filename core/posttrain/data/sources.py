@@ -20,7 +20,7 @@ from posttrain.data.plugins import plugin_rows
 from posttrain.errors import DataError, SettingsError, short
 from posttrain.example.example import DATA as _EXAMPLE
 from posttrain.example.rows import example_rows
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 _GYM = "reasoning-gym:"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
@@ -61,7 +61,7 @@ class Source:
         return total.hexdigest()
 
 
-def open_sources(sources: Any, accepted: tuple[str, ...], settings: Settings, what: str) -> list[Source]:
+def open_sources(sources: Any, accepted: tuple[str, ...], settings: DataSettings, what: str) -> list[Source]:
     """Find every source, without reading rows. Raises DataError or SettingsError for one that cannot be found.
 
     ``sources`` and ``accepted`` are what ``read_rows`` takes; ``what`` ("data", "eval-data") names rows that have no
@@ -102,7 +102,7 @@ def split_weight(text: str) -> tuple[str, float]:
     return head, weight
 
 
-def _named(text: str, accepted: tuple[str, ...], settings: Settings, what: str) -> list[Source]:
+def _named(text: str, accepted: tuple[str, ...], settings: DataSettings, what: str) -> list[Source]:
     name, weight = split_weight(text)
     path = Path(name).expanduser()
     if name == _EXAMPLE:
@@ -147,7 +147,7 @@ def _file(path: Path, name: str) -> Source:
     )
 
 
-def _folder(path: Path, name: str, settings: Settings) -> list[Source]:
+def _folder(path: Path, name: str, settings: DataSettings) -> list[Source]:
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         import datasets
 
@@ -164,7 +164,7 @@ def _generated(name: str) -> Numbered:
     return iter(enumerate(rows(name.removeprefix(_GYM)), 1))
 
 
-def _hub_rows(name: str, settings: Settings) -> Numbered:
+def _hub_rows(name: str, settings: DataSettings) -> Numbered:
     import datasets
 
     repository, _, configuration = name.partition(":")
@@ -190,7 +190,7 @@ def _is_dataset(value: Any) -> bool:
     return isinstance(value, kinds)
 
 
-def _dataset(data: Any, settings: Settings, name: str) -> Source:
+def _dataset(data: Any, settings: DataSettings, name: str) -> Source:
     if isinstance(data, dict):
         if settings.split not in data:
             raise DataError(f"{name}: has no split '{settings.split}'. Choose with --split from: {', '.join(data)}.")

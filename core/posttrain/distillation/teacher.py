@@ -24,7 +24,7 @@ from posttrain.network.token_model import TokenModel
 
 if TYPE_CHECKING:
     from posttrain.models.reference import Reference
-    from posttrain.settings import Settings
+    from posttrain.settings import ModelSettings, TeacherSettings
 
 #: Teachers that are the policy itself.
 SELF = ("base", "live", "average")
@@ -120,7 +120,9 @@ class AdapterTeacher(LiveTeacher):
             adapters.set_adapter("default")
 
 
-def check_teacher(method: str, settings: Settings, given: Any, tokenizer: Any, aligned: bool) -> None:
+def check_teacher(
+    method: str, settings: TeacherSettings, loading: ModelSettings, given: Any, tokenizer: Any, aligned: bool
+) -> None:
     """Refuse a teacher that is not there, or cuts text into other tokens, before any weights load.
 
     ``aligned``: the method can learn from a teacher with other tokens. Raises SettingsError, ModelError.
@@ -133,21 +135,23 @@ def check_teacher(method: str, settings: Settings, given: Any, tokenizer: Any, a
             f"Method '{method}' learns from a teacher and none was given. Name one: --teacher-model FOLDER, a Hub id, "
             f"the address of a vLLM server, or {', '.join(SELF)} for the model itself."
         )
-    if not (_is_address(name) or aligned or _same_tokens(load_tokenizer(name, settings), tokenizer)):
+    if not (_is_address(name) or aligned or _same_tokens(load_tokenizer(name, loading), tokenizer)):
         raise ModelError(
             f"Teacher '{name}' has another tokeniser than the model, and '{method}' compares them token by token. "
             "Choose a teacher of the model's own family, or a method that aligns their texts: gold"
         )
 
 
-def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: Any, reference: Any) -> Any:
+def load_teacher(
+    policy: TokenModel, tokenizer: Any, settings: TeacherSettings, loading: ModelSettings, given: Any, reference: Any
+) -> Any:
     """The teacher that ``settings.teacher_model`` names, or the module ``given``. Raises ModelError.
 
     ``reference`` makes the frozen start when it is asked for. A teacher with another tokeniser has ``tokenizer``.
     """
     vocabulary = policy.inner.get_output_embeddings().weight.shape[0]
     if given is not None:
-        return ModelTeacher(given, None, settings.packing, vocabulary)
+        return ModelTeacher(given, None, loading.packing, vocabulary)
     name = settings.teacher_model
     assert name is not None  # check_teacher has refused it
     if name == "base":
@@ -161,16 +165,16 @@ def load_teacher(policy: TokenModel, tokenizer: Any, settings: Settings, given: 
     base = adapter_base(name)
     if base is not None and hasattr(policy.model, "peft_config") and _same(base, policy):
         return AdapterTeacher(policy, name)
-    module = load_module(name, settings, choose_device(settings), "vocabulary", None)
-    own = load_tokenizer(name, settings)
+    module = load_module(name, loading, choose_device(loading), "vocabulary", None)
+    own = load_tokenizer(name, loading)
     if _same_tokens(own, tokenizer):
-        return ModelTeacher(module, None, settings.packing, vocabulary)
-    teacher = ModelTeacher(module, own, settings.packing, vocabulary)
+        return ModelTeacher(module, None, loading.packing, vocabulary)
+    teacher = ModelTeacher(module, own, loading.packing, vocabulary)
     teacher.matched = matching(tokenizer, own, policy.device)
     return teacher
 
 
-def _server(name: str, policy: TokenModel, settings: Settings, vocabulary: int) -> Any:
+def _server(name: str, policy: TokenModel, settings: TeacherSettings, vocabulary: int) -> Any:
     from posttrain.distillation.teacher_server import ServerTeacher
 
     url, _, model = name.partition("#")

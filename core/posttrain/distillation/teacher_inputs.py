@@ -14,7 +14,7 @@ from posttrain.data.tokens.encode_one import encode_prompt
 from posttrain.distillation.align import Alignment, align, shared_vocabulary
 from posttrain.distillation.token_bytes import token_bytes
 from posttrain.network.chunked_head import TokenQuery
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,13 @@ def attach_teacher_logits(request: TokenQuery, teacher: Any, sequences: list[Seq
 
 
 def translate(
-    prompt: Any, completion: Tensor, tokenizer: Any, stop_ids: set[int], teacher: Any, settings: Settings, tools: Any
+    prompt: Any,
+    completion: Tensor,
+    tokenizer: Any,
+    stop_ids: set[int],
+    teacher: Any,
+    settings: DataSettings,
+    tools: Any,
 ) -> tuple[Sequence, Any]:
     """The sequence that a teacher with its own tokeniser sees, and how its tokens and ``completion`` ``(t,)`` align.
 

@@ -22,7 +22,7 @@ from posttrain.training.optim import build_optimizer, reserve_moments
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
-    from posttrain.settings import Settings
+    from posttrain.settings import OptimSettings
     from posttrain.training.run import Run
 
 #: Gradients travel in pieces of this many numbers.
@@ -40,7 +40,7 @@ class DistributedData(Ranks):
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
 
-    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+    def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
         """The plain one, on every rank."""
         return build_optimizer(model, settings)
 

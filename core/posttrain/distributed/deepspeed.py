@@ -30,7 +30,7 @@ from posttrain.training.optim import build_optimizer
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
-    from posttrain.settings import Settings
+    from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
     from posttrain.training.run import Run
 
 #: Optimisers that treat each number by itself, so that a rank can treat its share.
@@ -44,25 +44,25 @@ class Deepspeed(Ranks):
     shards_forward = True
     handles_autocast = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings) -> None:
         """Raises DependencyError, or SettingsError for what ZeRO cannot divide."""
         self.library = library()
-        super().__init__(settings)
-        self.settings = settings
-        self.stage = stage_of(settings)
-        give_memory_back(settings.device)
+        super().__init__(distributed, model, optim)
+        self.distributed, self.settings = distributed, model
+        self.stage = stage_of(distributed)
+        give_memory_back(model.device)
         self.engine: Any = None
         self.model: TokenModel | None = None
         self.groups: list[list[nn.Parameter]] = []
         """The parameters by optimiser group, before DeepSpeed puts its flat shares in their place."""
-        if settings.optimizer not in OPTIMIZERS:
+        if optim.optimizer not in OPTIMIZERS:
             raise SettingsError(
-                f"Optimizer '{settings.optimizer}' needs whole tensors, which ZeRO cuts. With --strategy deepspeed: "
+                f"Optimizer '{optim.optimizer}' needs whole tensors, which ZeRO cuts. With --strategy deepspeed: "
                 f"{', '.join(OPTIMIZERS)}."
             )
-        if settings.quantize and self.stage == 3:
+        if model.quantize and self.stage == 3:
             raise SettingsError(
-                f"--quantize {settings.quantize} cannot be combined with ZeRO stage 3: packed weights cannot be "
+                f"--quantize {model.quantize} cannot be combined with ZeRO stage 3: packed weights cannot be "
                 "divided. Use --zero-stage 2, or --strategy ddp."
             )
 
@@ -71,13 +71,14 @@ class Deepspeed(Ranks):
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
 
-    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+    def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
         """The plain one, over DeepSpeed's shares from here on."""
         plain = build_optimizer(model, settings)
         self.groups = [list(group["params"]) for group in plain.param_groups]
         count = sum(p.numel() for p in model.parameters())
         width = model.inner.config.get_text_config().hidden_size
-        config = configuration(settings, self.world, count, width)
+        bfloat16, limit = self.settings.dtype == "bfloat16", settings.max_grad_norm
+        config = configuration(self.distributed, bfloat16, limit, self.world, count, width)
         self.engine, *_ = self.library.initialize(
             model=model, optimizer=plain, config=config, dist_init_required=False, model_parameters=None
         )

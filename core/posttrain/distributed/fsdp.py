@@ -42,7 +42,7 @@ from posttrain.training.optim import build_optimizer, reserve_moments
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
-    from posttrain.settings import Settings
+    from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
     from posttrain.training.run import Run
 
 #: Optimisers whose arithmetic torch carries out on spread tensors; others would see each shard as a tensor of its own.
@@ -56,19 +56,19 @@ class FullyShardedData(Ranks):
     shards_forward = True
     handles_autocast = False
 
-    def __init__(self, settings: Settings):
+    def __init__(self, distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings):
         """Raises SettingsError for what cannot be spread."""
-        super().__init__(settings)
-        cuda = torch.cuda.is_available() and settings.device != "cpu"
-        _check(settings, cuda, self.world)
-        self.settings = settings
+        super().__init__(distributed, model, optim)
+        cuda = torch.cuda.is_available() and model.device != "cpu"
+        _check(distributed, model, cuda, self.world)
+        self.distributed, self.settings = distributed, model
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        shape = (self.world // settings.tensor_parallel, settings.tensor_parallel)
+        shape = (self.world // distributed.tensor_parallel, distributed.tensor_parallel)
         self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
         self.group = self.mesh["data"].get_group()
         self.data_rank, self.data_size = self.mesh["data"].get_local_rank(), shape[0]
         self.placed: list[FSDPModule] = []
-        give_memory_back(settings.device)
+        give_memory_back(model.device)
 
     def prepare(self, model: TokenModel) -> None:
         """Rank 0's weights, spread; an idle pass shows that it runs, and tells FSDP which module is the root."""
@@ -76,13 +76,13 @@ class FullyShardedData(Ranks):
             dist.broadcast(tensor.data, 0)
         model.place = self.device
         self.handles_autocast = casts_to_bfloat16(self.settings, model)
-        if self.settings.tensor_parallel > 1:
+        if self.distributed.tensor_parallel > 1:
             split_layers(model.inner, self.mesh["tensor"])
         layer = MixedPrecisionPolicy(
             torch.bfloat16 if self.handles_autocast else None, torch.float32 if self.handles_autocast else None
         )
         root = MixedPrecisionPolicy(layer.param_dtype, layer.reduce_dtype, cast_forward_inputs=False)
-        offload = CPUOffloadPolicy() if self.settings.cpu_offload else OffloadPolicy()
+        offload = CPUOffloadPolicy() if self.distributed.cpu_offload else OffloadPolicy()
         for module in [*_layers(model), *model.extra.children()]:
             fully_shard(module, mesh=self.mesh["data"], mp_policy=layer, offload_policy=offload)
         fully_shard(model, mesh=self.mesh["data"], mp_policy=root, offload_policy=offload)
@@ -105,7 +105,7 @@ class FullyShardedData(Ranks):
             model([DUMMY_SEQUENCE], TokenQuery())
         self._rest()
 
-    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+    def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
         """The plain one over spread parameters; those of one mesh go together."""
         if settings.optimizer not in OPTIMIZERS:
             raise SettingsError(
@@ -202,22 +202,22 @@ class FullyShardedData(Ranks):
         return float(total.sqrt())
 
 
-def _check(settings: Settings, cuda: bool, world: int) -> None:
-    if world % settings.tensor_parallel:
+def _check(distributed: DistributedSettings, model: ModelSettings, cuda: bool, world: int) -> None:
+    if world % distributed.tensor_parallel:
         raise SettingsError(
-            f"tensor-parallel is {settings.tensor_parallel}, which does not divide the {world} processes. Start a "
+            f"tensor-parallel is {distributed.tensor_parallel}, which does not divide the {world} processes. Start a "
             "multiple of it: --nproc N"
         )
-    if settings.quantize:
+    if model.quantize:
         raise SettingsError(
-            f"--quantize {settings.quantize} cannot be combined with --strategy fsdp: the packed weights of "
+            f"--quantize {model.quantize} cannot be combined with --strategy fsdp: the packed weights of "
             "bitsandbytes cannot be spread. A quantised base is small: use --strategy ddp"
         )
-    if settings.bfloat16_gradients and settings.tensor_parallel > 1:
+    if model.bfloat16_gradients and distributed.tensor_parallel > 1:
         raise SettingsError(
             "--bfloat16-gradients replaces whole layers, and --tensor-parallel splits them. Leave one of them out."
         )
-    if settings.cpu_offload and not cuda:
+    if distributed.cpu_offload and not cuda:
         raise SettingsError("--cpu-offload frees a GPU's memory, and this run has no GPU. Leave it out.")
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import PosttrainError, RankLost, SettingsError
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import DistributedSettings
 
 #: Set in the processes that ``launch`` starts: they leave what they die of in a file instead of on the terminal.
 LAUNCHED = "POSTTRAIN_LAUNCHED"
@@ -36,7 +36,7 @@ PROGRAM = ("-m", "posttrain.cli.main")
 SHOWN = 30
 
 
-def wanted(settings: Settings) -> bool:
+def wanted(settings: DistributedSettings) -> bool:
     """Whether this process is to start others: it was not started by such a process itself, and several are wanted."""
     from posttrain.distributed.world import find_world
 
@@ -47,7 +47,7 @@ def wanted(settings: Settings) -> bool:
     return find_world() is None and (settings.nproc > 1 or settings.max_restarts > 0)
 
 
-def launch(arguments: list[str], settings: Settings, run: str, program: tuple[str, ...] = PROGRAM) -> int:
+def launch(arguments: list[str], settings: DistributedSettings, run: str, program: tuple[str, ...] = PROGRAM) -> int:
     """Run ``posttrain ARGUMENTS`` in ``settings.nproc`` processes here, with those of other machines if there are any.
 
     Returns 0, or the exit code of the process that failed first after its error has been shown. The others end within
@@ -147,7 +147,7 @@ def _left_to_us(config: type) -> dict[str, Any]:
     return {"signals_to_handle": "SIGHUP,SIGQUIT"} if "signals_to_handle" in known else {}
 
 
-def _nodes(settings: Settings) -> tuple[int, int]:
+def _nodes(settings: DistributedSettings) -> tuple[int, int]:
     low, _, high = settings.nnodes.partition(":")
     if not low.isdigit() or (high and not high.isdigit()) or not 1 <= int(low) <= int(high or low):
         raise SettingsError(f"nnodes is '{settings.nnodes}', expected a number of machines such as 2, or a range 1:4.")
@@ -158,7 +158,7 @@ def _nodes(settings: Settings) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _rendezvous(settings: Settings, nodes: int) -> dict[str, Any]:
+def _rendezvous(settings: DistributedSettings, nodes: int) -> dict[str, Any]:
     """How the machines meet. A given rank is kept by torch's static way, which knows no restarts across machines."""
     if settings.rdzv_endpoint is None:
         return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}

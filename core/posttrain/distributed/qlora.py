@@ -13,14 +13,14 @@ from posttrain.network.kernels.cpu.allocator import give_memory_back
 from posttrain.training.strategy import Strategy
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
 
 
-def qlora(settings: Settings) -> Strategy:
+def qlora(distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings) -> Strategy:
     """``single`` or ``ddp`` over a quantised base: the base needs no gradient, so there is nothing else to spread."""
-    if settings.quantize is None:
+    if model.quantize is None:
         raise SettingsError("Strategy 'qlora' needs a quantised base: quantize nf4, fp4 or int8.")
-    give_memory_back(settings.device)  # weights are read whole before they are packed, and unpacked again by every pass
-    strategy: Strategy = DistributedData(settings) if dist.is_initialized() else Single(settings)
+    give_memory_back(model.device)  # weights are read whole before they are packed, and unpacked again by every pass
+    strategy: Strategy = DistributedData(distributed, model, optim) if dist.is_initialized() else Single()
     strategy.name = "qlora"
     return strategy

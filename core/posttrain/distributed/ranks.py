@@ -10,7 +10,7 @@ from posttrain.distributed.world import join
 from posttrain.training.reduction import Averages, Totals
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
 
 
 class Ranks:
@@ -19,9 +19,9 @@ class Ranks:
     ``group`` are the ranks that have one part each; None is all.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings):
         if not dist.is_initialized():
-            join(settings.device)
+            join(model.device)
         self.rank = self.data_rank = dist.get_rank()
         self.world = self.data_size = dist.get_world_size()
         self.group: dist.ProcessGroup | None = None

@@ -30,26 +30,25 @@ def resumed_settings(path: str | Path, changes: dict[str, Any]) -> Settings:
     return Settings.from_record(stored).replace(**changes)
 
 
-def continued(method: str, settings: Settings) -> Path | None:
-    """The run directory to go on from; None where the run begins.
+def continued(method: str, settings: Settings) -> tuple[Path | None, Settings]:
+    """Find the run directory to go on from, None where the run begins, and the settings with which it begins.
 
     Where restarts are allowed, the same command goes on from the last checkpoint of its own run: after a process
     failed, and when a scheduler queues the whole job again. A run that failed before its first checkpoint begins anew.
     Raises RunStopped where an alert had stopped it.
     """
-    restarts = settings.max_restarts or int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    restarts = settings.distributed.max_restarts or int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    path = Path(settings.output)
-    if not restarts or not (path / "run.json").is_file() or (settings.overwrite and not again):
-        return None
+    path = Path(settings.watch.output)
+    if not restarts or not (path / "run.json").is_file() or (settings.watch.overwrite and not again):
+        return None, settings
     facts = RunDirectory(path).facts()
     asked = json.loads(json.dumps(secret_options.hidden(settings.flat()), default=str))
     if facts["method"] != method or facts["settings"] != asked:
-        return None  # another run, which is not overwritten
+        return None, settings  # another run, which is not overwritten
     last = RunDirectory(path).last_event()
     if last.get("code") == "stopped":
         raise RunStopped(f"The run stopped before: {last['message']}")
     if any((found / "state.json").is_file() for found in path.glob("checkpoints/step-*")):
-        return path
-    settings.overwrite = settings.overwrite or bool(again)
-    return None
+        return path, settings
+    return None, settings.replace(overwrite=settings.watch.overwrite or bool(again))

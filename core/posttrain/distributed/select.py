@@ -12,7 +12,7 @@ from posttrain.errors import SettingsError
 from posttrain.training.strategy import Strategy
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import DistributedSettings, Settings
 
 #: Name -> module and what makes it of the run's settings; imported when chosen.
 STRATEGIES = {
@@ -27,15 +27,17 @@ STRATEGIES = {
 def choose_strategy(settings: Settings) -> tuple[Strategy, str]:
     """The strategy, its processes joined, and one line saying why it was chosen."""
     world = find_world() or World(0, 1, 0, "alone")
-    name, why = _name(settings, world)
-    _check(name, settings, world)
+    name, why = _name(settings.distributed, world)
+    _check(name, settings.distributed, world)
     if name != "single" and (world.size > 1 or name != "qlora"):
-        join(settings.device)
+        join(settings.model.device)
     module, _, kind = STRATEGIES[name].partition(":")
-    return getattr(importlib.import_module(module), kind)(settings), f"{name}: {why}"
+    return getattr(importlib.import_module(module), kind)(
+        settings.distributed, settings.model, settings.optim
+    ), f"{name}: {why}"
 
 
-def planned(settings: Settings) -> tuple[str, int]:
+def planned(settings: DistributedSettings) -> tuple[str, int]:
     """Strategy and processes of a run with these settings, before any of them is started; ZeRO with its stage."""
     world = find_world()
     nodes = int(settings.nnodes.partition(":")[0]) if settings.nnodes[:1].isdigit() else 1
@@ -48,7 +50,7 @@ def planned(settings: Settings) -> tuple[str, int]:
     return name, count
 
 
-def _name(settings: Settings, world: World) -> tuple[str, str]:
+def _name(settings: DistributedSettings, world: World) -> tuple[str, str]:
     count = "one process" if world.size == 1 else f"{world.size} processes"
     if world.size > 1 and LAUNCHED not in os.environ:
         count += f" started by {world.by}"
@@ -57,7 +59,7 @@ def _name(settings: Settings, world: World) -> tuple[str, str]:
     return ("ddp" if world.size > 1 else "single"), count
 
 
-def _check(name: str, settings: Settings, world: World) -> None:
+def _check(name: str, settings: DistributedSettings, world: World) -> None:
     if name == "single" and world.size > 1:
         raise SettingsError(f"Strategy 'single' runs one process, but {world.size} were started. Use --strategy ddp.")
     if world.size == 1 and settings.nproc > 1:

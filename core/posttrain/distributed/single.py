@@ -17,7 +17,7 @@ from posttrain.training.reduction import Averages, Totals
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
-    from posttrain.settings import Settings
+    from posttrain.settings import OptimSettings
     from posttrain.training.run import Run
 
 
@@ -29,13 +29,13 @@ class Single:
     world = data_size = 1
     shards_forward = handles_autocast = False
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        """``settings`` change nothing: every strategy is made with them."""
+    def __init__(self, *sections: object) -> None:
+        """Sections of the settings change nothing here: every strategy is made with them."""
 
     def prepare(self, model: TokenModel) -> None:
         """The only copy is the right one."""
 
-    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+    def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
         """The plain one."""
         return build_optimizer(model, settings)
 

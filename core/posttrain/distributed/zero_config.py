@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import DistributedSettings
 
 #: What the run decides -> the option that says it.
 DECIDED = {
@@ -21,7 +21,7 @@ DECIDED = {
 AUTO = "auto"
 
 
-def stage_of(settings: Settings) -> int:
+def stage_of(settings: DistributedSettings) -> int:
     """The ZeRO stage, 1 to 3. Raises SettingsError where file and option differ, or for another one."""
     named = _read(settings).get("zero_optimization", {}).get("stage", AUTO)
     stage = settings.zero_stage if named == AUTO else named
@@ -35,7 +35,9 @@ def stage_of(settings: Settings) -> int:
     return stage
 
 
-def configuration(settings: Settings, world: int, parameters: int, hidden: int) -> dict[str, Any]:
+def configuration(
+    settings: DistributedSettings, bfloat16: bool, max_grad_norm: float, world: int, parameters: int, hidden: int
+) -> dict[str, Any]:
     """The configuration for a model of ``parameters`` numbers and width ``hidden`` in ``world`` processes.
 
     Values "auto" of the user's file are filled in here; sizes that it does not name fit the model, since DeepSpeed's
@@ -68,16 +70,16 @@ def configuration(settings: Settings, world: int, parameters: int, hidden: int) 
         "train_micro_batch_size_per_gpu": 1,  # the core cuts and weighs the micro-batches
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
-        "gradient_clipping": settings.max_grad_norm,
+        "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": own.get("bf16", {}) | {"enabled": settings.dtype == "bfloat16"},
+        "bf16": own.get("bf16", {}) | {"enabled": bfloat16},
         "steps_per_print": own.get("steps_per_print", 2**31),
     }
 
 
-def _read(settings: Settings) -> dict[str, Any]:
+def _read(settings: DistributedSettings) -> dict[str, Any]:
     if settings.deepspeed_config is None:
         return {}
     try:

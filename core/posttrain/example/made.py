@@ -17,7 +17,7 @@ from posttrain.example.example import MODEL, MODELS
 from posttrain.example.rows import SEED
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import ModelSettings
 
 #: Files that decide the weights.
 _DECIDING = ("made.py", "model.py", "practice.py", "rows.py", "task.py")
@@ -34,7 +34,7 @@ TEMPLATE = (
 )
 
 
-def resolve_example_model(model: str, settings: Settings) -> str:
+def resolve_example_model(model: str, settings: ModelSettings) -> str:
     """The folder of an example model, made where it is not there yet; every other name as it is.
 
     It lies in the cache folder. Raises SettingsError where that cannot be written.

@@ -17,7 +17,7 @@ from posttrain.generation.local.hf import HfGenerator
 from posttrain.servers.endpoint import split_address
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import GenerationSettings
     from posttrain.training.run import Run
 
 #: Seconds that a server which this run has started may take until it answers, each time it starts.
@@ -25,7 +25,7 @@ START_LIMIT = 600.0
 NAMES = ("hf", "vllm", "vllm-server")
 
 
-def check_generation(settings: Settings) -> None:
+def check_generation(settings: GenerationSettings) -> None:
     """Raise SettingsError or DependencyError for a backend that does not exist, or cannot work here."""
     if settings.generation in ("vllm", "vllm-server"):
         from posttrain.generation.vllm.versions import check_installed
@@ -39,7 +39,7 @@ def check_generation(settings: Settings) -> None:
         )
 
 
-def addresses(settings: Settings) -> list[str]:
+def addresses(settings: GenerationSettings) -> list[str]:
     """Servers that ``generation`` names."""
     if "://" not in settings.generation:
         raise SettingsError(
@@ -55,22 +55,27 @@ def addresses(settings: Settings) -> list[str]:
 
 def make_generator(run: Run) -> Generator:
     """The backend that the settings name, around the run's policy. Raises SettingsError where it cannot run ahead."""
-    make = {"hf": _hf, "vllm": _in_process}.get(run.settings.generation, _servers)
+    make = {"hf": _hf, "vllm": _in_process}.get(run.settings.generation.generation, _servers)
     generator = make(run)
-    if run.settings.max_staleness and not generator.abilities.ahead:
+    if run.settings.rollouts.max_staleness and not generator.abilities.ahead:
         generator.close()
         raise SettingsError(
-            f"max-staleness is {run.settings.max_staleness}, but this generator samples only while the trainer waits. "
-            "Use --generation vllm-server, --generation hf with --generation-process, or --max-staleness 0."
+            f"max-staleness is {run.settings.rollouts.max_staleness}, but this generator samples only while the "
+            "trainer waits. Use --generation vllm-server, --generation hf with --generation-process, or "
+            "--max-staleness 0."
         )
     return generator
 
 
 def _hf(run: Run) -> Generator:
     settings = run.settings
-    apart = settings.max_staleness > 0 if settings.generation_process is None else settings.generation_process
+    apart = (
+        settings.rollouts.max_staleness > 0
+        if settings.generation.generation_process is None
+        else settings.generation.generation_process
+    )
     if not apart:
-        limits = settings.generation_batch_size, settings.generation_cache_tokens
+        limits = settings.generation.generation_batch_size, settings.generation.generation_cache_tokens
         return HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, *limits)
     from posttrain.generation.local.process import ProcessGenerator, start_of
 
@@ -80,7 +85,7 @@ def _hf(run: Run) -> Generator:
 def _threads(run: Run) -> int:
     """Threads of the other process: as many as here where both take turns, else half of them, and half remain here."""
     count = torch.get_num_threads()
-    if run.settings.max_staleness == 0 or run.policy.device.type != "cpu" or count == 1:
+    if run.settings.rollouts.max_staleness == 0 or run.policy.device.type != "cpu" or count == 1:
         return count
     torch.set_num_threads(count - count // 2)
     return count // 2
@@ -91,15 +96,15 @@ def _limits(run: Run) -> Any:
     from posttrain.generation.vllm.requests import Limits
 
     settings = run.settings
-    longest = (settings.max_length or USUAL_LENGTH) + settings.max_new_tokens
+    longest = (settings.data.max_length or USUAL_LENGTH) + settings.data.max_new_tokens
     known = getattr(run.policy.inner.config.get_text_config(), "max_position_embeddings", None)
     return Limits(frozenset(run.stop_ids), min(longest, known or longest))
 
 
 def _dtype(run: Run) -> torch.dtype:
     """The type in which the policy computes; vLLM has none wider than float32."""
-    if run.settings.generation_dtype is not None:
-        return getattr(torch, run.settings.generation_dtype)
+    if run.settings.generation.generation_dtype is not None:
+        return getattr(torch, run.settings.generation.generation_dtype)
     if not isinstance(run.autocast(), nullcontext):
         return torch.bfloat16
     own = run.policy.inner.get_input_embeddings().weight.dtype
@@ -116,7 +121,10 @@ def _in_process(run: Run) -> Generator:
         )
     settings = run.settings
     options = EngineOptions(
-        settings.temperature, _dtype(run), settings.generation_batch_size, settings.generation_gpu_memory
+        settings.sampling.temperature,
+        _dtype(run),
+        settings.generation.generation_batch_size,
+        settings.generation.generation_gpu_memory,
     )
     return VllmEngine(run.policy, run.tokenizer, _limits(run), options)
 
@@ -125,13 +133,19 @@ def _servers(run: Run) -> Generator:
     from posttrain.generation.vllm.servers import VllmServers, first_rank
 
     settings, limits, sends = run.settings, _limits(run), run.strategy.rank == 0
-    own = _start(run, limits) if settings.generation == "vllm-server" and sends else None
-    urls = addresses(settings) if settings.generation != "vllm-server" else first_rank([own.url] if own else [])
+    own = _start(run, limits) if settings.generation.generation == "vllm-server" and sends else None
+    urls = (
+        addresses(settings.generation)
+        if settings.generation.generation != "vllm-server"
+        else first_rank([own.url] if own else [])
+    )
 
     def patience() -> float:
         if own is not None:
             own.check()
-        return START_LIMIT if settings.generation == "vllm-server" else settings.generation_patience
+        return (
+            START_LIMIT if settings.generation.generation == "vllm-server" else settings.generation.generation_patience
+        )
 
     def tell(code: str, severity: str, message: str) -> None:
         run.directory.event(code, severity, message)
@@ -157,10 +171,10 @@ def _start(run: Run, limits: Any) -> Any:
         port=free_port(),
         dtype=str(_dtype(run)).removeprefix("torch."),
         max_length=limits.positions,
-        batch_size=settings.generation_batch_size,
-        logprobs_mode=logprobs_mode(settings.temperature),
+        batch_size=settings.generation.generation_batch_size,
+        logprobs_mode=logprobs_mode(settings.sampling.temperature),
         adapter_rank=adapter_rank(run.policy) or 0,
-        gpu_memory=settings.generation_gpu_memory,
+        gpu_memory=settings.generation.generation_gpu_memory,
         dummy=True,
     )
     return Supervised(options, folder)

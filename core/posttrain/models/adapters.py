@@ -10,7 +10,7 @@ from posttrain.errors import ModelError
 from posttrain.example.example import MODELS as EXAMPLES
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import ModelSettings
 
 #: Name of the frozen copy of an adapter that a run started from.
 REFERENCE_ADAPTER = "reference"
@@ -43,7 +43,7 @@ def adapter_base(model: str) -> str | None:
     return str(base)
 
 
-def add_adapter(module: Any, settings: Settings, head: str) -> Any:
+def add_adapter(module: Any, settings: ModelSettings, head: str) -> Any:
     """A new LoRA (or DoRA) adapter on every linear layer but the head, or on the named modules."""
     if settings.lora_targets:
         known = {name.rpartition(".")[2] for name, _ in module.named_modules()}

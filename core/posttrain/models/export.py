@@ -37,17 +37,17 @@ def export(
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(f"'{folder}' is not empty. Choose another folder.")
-    quantize = trained.quantize if onto == "trained" else None
+    quantize = trained.model.quantize if onto == "trained" else None
     settings = Settings(
         trust_remote_code=trust_remote_code,
-        double_quantization=trained.double_quantization,
-        dtype=dtype or trained.dtype or "float32",  # type: ignore[arg-type]  # checked when the model is loaded
+        double_quantization=trained.model.double_quantization,
+        dtype=dtype or trained.model.dtype or "float32",
         quantize=quantize,
         packing=False,
         device="cpu",
     )
-    tokenizer = load_tokenizer(str(adapter), settings)
-    module = load_module(base, settings, torch.device("cpu"), _head(adapter), tokenizer)
+    tokenizer = load_tokenizer(str(adapter), settings.model)
+    module = load_module(base, settings.model, torch.device("cpu"), _head(adapter), tokenizer)
     if quantize is not None:
         module = module.dequantize(dtype=module.dtype)
     whole = merged(module, str(adapter))

@@ -28,7 +28,7 @@ from posttrain.network.modes import Modes, noise_of
 from posttrain.network.token_model import TokenModel
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import ModelSettings
 
 if not torch.accelerator.is_available():
     os.environ.setdefault(
@@ -55,7 +55,7 @@ class Loaded:
     """One line for each decision a person should know of."""
 
 
-def choose_device(settings: Settings) -> torch.device:
+def choose_device(settings: ModelSettings) -> torch.device:
     """The named device, or the best there is."""
     if settings.device is not None:
         return torch.device(settings.device)
@@ -64,7 +64,7 @@ def choose_device(settings: Settings) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+def choose_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     """float32, but bfloat16 for a frozen base under adapters on a GPU."""
     if settings.dtype is not None:
         return DTYPES[settings.dtype]
@@ -72,7 +72,7 @@ def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and frozen else torch.float32
 
 
-def load_tokenizer(model: str, settings: Settings, chat_template: str | None = None) -> Any:
+def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | None = None) -> Any:
     """Load the tokenizer of ``model``; ``chat_template`` is a file that replaces its chat template.
 
     Raises ModelError where the tokenizer is absent or broken.
@@ -105,7 +105,7 @@ def _check_round_trip(tokenizer: Any, model: str) -> None:
 def load_policy(
     model: str | nn.Module,
     tokenizer: Any,
-    settings: Settings,
+    settings: ModelSettings,
     head: str = "vocabulary",
     *,
     seed: int = 0,
@@ -144,7 +144,7 @@ def _use_documents(module: Any, *instead_of: str) -> None:
 def finish(
     module: Any,
     tokenizer: Any,
-    settings: Settings,
+    settings: ModelSettings,
     head: str,
     notes: list[str],
     split_layers: bool = False,
@@ -196,7 +196,7 @@ def _noise_notes(inner: Any, kept: bool) -> list[str]:
     ]
 
 
-def _narrowed(settings: Settings) -> bool:
+def _narrowed(settings: ModelSettings) -> bool:
     """Whether linear layers multiply in bfloat16 over float32 weights, on a CPU."""
     device = choose_device(settings)
     if settings.bfloat16_gradients and (device.type != "cpu" or choose_dtype(settings, device) != torch.float32):
@@ -207,7 +207,7 @@ def _narrowed(settings: Settings) -> bool:
     return settings.bfloat16_gradients or settings.autocast is True
 
 
-def load_module(model: str, settings: Settings, device: torch.device, head: str, tokenizer: Any) -> Any:
+def load_module(model: str, settings: ModelSettings, device: torch.device, head: str, tokenizer: Any) -> Any:
     """A transformers model with safetensors weights on ``device``; of an adapter folder its base with it merged in."""
     base = adapter_base(model)
     if base is not None:
@@ -258,7 +258,7 @@ def stop_ids(inner: Any, tokenizer: Any) -> set[int]:
     return _stop_ids(getattr(inner, "generation_config", None), tokenizer)
 
 
-def stop_ids_of(model: str, tokenizer: Any, settings: Settings) -> set[int]:
+def stop_ids_of(model: str, tokenizer: Any, settings: ModelSettings) -> set[int]:
     """The same without loading weights, for preparing data."""
     source, extra = _source(adapter_base(model) or model, settings)
     configuration = None
@@ -282,7 +282,7 @@ def pad_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id or 0)
 
 
-def _source(model: str, settings: Settings) -> tuple[str, dict[str, Any]]:
+def _source(model: str, settings: ModelSettings) -> tuple[str, dict[str, Any]]:
     """What ``from_pretrained`` takes: a folder or Hub id, and whether a GGUF file or remote code is meant."""
     model = resolve_example_model(model, settings)
     path = Path(model).expanduser()
@@ -332,7 +332,7 @@ def _check_vocabulary(inner: Any, tokenizer: Any) -> None:
         )
 
 
-def _quantization(settings: Settings) -> Any:
+def _quantization(settings: ModelSettings) -> Any:
     try:
         import bitsandbytes  # noqa: F401  (transformers reports its absence with a traceback)
     except ImportError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from posttrain.network.token_model import TokenModel
-from posttrain.settings import Settings
+from posttrain.settings import ModelSettings
 
 
-def casts_to_bfloat16(settings: Settings, policy: TokenModel) -> bool:
+def casts_to_bfloat16(settings: ModelSettings, policy: TokenModel) -> bool:
     """Whether matrices are multiplied in bfloat16 though the weights are wider."""
     if settings.autocast is not None:
         return settings.autocast

@@ -30,10 +30,10 @@ class ModelJudge:
         dtype: Any = "bfloat16" if chosen.type == "cuda" else "float32"
         settings = Settings(model=model, dtype=dtype, device=str(chosen), packing=False)
         self.template = read_template(template)
-        self.tokenizer = load_tokenizer(model, settings)
+        self.tokenizer = load_tokenizer(model, settings.model)
         if not self.tokenizer.chat_template:
             raise ModelError(f"The judge '{model}' has no chat template. Expected a model that was trained to chat.")
-        module = load_module(model, settings, chosen, "vocabulary", self.tokenizer)
+        module = load_module(model, settings.model, chosen, "vocabulary", self.tokenizer)
         self.model = module.eval().requires_grad_(False)
         self.head = find_head(self.model)
         self.name = model

@@ -42,8 +42,8 @@ def encode_steps(tokenizer: Any, prompt: Any, completion: str) -> Tokens | None:
         return None
     settings = Settings()
     row = {"prompt": prompt, "completions": steps, "labels": [0.0] * len(steps)}
-    (draft,) = sequence_specs(row, "stepwise", "a completion", settings)["completion"]
-    (tokens,) = Encoder(tokenizer, set()).encode([Templates(tokenizer, settings).layout(draft, "a completion")])
+    (draft,) = sequence_specs(row, "stepwise", "a completion", settings.data)["completion"]
+    (tokens,) = Encoder(tokenizer, set()).encode([Templates(tokenizer, settings.data).layout(draft, "a completion")])
     return tokens
 
 

@@ -46,8 +46,8 @@ class Producer:
     def __init__(self, run: Run, generator: Generator, orders_of: Callable[[int], list[PromptRequest]], ledger: Ledger):
         settings = run.settings
         self.run, self.generator, self.orders_of, self.ledger = run, generator, orders_of, ledger
-        self.per_rollout = settings.updates_per_rollout * settings.minibatches_per_rollout
-        self.depth = settings.max_staleness
+        self.per_rollout = settings.rollouts.updates_per_rollout * settings.rollouts.minibatches_per_rollout
+        self.depth = settings.rollouts.max_staleness
         self.queue: dict[int, PendingBatch] = {}
         self.restarts = 0
         self._failed_restarts = 0
@@ -106,8 +106,14 @@ class Producer:
         line = self.ledger.issue(number, [order.index for order in orders])
         if line is not None:
             self.run.directory.ledger({"step": self.run.step + 1, **line})
-        stop = tuple(settings.stop or ())
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, stop)
+        stop = tuple(settings.sampling.stop or ())
+        sampling = Sampling(
+            settings.data.max_new_tokens,
+            settings.sampling.temperature,
+            settings.sampling.top_p,
+            settings.sampling.top_k,
+            stop,
+        )
         self.queue[number] = PendingBatch(orders, generate_calls(self.run.strategy.scatter(orders), sampling))
         self._submit(self.queue[number])
 

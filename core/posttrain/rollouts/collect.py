@@ -45,7 +45,7 @@ class Collector:
     def __init__(self, run: Run, prompts: Any, generator: Generator, rewards: list[Reward], judge: Any = None):
         settings = run.settings
         self.run, self.prompts, self.rewards, self.judge = run, prompts, rewards, judge
-        self.order = source.order_of(len(prompts), settings)
+        self.order = source.order_of(len(prompts), settings.data, settings.length)
         self.ledger = Ledger()
         self.producer = Producer(run, generator, self._orders, self.ledger)
 
@@ -89,7 +89,7 @@ class Collector:
         selection: Selection | None = None
         while True:
             items = self._generated(first + pool.drawn, pool)
-            spent = pool.drawn >= run.settings.generation_rounds
+            spent = pool.drawn >= run.settings.rollouts.generation_rounds
             if not items and not spent:
                 continue
             if not items and pool.items:
@@ -146,7 +146,7 @@ class Collector:
         paired = None
         if selection is not None and selection.pairs is not None:
             paired = {pool.items[row].group for pair in selection.pairs for row in pair}
-        fates = pool.outcomes(paired, self.run.settings.mask_truncated, self.order.batch_size, self.ledger)
+        fates = pool.outcomes(paired, self.run.settings.rollouts.mask_truncated, self.order.batch_size, self.ledger)
         for place, own in enumerate(fates):
             line = self.ledger.settle(first + place, own)
             self.run.directory.ledger({"step": self.run.step + 1, **line})
@@ -154,7 +154,7 @@ class Collector:
     def _orders(self, number: int) -> list[PromptRequest]:
         """Who is asked what, with seeds from the run's seed and each completion's place alone (G7)."""
         run = self.run
-        size, seed = run.settings.group_size, run.settings.seed
+        size, seed = run.settings.rollouts.group_size, run.settings.data.seed
         assert size is not None
         indices = self.order.at(number)
         rows = [self.prompts[index] for index in indices]
@@ -213,10 +213,10 @@ class Collector:
                 continue
             if run.teacher.tokenizer is not None:
                 item.teacher, item.alignment = translate(
-                    prompt, answer, run.tokenizer, run.stop_ids, run.teacher, run.settings, tools
+                    prompt, answer, run.tokenizer, run.stop_ids, run.teacher, run.settings.data, tools
                 )
             elif privileged:
-                ids, _ = encode_prompt(prompt, run.tokenizer, run.settings, run.stop_ids, tools)
+                ids, _ = encode_prompt(prompt, run.tokenizer, run.settings.data, run.stop_ids, tools)
                 whole = torch.cat([ids, answer])
                 item.teacher = Sequence(whole, torch.arange(len(whole)) >= len(ids))
 
@@ -239,7 +239,7 @@ class Collector:
         columns |= {f"old_{name}": values for name, values in rollouts.known().items()}
         columns |= {name: values for name, values in found.items() if values.ndim == 2}
         for row, item in enumerate(rollouts.items):
-            learn = item.completion.finished or not self.run.settings.mask_truncated
+            learn = item.completion.finished or not self.run.settings.rollouts.mask_truncated
             example = rollouts.example(row, learn)
             length = len(item.completion.ids) if learn else 0
             (sequence,) = example.sequences["completion"]

@@ -51,7 +51,7 @@ class GreedyAnswers:
         orders = [
             PromptRequest(place, i, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)
         ]
-        sampling = Sampling(settings.max_new_tokens, stop=tuple(settings.stop or ()), greedy=True)
+        sampling = Sampling(settings.data.max_new_tokens, stop=tuple(settings.sampling.stop or ()), greedy=True)
         return self.collector.producer.answers(orders, sampling)
 
     def _loss(self, run: Run, items: list[Rollout]) -> dict[str, float]:

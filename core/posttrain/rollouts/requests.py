@@ -146,7 +146,7 @@ def _rollout(order: PromptRequest, place: int, prompt_ids: Tensor, completion: C
 
 def _complete(run: Run, call: GenerateCall) -> list[list[tuple[Tensor, Completion]]]:
     """For each order the prompt's tokens with each completion, by whoever is not the policy alone."""
-    kind, size = call.kind, run.settings.generation_batch_size
+    kind, size = call.kind, run.settings.generation.generation_batch_size
     if kind.source == "data":
         return [[_from_data(run, order.row)] * order.asks[call.place].samples for order in call.orders]
     frozen: Any = nullcontext() if kind.mixture else _frozen(run, kind.source).active()
@@ -159,7 +159,7 @@ def _complete(run: Run, call: GenerateCall) -> list[list[tuple[Tensor, Completio
             )
         else:
             generator = HfGenerator(
-                other.model, run.tokenizer, run.stop_ids, size, run.settings.generation_cache_tokens
+                other.model, run.tokenizer, run.stop_ids, size, run.settings.generation.generation_cache_tokens
             )
         return _paired(call, call.run(generator))
 
@@ -180,7 +180,7 @@ def _from_data(run: Run, row: Any) -> tuple[Tensor, Completion]:
             f"'{run.card.name}' learns from the data's own answers, and a row has no column 'completion'. "
             "Name it with --columns completion=NAME."
         )
-    prompt, ids, text = encode_answer(row.columns, run.tokenizer, run.settings, run.stop_ids)
+    prompt, ids, text = encode_answer(row.columns, run.tokenizer, run.settings.data, run.stop_ids)
     unknown = torch.full((len(ids),), math.nan)
     return prompt, Completion(ids, unknown, bool(len(ids)) and int(ids[-1]) in run.stop_ids, text)
 

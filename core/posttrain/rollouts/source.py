@@ -24,7 +24,7 @@ class Online:
     def __init__(self, run: Run, collector: Collector):
         settings = run.settings
         self.run, self.collector = run, collector
-        self.per_rollout = settings.updates_per_rollout * settings.minibatches_per_rollout
+        self.per_rollout = settings.rollouts.updates_per_rollout * settings.rollouts.minibatches_per_rollout
         if self.per_rollout < 1:
             raise SettingsError("updates-per-rollout and minibatches-per-rollout must be at least 1.")
         self.drawn = 0
@@ -35,7 +35,7 @@ class Online:
 
     def steps(self) -> int:
         """Optimiser steps, from ``steps`` or ``epochs`` over the prompts."""
-        return count_steps(self.collector.order.per_epoch * self.per_rollout, self.run.settings)
+        return count_steps(self.collector.order.per_epoch * self.per_rollout, self.run.settings.length)
 
     def examples(self, number: int) -> list[Example]:
         """The examples of optimiser step ``number``: new rollouts, or the next part of those at hand."""
@@ -49,12 +49,12 @@ class Online:
             self._write_samples(rollout, collected)
             self.pace.end(self.metrics["generation_seconds"])
             self._say_pace()
-        update, part = divmod(phase, self.run.settings.minibatches_per_rollout)
+        update, part = divmod(phase, self.run.settings.rollouts.minibatches_per_rollout)
         return self._part(rollout, update, part)
 
     def _say_pace(self) -> None:
         """Once: whether rollouts that run ahead would pay here."""
-        told = self.pace.verdict(self.run.settings.max_staleness)
+        told = self.pace.verdict(self.run.settings.rollouts.max_staleness)
         if told is not None:
             message, evidence = told
             self.run.directory.event("pace", "info", message, evidence)
@@ -72,16 +72,16 @@ class Online:
 
     def _part(self, rollout: int, update: int, part: int) -> list[Example]:
         """The ``part``-th minibatch of one pass; every pass is cut anew."""
-        parts = self.run.settings.minibatches_per_rollout
+        parts = self.run.settings.rollouts.minibatches_per_rollout
         if parts == 1:
             return self.buffer
-        generator = torch.Generator().manual_seed(seed_of(self.run.settings.seed, "cut", rollout, update))
+        generator = torch.Generator().manual_seed(seed_of(self.run.settings.data.seed, "cut", rollout, update))
         order = torch.randperm(len(self.buffer), generator=generator).tensor_split(parts)[part]
         return [self.buffer[i] for i in order.tolist()]
 
     def _write_samples(self, number: int, collected: Collected) -> None:
         items, advantages = collected.rollouts.items, collected.advantages
-        for row, item in list(enumerate(items))[: self.run.settings.samples_per_step]:
+        for row, item in list(enumerate(items))[: self.run.settings.watch.samples_per_step]:
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {"prompt": item.columns.get("prompt"), "completion": item.completion.text, "reward": item.reward}
             line |= {"rewards": item.parts, "finished": item.completion.finished}

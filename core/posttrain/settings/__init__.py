@@ -1,5 +1,39 @@
-"""What a run can be told, one dataclass, and how its fields are read and cast."""
+"""What a run can be told, in sections, and how options are read, cast and checked."""
 
-from posttrain.settings.settings import Settings
+from posttrain.settings.sections import (
+    CorrectionSettings,
+    DataSettings,
+    DistributedSettings,
+    GenerationSettings,
+    LengthSettings,
+    MemorySettings,
+    ModelSettings,
+    OptimSettings,
+    ReferenceSettings,
+    RolloutsSettings,
+    SamplingSettings,
+    TeacherSettings,
+    WatchSettings,
+)
+from posttrain.settings.settings import EXPERT, SECTIONS, Settings, names_of, section_of
 
-__all__ = ["Settings"]
+__all__ = [
+    "EXPERT",
+    "SECTIONS",
+    "CorrectionSettings",
+    "DataSettings",
+    "DistributedSettings",
+    "GenerationSettings",
+    "LengthSettings",
+    "MemorySettings",
+    "ModelSettings",
+    "OptimSettings",
+    "ReferenceSettings",
+    "RolloutsSettings",
+    "SamplingSettings",
+    "Settings",
+    "TeacherSettings",
+    "WatchSettings",
+    "names_of",
+    "section_of",
+]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from posttrain.errors import SettingsError, short
-from posttrain.settings import Settings
+from posttrain.settings.settings import Settings
 
 #: For which an infinite value means: no limit.
 _UNBOUNDED = ("max_grad_norm", "correction_high")
@@ -24,17 +23,17 @@ _RANGES = {
 
 def check_values(settings: Settings) -> None:
     """Raise SettingsError for numbers that are not finite, texts that are empty, and the decays of Adam."""
-    for field in dataclasses.fields(settings):
-        name, value = field.name.replace("_", "-"), getattr(settings, field.name)
-        if isinstance(value, float) and not math.isfinite(value) and field.name not in _UNBOUNDED:
+    for option, value in settings.flat().items():
+        name = option.replace("_", "-")
+        if isinstance(value, float) and not math.isfinite(value) and option not in _UNBOUNDED:
             raise SettingsError(f"{name} is {value}, expected a finite number.")
         texts = value if isinstance(value, list) else [value]
-        if field.name not in _MAY_BE_EMPTY and any(text == "" for text in texts):
+        if option not in _MAY_BE_EMPTY and any(text == "" for text in texts):
             raise SettingsError(f"{name} is {short(value)}, which names nothing. Leave it out, or give it a value.")
         if any(isinstance(text, str) and "\0" in text for text in texts):
             raise SettingsError(f"{name} is {short(value)}, which holds a null character.")
     for option, (least, bound) in _RANGES.items():
-        value = getattr(settings, option)
+        value = settings.get(option)
         if not least <= value < bound:
             below = f" to below {bound:g}" if math.isfinite(bound) else " upwards"
             raise SettingsError(f"{option.replace('_', '-')} is {value:g}, expected a number from {least:g}{below}.")

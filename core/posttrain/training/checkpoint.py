@@ -140,8 +140,8 @@ def _prune(run: Run) -> None:
     """Delete checkpoints beyond ``save_total``, but never the best one where a run keeps it."""
     found = [path for path in run.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
     found.sort(key=step_of)
-    for path in found[: -run.settings.save_total or None]:
-        if path.name != f"step-{run.best.get('step')}" or not run.settings.save_best:
+    for path in found[: -run.settings.watch.save_total or None]:
+        if path.name != f"step-{run.best.get('step')}" or not run.settings.watch.save_best:
             path.rename(path.with_name(f".{path.name}.tmp"))  # half a checkpoint never has the name of a whole one
     for path in run.directory.checkpoints.glob(".step-*"):  # what kills have left
         shutil.rmtree(path)

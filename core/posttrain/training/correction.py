@@ -25,7 +25,7 @@ from posttrain.contract.views import Example, View, Views
 from posttrain.errors import SettingsError
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import CorrectionSettings
     from posttrain.training.reduction import Averages
     from posttrain.training.run import Run
 
@@ -56,7 +56,7 @@ class Correction:
         return torch.where(mask, ratio, torch.ones_like(ratio))
 
 
-def choose_correction(settings: Settings, needed: bool) -> Correction | None:
+def choose_correction(settings: CorrectionSettings, needed: bool) -> Correction | None:
     """Choose the correction of a run; ``needed``: sampler and trainer may differ. Raises SettingsError for bounds."""
     low, high = settings.correction_low, settings.correction_high
     if not 0 <= low < 1 < high:

@@ -67,5 +67,5 @@ def is_better(run: Run, found: dict[str, float]) -> bool:
 
 def best_metric(run: Run) -> tuple[str, bool]:
     """Name of the deciding metric, and whether higher is better."""
-    name = run.settings.best_metric or ("-eval_reward" if run.card.online else "eval_loss")
+    name = run.settings.watch.best_metric or ("-eval_reward" if run.card.online else "eval_loss")
     return (name[1:], True) if name.startswith("-") else (name, False)

@@ -41,18 +41,18 @@ def train_loop(run: Run, progress: Progress) -> None:
             break
         line = _one_step(run)
         _stop_unless_finite(run, line)
-        if run.evaluation is not None and _due(run, run.settings.eval_every, at_end=True):
+        if run.evaluation is not None and _due(run, run.settings.watch.eval_every, at_end=True):
             line |= evaluate(run, progress)
         run.history.append(line)
         run.directory.metrics(line)
         progress.step(line)
         run.observers.tell("step_done", run=run, step=run.step, metrics=line)
-        if _due(run, run.settings.save_every) or _best_now(run):
+        if _due(run, run.settings.watch.save_every) or _best_now(run):
             save_checkpoint(run)
             saved = run.step
     if saved != run.step:
         save_checkpoint(run)
-    if run.settings.save_best and run.best and run.best["step"] != run.step and not run.interrupted:
+    if run.settings.watch.save_best and run.best and run.best["step"] != run.step and not run.interrupted:
         restore_best(run, progress)
 
 
@@ -109,7 +109,7 @@ def evaluate(run: Run, progress: Progress) -> dict[str, float]:
     """Evaluate, record, and compare with the best so far. Names get the prefix ``eval_``."""
     found = {f"eval_{name}": value for name, value in run.evaluation(run).items()}
     name, _ = best_metric(run)
-    if (run.settings.save_best or run.settings.early_stopping) and name not in found:
+    if (run.settings.watch.save_best or run.settings.watch.early_stopping) and name not in found:
         raise SettingsError(f"best-metric '{name}' is not among the evaluation's metrics: {', '.join(found)}.")
     is_better(run, found)
     run.evaluations.append({"step": run.step, **found})
@@ -133,9 +133,9 @@ def _due(run: Run, every: int | None, at_end: bool = False) -> bool:
 
 
 def _best_now(run: Run) -> bool:
-    return run.settings.save_best and run.best.get("step") == run.step
+    return run.settings.watch.save_best and run.best.get("step") == run.step
 
 
 def _patience_is_over(run: Run) -> bool:
-    patience = run.settings.early_stopping
+    patience = run.settings.watch.early_stopping
     return patience is not None and run.best.get("since", 0) >= patience

@@ -11,13 +11,13 @@ from torch import nn
 from posttrain.errors import DependencyError, SettingsError
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import OptimSettings
 
 #: Names spelt the usual way -> transformers' name.
 ALIASES = {"adafactor": "adafactor", "lion": "lion_32bit", "adagrad": "adagrad", "rmsprop": "rmsprop", "sgd": "sgd"}
 
 
-def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     """An optimiser over the trained parameters; norms and biases get no weight decay."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
@@ -40,7 +40,7 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
     return _from_transformers(model, groups, settings)
 
 
-def _from_transformers(model: Any, groups: list[dict[str, Any]], settings: Settings) -> torch.optim.Optimizer:
+def _from_transformers(model: Any, groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
     import tempfile
 
     from transformers import Trainer, TrainingArguments
@@ -84,7 +84,7 @@ def reserve_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, settings: Settings, total: int
+    optimizer: torch.optim.Optimizer, settings: OptimSettings, total: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Rise over ``warmup_steps``, then constant, a line to 0, or a half cosine to 0 at step ``total``."""
     warmup, kind = settings.warmup_steps, settings.schedule

@@ -61,8 +61,8 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
     if not isinstance(reference, Reference):
         return []
     notes: list[str] = []
-    if settings.reference_cache and isinstance(run.source, Offline):
-        weights = settings.reference_model or (None if in_memory else settings.model)
+    if settings.reference.reference_cache and isinstance(run.source, Offline):
+        weights = settings.reference.reference_model or (None if in_memory else settings.model.model)
         name = None if folder is None or weights is None else _name(run, weights)
         reference.cache = ReferenceCache(None if folder is None or name is None else folder / name)
         if reference.cache.folder is not None:
@@ -71,12 +71,12 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
             reference.cache.notes.clear()
             if known == wanted:
                 return notes  # should a method ask for more, the model is loaded then
-        if reference.later is not None and settings.reference_model is None and _reads_views_alone(run):
+        if reference.later is not None and settings.reference.reference_model is None and _reads_views_alone(run):
             return [
                 *notes,
                 "no second model: the policy itself is run over the rows before its first update",
             ]
-    reference.begin(same=settings.reference_model is None)
+    reference.begin(same=settings.reference.reference_model is None)
     return notes
 
 
@@ -97,7 +97,12 @@ def fill_reference(run: Run) -> None:
         return
     if reference.later is None or reference.model is not None:
         return
-    if run.step or not isinstance(source, Offline) or run.settings.reference_model or not _reads_views_alone(run):
+    if (
+        run.step
+        or not isinstance(source, Offline)
+        or run.settings.reference.reference_model
+        or not _reads_views_alone(run)
+    ):
         return
     reference.is_policy = True
     try:
@@ -123,7 +128,7 @@ def _run_over(run: Run, examples: list[Example]) -> None:
 
 def _name(run: Run, weights: str) -> str | None:
     """Name of the folder for this reference in this run's arithmetic; None where the weights cannot be identified."""
-    identity = weights_identity(resolve_example_model(weights, run.settings))
+    identity = weights_identity(resolve_example_model(weights, run.settings.model))
     if identity is None:
         return None
     settings, device = run.settings, run.policy.device
@@ -131,12 +136,12 @@ def _name(run: Run, weights: str) -> str | None:
         autocast = torch.is_autocast_enabled(device.type)
     facts = {
         "weights": identity,
-        "dtype": str(choose_dtype(settings, device)),
-        "quantize": settings.quantize,
+        "dtype": str(choose_dtype(settings.model, device)),
+        "quantize": settings.model.quantize,
         "autocast": autocast,
         "device": device.type,
-        "attention": [settings.attention, run.policy.inner.config._attn_implementation],
-        "liger": settings.liger,
+        "attention": [settings.model.attention, run.policy.inner.config._attn_implementation],
+        "liger": settings.model.liger,
         "layout": [run.policy.packed, run.policy.shared],
         "temperature": run.temperature,
         "versions": [posttrain.__version__, transformers.__version__, torch.__version__],

@@ -24,7 +24,7 @@ from posttrain.network.token_model import TokenModel
 from posttrain.training.reduction import Totals
 
 if TYPE_CHECKING:
-    from posttrain.settings import Settings
+    from posttrain.settings import ModelSettings
     from posttrain.training.run import Run
 
 #: Names that families give to how many experts a token has.
@@ -65,7 +65,7 @@ class RouterLoss:
         return len(names) * (counts * sums[1]).sum() / tokens**2
 
 
-def find_router_loss(policy: TokenModel, settings: Settings) -> RouterLoss | None:
+def find_router_loss(policy: TokenModel, settings: ModelSettings) -> RouterLoss | None:
     """The router loss that the settings or else the model's configuration ask for; None where they ask for none.
 
     Raises SettingsError for a coefficient below 0, ModelError for a model whose loss this is not.

@@ -100,19 +100,21 @@ class Run:
     @property
     def temperature(self) -> float:
         """At which log-probs are taken: the sampler's for online methods (G4), else 1."""
-        return self.settings.temperature if self.card.online else 1.0
+        return self.settings.sampling.temperature if self.card.online else 1.0
 
     @property
     def head_chunk(self) -> int:
         """Tokens whose logits exist at one time."""
         vocabulary = self.policy.inner.config.get_text_config().vocab_size
-        return chunk_tokens(self.settings.head_chunk_tokens, vocabulary, self.policy.device)
+        return chunk_tokens(self.settings.memory.head_chunk_tokens, vocabulary, self.policy.device)
 
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Cut into forward passes by the settings."""
-        narrow = casts_to_bfloat16(self.settings, self.policy)
-        tokens = token_budget(self.settings.micro_batch_tokens, self.policy.device, self.card.online, narrow)
-        return micro_batches(examples, tokens, self.settings.micro_batch_size, self.policy.packed, self.policy.shared)
+        narrow = casts_to_bfloat16(self.settings.model, self.policy)
+        tokens = token_budget(self.settings.memory.micro_batch_tokens, self.policy.device, self.card.online, narrow)
+        return micro_batches(
+            examples, tokens, self.settings.memory.micro_batch_size, self.policy.packed, self.policy.shared
+        )
 
     def iter_micro_batches(self, examples: list[Example]) -> Iterator[tuple[list[Example], bool]]:
         """Micro-batches, each with whether it is the last; empty ones where other ranks make more passes together."""
@@ -123,12 +125,12 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where asked for, or where the GPU has it."""
-        wanted = casts_to_bfloat16(self.settings, self.policy) and not self.strategy.handles_autocast
+        wanted = casts_to_bfloat16(self.settings.model, self.policy) and not self.strategy.handles_autocast
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
     def activation_offload(self) -> AbstractContextManager[Any]:
         """Where a forward pass leaves what its backward pass needs."""
-        return offloaded() if self.settings.offload_activations else nullcontext()
+        return offloaded() if self.settings.memory.offload_activations else nullcontext()
 
     def close(self) -> None:
         """End what belongs to the run alone: processes that sample for it, and modes of the model's modules."""

@@ -12,7 +12,7 @@ import torch
 
 from posttrain.contract.views import Example
 from posttrain.errors import CheckpointError, DataError, SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings, LengthSettings
 
 
 class Source(Protocol):
@@ -43,12 +43,12 @@ class Order:
         return self._epoch[1][place * self.batch_size : (place + 1) * self.batch_size]
 
 
-def order_of(rows: int, settings: Settings) -> Order:
+def order_of(rows: int, data: DataSettings, length: LengthSettings) -> Order:
     """Build the order of ``rows`` rows from the batch size, the seed, and whether they are shuffled."""
-    return Order(rows, settings.batch_size, settings.shuffle, settings.seed)
+    return Order(rows, length.batch_size, data.shuffle, data.seed)
 
 
-def count_steps(per_epoch: int, settings: Settings) -> int:
+def count_steps(per_epoch: int, settings: LengthSettings) -> int:
     """``steps``, or ``epochs`` passes."""
     if settings.steps is not None:
         return settings.steps
@@ -58,7 +58,7 @@ def count_steps(per_epoch: int, settings: Settings) -> int:
 class Offline:
     """A fixed dataset, prepared before the run."""
 
-    def __init__(self, data: Sequence[Example], order: Order, settings: Settings):
+    def __init__(self, data: Sequence[Example], order: Order, settings: LengthSettings):
         self.data, self.order, self.settings = data, order, settings
 
     def examples(self, number: int) -> list[Example]:
@@ -76,7 +76,7 @@ class Stream:
     While a step computes, a thread reads and tokenises the rows of the next one.
     """
 
-    def __init__(self, open_stream: Any, settings: Settings):
+    def __init__(self, open_stream: Any, settings: LengthSettings):
         if settings.steps is None:
             raise SettingsError("Streaming does not know how many rows there are. Say how long to train: --steps N.")
         self.open_stream, self.settings = open_stream, settings

@@ -46,7 +46,7 @@ def optimiser_step(run: Run, examples: list[Example], step: Step) -> Outcome:
     """Take one step over this rank's ``examples``; the gradient is that of the whole global step."""
     run.strategy.clear(run.optimizer, run.parameters)
     outcome = _accumulate(run, examples, step)
-    limit, finite = run.settings.max_grad_norm, math.isfinite(outcome.loss)
+    limit, finite = run.settings.optim.max_grad_norm, math.isfinite(outcome.loss)
     outcome.grad_norm = run.strategy.update(run.optimizer, run.parameters, limit, finite)
     run.schedule.step()
     return outcome

@@ -14,7 +14,7 @@ from posttrain.training.reduction import Averages, Totals
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
-    from posttrain.settings import Settings
+    from posttrain.settings import OptimSettings
     from posttrain.training.run import Run
 
 
@@ -35,7 +35,7 @@ class Strategy(Protocol):
     def prepare(self, model: TokenModel) -> None:
         """Place the policy or a frozen model: afterwards all ranks have, or share, rank 0's weights."""
 
-    def optimizer(self, model: TokenModel, settings: Settings) -> Optimizer:
+    def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
         """The optimiser over a prepared model's trained parameters."""
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:

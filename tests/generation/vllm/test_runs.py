@@ -128,8 +128,8 @@ def test_an_adapter_is_at_most_a_twentieth_of_the_bytes(kit, smollm, process, ru
     sent = []
     for lora in (False, True):
         settings = Settings(model=smollm, lora=lora)
-        tokenizer = load_tokenizer(smollm, settings)
-        policy = load_policy(smollm, tokenizer, settings).policy
+        tokenizer = load_tokenizer(smollm, settings.model)
+        policy = load_policy(smollm, tokenizer, settings.model).policy
         servers = VllmServers([process.url], policy, tokenizer, run_limits(frozenset({2})), lambda: 60.0, True, print)
         kit.give(servers, policy, 0)
         before = servers.sent_bytes

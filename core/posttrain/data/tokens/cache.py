@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from posttrain.data.tokens.token_arrays import Arrays
 from posttrain.errors import SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 #: Options that change tokens.
 _OPTIONS = (
@@ -65,7 +65,9 @@ def tokenizer_content(tokenizer: Any) -> str:
     return json.dumps([type(tokenizer).__name__, rules, special, settings], sort_keys=True)
 
 
-def key(fingerprint: str, schema: str, tokenizer: Any, template: str, settings: Settings, stop_ids: set[int]) -> str:
+def key(
+    fingerprint: str, schema: str, tokenizer: Any, template: str, settings: DataSettings, stop_ids: set[int]
+) -> str:
     """Name of the entry for these rows and everything that turns them into tokens."""
     options = {name: getattr(settings, name) for name in _OPTIONS}
     facts = [fingerprint, schema, tokenizer_content(tokenizer), template, options, sorted(stop_ids), _code()]

@@ -12,11 +12,11 @@ from posttrain.data.tokens.sequence_specs import Content, SequenceSpec, with_sys
 from posttrain.data.tokens.templates import Templates
 from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.errors import DataError
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 
 def encode_prompt(
-    prompt: Content, tokenizer: Any, settings: Settings, stop_ids: set[int], tools: Any = None
+    prompt: Content, tokenizer: Any, settings: DataSettings, stop_ids: set[int], tools: Any = None
 ) -> tuple[Tensor, str]:
     """Tokens ``(p,)`` and text of a prompt as the data's own prompts are encoded: an answer may follow."""
     draft = SequenceSpec(with_system(prompt, settings.system_prompt), None, tools)
@@ -25,7 +25,7 @@ def encode_prompt(
 
 
 def encode_answer(
-    columns: dict[str, Any], tokenizer: Any, settings: Settings, stop_ids: set[int]
+    columns: dict[str, Any], tokenizer: Any, settings: DataSettings, stop_ids: set[int]
 ) -> tuple[Tensor, Tensor, str]:
     """Tokens ``(p,)`` of a row's prompt, tokens ``(t,)`` of its own answer (at most max-new-tokens), and its text."""
     prompt, completion = with_system(columns["prompt"], settings.system_prompt), columns["completion"]
@@ -41,7 +41,7 @@ def encode_answer(
     return ids[:first], ids[first : int(learnt[-1]) + 1][: settings.max_new_tokens], text
 
 
-def _encode(draft: SequenceSpec, tokenizer: Any, settings: Settings, stop_ids: set[int]) -> tuple[Tokens, str]:
+def _encode(draft: SequenceSpec, tokenizer: Any, settings: DataSettings, stop_ids: set[int]) -> tuple[Tokens, str]:
     layout = Templates(tokenizer, settings).layout(draft, "this row")
     (tokens,) = Encoder(tokenizer, stop_ids).encode([layout])
     return tokens, layout.text

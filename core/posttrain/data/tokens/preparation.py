@@ -21,7 +21,7 @@ from posttrain.data.tokens.token_arrays import Builder, Prepared
 from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.data.tokens.truncate import cut_example
 from posttrain.errors import DataError, SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 #: Rows that go through the tokenizer together.
 _CHUNK = 256
@@ -69,7 +69,7 @@ class Counts:
             self.without_stop += bool(tokens.count) and not tokens.stops
 
 
-def row_limit(settings: Settings, tokenizer: Any, schema: str) -> int:
+def row_limit(settings: DataSettings, tokenizer: Any, schema: str) -> int:
     """Longest sequence in tokens; for prompts, what is left beside the longest completion."""
     limit = settings.max_length
     if limit is None:
@@ -90,7 +90,7 @@ def row_limit(settings: Settings, tokenizer: Any, schema: str) -> int:
 class Pipeline:
     """Rows of one schema to tokens, chunk by chunk."""
 
-    def __init__(self, rows: Rows, tokenizer: Any, settings: Settings, stop_ids: set[int]):
+    def __init__(self, rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[int]):
         self.schema = rows.schema
         self.roles = rows.roles
         self.settings = settings
@@ -169,7 +169,7 @@ def _regrouped(roles: dict[str, list[SequenceSpec]], sequences: list[Tokens]) ->
     return {role: list(islice(remaining, len(several))) for role, several in roles.items()}
 
 
-def prepare(rows: Rows, tokenizer: Any, settings: Settings, stop_ids: set[int], cache_dir: Path | None) -> Prepared:
+def prepare(rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[int], cache_dir: Path | None) -> Prepared:
     """Tokenise all ``rows``, or take them from the cache in ``cache_dir`` (None: no cache).
 
     ``stop_ids`` are the tokens that end an answer. The roles of the examples follow from the schema; columns that are
@@ -205,7 +205,7 @@ def _assembled(entry: cache.Entry, rows: Rows) -> Prepared:
 
 
 def stream(
-    rows: Rows, tokenizer: Any, settings: Settings, stop_ids: set[int], seed: int, skip: int = 0
+    rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[int], seed: int, skip: int = 0
 ) -> Iterator[Example]:
     """Yield examples without end, passing over ``rows`` again and again.
 
@@ -215,7 +215,7 @@ def stream(
     return islice(_passes(rows, tokenizer, settings, stop_ids, seed), skip, None)
 
 
-def _passes(rows: Rows, tokenizer: Any, settings: Settings, stop_ids: set[int], seed: int) -> Iterator[Example]:
+def _passes(rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[int], seed: int) -> Iterator[Example]:
     epoch = 0
     while True:
         pipeline = Pipeline(rows, tokenizer, settings, stop_ids)

@@ -9,7 +9,7 @@ from posttrain.contract.messages import is_messages, message_text
 from posttrain.data.convert import Row
 from posttrain.data.values import MEDIA, last_turn
 from posttrain.errors import DataError, ModelError, SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 Content = str | list[dict[str, Any]]
 Roles = dict[str, list["SequenceSpec"]]
@@ -51,7 +51,7 @@ def extra_columns(row: Row, schema: str) -> Row:
     return {name: value for name, value in row.items() if name not in tokenised}
 
 
-def sequence_specs(row: Row, schema: str, origin: str, settings: Settings, roles: tuple[str, ...] = ()) -> Roles:
+def sequence_specs(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...] = ()) -> Roles:
     """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images.
 
     ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
@@ -90,7 +90,7 @@ def with_system(prompt: Content, system_prompt: str | None) -> Content:
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
-def _whole(content: Content, tools: Any, origin: str, settings: Settings) -> SequenceSpec:
+def _whole(content: Content, tools: Any, origin: str, settings: DataSettings) -> SequenceSpec:
     learn = settings.train_on
     if isinstance(content, str):
         if learn in ("completion", "assistant"):
@@ -108,7 +108,7 @@ def _text_has_no_turns(origin: str, learn: str) -> SettingsError:
     return SettingsError(f"train-on '{learn}' needs {needed}, but {origin} has text. Leave train-on out.")
 
 
-def _sample(value: Any, tools: Any, origin: str, settings: Settings) -> SequenceSpec:
+def _sample(value: Any, tools: Any, origin: str, settings: DataSettings) -> SequenceSpec:
     if isinstance(value, dict):
         return SequenceSpec(value["prompt"], value["completion"], tools)
     return _whole(value, tools, origin, settings)

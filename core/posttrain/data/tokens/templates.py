@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from posttrain.contract.messages import is_messages, message_text
 from posttrain.data.tokens.sequence_specs import SequenceSpec
 from posttrain.errors import DataError, ModelError, SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Messages = list[dict[str, Any]]
@@ -44,7 +44,7 @@ class Layout:
 class Templates:
     """Renders drafts with a tokenizer's chat template, or the one of ``settings.chat_template``."""
 
-    def __init__(self, tokenizer: Any, settings: Settings):
+    def __init__(self, tokenizer: Any, settings: DataSettings):
         self.tokenizer = tokenizer
         self.settings = settings
         self.override = _read_template(settings.chat_template)

@@ -190,7 +190,9 @@ def _obituary(code: int) -> str:
 def start_of(run: Run, threads: int, folder: Path) -> Start:
     """What a process needs to sample for ``run``: the name of its model, or the model itself where it has none."""
     settings = run.settings
-    settings = settings.replace(device=settings.generation_device or settings.device, gradient_checkpointing=False)
+    settings = settings.replace(
+        device=settings.generation.generation_device or settings.model.device, gradient_checkpointing=False
+    )
     build = file = None
     if run.model_in_memory:
         inner = run.policy.inner

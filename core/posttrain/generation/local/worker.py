@@ -163,14 +163,14 @@ def build(start: Start) -> HfGenerator:
     """The generator around this process's own copy of the model."""
     torch.set_num_threads(start.threads)
     settings = start.settings
-    model: Any = settings.model
+    model: Any = settings.model.model
     if start.build is not None:
         kind, config, dtype = start.build
         if config._attn_implementation == attention.NAME:
             config._attn_implementation = "sdpa"  # what a model is loaded with; loading chooses ours again
         model = kind(config).to(dtype)
-    policy = load_policy(model, start.tokenizer, settings).policy
-    limits = settings.generation_batch_size, settings.generation_cache_tokens
+    policy = load_policy(model, start.tokenizer, settings.model).policy
+    limits = settings.generation.generation_batch_size, settings.generation.generation_cache_tokens
     generator = HfGenerator(policy.model, start.tokenizer, start.stop_ids, *limits, own_weights=True)
     if start.weights is not None:
         tensors = load_file(start.weights)

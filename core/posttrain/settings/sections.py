@@ -1,0 +1,384 @@
+"""The options that every run shares, in sections. A method adds its own: the fields of its ``Config``.
+
+Flags, configuration files and ``posttrain.train`` name options without their section: a name occurs once over all
+sections. The method's card may have another default. ``None`` means the value in brackets. The string under a field
+is its help text. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posttrain.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model, its adapter, and how both are loaded and computed."""
+
+    model: str = ""
+    """Model to train: a transformers folder, a Hub id, a .gguf file, the folder of an adapter, or example: a small one
+    that is made on the spot."""
+    dtype: Literal["float32", "bfloat16", "float64"] | None = None
+    """Type of the weights. [float32 on a CPU, bfloat16 on a GPU with adapters, else float32]"""
+    dropout: bool | None = None
+    """Keep the dropout, layer dropout and router noise of the model's configuration in training. [on where only given
+    texts are imitated, off where the policy is compared with anything: a reference, a teacher, its own samples]"""
+    router_loss_coefficient: float | None = None
+    """Weight of the load-balancing loss of a mixture of experts; 0 is none. [the model's configuration:
+    router_aux_loss_coef where output_router_logits is true, else 0]"""
+    autocast: bool | None = None
+    """Compute in bfloat16 over float32 weights. [on where the GPU has bfloat16 and the weights are float32]"""
+    bfloat16_gradients: bool = False
+    """Multiply in bfloat16 in the backward pass, float32 in the forward pass: faster on CPUs with units for it."""
+    device: str | None = None
+    """cpu, cuda, mps. [the best there is]"""
+    attention: str | None = None
+    """Attention implementation of transformers: sdpa, eager, flash_attention_2. [the model's default]"""
+    packing: bool = True
+    """Lay short rows behind each other in one sequence where the model keeps them apart exactly, instead of padding."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    liger: bool = False
+    """Use the kernels of the package liger-kernel for norms and gated layers (NVIDIA GPUs)."""
+    trust_remote_code: str | None = None
+    """Name of the one model whose own Python code may run."""
+    cache: str | None = None
+    """Folder for tokenised data; 'off' for none. [~/.cache/posttrain]"""
+    lora: bool = False
+    """Train a low-rank adapter instead of the weights."""
+    lora_rank: int = 16
+    """Rank of the adapter."""
+    lora_alpha: float | None = None
+    """Scale of the adapter. [twice the rank]"""
+    lora_dropout: float = 0.0
+    """Dropout before the adapter; above 0 it is on whatever the option dropout says."""
+    lora_targets: list[str] | None = None
+    """Module names that get an adapter. [every linear layer but the head]"""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA); implies lora."""
+    quantize: Literal["nf4", "fp4", "int8"] | None = None
+    """Load the base quantised through bitsandbytes; implies lora."""
+    double_quantization: bool = True
+    """Quantise the 4-bit base's scales too: 0.37 bits a weight less."""
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """The model that the policy is compared with."""
+
+    reference_model: str | None = None
+    """Model the policy is compared with. [the model as it was at the start]"""
+    reference_every: int | None = None
+    """Steps after which the reference becomes the policy as it then is. [never: it stays as it was at the start]"""
+    reference_rate: float = 1.0
+    """How far the reference goes towards the policy each time: 1 makes it a copy, less a moving average."""
+    reference_cache: bool = True
+    """Run a frozen reference once for each row of a fixed dataset: its log-probs are kept for later epochs and, in the
+    cache folder, for later runs."""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("reference-every", self.reference_every, 1)
+        if self.reference_every is not None and self.reference_model is not None:
+            raise SettingsError(
+                f"The reference is '{self.reference_model}' and also follows the policy every {self.reference_every} "
+                "steps. Leave out --reference-model, or set reference-every to none."
+            )
+        if not 0 < self.reference_rate <= 1:
+            raise SettingsError(f"reference-rate is {self.reference_rate}, expected a number above 0 and up to 1.")
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """The model that the policy learns from."""
+
+    teacher_model: str | None = None
+    """Model the policy learns from: a folder, a Hub id, the address of a vLLM server (http://HOST:PORT/v1#MODEL); or
+    itself: base (as it was at the start), live (as it is), average (a moving average)."""
+    teacher_average_rate: float = 0.05
+    """How far a moving average follows the policy in each step."""
+    teacher_top_k: int = 20
+    """Likeliest tokens that a teacher's server is asked for; what they leave of the probability is spread evenly."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Rows, and what becomes of them as tokens."""
+
+    data: list[str] | None = None
+    """Training data: a file (JSONL, JSON, CSV, Parquet, Arrow), a Hub id, reasoning-gym:TASK, or example: a small
+    task with rows for every method. May be repeated; a weight follows after '=' (a.jsonl=2)."""
+    eval_data: list[str] | None = None
+    """Held-out data in the same forms."""
+    columns: dict[str, str] | None = None
+    """Columns under other names: prompt=question,completion=answer."""
+    split: str = "train"
+    """Split of a Hub dataset."""
+    eval_fraction: float = 0.0
+    """Share of the rows held out for evaluation when there is no eval-data."""
+    max_length: int | None = 1024
+    """Longest row in tokens, prompt and completion together; none: 1024, or the model's own limit if that is less."""
+    max_new_tokens: int = 256
+    """Longest completion in tokens."""
+    truncation: Literal["keep-prompt-end", "drop", "error"] = "keep-prompt-end"
+    """What happens to longer rows: cut (the prompt from its start, then the completion from its end), drop, or stop."""
+    end_of_sequence: bool = True
+    """Add the end-of-sequence token to plain-text completions."""
+    train_on: Literal["completion", "assistant", "all"] | None = None
+    """Tokens that are learnt: the completion, every assistant turn, or the whole row. [completion; assistant for
+    messages; all for text]"""
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's chat template."""
+    system_prompt: str | None = None
+    """System message put before prompts that have none (chat models)."""
+    shuffle: bool = True
+    """Shuffle the rows anew in each epoch."""
+    seed: int = 0
+    """Seed of everything random: order, initial adapters, sampling."""
+    streaming: bool = False
+    """Read rows while training instead of before; needs steps."""
+    limit: int | None = None
+    """Use only the first N rows."""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("max-length", self.max_length, 2)
+        if not 0 <= self.eval_fraction < 1:
+            raise SettingsError(f"eval-fraction is {self.eval_fraction}, expected a number from 0 to below 1.")
+
+
+@dataclass(frozen=True)
+class LengthSettings:
+    """How long a run is, in steps or passes over the data."""
+
+    steps: int | None = None
+    """Optimiser steps. Overrides epochs."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    batch_size: int = 8
+    """Examples per optimiser step over all devices; for online methods prompts per step."""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("batch-size", self.batch_size, 1)
+        at_least("steps", self.steps, 1)
+        if self.epochs <= 0:
+            raise SettingsError(f"epochs is {self.epochs}, expected a larger number.")
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The optimiser and its learning rate."""
+
+    learning_rate: float = 1e-5
+    """Peak learning rate; with lora and no value given, ten times the method's."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    optimizer: str = "adamw"
+    """adamw, sgd, rmsprop, adagrad, adafactor, lion, or a name that transformers knows (adamw_torch_fused, ...)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; norms and biases are left out."""
+    adam_beta1: float = 0.9
+    """First moment's decay."""
+    adam_beta2: float = 0.999
+    """Second moment's decay."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm; larger ones are scaled down. 0 turns it off."""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("learning-rate", self.learning_rate, 0)
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """How much of a batch is computed at one time."""
+
+    micro_batch_size: int | None = None
+    """Examples per forward pass. [as many as micro-batch-tokens allow]"""
+    micro_batch_tokens: int | None = None
+    """Tokens per forward pass, padding included. [512 on a CPU, 1024 for online
+    methods, 16384 on a GPU]"""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in the main memory until then: less GPU memory, more time."""
+    head_chunk_tokens: int | None = None
+    """Tokens whose logits exist at one time. [256 on a CPU; on a GPU as many as make 256 MiB]"""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("micro-batch-size", self.micro_batch_size, 1)
+        at_least("head-chunk-tokens", self.head_chunk_tokens, 1)
+
+
+@dataclass(frozen=True)
+class DistributedSettings:
+    """How the work is spread over processes, devices and machines."""
+
+    strategy: Literal["single", "qlora", "ddp", "fsdp", "deepspeed"] | None = None
+    """How the work is spread over devices; posttrain doctor says what each needs. [single, or ddp for several
+    processes]"""
+    tensor_parallel: int = 1
+    """Processes over which the matrices of each layer are split (fsdp); they see the same rows."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and the optimiser's state in the computer's memory instead of the GPU's (fsdp,
+    deepspeed)."""
+    nproc: int = 1
+    """Processes to start on this machine."""
+    nnodes: str = "1"
+    """Machines that train together: the same command is started on each. A number, or a range such as 1:4 of which
+    any number will do."""
+    node_rank: int | None = None
+    """Place of this machine among them; the one with 0 writes the run directory. [found by the machines themselves]"""
+    rdzv_endpoint: str | None = None
+    """HOST:PORT at which the machines meet; HOST is one of them."""
+    max_restarts: int = 0
+    """How often all processes are started again when one fails; they go on from the last checkpoint, as does the same
+    command given again."""
+    deepspeed_config: str | None = None
+    """DeepSpeed's own JSON file; what it leaves out, and what the run decides, is filled in."""
+    zero_stage: int | None = None
+    """What the strategy deepspeed divides among the processes: 1 the optimiser, 2 the gradients too, 3 the weights
+    too. [that of deepspeed-config; else 2]"""
+
+
+@dataclass(frozen=True)
+class RolloutsSettings:
+    """Completions of online methods: how many, how they are scored, how they are used."""
+
+    group_size: int = 8
+    """Completions per prompt."""
+    reward: list[str] | None = None
+    """Rewards: an installed name, file.py:function, the folder of a reward model, or the address of a reward worker
+    (http://HOST:PORT). May be repeated; a weight follows after '='."""
+    reward_options: dict[str, str] | None = None
+    """Options of the rewards, as NAME.OPTION=VALUE. One named like a secret (key, token, secret, password) is written
+    nowhere; NAME.api_key=env:VARIABLE takes it from the environment."""
+    judge: str | None = None
+    """Compares two answers where a method learns from preferences: a folder or Hub id (chat model or reward model),
+    file.py:function, or the address of an OpenAI-compatible server (http://HOST:PORT/v1#MODEL)."""
+    judge_options: dict[str, str] | None = None
+    """Options of the judge, as NAME=VALUE: both_orders=false, template=FILE, key_env=NAME."""
+    reward_timeout: float = 1200.0
+    """Seconds that a reward or judge function may take for one batch; 0 sets no limit. Other ranks wait 30 minutes."""
+    modifier: list[str] | None = None
+    """Modifiers of an online method, applied in the order given: NAME, or
+    NAME:OPTION=VALUE,OPTION=VALUE. May be repeated."""
+    generation_rounds: int = 10
+    """Batches of prompts that may be generated for one step where the method drops prompts and refills."""
+    updates_per_rollout: int = 1
+    """Passes over each batch of rollouts (mu in the GRPO paper)."""
+    minibatches_per_rollout: int = 1
+    """Optimiser steps into which one pass over the rollouts is cut."""
+    max_staleness: int = 0
+    """How many batches of rollouts the sampler may run ahead of the trainer: no token is learnt from that was made by
+    weights more than so many batches old. 0 samples and trains in turn."""
+    mask_truncated: bool = False
+    """Do not learn from completions that reached max-new-tokens."""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("group-size", self.group_size, 1)
+        at_least("max-staleness", self.max_staleness, 0)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """From which distribution completions are sampled."""
+
+    temperature: float = 1.0
+    """Sampling temperature; log-probs are taken at the same temperature."""
+    top_p: float = 1.0
+    """Nucleus sampling; below 1 the sampler's distribution is no longer the policy's."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 is all."""
+    stop: list[str] | None = None
+    """Strings that end a completion."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """The engine that samples."""
+
+    generation: str = "hf"
+    """Engine that samples: hf; vllm, in this process; vllm-server, started on this machine for the run; or addresses
+    of servers that posttrain serve-rollouts has started: http://HOST:PORT,http://HOST:PORT"""
+    generation_process: bool | None = None
+    """Sample with hf in a process of its own, which has a copy of the weights. [where rollouts run ahead]"""
+    generation_device: str | None = None
+    """Device of that process. [the same as the trainer's]"""
+    generation_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type in which vLLM computes. [the one in which the policy computes]"""
+    generation_gpu_memory: float = 0.4
+    """Share of the GPU's memory for a vLLM that this run starts: its weights, keys and values."""
+    generation_patience: float = 45.0
+    """Seconds without any rollout server after which the run ends."""
+    generation_batch_size: int = 64
+    """Completions sampled at the same time."""
+    generation_cache_tokens: int | None = None
+    """Tokens of prompts and completions, padding included, whose keys and values are kept while sampling. [as many as a
+    quarter of the memory holds]"""
+
+
+@dataclass(frozen=True)
+class CorrectionSettings:
+    """Importance weights where the sampler is not the trainer's policy."""
+
+    correction: Literal["off", "truncated-token", "truncated-sequence", "masked-token", "masked-sequence"] | None = None
+    """Importance weights where the sampler was not the trainer's policy: ratios of tokens or of whole answers, cut off
+    at correction-high, or counted as 0 outside of both bounds. [truncated-token where rollouts run ahead or another
+    engine samples, else off]"""
+    correction_low: float = 0.5
+    """Ratios below are masked."""
+    correction_high: float = 2.0
+    """Ratios above are cut off, or masked."""
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """What a run writes, shows, keeps and evaluates."""
+
+    output: str = ""
+    """Run directory to write. [runs/METHOD-DATE]"""
+    overwrite: bool = False
+    """Replace an existing run directory."""
+    log_every: int = 1
+    """Steps between lines of the progress output; metrics.jsonl has every step."""
+    eval_every: int | None = None
+    """Steps between evaluations. [only at the start and the end]"""
+    eval_batches: int | None = None
+    """At most this many batches per evaluation."""
+    save_every: int | None = None
+    """Steps between checkpoints. [only at the end]"""
+    save_total: int = 2
+    """Checkpoints to keep, the best one apart."""
+    best_metric: str | None = None
+    """Metric that decides which checkpoint is best, lower is better; higher is with '-' before the name.
+    [eval_loss; -eval_reward for online methods]"""
+    save_best: bool = False
+    """Make the best checkpoint the final model; needs eval-data."""
+    early_stopping: int | None = None
+    """Stop after this many evaluations without a better best-metric."""
+    samples_per_step: int = 4
+    """Completions written to samples.jsonl per step (online)."""
+    progress: Literal["bar", "quiet", "json"] = "bar"
+    """What the terminal shows: a bar, nothing, or one JSON line a step."""
+    observers: list[str] | None = None
+    """Installed observers to load."""
+    push_to_hub: str | None = None
+    """Hub id to which the final model is uploaded."""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("save-total", self.save_total, 1)
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Raise SettingsError where ``value`` is given and below ``least``."""
+    if value is not None and value < least:
+        raise SettingsError(f"{name} is {value}, expected a larger number.")
