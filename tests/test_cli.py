@@ -38,7 +38,12 @@ def test_train_hands_over_settings_and_options(site, api, words):
     assert main([*words, *flags]) == 0
     ((name, (method, settings, options), _),) = api.calls
     assert (name, method, options) == ("train", "fake", {"beta": -1e-3})
-    assert (settings.model, settings.data, settings.steps, settings.shuffle) == ("m", ["a", "b"], 3, False)
+    assert (settings.model.model, settings.data.data, settings.length.steps, settings.data.shuffle) == (
+        "m",
+        ["a", "b"],
+        3,
+        False,
+    )
 
 
 def test_train_from_a_folder(site, api, tmp_path, monkeypatch):
@@ -53,7 +58,7 @@ def test_file_names_method_and_options_and_flags_win(site, api, tmp_path):
     (tmp_path / "run.yaml").write_text("method: fake\nsteps: 5\nbeta: 0.5\nmodel: m\n")
     assert main(["train", "--config", str(tmp_path / "run.yaml"), "--steps", "6"]) == 0
     _, (method, settings, options), _ = api.calls[0]
-    assert (method, settings.steps, options) == ("fake", 6, {"beta": 0.5})
+    assert (method, settings.length.steps, options) == ("fake", 6, {"beta": 0.5})
 
 
 def test_print_config_and_dry_run_start_nothing(site, api, capsys):
@@ -97,7 +102,7 @@ def test_mistakes_are_one_line_and_exit_2(site, api, capsys, words, text):
 
 @pytest.mark.parametrize(("error", "code"), [(DataError("no"), 2), (RunFailed("nan"), 1), (RunStopped("kl"), 3)])
 def test_exit_codes_follow_the_error(site, api, capsys, error, code):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     site.add("fake")
@@ -118,7 +123,7 @@ def test_interrupt_is_130(monkeypatch, capsys):
 
 
 def test_fault_of_the_program_keeps_its_traceback(site, api):
-    def fault(*_):
+    def fault(*_, **__):
         raise ZeroDivisionError
 
     site.add("fake")
@@ -141,7 +146,7 @@ def test_reader_that_goes_away_is_no_error(site):
 def test_resume_casts_its_changes(api, tmp_path, capsys):
     (tmp_path / "run.json").write_text('{"settings": {"nproc": 1}}')
     assert main(["resume", str(tmp_path), "--steps", "20", "--progress", "quiet"]) == 0
-    assert api.calls == [("resume", (str(tmp_path),), {"steps": 20, "progress": "quiet"})]
+    assert api.calls == [("resume", (str(tmp_path),), {"take_over": False, "steps": 20, "progress": "quiet"})]
     assert error_of(capsys, "resume", "runs/a") == "'runs/a' is not a run directory: it has no run.json."
 
 

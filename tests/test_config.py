@@ -1,14 +1,17 @@
 """Options: the order of their sources, the types of their values, the texts of mistakes."""
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from posttrain.assembly import config
 from posttrain.catalogue.cards import Card
-from posttrain.catalogue.defaults import method_options, shared_options
+from posttrain.catalogue.defaults import method_options, shared_options, usual_options
+from posttrain.catalogue.discovery import locate
 from posttrain.errors import CardError, MethodError, SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import EXPERT, SECTIONS, Settings, names_of
 from posttrain.settings.options import Option, read_options
 from posttrain.settings.values import check_values
 
@@ -20,7 +23,8 @@ def card(**defaults):
 
 
 def settings(file=None, flags=None, **defaults):
-    return config.resolve(card(**defaults), BETA, file or {}, flags or {}, "run.yaml")[0]
+    resolved, _ = config.resolve(card(**defaults), BETA, file or {}, flags or {}, "run.yaml")
+    return SimpleNamespace(**resolved.flat())
 
 
 def test_each_source_wins_over_the_ones_before():
@@ -228,3 +232,48 @@ def test_an_alias_that_stands_for_billions_is_shown_shortened(tmp_path):
     with pytest.raises(SettingsError) as error:
         settings({"steps": file["steps"]})
     assert len(str(error.value)) < 200
+
+
+def test_a_file_may_group_its_options_by_section():
+    grouped = settings({"data": {"max_length": 512, "limit": 3}, "optim": {"learning_rate": 1e-4}, "steps": 7})
+    assert (grouped.max_length, grouped.limit, grouped.learning_rate, grouped.steps) == (512, 3, 1e-4, 7)
+    assert settings({"data": ["a.jsonl"], "columns": {"prompt": "q"}}).data == ["a.jsonl"]  # an option, not a section
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (
+            {"data": {"max_lenght": 5}},
+            "run.yaml: section 'data': Unknown option 'max_lenght'. Did you mean 'max_length'?",
+        ),
+        ({"optim": {"steps": 5}}, "run.yaml: section 'optim': Unknown option 'steps'."),
+        ({"steps": 5, "length": {"steps": 6}}, "run.yaml: option 'steps' is given twice. Leave one of them out."),
+    ],
+)
+def test_mistakes_inside_a_section_are_named(file, text):
+    with pytest.raises(SettingsError) as error:
+        settings(file)
+    assert str(error.value).startswith(text)
+
+
+def test_an_option_stands_in_one_section_and_settings_do_not_change():
+    names = [name for section in SECTIONS for name in names_of(section)]
+    assert len(names) == len(set(names))
+    assert set(names) >= EXPERT
+    whole = Settings(steps=4, lora=True)
+    assert Settings(**whole.flat()) == whole != whole.replace(steps=5)
+    assert (whole.length.steps, whole.replace(steps=5).length.steps, whole.get("lora")) == (4, 5, True)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        whole.length.steps = 9
+    with pytest.raises(TypeError, match="Settings has no option 'stpes'"):
+        Settings(stpes=4)
+
+
+def test_help_leaves_out_what_has_no_effect_and_what_experts_set():
+    offline = {option.name for option in usual_options(locate("sft").card)}
+    online = {option.name for option in usual_options(locate("grpo").card)}
+    assert {"max_length", "learning_rate", "lora"} <= offline & online
+    assert online - offline >= {"group_size", "temperature", "reward", "generation"}
+    assert not EXPERT & (offline | online)
+    assert {option.name for option in shared_options()} >= EXPERT

@@ -92,7 +92,7 @@ def test_a_restarted_command_is_the_same_run_and_brings_its_secret(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(facts))
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "state.json").write_text("{}")
-    assert continued("grpo", settings) == tmp_path
+    assert continued("grpo", settings) == (tmp_path, settings)
     assert secret_options.given(settings) == {"reward_options": {"f.key": SECRET}}
 
 

@@ -1,11 +1,12 @@
 """ZeRO 1, 2 and 3 give the numbers of one process: many runs in one start of two processes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from posttrain.distributed.zero_config import configuration, stage_of
 from posttrain.errors import SettingsError
-from posttrain.settings import Settings
+from posttrain.settings import DistributedSettings
 
 from .cases import STABLE
 from .test_strategies import TOLERANCE, difference, once, same_evaluations
@@ -103,10 +104,10 @@ def test_optimisers_that_need_whole_tensors_are_refused(two):
     assert two["adafactor"]["error"].startswith("Optimizer 'adafactor' needs whole tensors, which ZeRO cuts.")
 
 
-def written(tmp_path, **keys) -> Settings:
+def written(tmp_path, **keys) -> DistributedSettings:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(keys))
-    return Settings(deepspeed_config=str(path))
+    return DistributedSettings(deepspeed_config=str(path))
 
 
 def test_the_users_own_file_is_kept(tmp_path):
@@ -115,7 +116,7 @@ def test_the_users_own_file_is_kept(tmp_path):
         zero_optimization={"stage": 3, "overlap_comm": True, "stage3_prefetch_bucket_size": 9},
         wall_clock_breakdown=True,
     )
-    found = configuration(settings, 4, 1_000_000, 64)
+    found = configuration(settings, False, 1.0, 4, 1_000_000, 64)
     assert found["wall_clock_breakdown"] is True
     assert found["zero_optimization"]["overlap_comm"] is True
     assert found["zero_optimization"]["stage"] == stage_of(settings) == 3
@@ -139,17 +140,16 @@ def test_the_users_own_file_is_kept(tmp_path):
 )
 def test_a_file_that_contradicts_the_run_is_refused(tmp_path, keys, text):
     with pytest.raises(SettingsError) as caught:
-        configuration(written(tmp_path, **keys), 2, 1000, 8)
+        configuration(written(tmp_path, **keys), False, 1.0, 2, 1000, 8)
     assert text in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(SettingsError, match=r"^DeepSpeed's file 'none.json' cannot be read: No such file"):
-        stage_of(Settings(deepspeed_config="none.json").distributed)
+        stage_of(DistributedSettings(deepspeed_config="none.json"))
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(SettingsError, match="cannot be read: it is not JSON"):
-        stage_of(Settings(deepspeed_config=str(tmp_path / "bad.json")).distributed)
-    settings = written(tmp_path, zero_optimization={"stage": 3})
-    settings.zero_stage = 2
+        stage_of(DistributedSettings(deepspeed_config=str(tmp_path / "bad.json")))
+    settings = replace(written(tmp_path, zero_optimization={"stage": 3}), zero_stage=2)
     with pytest.raises(SettingsError, match=r"^zero-stage is 2, but '.*' says stage 3. Leave one out."):
         stage_of(settings)

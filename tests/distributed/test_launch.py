@@ -74,7 +74,7 @@ def test_two_machines_meet_at_an_endpoint(tmp_path):
     code = (
         "import sys; from posttrain.settings import Settings; from posttrain.distributed.launch import launch; "
         "sys.exit(launch([f'place={sys.argv[3]}'], Settings(nnodes='2', node_rank=int(sys.argv[1]), "
-        "rdzv_endpoint=sys.argv[2]), 'run', (sys.argv[4],)))"
+        "rdzv_endpoint=sys.argv[2]).distributed, 'run', (sys.argv[4],)))"
     )
     place = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-c", code]

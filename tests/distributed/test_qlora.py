@@ -47,7 +47,7 @@ def base_bytes(policy) -> int:
 
 def test_the_strategy_quantises_by_itself(folder):
     settings, _ = resolve(locate("sft").card, [], {}, {"model": folder, "strategy": "qlora"})
-    assert (settings.quantize, settings.lora) == ("nf4", True)
+    assert (settings.model.quantize, settings.model.lora) == ("nf4", True)
 
 
 @pytest.mark.parametrize("double", [True, False])
