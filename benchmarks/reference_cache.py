@@ -151,7 +151,7 @@ def _measure(case: str, folder: str, rows: int, epochs: int) -> dict[str, Any]:
         "tokens": sum(line["tokens"] for line in run.metrics),
         "losses": [line["loss"] for line in run.metrics],
         "peak_mb": run.metrics[-1]["peak_memory_mb"],
-        "model": run.reference is not None and run.reference.model is not None,
+        "model": run.compute.reference is not None and run.compute.reference.model is not None,
     }
 
 

@@ -25,7 +25,7 @@ from posttrain.models.save import save_model, write_model_card
 from posttrain.runs.checkpoints import find_checkpoints
 from posttrain.runs.directory import RunDirectory, new_run_directory
 from posttrain.runs.durable import put_folder, remove, writing
-from posttrain.runs.progress import Progress
+from posttrain.runs.progress import ProgressLine
 from posttrain.settings import Settings
 from posttrain.settings.options import read_options
 from posttrain.training.checkpoint import restore_newest
@@ -134,39 +134,39 @@ def _start(
         run = build_run(method, config, settings, objects, data, directory)
         directory.create(run_facts(run, data, objects, name))
         _announce(run, data)
-        return _drive(run, f"{run.total} steps of {method.name}")
+        return _drive(run, f"{run.progress.total} steps of {method.name}")
     finally:
         directory.release()
 
 
-def _progress(run: Run) -> Progress:
-    kind = run.settings.watch.progress if run.strategy.rank == 0 else "quiet"
-    return Progress(kind, run.total, run.settings.watch.log_every)
+def _progress(run: Run) -> ProgressLine:
+    kind = run.plan.settings.watch.progress if run.compute.strategy.rank == 0 else "quiet"
+    return ProgressLine(kind, run.progress.total, run.plan.settings.watch.log_every)
 
 
 def _announce(run: Run, data: Prepared) -> None:
     progress = _progress(run)
-    if run.card.tier == "experimental":
-        changed = modified(run.card)
-        progress.say(changed or f"'{run.card.name}' is experimental: it may change in any release.")
-    for note in [*run.method.notes, *data.notes]:
+    if run.plan.card.tier == "experimental":
+        changed = modified(run.plan.card)
+        progress.say(changed or f"'{run.plan.card.name}' is experimental: it may change in any release.")
+    for note in [*run.plan.method.notes, *data.notes]:
         progress.say(note)
 
 
 def _drive(run: Run, what: str) -> Run:
     """Run the loop, and leave a trace of however it ends."""
-    run.directory.event("started", "info", what, evidence={"step": run.step})
-    run.say = _progress(run).say
+    run.outputs.directory.event("started", "info", what, evidence={"step": run.progress.step})
+    run.outputs.say = _progress(run).say
     try:
-        with run.interrupt.listening(run.strategy.rank == 0):
+        with run.interrupt.listening(run.compute.strategy.rank == 0):
             train_loop(run, _progress(run))
-            _say_interrupted(run) if run.interrupted else _finish(run)
+            _say_interrupted(run) if run.progress.interrupted else _finish(run)
     except BaseException as raised:
         lost = lost_contact(raised)
         error = raised if lost is None else lost
         with contextlib.suppress(RunFailed):  # the disk may be what failed
             _note_failure(run, error)
-        run.observers.tell("run_failed", run=run, error=error)
+        run.outputs.observers.tell("run_failed", run=run, error=error)
         if lost is not None:
             raise lost from raised
         raise
@@ -181,16 +181,20 @@ def _note_failure(run: Run, error: BaseException) -> None:
     message, severity = f"{type(error).__name__}: {first}", "error"
     if isinstance(error, KeyboardInterrupt):
         code, severity = "interrupted", "warning"
-        message = f"ended at once in step {run.step + 1}; what was done since the last checkpoint is done again"
-    run.directory.event(code, severity, message, evidence={"step": run.step})
+        message = (
+            f"ended at once in step {run.progress.step + 1}; what was done since the last checkpoint is done again"
+        )
+    run.outputs.directory.event(code, severity, message, evidence={"step": run.progress.step})
 
 
 def _say_interrupted(run: Run) -> None:
     message = f"interrupted by {run.interrupt.signal or 'another rank'} after step {run.step} of {run.total}"
     suggestion = f"posttrain resume {run.path}"
-    run.directory.event("interrupted", "warning", message, evidence={"step": run.step}, suggestion=suggestion)
-    run.observers.tell("run_failed", run=run, error=KeyboardInterrupt(message))
-    if run.strategy.rank == 0:
+    run.outputs.directory.event(
+        "interrupted", "warning", message, evidence={"step": run.progress.step}, suggestion=suggestion
+    )
+    run.outputs.observers.tell("run_failed", run=run, error=KeyboardInterrupt(message))
+    if run.compute.strategy.rank == 0:
         print(f"I{message[1:]}, and saved. Go on with: {suggestion}", file=sys.stderr)
 
 
@@ -198,21 +202,25 @@ def _finish(run: Run) -> None:
     """Save the final model aside, rename it into place, and say so: a kill before that leaves a run to resume."""
     refuse_nonfinite(run)
     aside = run.path / ".model.tmp"
-    if run.strategy.rank == 0:
+    if run.compute.strategy.rank == 0:
         remove(aside)
-    run.strategy.barrier()
-    with writing(f"The model in '{run.directory.model}'", f"Make room, and save it with: posttrain resume {run.path}"):
-        save_model(run.policy, run.tokenizer, aside, run.strategy)
-        if run.strategy.rank == 0:
-            last = run.history[-1] if run.history else {}
-            write_model_card(aside, run.directory.facts(), last, run.card, run.settings.model.model or None)
-            put_folder(aside, run.directory.model)
-    if run.strategy.rank == 0 and run.settings.watch.push_to_hub:
-        _push(run, run.settings.watch.push_to_hub)
-    run.strategy.barrier()
-    run.directory.event("finished", "info", f"{run.step} steps", evidence={"step": run.step})
-    run.observers.tell("run_finished", run=run)
-    _progress(run).say(f"saved: {run.directory.model}")
+    run.compute.strategy.barrier()
+    with writing(
+        f"The model in '{run.outputs.directory.model}'", f"Make room, and save it with: posttrain resume {run.path}"
+    ):
+        save_model(run.compute.policy, run.compute.tokenizer, aside, run.compute.strategy)
+        if run.compute.strategy.rank == 0:
+            last = run.progress.history[-1] if run.progress.history else {}
+            write_model_card(
+                aside, run.outputs.directory.facts(), last, run.plan.card, run.plan.settings.model.model or None
+            )
+            put_folder(aside, run.outputs.directory.model)
+    if run.compute.strategy.rank == 0 and run.plan.settings.watch.push_to_hub:
+        _push(run, run.plan.settings.watch.push_to_hub)
+    run.compute.strategy.barrier()
+    run.outputs.directory.event("finished", "info", f"{run.progress.step} steps", evidence={"step": run.progress.step})
+    run.outputs.observers.tell("run_finished", run=run)
+    _progress(run).say(f"saved: {run.outputs.directory.model}")
 
 
 def _push(run: Run, name: str) -> None:
@@ -223,11 +231,13 @@ def _push(run: Run, name: str) -> None:
     try:
         hub = HfApi()
         hub.create_repo(name, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=run.directory.model)
+        hub.upload_folder(repo_id=name, folder_path=run.outputs.directory.model)
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         message = f"the model was not uploaded to '{name}': {first}"
-        run.directory.event("push-failed", "warning", message, suggestion=f"hf upload {name} {run.directory.model}")
+        run.outputs.directory.event(
+            "push-failed", "warning", message, suggestion=f"hf upload {name} {run.outputs.directory.model}"
+        )
         _progress(run).say(message)
 
 
@@ -281,16 +291,16 @@ def _resume(directory: RunDirectory, facts: dict[str, Any], settings: Settings, 
     run = build_run(method, config, settings, objects, prepared, directory)
     for note in restore_newest(run):
         _progress(run).say(note)
-    complete = run.strategy.everyone(directory.is_finished())[0]
-    if run.step >= run.total and complete:
+    complete = run.compute.strategy.everyone(directory.is_finished())[0]
+    if run.progress.step >= run.progress.total and complete:
         run.close()
         raise CheckpointError(
             f"The run at '{run.path}' is complete: step {run.step} of {run.total}. To go on: --steps N"
         )
-    directory.rewind(run.step)
-    run.strategy.barrier()  # rank 0 has cut the files that all read
-    run.history, run.evaluations = directory.read_metrics(), directory.evaluations(run.step)
-    return _drive(run, f"resumed after step {run.step} of {run.total}")
+    directory.rewind(run.progress.step)
+    run.compute.strategy.barrier()  # rank 0 has cut the files that all read
+    run.progress.history, run.progress.evaluations = directory.read_metrics(), directory.evaluations(run.progress.step)
+    return _drive(run, f"resumed after step {run.progress.step} of {run.progress.total}")
 
 
 def _say_what_changed(directory: RunDirectory, method: methods.Method, facts: dict[str, Any]) -> None:

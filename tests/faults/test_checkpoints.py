@@ -221,7 +221,7 @@ def test_the_best_checkpoint_is_kept_when_others_are_pruned(train):
     """A learning rate that ruins the model: step 0 is the best of all, and ``save_total`` is 1."""
     run = train("sft", eval_data=ROWS["sft"], eval_every=1, save_best=True, save_every=1, save_total=1, steps=4,
                 learning_rate=3.0, schedule="constant")  # fmt: skip
-    assert run.best["step"] == 0
+    assert run.progress.best["step"] == 0
     assert sorted(path.name for path in run.directory.checkpoints.iterdir()) == ["step-0", "step-4"]
 
 

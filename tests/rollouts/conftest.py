@@ -30,7 +30,7 @@ class Threaded(HfGenerator):
     """A real sampler with weights of its own, which may be called while the trainer trains, one call at a time."""
 
     def __init__(self, run):
-        super().__init__(copy.deepcopy(run.policy.model), run.tokenizer, run.stop_ids, 64, own_weights=True)
+        super().__init__(copy.deepcopy(run.policy.model), run.tokenizer, run.compute.stop_ids, 64, own_weights=True)
         self.abilities = replace(self.abilities, ahead=True, mid_sequence=True)
         self.lock = threading.Lock()
         self.calls = []

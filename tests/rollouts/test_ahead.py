@@ -174,7 +174,7 @@ def test_versions_are_steps_and_the_trainer_s_weights_need_no_copy(train):
     made = []
 
     def generator(run):
-        made.append(HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, 64))
+        made.append(HfGenerator(run.policy.model, run.tokenizer, run.compute.stop_ids, 64))
         return made[0]
 
     run = train("grpo", generator, steps=6)

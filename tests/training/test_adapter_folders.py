@@ -120,7 +120,7 @@ def test_whole_adapters_are_read_as_before(base, tmp_path):
         **OPTIONS,
         learning_rate=0.0,
     )
-    assert run.history[0]["margin"] == pytest.approx(0.0, abs=1e-5)
+    assert run.metrics[0]["margin"] == pytest.approx(0.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(("head", "weight"), [("reward-head", "score.weight"), ("step-head", "score.weight")])

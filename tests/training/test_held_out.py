@@ -10,6 +10,7 @@ from posttrain.distributed.replicated import clip_and_step
 from posttrain.errors import RunStopped
 from posttrain.settings import Settings
 from posttrain.training.evaluate import is_better
+from posttrain.training.run import Plan, Progress
 
 from .conftest import PROMPTS, ROWS
 
@@ -68,11 +69,11 @@ def test_patience_ends_after_as_many_evaluations_as_it_says(train, patience):
 def test_the_books_of_the_best_metric(metric, values, best, since):
     """An equal value is no improvement, and what is not a number is never the best."""
     card = SimpleNamespace(online=False)
-    run = SimpleNamespace(settings=Settings(best_metric=metric), card=card, best={}, step=0)
+    plan, progress = Plan(Settings(best_metric=metric), SimpleNamespace(card=card), None), Progress()
     for step, value in enumerate(values):
-        run.step = step
-        assert is_better(run, {metric.removeprefix("-"): value}) == (run.best["step"] == step)
-    assert (run.best["value"], run.best["step"], run.best["since"]) == (*best, since)
+        progress.step = step
+        assert is_better(plan, progress, {metric.removeprefix("-"): value}) == (progress.best["step"] == step)
+    assert (progress.best["value"], progress.best["step"], progress.best["since"]) == (*best, since)
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])

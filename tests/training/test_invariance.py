@@ -18,9 +18,9 @@ def gradients(train, method: str, size: int | None, **keywords) -> tuple[float, 
         learning_rate=0.0,
         **keywords,
     )
-    run.step = 0
+    run.progress.step = 0
     examples = run.source.examples(0)
-    outcome = optimiser_step(run, examples, Step(0, 1))
+    outcome = optimiser_step(run.compute, examples, Step(0, 1))
     found = {n: p.grad.clone() for n, p in run.policy.named_parameters() if p.grad is not None}
     return outcome.loss, found
 

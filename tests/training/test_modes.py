@@ -91,8 +91,8 @@ def test_dpo_begins_at_the_logarithm_of_two_in_every_family(train, name):
     model = family(name)
     before = [module.training for module in model.modules()]
     run = train("dpo", model)
-    assert run.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert run.history[0]["margin"] == pytest.approx(0.0, abs=1e-5)
+    assert run.metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert run.metrics[0]["margin"] == pytest.approx(0.0, abs=1e-5)
     assert [module.training for module in model.modules()] == before
     assert len(notes(run)) == 1
 
@@ -108,7 +108,7 @@ def test_a_policy_loaded_from_a_folder_has_no_noise_and_keeps_its_configuration(
     family("gpt2").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     run = train("dpo", str(folder))
-    assert run.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert run.metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     saved = AutoConfig.from_pretrained(run.directory.model)
     assert (saved.resid_pdrop, saved.embd_pdrop, saved.attn_pdrop) == (0.3, 0.3, 0.3)
     assert notes(run) == [
@@ -159,7 +159,7 @@ def test_log_probs_taken_beside_training_are_those_of_evaluation_mode(train):
     run.policy.train()
     row = Sequence(ids, torch.tensor([False, False, True, True, True]))
     for model in ("policy", "reference"):
-        (found,) = shared_logps(run, [row], model)
+        (found,) = shared_logps(run.compute, [row], model)
         assert torch.allclose(found, wanted, atol=1e-5)
     assert all(module.training for module in run.policy.modules())
 
@@ -189,7 +189,7 @@ def test_an_evaluation_that_fails_leaves_the_policy_in_training_mode(train, monk
 
     monkeypatch.setattr(run.method, "loss", fail)
     with pytest.raises(RuntimeError, match="the method fails"):
-        evaluate_loss(run, [run.source.data[0]], Step(0, 1))
+        evaluate_loss(run.compute, [run.source.data[0]], Step(0, 1))
     assert all(module.training for module in run.policy.modules())
 
 
@@ -204,7 +204,7 @@ def test_gradient_checkpointing_goes_on_without_the_noise(train, name):
         hook = layer.register_forward_pre_hook(lambda *_: calls.__setitem__(-1, calls[-1] + 1))
         run = train("dpo", model, gradient_checkpointing=checkpointed, learning_rate=1e-2)
         hook.remove()
-        assert run.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert run.metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
         assert not layer._forward_pre_hooks
         weights.append([p.detach() for p in model.parameters()])
     assert calls[1] == calls[0] + 1  # computed again in the backward pass

@@ -50,7 +50,7 @@ def test_weights_by_hand(train, lora):
     for at in (2, 4):
         expected = {name: value + 0.5 * (weights.seen[at][name] - value) for name, value in expected.items()}
     policy = weights.of(run)
-    with run.reference.active():
+    with run.compute.reference.active():
         now = weights.of(run)
     torch.testing.assert_close(now, expected, atol=1e-6, rtol=1e-5)
     assert all(torch.equal(policy[name], value) for name, value in weights.of(run).items())
@@ -71,7 +71,10 @@ def test_a_resumed_run_has_the_same_reference(train):
     shutil.rmtree(copy / "checkpoints" / "step-4")
     again = api.resume(copy, model=tiny_model(), tokenizer=tiny_tokenizer(), data=ROWS)
     assert [line["loss"] for line in again.metrics] == [line["loss"] for line in whole.metrics]
-    assert all(torch.equal(value, again.reference.saved()[name]) for name, value in whole.reference.saved().items())
+    assert all(
+        torch.equal(value, again.compute.reference.saved()[name])
+        for name, value in whole.compute.reference.saved().items()
+    )
 
 
 @pytest.mark.parametrize(

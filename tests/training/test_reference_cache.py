@@ -120,7 +120,7 @@ def test_cached_values_are_the_start_models_own(train):
     rows = [s for i in range(8) for s in sequences_of([run.source.data[i]])]
     assert len(rows) == 16
     for row in rows:
-        found = ReferenceCache(run.reference.cache.folder).logps([row], unknown)
+        found = ReferenceCache(run.compute.reference.cache.folder).logps([row], unknown)
         torch.testing.assert_close(found, by_transformers(module, row), rtol=1e-5, atol=1e-5)
     assert notes(run) == ["reference log-probs: 8 of 8 rows from the cache"]  # the base under an adapter is the same
 
@@ -140,7 +140,7 @@ def test_the_second_model_is_built_only_where_something_is_missing(train, tmp_pa
     assert len(built) == (not own)
     second = train(**keywords)
     assert len(built) == (not own)
-    assert second.reference.model is None
+    assert second.compute.reference.model is None
     assert series(second) == series(first)
     rows = 8 if case == "kto" else 11
     assert notes(first) == [f"reference log-probs: 0 of {rows} rows from the cache"]
@@ -169,9 +169,9 @@ def test_a_model_that_was_left_out_is_loaded_as_it_was_at_the_start(train):
     """A method may ask for more than the data: the policy has moved by then and must not be copied."""
     train()
     run = train()
-    assert run.reference.model is None
+    assert run.compute.reference.model is None
     row = Sequence(torch.tensor([4, 5, 6, 6, 4]), torch.arange(5) > 1)
-    with run.reference.active() as active, torch.no_grad():
+    with run.compute.reference.active() as active, torch.no_grad():
         assert active is not run.policy
         found = by_transformers(active.model, row)
     torch.testing.assert_close(found, by_transformers(tiny_model().eval(), row), rtol=1e-5, atol=1e-6)
@@ -337,8 +337,8 @@ def test_rows_that_do_not_come_back_are_not_kept(train, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS["dpo"]))
     run = train(data=str(file), streaming=True, steps=2)
-    assert run.reference.cache is None
-    assert run.reference.model is not None
+    assert run.compute.reference.cache is None
+    assert run.compute.reference.model is not None
     assert files(tmp_path) == []
 
 

@@ -201,7 +201,7 @@ def test_the_option_goes_before_the_configuration(train):
 def test_the_evaluation_measures_the_methods_loss_alone(train):
     run = train("sft", mixture(), eval_data=ITEMS, learning_rate=0.0)
     assert run.evaluations[0]["eval_loss"] == pytest.approx(
-        run.history[0]["loss"] - 0.5 * run.history[0]["router_loss"], abs=1e-9
+        run.metrics[0]["loss"] - 0.5 * run.metrics[0]["router_loss"], abs=1e-9
     )
 
 

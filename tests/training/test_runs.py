@@ -218,7 +218,7 @@ def test_best_checkpoint_and_early_stopping(train):
     assert run.step < 30
     values = [e["eval_loss"] for e in run.evaluations]
     best = min(range(len(values)), key=values.__getitem__)
-    assert run.best["step"] == run.evaluations[best]["step"]
+    assert run.progress.best["step"] == run.evaluations[best]["step"]
     assert run.evaluation(run)["loss"] == pytest.approx(values[best], rel=1e-6)
 
 

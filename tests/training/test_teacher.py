@@ -71,23 +71,27 @@ def test_another_model_from_a_folder(train, tmp_path):
     for temperature in (1.0, 0.5):
         run = train("opd", teacher_model=folder, temperature=temperature)
         wanted = expected(tiny_model(seed=77), temperature=temperature)
-        assert_equal(shared_logps(run, SEQUENCES, "teacher"), wanted)
-        assert not any(parameter.requires_grad for parameter in run.teacher.model.parameters())
+        assert_equal(shared_logps(run.compute, SEQUENCES, "teacher"), wanted)
+        assert not any(parameter.requires_grad for parameter in run.compute.teacher.model.parameters())
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_base_is_the_model_at_the_start(train, lora):
     run = train(teacher_model="base", lora=lora)
-    assert_equal(shared_logps(run, SEQUENCES, "teacher"), expected(tiny_model()))
-    gap = (shared_logps(run, SEQUENCES, "policy")[2] - shared_logps(run, SEQUENCES, "teacher")[2]).abs().max()
+    assert_equal(shared_logps(run.compute, SEQUENCES, "teacher"), expected(tiny_model()))
+    gap = (
+        (shared_logps(run.compute, SEQUENCES, "policy")[2] - shared_logps(run.compute, SEQUENCES, "teacher")[2])
+        .abs()
+        .max()
+    )
     assert gap > 1e-3
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_live_is_the_model_as_it_is(train, lora):
     run = train(teacher_model="live", lora=lora)
-    assert_equal(shared_logps(run, SEQUENCES, "teacher"), expected(run.model))
-    assert_equal(shared_logps(run, SEQUENCES, "teacher"), shared_logps(run, SEQUENCES, "policy"))
+    assert_equal(shared_logps(run.compute, SEQUENCES, "teacher"), expected(run.model))
+    assert_equal(shared_logps(run.compute, SEQUENCES, "teacher"), shared_logps(run.compute, SEQUENCES, "policy"))
 
 
 class Weights:
@@ -118,7 +122,7 @@ def test_average_is_worked_out_by_hand(train, lora):
     for later in weights.seen[1:]:
         average = {name: value + 0.3 * (later[name] - value) for name, value in average.items()}
     policy = weights.of(run)
-    with run.teacher.active():
+    with run.compute.teacher.active():
         now = weights.of(run)
     torch.testing.assert_close(now, average, atol=1e-6, rtol=1e-5)
     assert all(torch.equal(policy[name], value) for name, value in weights.of(run).items())
@@ -133,8 +137,10 @@ def test_average_goes_on_after_a_resume_as_if_nothing_had_happened(train):
     shutil.rmtree(copy / "checkpoints" / "step-4")
     again = api.resume(copy, model=tiny_model(), tokenizer=tiny_tokenizer(), data=ROWS)
     assert [line["loss"] for line in again.metrics] == [line["loss"] for line in whole.metrics]
-    assert whole.teacher.saved().keys() == again.teacher.saved().keys()
-    assert all(torch.equal(value, again.teacher.saved()[name]) for name, value in whole.teacher.saved().items())
+    assert whole.compute.teacher.saved().keys() == again.compute.teacher.saved().keys()
+    assert all(
+        torch.equal(value, again.compute.teacher.saved()[name]) for name, value in whole.compute.teacher.saved().items()
+    )
 
 
 @pytest.fixture
@@ -159,13 +165,13 @@ def with_adapter(base, adapter):
 def test_an_adapter_over_the_policys_own_base(train, base, adapter):
     """One copy of the base serves both; the teacher sees its adapter, the policy trains its own (R1)."""
     run = train(model=base, tokenizer=None, lora=True, teacher_model=adapter)
-    assert isinstance(run.teacher, AdapterTeacher)
-    assert run.teacher.policy is run.policy
+    assert isinstance(run.compute.teacher, AdapterTeacher)
+    assert run.compute.teacher.policy is run.policy
     names = [name for name, _ in run.model.named_parameters()]
     assert sum("embed_tokens" in name for name in names) == 1
     wanted = expected(with_adapter(base, adapter))
-    assert_equal(shared_logps(run, SEQUENCES, "teacher"), wanted)
-    assert (shared_logps(run, SEQUENCES, "policy")[2] - wanted[2]).abs().max() > 1e-3
+    assert_equal(shared_logps(run.compute, SEQUENCES, "teacher"), wanted)
+    assert (shared_logps(run.compute, SEQUENCES, "policy")[2] - wanted[2]).abs().max() > 1e-3
     trained = [name for name, p in run.model.named_parameters() if p.requires_grad]
     assert trained
     assert all(".default." in name for name in trained)
@@ -174,8 +180,8 @@ def test_an_adapter_over_the_policys_own_base(train, base, adapter):
 
 def test_an_adapter_over_another_model_is_merged_into_it(train, base, adapter):
     run = train(teacher_model=adapter)
-    assert isinstance(run.teacher, ModelTeacher)
-    assert_equal(shared_logps(run, SEQUENCES, "teacher"), expected(with_adapter(base, adapter)))
+    assert isinstance(run.compute.teacher, ModelTeacher)
+    assert_equal(shared_logps(run.compute, SEQUENCES, "teacher"), expected(with_adapter(base, adapter)))
 
 
 @pytest.mark.parametrize("size", [11, 20])
@@ -187,8 +193,8 @@ def test_a_vocabulary_of_another_size(train, tmp_path, size):
     run = train("gkd", teacher_model=folder, on_policy_share=1.0)
     assert all(line["loss"] > 0 for line in run.metrics)
     known = [one for one in SEQUENCES if int(one.ids.max()) < 11]
-    assert_equal(shared_logps(run, known, "teacher"), expected(module, known, run.temperature))
-    (logps,) = shared_logps(run, [sequence([4, 12], 1)], "teacher")
+    assert_equal(shared_logps(run.compute, known, "teacher"), expected(module, known, run.compute.temperature))
+    (logps,) = shared_logps(run.compute, [sequence([4, 12], 1)], "teacher")
     assert (logps.item() < -100) == (size == 11)
     assert torch.isfinite(logps).all()
 
@@ -206,12 +212,12 @@ def test_under_another_prompt(train, tmp_path, packing):
     """M13: the answer's own tokens behind the other prompt, the same packed and padded, alone and together."""
     folder = saved(tmp_path / "teacher", tiny_model(seed=77))
     run = train("opd", teacher_model=folder, packing=packing)
-    assert (run.policy.packed, run.teacher.model.packed) == (packing, packing)
+    assert (run.policy.packed, run.compute.teacher.model.packed) == (packing, packing)
     sequences = under_another_prompt()
     wanted = expected(tiny_model(seed=77), has_teacher_target(sequences))
-    assert_equal(shared_logps(run, sequences, "teacher"), wanted)
-    assert_equal([shared_logps(run, [one], "teacher")[0] for one in sequences], wanted)
-    whole = run.teacher.logits(has_teacher_target(sequences), 1.0)(slice(0, 100)).log_softmax(-1)  # (n, V)
+    assert_equal(shared_logps(run.compute, sequences, "teacher"), wanted)
+    assert_equal([shared_logps(run.compute, [one], "teacher")[0] for one in sequences], wanted)
+    whole = run.compute.teacher.logits(has_teacher_target(sequences), 1.0)(slice(0, 100)).log_softmax(-1)  # (n, V)
     labels = torch.cat([one.ids[one.trained] for one in sequences])
     assert_equal([whole.gather(1, labels[:, None])[:, 0]], [torch.cat(wanted)])
 

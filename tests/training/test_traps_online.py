@@ -26,7 +26,7 @@ def prompt_of(example) -> tuple[int, ...]:
 
 
 def gradients(run, examples) -> dict[str, torch.Tensor]:
-    optimiser_step(run, examples, Step(0, 1))
+    optimiser_step(run.compute, examples, Step(0, 1))
     return {name: p.grad.clone() for name, p in run.policy.named_parameters() if p.grad is not None}
 
 
@@ -67,7 +67,7 @@ def test_g6_groups_lie_together_whatever_the_cut(train, method):
     """G6: each step's rollouts are whole groups of one prompt each, and no prompt twice."""
     for cut in ({}, {"micro_batch_size": 3}, {"batch_size": 2}):
         run = train(method, steps=1, learning_rate=0.0, **cut)
-        run.step = 0
+        run.progress.step = 0
         examples = run.source.examples(0)
         prompts = [prompt_of(example) for example in examples]
         groups = [prompts[start : start + 4] for start in range(0, len(prompts), 4)]
@@ -80,12 +80,12 @@ def test_g6_groups_lie_together_whatever_the_cut(train, method):
 def test_s4_a_minibatch_is_an_optimiser_step_of_its_own(train, method):
     """S4: over the same rollouts, the gradients of two half steps average to that of the whole, not to half of it."""
     precision = {"dtype": "float64", "torch_dtype": torch.float64}
-    run = train(method, steps=2, learning_rate=0.0, batch_size=4, minibatches_per_rollout=2, **precision)
-    run.step = 0
+    options = {"max_grad_norm": 0.0} | precision  # clipping would scale each half by itself
+    run = train(method, steps=2, learning_rate=0.0, batch_size=4, minibatches_per_rollout=2, **options)
+    run.progress.step = 0
     parts = [run.source.examples(number) for number in (0, 1)]
     assert [len(part) for part in parts] == [8, 8]
     assert {id(example) for example in parts[0]}.isdisjoint(id(example) for example in parts[1])
-    run.settings.optim.max_grad_norm = 0  # clipping would scale each half by itself
     halves = [gradients(run, part) for part in parts]
     whole = gradients(run, [*parts[0], *parts[1]])
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-3

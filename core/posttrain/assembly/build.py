@@ -28,7 +28,7 @@ from posttrain.training.evaluate import HeldOutLoss
 from posttrain.training.optim import build_schedule
 from posttrain.training.reference_use import begin_reference
 from posttrain.training.router_loss import find_router_loss
-from posttrain.training.run import Run
+from posttrain.training.run import Compute, Outputs, Plan, Progress, Run
 from posttrain.training.source import Offline, Stream, order_of
 
 if TYPE_CHECKING:
@@ -67,41 +67,40 @@ def build_run(
         teacher = load_teacher(loaded.policy, data.tokenizer, settings.teacher, settings.model, objects.teacher, start)
     strategy.prepare(loaded.policy)
     place_models(teacher, reference, strategy)
-    run = Run(
-        settings=settings,
-        method=method,
-        config=config,
+    parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
+    compute = Compute(
+        plan=Plan(settings, method, config),
         policy=loaded.policy,
         tokenizer=data.tokenizer,
         stop_ids=loaded.stop_ids | data.stop_ids,
         reference=reference,
         teacher=teacher,
         strategy=strategy,
-        router_loss=router_loss,
-        directory=directory,
+        parameters=parameters,
+        sizes={"trained": _count(parameters), "all": _count(loaded.policy.parameters())},
         model_in_memory=objects.model is not None,
-        observers=Observers([*(settings.watch.observers or []), *objects.observers] if strategy.rank == 0 else []),
+        router_loss=router_loss,
     )
-    run.parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
-    run.sizes = {"trained": _count(run.parameters), "all": _count(loaded.policy.parameters())}
+    watching = [*(settings.watch.observers or []), *objects.observers] if strategy.rank == 0 else []
+    run = Run(compute.plan, compute, Progress(), Outputs(directory, Observers(watching)))
     _sources(run, data)
-    run.total = run.source.steps()
-    run.optimizer = strategy.optimizer(loaded.policy, settings.optim)
-    run.schedule = build_schedule(run.optimizer, settings.optim, run.total)
+    run.progress.total = run.source.steps()
+    compute.optimizer = strategy.optimizer(loaded.policy, settings.optim)
+    compute.schedule = build_schedule(compute.optimizer, settings.optim, run.total)
     found = begin_reference(run, objects.model is not None, cache_folder(settings.model, "reference"))
     data.notes += [*loaded.notes, f"strategy {why}", *found]
     return run
 
 
 def _sources(run: Run, data: Prepared) -> None:
-    settings = run.settings
-    if run.card.online:
+    settings = run.plan.settings
+    if run.plan.card.online:
         generator = make_generator(run)
-        run.correction = choose_correction(
+        run.compute.correction = choose_correction(
             settings.correction, settings.rollouts.max_staleness > 0 or not generator.abilities.exact
         )
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
-        if data.held_out is not None and (data.rewards or run.teacher is not None):
+        if data.held_out is not None and (data.rewards or run.compute.teacher is not None):
             limit = settings.watch.eval_batches and settings.watch.eval_batches * settings.length.batch_size
             run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards), limit)
         return

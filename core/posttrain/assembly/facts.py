@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> dict[str, Any]:
     """The content of run.json."""
-    card = run.card
+    card = run.plan.card
     return {
         "format": 1,
         "method": method_name,
         "card": {"name": card.name, "version": card.version, "tier": card.tier, "schema": card.schemas[0]},
-        "modifiers": described(run.method),
-        "settings": hidden(run.settings.flat()),
-        "options": dataclasses.asdict(run.config),
-        "total_steps": run.total,
-        "parameters": run.sizes,
+        "modifiers": described(run.plan.method),
+        "settings": hidden(run.plan.settings.flat()),
+        "options": dataclasses.asdict(run.plan.config),
+        "total_steps": run.progress.total,
+        "parameters": run.compute.sizes,
         "data": data.report,
         "notes": data.notes,
         "in_memory": [
             n for n in ("model", "data", "eval_data", "reward", "teacher", "judge") if _is_object(getattr(objects, n))
         ],
-        "strategy": {"name": run.strategy.name, "world": run.strategy.world},
+        "strategy": {"name": run.compute.strategy.name, "world": run.compute.strategy.world},
         "versions": facts.versions(),
         "hardware": facts.hardware(),
         "code": facts.code(),

@@ -23,7 +23,7 @@ from posttrain.training.optim import build_optimizer, reserve_moments
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
     from posttrain.settings import OptimSettings
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: Gradients travel in pieces of this many numbers.
 BUCKET = 25_000_000
@@ -73,13 +73,13 @@ class DistributedData(Ranks):
         for name, parameter in module.named_parameters():
             yield name, parameter.detach()
 
-    def save(self, run: Run, folder: Path) -> None:
+    def save(self, compute: Compute, folder: Path) -> None:
         """Whole files."""
-        save_whole(run, folder)
+        save_whole(compute, folder)
 
-    def load(self, run: Run, folder: Path) -> None:
+    def load(self, compute: Compute, folder: Path) -> None:
         """Undo ``save``."""
-        load_whole(run, folder)
+        load_whole(compute, folder)
 
 
 def _sum_gradients(parameters: list[nn.Parameter]) -> None:

@@ -31,7 +31,7 @@ from posttrain.training.optim import build_optimizer
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
     from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: Optimisers that treat each number by itself, so that a rank can treat its share.
 OPTIMIZERS = ("adamw", "sgd", "rmsprop", "lion", "adamw_torch", "adamw_torch_fused")
@@ -156,13 +156,13 @@ class Deepspeed(Ranks):
         if self.stage == 3 and self.engine is not None:
             self.engine.optimizer.empty_partition_cache()
 
-    def save(self, run: Run, folder: Path) -> None:
+    def save(self, compute: Compute, folder: Path) -> None:
         """Whole files, which any number of ranks and the other strategies read."""
-        save_zero(run, self, folder)
+        save_zero(compute, self, folder)
 
-    def load(self, run: Run, folder: Path) -> None:
+    def load(self, compute: Compute, folder: Path) -> None:
         """Each rank keeps its share."""
-        load_zero(run, self, folder)
+        load_zero(compute, self, folder)
 
 
 class _Unhooked(Head):

@@ -43,7 +43,7 @@ from posttrain.training.optim import build_optimizer, reserve_moments
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
     from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: Optimisers whose arithmetic torch carries out on spread tensors; others would see each shard as a tensor of its own.
 OPTIMIZERS = ("adamw", "sgd", "adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop")
@@ -175,15 +175,15 @@ class FullyShardedData(Ranks):
             spread = isinstance(value, DTensor)
             yield name, value.to(self.device).full_tensor() if spread else value
 
-    def save(self, run: Run, folder: Path) -> None:
+    def save(self, compute: Compute, folder: Path) -> None:
         """Every rank writes its shards."""
         self._rest()
-        save_sharded(run, folder)
+        save_sharded(compute, folder)
 
-    def load(self, run: Run, folder: Path) -> None:
+    def load(self, compute: Compute, folder: Path) -> None:
         """Every rank reads what its shards hold."""
         self._rest()
-        load_sharded(run, folder)
+        load_sharded(compute, folder)
 
     def _rest(self) -> None:
         """Give up whatever is gathered; parameters are the shards that the optimiser moves."""

@@ -14,7 +14,7 @@ from posttrain.distributed.sharded import FOLDER, load_sharded
 from posttrain.models.save import restore_weights, save_model
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: The optimiser's state and the modules beside the model.
 FILE = "optimizer.pt"
@@ -44,20 +44,20 @@ def clip_and_step(
     return norm
 
 
-def save_whole(run: Run, folder: Path) -> None:
+def save_whole(compute: Compute, folder: Path) -> None:
     """Rank 0 writes: the model as transformers reads it, and the rest beside it."""
-    save_model(run.policy, run.tokenizer, folder / "model", run.strategy)
-    if run.strategy.rank == 0:
-        rest = {"optimizer": run.optimizer.state_dict(), "extra": run.policy.extra.state_dict()}
+    save_model(compute.policy, compute.tokenizer, folder / "model", compute.strategy)
+    if compute.strategy.rank == 0:
+        rest = {"optimizer": compute.optimizer.state_dict(), "extra": compute.policy.extra.state_dict()}
         torch.save(rest, folder / FILE)
 
 
-def load_whole(run: Run, folder: Path) -> None:
+def load_whole(compute: Compute, folder: Path) -> None:
     """Every rank reads all of it; also what ranks with spread weights have written."""
     if (folder / FOLDER).is_dir():
-        load_sharded(run, folder)
+        load_sharded(compute, folder)
         return
-    restore_weights(run.policy, folder / "model")
+    restore_weights(compute.policy, folder / "model")
     rest = torch.load(folder / FILE, map_location="cpu", weights_only=True)
-    run.optimizer.load_state_dict(rest["optimizer"])
-    run.policy.extra.load_state_dict(rest["extra"])
+    compute.optimizer.load_state_dict(rest["optimizer"])
+    compute.policy.extra.load_state_dict(rest["extra"])

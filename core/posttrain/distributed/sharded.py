@@ -14,19 +14,19 @@ from torch.optim import Optimizer
 from posttrain.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 FOLDER = "distributed"
 
 
-def save_sharded(run: Run, folder: Path) -> None:
+def save_sharded(compute: Compute, folder: Path) -> None:
     """Trained weights, modules beside the model, and the optimiser's state, all by the parameter's name."""
-    trained = _trained(run)
-    state: dict[str, Any] = {"weights": trained, "optimizer": _moments(trained, run.optimizer)}
+    trained = _trained(compute)
+    state: dict[str, Any] = {"weights": trained, "optimizer": _moments(trained, compute.optimizer)}
     dcp.save(state, checkpoint_id=str(folder / FOLDER), no_dist=not dist.is_initialized())
 
 
-def load_sharded(run: Run, folder: Path) -> None:
+def load_sharded(compute: Compute, folder: Path) -> None:
     """Read in place. Raises CheckpointError for another model's checkpoint."""
     place = folder / FOLDER
     if not place.is_dir():
@@ -35,7 +35,7 @@ def load_sharded(run: Run, folder: Path) -> None:
         )
     reader = dcp.FileSystemReader(str(place))
     known = set(reader.read_metadata().state_dict_metadata)
-    trained = _trained(run)
+    trained = _trained(compute)
     missing = [name for name in trained if f"weights.{name}" not in known]
     unknown = [key for key in known if key.startswith("weights.") and key.removeprefix("weights.") not in trained]
     if missing or unknown:
@@ -43,19 +43,19 @@ def load_sharded(run: Run, folder: Path) -> None:
             f"'{place}' does not fit the model: {len(missing)} weights are missing, {len(unknown)} unknown, first "
             f"{(missing + unknown)[0]}."
         )
-    _fill(run.optimizer)
-    moments = _moments(trained, run.optimizer)
+    _fill(compute.optimizer)
+    moments = _moments(trained, compute.optimizer)
     for name in [name for name in moments if not any(key.startswith(f"optimizer.{name}.") for key in known)]:
         del moments[name]  # a parameter that no loss has reached
-        run.optimizer.state.pop(trained[name])
+        compute.optimizer.state.pop(trained[name])
     state: dict[str, Any] = {"weights": trained, "optimizer": moments}
     dcp.load(state, checkpoint_id=str(place), no_dist=not dist.is_initialized())
     for name, values in state["optimizer"].items():
-        run.optimizer.state[trained[name]] = values
+        compute.optimizer.state[trained[name]] = values
 
 
-def _trained(run: Run) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in run.policy.named_parameters() if p.requires_grad}
+def _trained(compute: Compute) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in compute.policy.named_parameters() if p.requires_grad}
 
 
 def _moments(trained: dict[str, nn.Parameter], optimizer: Optimizer) -> dict[str, dict[str, Any]]:

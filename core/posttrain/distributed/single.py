@@ -18,7 +18,7 @@ from posttrain.training.reduction import Averages, Totals
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
     from posttrain.settings import OptimSettings
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 
 class Single:
@@ -67,13 +67,13 @@ class Single:
         for name, parameter in module.named_parameters():
             yield name, parameter.detach()
 
-    def save(self, run: Run, folder: Path) -> None:
+    def save(self, compute: Compute, folder: Path) -> None:
         """Whole files."""
-        save_whole(run, folder)
+        save_whole(compute, folder)
 
-    def load(self, run: Run, folder: Path) -> None:
+    def load(self, compute: Compute, folder: Path) -> None:
         """Undo ``save``."""
-        load_whole(run, folder)
+        load_whole(compute, folder)
 
     def scatter(self, items: list[Any]) -> list[Any]:
         """Everything."""

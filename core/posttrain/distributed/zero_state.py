@@ -13,23 +13,23 @@ from posttrain.models.save import restore_weights, save_model
 
 if TYPE_CHECKING:
     from posttrain.distributed.deepspeed import Deepspeed
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 
-def save_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
+def save_zero(compute: Compute, strategy: Deepspeed, folder: Path) -> None:
     """What ``whole.save_whole`` writes; all ranks take part, rank 0 writes."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    save_model(run.policy, run.tokenizer, folder / "model", strategy)
+    save_model(compute.policy, compute.tokenizer, folder / "model", strategy)
     flat = _flat(strategy)
-    _link(run, strategy)
-    names = sorted({key for share in flat for key, value in _moments(run, share).items() if value.ndim})
-    scalars = {key: value for share in flat for key, value in _moments(run, share).items() if not value.ndim}
+    _link(compute, strategy)
+    names = sorted({key for share in flat for key, value in _moments(compute, share).items() if value.ndim})
+    scalars = {key: value for share in flat for key, value in _moments(compute, share).items() if not value.ndim}
     state: dict[int, dict[str, Tensor]] = {}
     number = 0
     groups = []
     for place, group in enumerate(strategy.groups):
-        facts = {key: value for key, value in run.optimizer.param_groups[place].items() if key != "params"}
+        facts = {key: value for key, value in compute.optimizer.param_groups[place].items() if key != "params"}
         groups.append(facts | {"params": list(range(number, number + len(group)))})
         for parameter in group:
             found = {name: safe_get_full_optimizer_state(parameter, name) for name in names}
@@ -37,13 +37,13 @@ def save_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
                 whole = {n: value.detach().cpu().clone().view(_shape(parameter)) for n, value in found.items()}
                 state[number] = scalars | whole
             number += 1
-    extra = dict(strategy.weights(run.policy.extra))
+    extra = dict(strategy.weights(compute.policy.extra))
     if strategy.rank == 0:
         rest = {"optimizer": {"state": state, "param_groups": groups}, "extra": extra}
         torch.save(rest, folder / FILE)
 
 
-def load_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
+def load_zero(compute: Compute, strategy: Deepspeed, folder: Path) -> None:
     """Undo ``save_zero`` and ``whole.save_whole``, whatever the number of ranks was."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
@@ -51,18 +51,18 @@ def load_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
     divided = strategy.stage == 3
     strategy.rest()
     gathered = strategy.library.zero.GatheredParameters
-    with gathered(list(run.policy.parameters()), modifier_rank=0, enabled=divided):
+    with gathered(list(compute.policy.parameters()), modifier_rank=0, enabled=divided):
         if not divided or strategy.rank == 0:
-            restore_weights(run.policy, folder / "model")
-            run.policy.extra.load_state_dict(rest["extra"])
+            restore_weights(compute.policy, folder / "model")
+            compute.policy.extra.load_state_dict(rest["extra"])
     zero: Any = strategy.engine.optimizer
     zero.refresh_fp32_params()
-    for facts, saved in zip(run.optimizer.param_groups, rest["optimizer"]["param_groups"], strict=True):
+    for facts, saved in zip(compute.optimizer.param_groups, rest["optimizer"]["param_groups"], strict=True):
         facts.update({key: value for key, value in saved.items() if key != "params"})
     moments = rest["optimizer"]["state"]
     if not moments:
         return
-    _reserve(run, strategy, next(iter(moments.values())))
+    _reserve(compute, strategy, next(iter(moments.values())))
     number = 0
     for parameters in strategy.groups:
         for parameter in parameters:
@@ -72,16 +72,16 @@ def load_zero(run: Run, strategy: Deepspeed, folder: Path) -> None:
             number += 1
 
 
-def _reserve(run: Run, strategy: Deepspeed, like: dict[str, Tensor]) -> None:
+def _reserve(compute: Compute, strategy: Deepspeed, like: dict[str, Tensor]) -> None:
     """The optimiser's state for this rank's shares, with the scalars of ``like``; DeepSpeed makes it in a step."""
     for share in _flat(strategy):
-        run.optimizer.state[share] = {
+        compute.optimizer.state[share] = {
             name: torch.zeros_like(share) if value.ndim else value.clone() for name, value in like.items()
         }
-    _link(run, strategy)
+    _link(compute, strategy)
 
 
-def _link(run: Run, strategy: Deepspeed) -> None:
+def _link(compute: Compute, strategy: Deepspeed) -> None:
     """Have stages 1 and 2 know where in the shares each parameter's state lies.
 
     DeepSpeed does so after the first group's first step, when the other groups have no state yet.
@@ -91,7 +91,7 @@ def _link(run: Run, strategy: Deepspeed) -> None:
     if strategy.stage < 3:
         zero = strategy.engine.optimizer
         for parameters, share in zip(zero.bit16_groups, _flat(strategy), strict=True):
-            lazy_init_hp_params_optimizer_state(parameters, share, run.optimizer.state)
+            lazy_init_hp_params_optimizer_state(parameters, share, compute.optimizer.state)
 
 
 def _flat(strategy: Deepspeed) -> list[Tensor]:
@@ -100,8 +100,8 @@ def _flat(strategy: Deepspeed) -> list[Tensor]:
     return list(zero.fp32_partitioned_groups_flat if strategy.stage == 3 else zero.single_partition_of_fp32_groups)
 
 
-def _moments(run: Run, share: Tensor) -> dict[str, Tensor]:
-    found = run.optimizer.state.get(share, {})
+def _moments(compute: Compute, share: Tensor) -> dict[str, Tensor]:
+    found = compute.optimizer.state.get(share, {})
     return {key: torch.as_tensor(value) for key, value in found.items()}
 
 

@@ -18,7 +18,7 @@ from posttrain.servers.endpoint import split_address
 
 if TYPE_CHECKING:
     from posttrain.settings import GenerationSettings
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute, Run
 
 #: Seconds that a server which this run has started may take until it answers, each time it starts.
 START_LIMIT = 600.0
@@ -55,20 +55,23 @@ def addresses(settings: GenerationSettings) -> list[str]:
 
 def make_generator(run: Run) -> Generator:
     """The backend that the settings name, around the run's policy. Raises SettingsError where it cannot run ahead."""
-    make = {"hf": _hf, "vllm": _in_process}.get(run.settings.generation.generation, _servers)
-    generator = make(run)
-    if run.settings.rollouts.max_staleness and not generator.abilities.ahead:
+    name = run.plan.settings.generation.generation
+    if name == "hf":
+        generator = _hf(run.compute)
+    else:
+        generator = _in_process(run.compute) if name == "vllm" else _servers(run)
+    if run.plan.settings.rollouts.max_staleness and not generator.abilities.ahead:
         generator.close()
         raise SettingsError(
-            f"max-staleness is {run.settings.rollouts.max_staleness}, but this generator samples only while the "
+            f"max-staleness is {run.plan.settings.rollouts.max_staleness}, but this generator samples only while the "
             "trainer waits. Use --generation vllm-server, --generation hf with --generation-process, or "
             "--max-staleness 0."
         )
     return generator
 
 
-def _hf(run: Run) -> Generator:
-    settings = run.settings
+def _hf(compute: Compute) -> Generator:
+    settings = compute.settings
     apart = (
         settings.rollouts.max_staleness > 0
         if settings.generation.generation_process is None
@@ -76,64 +79,64 @@ def _hf(run: Run) -> Generator:
     )
     if not apart:
         limits = settings.generation.generation_batch_size, settings.generation.generation_cache_tokens
-        return HfGenerator(run.policy.model, run.tokenizer, run.stop_ids, *limits)
+        return HfGenerator(compute.policy.model, compute.tokenizer, compute.stop_ids, *limits)
     from posttrain.generation.local.process import ProcessGenerator, start_of
 
-    return ProcessGenerator(functools.partial(start_of, run, _threads(run)))
+    return ProcessGenerator(functools.partial(start_of, compute, _threads(compute)))
 
 
-def _threads(run: Run) -> int:
+def _threads(compute: Compute) -> int:
     """Threads of the other process: as many as here where both take turns, else half of them, and half remain here."""
     count = torch.get_num_threads()
-    if run.settings.rollouts.max_staleness == 0 or run.policy.device.type != "cpu" or count == 1:
+    if compute.settings.rollouts.max_staleness == 0 or compute.policy.device.type != "cpu" or count == 1:
         return count
     torch.set_num_threads(count - count // 2)
     return count // 2
 
 
-def _limits(run: Run) -> Any:
+def _limits(compute: Compute) -> Any:
     """Stop tokens, and the longest text: the longest prompt with the longest answer, or what the model knows."""
     from posttrain.generation.vllm.requests import Limits
 
-    settings = run.settings
+    settings = compute.settings
     longest = (settings.data.max_length or USUAL_LENGTH) + settings.data.max_new_tokens
-    known = getattr(run.policy.inner.config.get_text_config(), "max_position_embeddings", None)
-    return Limits(frozenset(run.stop_ids), min(longest, known or longest))
+    known = getattr(compute.policy.inner.config.get_text_config(), "max_position_embeddings", None)
+    return Limits(frozenset(compute.stop_ids), min(longest, known or longest))
 
 
-def _dtype(run: Run) -> torch.dtype:
+def _dtype(compute: Compute) -> torch.dtype:
     """The type in which the policy computes; vLLM has none wider than float32."""
-    if run.settings.generation.generation_dtype is not None:
-        return getattr(torch, run.settings.generation.generation_dtype)
-    if not isinstance(run.autocast(), nullcontext):
+    if compute.settings.generation.generation_dtype is not None:
+        return getattr(torch, compute.settings.generation.generation_dtype)
+    if not isinstance(compute.autocast(), nullcontext):
         return torch.bfloat16
-    own = run.policy.inner.get_input_embeddings().weight.dtype
+    own = compute.policy.inner.get_input_embeddings().weight.dtype
     return torch.float32 if own == torch.float64 else own
 
 
-def _in_process(run: Run) -> Generator:
+def _in_process(compute: Compute) -> Generator:
     from posttrain.generation.vllm.engine import EngineOptions, VllmEngine
 
-    if run.strategy.world > 1:
+    if compute.strategy.world > 1:
         raise SettingsError(
-            f"Generation 'vllm' runs in the trainer's one process, and {run.strategy.world} were started. "
+            f"Generation 'vllm' runs in the trainer's one process, and {compute.strategy.world} were started. "
             "Use --generation vllm-server, or the addresses of servers."
         )
-    settings = run.settings
+    settings = compute.settings
     options = EngineOptions(
         settings.sampling.temperature,
-        _dtype(run),
+        _dtype(compute),
         settings.generation.generation_batch_size,
         settings.generation.generation_gpu_memory,
     )
-    return VllmEngine(run.policy, run.tokenizer, _limits(run), options)
+    return VllmEngine(compute.policy, compute.tokenizer, _limits(compute), options)
 
 
 def _servers(run: Run) -> Generator:
     from posttrain.generation.vllm.servers import VllmServers, first_rank
 
-    settings, limits, sends = run.settings, _limits(run), run.strategy.rank == 0
-    own = _start(run, limits) if settings.generation.generation == "vllm-server" and sends else None
+    settings, limits, sends = run.plan.settings, _limits(run.compute), run.compute.strategy.rank == 0
+    own = _start(run.compute, limits) if settings.generation.generation == "vllm-server" and sends else None
     urls = (
         addresses(settings.generation)
         if settings.generation.generation != "vllm-server"
@@ -148,32 +151,36 @@ def _servers(run: Run) -> Generator:
         )
 
     def tell(code: str, severity: str, message: str) -> None:
-        run.directory.event(code, severity, message)
+        run.outputs.directory.event(code, severity, message)
 
     # what lies under an adapter is read now
-    whole = run.strategy.gathered(run.policy) if hasattr(run.policy.model, "peft_config") else nullcontext()
+    whole = (
+        run.compute.strategy.gathered(run.compute.policy)
+        if hasattr(run.compute.policy.model, "peft_config")
+        else nullcontext()
+    )
     with whole:
-        return VllmServers(urls, run.policy, run.tokenizer, limits, patience, sends, tell, own)
+        return VllmServers(urls, run.compute.policy, run.compute.tokenizer, limits, patience, sends, tell, own)
 
 
-def _start(run: Run, limits: Any) -> Any:
+def _start(compute: Compute, limits: Any) -> Any:
     """A server of this run's own on this machine, which is sent all its weights."""
     from posttrain.generation.vllm.folder import write_folder
     from posttrain.generation.vllm.process import ServerOptions, Supervised, free_port
     from posttrain.generation.vllm.requests import logprobs_mode
     from posttrain.generation.vllm.weights import adapter_rank
 
-    settings = run.settings
+    settings = compute.settings
     folder = tempfile.TemporaryDirectory(prefix="posttrain-vllm-")
-    model = write_folder(run.policy, run.tokenizer, Path(folder.name) / "model")
+    model = write_folder(compute.policy, compute.tokenizer, Path(folder.name) / "model")
     options = ServerOptions(
         model=str(model),
         port=free_port(),
-        dtype=str(_dtype(run)).removeprefix("torch."),
+        dtype=str(_dtype(compute)).removeprefix("torch."),
         max_length=limits.positions,
         batch_size=settings.generation.generation_batch_size,
         logprobs_mode=logprobs_mode(settings.sampling.temperature),
-        adapter_rank=adapter_rank(run.policy) or 0,
+        adapter_rank=adapter_rank(compute.policy) or 0,
         gpu_memory=settings.generation.generation_gpu_memory,
         dummy=True,
     )

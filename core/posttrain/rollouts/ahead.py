@@ -44,7 +44,7 @@ class Producer:
     """Rollouts by number of their batch of prompts. ``orders_of`` says who is asked what."""
 
     def __init__(self, run: Run, generator: Generator, orders_of: Callable[[int], list[PromptRequest]], ledger: Ledger):
-        settings = run.settings
+        settings = run.plan.settings
         self.run, self.generator, self.orders_of, self.ledger = run, generator, orders_of, ledger
         self.per_rollout = settings.rollouts.updates_per_rollout * settings.rollouts.minibatches_per_rollout
         self.depth = settings.rollouts.max_staleness
@@ -65,7 +65,7 @@ class Producer:
                 self._revive(lost)
 
     def _publish(self) -> None:
-        generator, step = self.generator, self.run.step
+        generator, step = self.generator, self.run.progress.step
         health = generator.health()
         if not health.alive:
             raise GeneratorLost(str(health.facts.get("error", "The generator does not answer.")))
@@ -73,22 +73,22 @@ class Producer:
             return
         if not generator.abilities.mid_sequence:
             generator.drain()
-        strategy = self.run.strategy
-        with strategy.gathered(self.run.policy) if generator.abilities.own_weights else nullcontext():
-            generator.accept(weights_for(self.run.policy.model, generator.abilities, step, health.version))
+        strategy = self.run.compute.strategy
+        with strategy.gathered(self.run.compute.policy) if generator.abilities.own_weights else nullcontext():
+            generator.accept(weights_for(self.run.compute.policy.model, generator.abilities, step, health.version))
 
     def take(self, number: int) -> tuple[list[Rollout], dict[str, float]]:
         """The rollouts of batch ``number``, and seconds that it took; more are asked for, up to the bound."""
         begun = time.monotonic()
         self.publish()
         published = time.monotonic()
-        rest = math.ceil((self.run.total - self.run.step) / self.per_rollout) - 1
+        rest = math.ceil((self.run.progress.total - self.run.progress.step) / self.per_rollout) - 1
         for later in range(number, number + min(self.depth, max(0, rest)) + 1):
             if later not in self.queue:
                 self._issue(later)
         issued = self.queue[number]
         own = self.generator.abilities.own_weights
-        items = answer(self.run, issued.orders, issued.calls, lambda call: self._result(call, issued), own)
+        items = answer(self.run.compute, issued.orders, issued.calls, lambda call: self._result(call, issued), own)
         del self.queue[number]
         found = {"weights_seconds": published - begun, "generation_seconds": time.monotonic() - begun}
         if self.depth:
@@ -98,14 +98,14 @@ class Producer:
     def answers(self, orders: list[PromptRequest], sampling: Sampling) -> list[Rollout]:
         """Rollouts of the policy as it is now, while the trainer waits; the ledger knows nothing of them."""
         self.publish()
-        calls = generate_calls(self.run.strategy.scatter(orders), sampling)
-        return answer(self.run, orders, calls, self._result, self.generator.abilities.own_weights)
+        calls = generate_calls(self.run.compute.strategy.scatter(orders), sampling)
+        return answer(self.run.compute, orders, calls, self._result, self.generator.abilities.own_weights)
 
     def _issue(self, number: int) -> None:
-        orders, settings = self.orders_of(number), self.run.settings
+        orders, settings = self.orders_of(number), self.run.plan.settings
         line = self.ledger.issue(number, [order.index for order in orders])
         if line is not None:
-            self.run.directory.ledger({"step": self.run.step + 1, **line})
+            self.run.outputs.directory.ledger({"step": self.run.progress.step + 1, **line})
         stop = tuple(settings.sampling.stop or ())
         sampling = Sampling(
             settings.data.max_new_tokens,
@@ -114,7 +114,7 @@ class Producer:
             settings.sampling.top_k,
             stop,
         )
-        self.queue[number] = PendingBatch(orders, generate_calls(self.run.strategy.scatter(orders), sampling))
+        self.queue[number] = PendingBatch(orders, generate_calls(self.run.compute.strategy.scatter(orders), sampling))
         self._submit(self.queue[number])
 
     def _submit(self, issued: PendingBatch) -> None:
@@ -141,7 +141,9 @@ class Producer:
                 if issued is not None and call in issued.futures:
                     found = issued.futures[call].result()
                 else:
-                    with self.run.autocast():  # the sampler computes as the trainer does, or log-probs would differ
+                    with (
+                        self.run.compute.autocast()
+                    ):  # the sampler computes as the trainer does, or log-probs would differ
                         found = call.run(self.generator)
                 self._failed_restarts = 0
                 return found
@@ -156,14 +158,18 @@ class Producer:
 
     def _revive(self, lost: GeneratorLost) -> None:
         """Start the generator anew. Raises GeneratorLost where that was in vain before, or where weights are spread."""
-        if self.run.strategy.shards_forward:  # its new weights would need all ranks, and the others know of no loss
+        if (
+            self.run.compute.strategy.shards_forward
+        ):  # its new weights would need all ranks, and the others know of no loss
             raise lost
         self._count(lost)
         self.restarts += 1
         pending = sum(len(issued.orders) for issued in self.queue.values())
         evidence = {"restarts": self.restarts, "pending": pending}
-        self.run.directory.event("generator-lost", "warning", str(lost), evidence, "its prompts are asked for again")
-        self.run.say(f"{lost} It is started anew, and {pending} prompts are asked for again.")
+        self.run.outputs.directory.event(
+            "generator-lost", "warning", str(lost), evidence, "its prompts are asked for again"
+        )
+        self.run.outputs.say(f"{lost} It is started anew, and {pending} prompts are asked for again.")
         self.generator.revive()
 
     def _count(self, lost: GeneratorLost) -> None:
@@ -183,7 +189,7 @@ class Producer:
             lends = bool(item.reward_as or item.compared_as)
             completion = item.completion
             if item.source == "policy" and completion.versions is not None and len(completion.versions):
-                age = (self.run.step - int(completion.versions.min())) / self.per_rollout
+                age = (self.run.progress.step - int(completion.versions.min())) / self.per_rollout
                 ages.append(age)
                 if age > self.depth:
                     self._drop(item, STALE, why)

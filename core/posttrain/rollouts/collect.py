@@ -43,7 +43,7 @@ class Collector:
     """Makes batches of rollouts with a generator and rewards; ``judge`` compares two answers where there is one."""
 
     def __init__(self, run: Run, prompts: Any, generator: Generator, rewards: list[Reward], judge: Any = None):
-        settings = run.settings
+        settings = run.plan.settings
         self.run, self.prompts, self.rewards, self.judge = run, prompts, rewards, judge
         self.order = source.order_of(len(prompts), settings.data, settings.length)
         self.ledger = Ledger()
@@ -66,7 +66,7 @@ class Collector:
             advantages, examples = self._learnt(rollouts, keep_old)
         pool.add_seconds({"reward_seconds": time.monotonic() - begun})
         metrics = pool.everything | {"rollouts_dropped": float(pool.unscored)} | pool.seconds | self.ledger.metrics()
-        if run.method.has("posttrain_select"):
+        if run.plan.method.has("posttrain_select"):
             metrics["rollouts_learnt"] = len(pool.items) / max(1, len(pool.made))
             metrics["generation_rounds"] = float(pool.drawn)
         return Collected(rollouts, advantages, examples, metrics), pool.drawn
@@ -89,7 +89,7 @@ class Collector:
         selection: Selection | None = None
         while True:
             items = self._generated(first + pool.drawn, pool)
-            spent = pool.drawn >= run.settings.rollouts.generation_rounds
+            spent = pool.drawn >= run.plan.settings.rollouts.generation_rounds
             if not items and not spent:
                 continue
             if not items and pool.items:
@@ -99,13 +99,15 @@ class Collector:
                     f"Nothing of {pool.drawn} batches of prompts could be learnt from: {', '.join(pool.reasons)}. "
                     "The generator lags behind or gives no log-probs; see ledger.jsonl."
                 )
-            if not run.method.has("posttrain_select"):
+            if not run.plan.method.has("posttrain_select"):
                 pool.items = items
                 return pool, None
             rewards = torch.tensor([item.reward for item in items])  # (B,)
             rollouts = self._view(items)
             with torch.no_grad():
-                selection = run.method.select(rollouts=rollouts, rewards=rewards, config=run.config, state=run.state)
+                selection = run.plan.method.select(
+                    rollouts=rollouts, rewards=rewards, config=run.plan.config, state=run.compute.state
+                )
             chosen = items if selection.rollouts is None else selection.rollouts
             if not selection.refill:
                 pool.items = chosen
@@ -128,7 +130,7 @@ class Collector:
         pool.why |= why
         if not items:
             return []
-        pool.unscored += give_rewards(self.run, self.rewards, items)
+        pool.unscored += give_rewards(self.run.compute, self.rewards, items)
         scored = pool.leave_unscored(items, self.ledger)
         scored = fold_auxiliary_rollouts(scored, self._view(scored).prefer) if scored else scored
         if not scored:
@@ -146,25 +148,27 @@ class Collector:
         paired = None
         if selection is not None and selection.pairs is not None:
             paired = {pool.items[row].group for pair in selection.pairs for row in pair}
-        fates = pool.outcomes(paired, self.run.settings.rollouts.mask_truncated, self.order.batch_size, self.ledger)
+        fates = pool.outcomes(
+            paired, self.run.plan.settings.rollouts.mask_truncated, self.order.batch_size, self.ledger
+        )
         for place, own in enumerate(fates):
             line = self.ledger.settle(first + place, own)
-            self.run.directory.ledger({"step": self.run.step + 1, **line})
+            self.run.outputs.directory.ledger({"step": self.run.progress.step + 1, **line})
 
     def _orders(self, number: int) -> list[PromptRequest]:
         """Who is asked what, with seeds from the run's seed and each completion's place alone (G7)."""
         run = self.run
-        size, seed = run.settings.rollouts.group_size, run.settings.data.seed
+        size, seed = run.plan.settings.rollouts.group_size, run.plan.settings.data.seed
         assert size is not None
         indices = self.order.at(number)
         rows = [self.prompts[index] for index in indices]
         plans = [[SampleRequest(size)] for _ in rows]
-        if run.method.has("posttrain_plan_rollouts"):
-            plans = run.method.plan_rollouts(
+        if run.plan.method.has("posttrain_plan_rollouts"):
+            plans = run.plan.method.plan_rollouts(
                 prompts=[dict(row.columns) for row in rows],
                 group_size=size,
-                config=run.config,
-                state=run.state,
+                config=run.plan.config,
+                state=run.compute.state,
                 random=random.Random(seed_of(seed, "plan", number)),
             )
         return [
@@ -177,17 +181,17 @@ class Collector:
 
     def _view(self, items: list[Rollout]) -> Rollouts:
         def compute(model: str, full: bool) -> list[dict[str, Tensor]]:
-            return shared_results(self.run, [item.sequence() for item in items], model, full)
+            return shared_results(self.run.compute, [item.sequence() for item in items], model, full)
 
         def prefer(first: list[int], second: list[int]) -> Tensor:
             # Each pair is asked once, by one rank: a server may answer differently the next time.
-            mine = self.run.strategy.scatter(list(zip(first, second, strict=True)))
+            mine = self.run.compute.strategy.scatter(list(zip(first, second, strict=True)))
             asked = self.judge(
                 [items[i].columns.get("prompt") for i, _ in mine],
                 [items[i].completion.text for i, _ in mine],
                 [items[j].completion.text for _, j in mine],
             )
-            verdicts = self.run.strategy.gather(asked)
+            verdicts = self.run.compute.strategy.gather(asked)
             if verdicts and all(verdict is None for verdict in verdicts):
                 raise RunFailed(
                     f"The judge could not say of any of {len(verdicts)} pairs which answer is better. Look at its "
@@ -200,34 +204,44 @@ class Collector:
     def _teach(self, rollouts: Rollouts, rewards: Tensor) -> None:
         """Decide what the teacher sees of each rollout, where that is not what the policy saw."""
         run = self.run
-        if run.teacher is None:
+        if run.compute.teacher is None:
             return
         prompts = [item.columns.get("prompt") for item in rollouts.items]
-        privileged = run.method.has("posttrain_teacher_prompts")
+        privileged = run.plan.method.has("posttrain_teacher_prompts")
         if privileged:
-            prompts = run.method.teacher_prompts(rollouts=rollouts, rewards=rewards, config=run.config, state=run.state)
+            prompts = run.plan.method.teacher_prompts(
+                rollouts=rollouts, rewards=rewards, config=run.plan.config, state=run.compute.state
+            )
         for item, prompt in zip(rollouts.items, prompts, strict=True):
             item.taught = prompt is not None
             tools, answer = item.columns.get("tools"), item.completion.ids
             if prompt is None:
                 continue
-            if run.teacher.tokenizer is not None:
+            if run.compute.teacher.tokenizer is not None:
                 item.teacher, item.alignment = translate(
-                    prompt, answer, run.tokenizer, run.stop_ids, run.teacher, run.settings.data, tools
+                    prompt,
+                    answer,
+                    run.compute.tokenizer,
+                    run.compute.stop_ids,
+                    run.compute.teacher,
+                    run.plan.settings.data,
+                    tools,
                 )
             elif privileged:
-                ids, _ = encode_prompt(prompt, run.tokenizer, run.settings.data, run.stop_ids, tools)
+                ids, _ = encode_prompt(
+                    prompt, run.compute.tokenizer, run.plan.settings.data, run.compute.stop_ids, tools
+                )
                 whole = torch.cat([ids, answer])
                 item.teacher = Sequence(whole, torch.arange(len(whole)) >= len(ids))
 
     def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
         """Advantages, and what else the method works out from the step, each ``(B,)`` or ``(B, T)``."""
         run = self.run
-        if not run.method.has("posttrain_advantages"):
+        if not run.plan.method.has("posttrain_advantages"):
             return rewards, {}
         with torch.no_grad():
-            return run.method.advantages_and_columns(
-                rewards=rewards, rollouts=rollouts, config=run.config, state=run.state
+            return run.plan.method.advantages_and_columns(
+                rewards=rewards, rollouts=rollouts, config=run.plan.config, state=run.compute.state
             )
 
     def _examples(self, rollouts: Rollouts, found: dict[str, Tensor]) -> list[Example]:
@@ -239,12 +253,12 @@ class Collector:
         columns |= {f"old_{name}": values for name, values in rollouts.known().items()}
         columns |= {name: values for name, values in found.items() if values.ndim == 2}
         for row, item in enumerate(rollouts.items):
-            learn = item.completion.finished or not self.run.settings.rollouts.mask_truncated
+            learn = item.completion.finished or not self.run.plan.settings.rollouts.mask_truncated
             example = rollouts.example(row, learn)
             length = len(item.completion.ids) if learn else 0
             (sequence,) = example.sequences["completion"]
             sequence.per_token = {name: values[row, :length].clone() for name, values in columns.items()}
-            if self.run.teacher is not None:
+            if self.run.compute.teacher is not None:
                 example.columns["taught"] = item.taught
             example.columns |= {name: float(values[row]) for name, values in found.items() if values.ndim == 1}
             examples.append(example)

@@ -16,7 +16,7 @@ from posttrain.rollouts.requests import PromptRequest, give_rewards, reward_metr
 from posttrain.training.step import evaluate_loss
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Plan, Run
 
 
 class GreedyAnswers:
@@ -34,20 +34,21 @@ class GreedyAnswers:
         """Reward and its parts, or loss and the method's metrics; lengths and the share cut off."""
         found: dict[str, float] = {}
         if self.collector.rewards:
-            items = self._answers(run, SampleRequest(greedy=True))
-            give_rewards(run, self.collector.rewards, items)
+            items = self._answers(run.plan, SampleRequest(greedy=True))
+            give_rewards(run.compute, self.collector.rewards, items)
             items = [item for item in items if item.reward == item.reward]
             rewards = torch.tensor([item.reward for item in items])
             found = reward_metrics(rewards, Rollouts(items, lambda *_: []))
-        elif run.teacher is not None:
+        elif run.compute.teacher is not None:
             has_answers = all(self.collector.prompts[i].columns.get("completion") for i in self.indices)
             found = self._loss(
-                run, self._answers(run, SampleRequest(source="data") if has_answers else SampleRequest(greedy=True))
+                run,
+                self._answers(run.plan, SampleRequest(source="data") if has_answers else SampleRequest(greedy=True)),
             )
         return {name: value for name, value in found.items() if not name.startswith(("reward_std", "zero_spread"))}
 
-    def _answers(self, run: Run, ask: SampleRequest) -> list[Rollout]:
-        settings = run.settings
+    def _answers(self, plan: Plan, ask: SampleRequest) -> list[Rollout]:
+        settings = plan.settings
         orders = [
             PromptRequest(place, i, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)
         ]
@@ -57,10 +58,12 @@ class GreedyAnswers:
     def _loss(self, run: Run, items: list[Rollout]) -> dict[str, float]:
         for item in items:
             item.reward = 0.0
-        state = copy.deepcopy(run.state)
+        state = copy.deepcopy(run.compute.state)
         examples = self.collector.examples_of(items)
-        run.state.clear()
-        run.state.update(state)  # what an evaluation sees must not move the training (D3)
-        outcome = evaluate_loss(run, run.strategy.scatter(examples), Step(run.step, run.total))
+        run.compute.state.clear()
+        run.compute.state.update(state)  # what an evaluation sees must not move the training (D3)
+        outcome = evaluate_loss(
+            run.compute, run.compute.strategy.scatter(examples), Step(run.progress.step, run.progress.total)
+        )
         terms = outcome.terms if len(outcome.terms) > 1 else {}
         return {"loss": outcome.loss, **terms, **outcome.metrics}

@@ -23,7 +23,7 @@ from posttrain.rewards import Reward, score
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: Columns that describe a prompt to the core and are nothing to a reward.
 _OWN = ("prompt", "prompt_text")
@@ -86,7 +86,7 @@ def generate_calls(mine: list[PromptRequest], sampling: Sampling) -> list[Genera
 
 
 def answer(
-    run: Run,
+    compute: Compute,
     orders: list[PromptRequest],
     calls: list[GenerateCall],
     ask: Callable[[GenerateCall], list[list[Completion]]],
@@ -97,29 +97,29 @@ def answer(
     ``calls`` are those of this rank's orders; ``ask`` gives what the policy's generator answers to one of them, which
     has weights of its own or runs the policy itself.
     """
-    mine = run.strategy.scatter(orders)
+    mine = compute.strategy.scatter(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
-    with run.strategy.gathered(*_answering(run, orders, own_weights)):
+    with compute.strategy.gathered(*_answering(compute, orders, own_weights)):
         for call in calls:
-            found = _paired(call, ask(call)) if call.by_policy else _complete(run, call)
+            found = _paired(call, ask(call)) if call.by_policy else _complete(compute, call)
             for index, completions in zip(call.chosen, found, strict=True):
                 answers = [_rollout(mine[index], call.place, prompt, one) for prompt, one in completions]
                 groups[index][call.place] = answers
     flat = [[item for ask_ in asks for item in ask_] for asks in groups]
-    return [item for group in run.strategy.gather(flat) for item in group]
+    return [item for group in compute.strategy.gather(flat) for item in group]
 
 
 def _paired(call: GenerateCall, found: list[list[Completion]]) -> list[list[tuple[Tensor, Completion]]]:
     return [[(prompt, one) for one in group] for prompt, group in zip(call.prompts, found, strict=True)]
 
 
-def _answering(run: Run, orders: list[PromptRequest], own_weights: bool) -> list[TokenModel]:
+def _answering(compute: Compute, orders: list[PromptRequest], own_weights: bool) -> list[TokenModel]:
     """The models in this process that any rank will let answer."""
     asks = [ask for order in orders for ask in order.asks]
     sources = {("teacher" if ask.source == "teacher" else "reference") if ask.mixture else ask.source for ask in asks}
-    models = [] if own_weights and not any(ask.mixture for ask in asks) else [run.policy]
+    models = [] if own_weights and not any(ask.mixture for ask in asks) else [compute.policy]
     for source in sorted(sources - {"policy", "data"}):
-        with _frozen(run, source).active() as model:
+        with _frozen(compute, source).active() as model:
             models.append(model)
     return models
 
@@ -144,48 +144,58 @@ def _rollout(order: PromptRequest, place: int, prompt_ids: Tensor, completion: C
     )
 
 
-def _complete(run: Run, call: GenerateCall) -> list[list[tuple[Tensor, Completion]]]:
+def _complete(compute: Compute, call: GenerateCall) -> list[list[tuple[Tensor, Completion]]]:
     """For each order the prompt's tokens with each completion, by whoever is not the policy alone."""
-    kind, size = call.kind, run.settings.generation.generation_batch_size
+    kind, size = call.kind, compute.settings.generation.generation_batch_size
     if kind.source == "data":
-        return [[_from_data(run, order.row)] * order.asks[call.place].samples for order in call.orders]
-    frozen: Any = nullcontext() if kind.mixture else _frozen(run, kind.source).active()
-    with run.autocast(), frozen as other:
+        return [[_from_data(compute, order.row)] * order.asks[call.place].samples for order in call.orders]
+    frozen: Any = nullcontext() if kind.mixture else _frozen(compute, kind.source).active()
+    with compute.autocast(), frozen as other:
         generator: Any
         if kind.mixture:
-            partner = _frozen(run, "teacher" if kind.source == "teacher" else "reference")
+            partner = _frozen(compute, "teacher" if kind.source == "teacher" else "reference")
             generator = MixtureGenerator(
-                run.policy, partner, kind.mixture, run.tokenizer, run.stop_ids, size, kind.mean == "arithmetic"
+                compute.policy,
+                partner,
+                kind.mixture,
+                compute.tokenizer,
+                compute.stop_ids,
+                size,
+                kind.mean == "arithmetic",
             )
         else:
             generator = HfGenerator(
-                other.model, run.tokenizer, run.stop_ids, size, run.settings.generation.generation_cache_tokens
+                other.model,
+                compute.tokenizer,
+                compute.stop_ids,
+                size,
+                compute.settings.generation.generation_cache_tokens,
             )
         return _paired(call, call.run(generator))
 
 
-def _frozen(run: Run, source: str) -> Any:
-    frozen = getattr(run, source)
+def _frozen(compute: Compute, source: str) -> Any:
+    frozen = getattr(compute, source)
     if frozen is None or not hasattr(frozen, "active") or getattr(frozen, "tokenizer", None) is not None:
         raise SettingsError(
-            f"'{run.card.name}' lets the {source} answer; it has to be a local model with the policy's tokeniser."
+            f"'{compute.card.name}' lets the {source} answer; it has to be a local model with the policy's tokeniser."
         )
     return frozen
 
 
-def _from_data(run: Run, row: Any) -> tuple[Tensor, Completion]:
+def _from_data(compute: Compute, row: Any) -> tuple[Tensor, Completion]:
     """The row's own answer as a completion; what the policy thinks of it is not known."""
     if row.columns.get("completion") is None:
         raise DataError(
-            f"'{run.card.name}' learns from the data's own answers, and a row has no column 'completion'. "
+            f"'{compute.card.name}' learns from the data's own answers, and a row has no column 'completion'. "
             "Name it with --columns completion=NAME."
         )
-    prompt, ids, text = encode_answer(row.columns, run.tokenizer, run.settings.data, run.stop_ids)
+    prompt, ids, text = encode_answer(row.columns, compute.tokenizer, compute.settings.data, compute.stop_ids)
     unknown = torch.full((len(ids),), math.nan)
-    return prompt, Completion(ids, unknown, bool(len(ids)) and int(ids[-1]) in run.stop_ids, text)
+    return prompt, Completion(ids, unknown, bool(len(ids)) and int(ids[-1]) in compute.stop_ids, text)
 
 
-def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
+def give_rewards(compute: Compute, rewards: list[Reward], items: list[Rollout]) -> int:
     """Score every item, each rank its share; returns how many got no score from any reward.
 
     Without any reward every item is worth 0: the method learns from something else.
@@ -194,7 +204,7 @@ def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
         for item in items:
             item.reward = 0.0
         return 0
-    mine = run.strategy.scatter(list(range(len(items))))
+    mine = compute.strategy.scatter(list(range(len(items))))
     names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
     columns = {name: [items[i].columns.get(name) for i in mine] for name in names}
     prompts = [items[i].columns.get("prompt") for i in mine]
@@ -204,7 +214,7 @@ def give_rewards(run: Run, rewards: list[Reward], items: list[Rollout]) -> int:
         (float(total[k]), {n: float(v[k]) for n, v in parts.items()}, {n: v[k] for n, v in remarks.items()})
         for k in range(len(mine))
     ]
-    for item, (value, by_name, said) in zip(items, run.strategy.gather(scored), strict=True):
+    for item, (value, by_name, said) in zip(items, compute.strategy.gather(scored), strict=True):
         item.reward, item.parts = value, by_name
         item.columns |= said
     return sum(item.reward != item.reward for item in items)

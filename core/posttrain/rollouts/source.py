@@ -22,7 +22,7 @@ class Online:
     """A batch of rollouts serves ``updates * minibatches`` optimiser steps."""
 
     def __init__(self, run: Run, collector: Collector):
-        settings = run.settings
+        settings = run.plan.settings
         self.run, self.collector = run, collector
         self.per_rollout = settings.rollouts.updates_per_rollout * settings.rollouts.minibatches_per_rollout
         if self.per_rollout < 1:
@@ -35,7 +35,7 @@ class Online:
 
     def steps(self) -> int:
         """Optimiser steps, from ``steps`` or ``epochs`` over the prompts."""
-        return count_steps(self.collector.order.per_epoch * self.per_rollout, self.run.settings.length)
+        return count_steps(self.collector.order.per_epoch * self.per_rollout, self.run.plan.settings.length)
 
     def examples(self, number: int) -> list[Example]:
         """The examples of optimiser step ``number``: new rollouts, or the next part of those at hand."""
@@ -49,16 +49,16 @@ class Online:
             self._write_samples(rollout, collected)
             self.pace.end(self.metrics["generation_seconds"])
             self._say_pace()
-        update, part = divmod(phase, self.run.settings.rollouts.minibatches_per_rollout)
+        update, part = divmod(phase, self.run.plan.settings.rollouts.minibatches_per_rollout)
         return self._part(rollout, update, part)
 
     def _say_pace(self) -> None:
         """Once: whether rollouts that run ahead would pay here."""
-        told = self.pace.verdict(self.run.settings.rollouts.max_staleness)
+        told = self.pace.verdict(self.run.plan.settings.rollouts.max_staleness)
         if told is not None:
             message, evidence = told
-            self.run.directory.event("pace", "info", message, evidence)
-            self.run.say(message)
+            self.run.outputs.directory.event("pace", "info", message, evidence)
+            self.run.outputs.say(message)
 
     def close(self) -> None:
         """Write what became of all prompts, and end the generator."""
@@ -67,21 +67,21 @@ class Online:
             counts = ", ".join(
                 f"{summary[f'prompts_{state}']:.0f} {state}" for state in ("issued", "trained", "dropped", "pending")
             )
-            self.run.directory.event("ledger", "info", f"prompts: {counts}", summary)
+            self.run.outputs.directory.event("ledger", "info", f"prompts: {counts}", summary)
         self.collector.producer.close()
 
     def _part(self, rollout: int, update: int, part: int) -> list[Example]:
         """The ``part``-th minibatch of one pass; every pass is cut anew."""
-        parts = self.run.settings.rollouts.minibatches_per_rollout
+        parts = self.run.plan.settings.rollouts.minibatches_per_rollout
         if parts == 1:
             return self.buffer
-        generator = torch.Generator().manual_seed(seed_of(self.run.settings.data.seed, "cut", rollout, update))
+        generator = torch.Generator().manual_seed(seed_of(self.run.plan.settings.data.seed, "cut", rollout, update))
         order = torch.randperm(len(self.buffer), generator=generator).tensor_split(parts)[part]
         return [self.buffer[i] for i in order.tolist()]
 
     def _write_samples(self, number: int, collected: Collected) -> None:
         items, advantages = collected.rollouts.items, collected.advantages
-        for row, item in list(enumerate(items))[: self.run.settings.watch.samples_per_step]:
+        for row, item in list(enumerate(items))[: self.run.plan.settings.watch.samples_per_step]:
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {"prompt": item.columns.get("prompt"), "completion": item.completion.text, "reward": item.reward}
             line |= {"rewards": item.parts, "finished": item.completion.finished}
@@ -90,12 +90,12 @@ class Online:
             if item.source != "policy":
                 line["source"] = item.source
             known = advantages is not None and advantages.ndim == 1
-            self.run.directory.sample(line | {"advantage": advantages[row].tolist() if known else None})  # type: ignore[index]  # known
+            self.run.outputs.directory.sample(line | {"advantage": advantages[row].tolist() if known else None})  # type: ignore[index]  # known
 
     def saved(self) -> dict[str, Any]:
         """Where the prompts stand, and the rollouts that later steps still need, as plain tensors (G19)."""
         rows = []
-        if self.run.step % self.per_rollout:
+        if self.run.progress.step % self.per_rollout:
             for example in self.buffer:
                 sequences = {role: [_plain(s) for s in rows_] for role, rows_ in example.sequences.items()}
                 rows.append([sequences, example.columns])

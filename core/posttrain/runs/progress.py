@@ -10,7 +10,7 @@ from typing import Any, TextIO
 BAR = 20
 
 
-class Progress:
+class ProgressLine:
     """``kind`` is bar, quiet or json. A terminal gets a line in place, a file a line every ``every`` steps."""
 
     def __init__(self, kind: str, total: int, every: int, stream: TextIO | None = None):

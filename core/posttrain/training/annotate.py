@@ -12,31 +12,33 @@ from posttrain.errors import PluginError
 from posttrain.training.step import shared_logps
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 
 class Models:
     """The models of a run as ``posttrain_annotate`` sees them: log-probs of any sequences, computed by all ranks."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, compute: Compute):
+        self.compute = compute
 
     def logps(self, sequences: list[Sequence], model: str = "policy") -> list[Tensor]:
         """Log-probs ``(t,)`` of the trained tokens of each sequence under "policy", "reference" or "teacher"."""
-        run = self.run
+        compute = self.compute
         if model not in ("policy", "reference", "teacher"):
             raise PluginError(
-                f"'{run.card.name}' asks for the model '{model}'. There are 'policy', 'reference' and 'teacher'."
+                f"'{compute.card.name}' asks for the model '{model}'. There are 'policy', 'reference' and 'teacher'."
             )
-        return shared_logps(run, sequences, model)
+        return shared_logps(compute, sequences, model)
 
 
-def annotate(run: Run, examples: list[Example]) -> None:
+def annotate(compute: Compute, examples: list[Example]) -> None:
     """Let the method add its columns to ``examples``, all of one global step."""
-    if run.method.has("posttrain_annotate"):
+    if compute.method.has("posttrain_annotate"):
         with torch.no_grad():
-            columns = run.method.annotate(examples=examples, models=Models(run), config=run.config, state=run.state)
-        add_columns(examples, columns or {}, run.card.name)
+            columns = compute.method.annotate(
+                examples=examples, models=Models(compute), config=compute.config, state=compute.state
+            )
+        add_columns(examples, columns or {}, compute.card.name)
 
 
 def add_columns(examples: list[Example], columns: dict[str, Any], method: str) -> None:

@@ -22,7 +22,7 @@ from posttrain.training.finite import nonfinite_weights, refuse_nonfinite
 from posttrain.training.reference_use import kept_in_checkpoint, restore_kept
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute, Run
 
 
 def save_checkpoint(run: Run) -> Path:
@@ -31,49 +31,54 @@ def save_checkpoint(run: Run) -> Path:
     Raises RunStopped for weights that are not finite, RunFailed where the disk takes no more.
     """
     refuse_nonfinite(run)
-    final = run.directory.checkpoints / f"step-{run.step}"
-    aside = run.directory.checkpoints / f".step-{run.step}.tmp"
-    good = run.directory.newest_checkpoint()
+    final = run.outputs.directory.checkpoints / f"step-{run.progress.step}"
+    aside = run.outputs.directory.checkpoints / f".step-{run.progress.step}.tmp"
+    good = run.outputs.directory.newest_checkpoint()
     advice = f"The last good checkpoint is '{good}'. " if good else ""
     advice += f"Make room, and go on with: posttrain resume {run.path}" if good else "Make room, and start again."
     try:
-        with writing(f"The checkpoint of step {run.step} in '{final.parent}'", advice):
+        with writing(f"The checkpoint of step {run.progress.step} in '{final.parent}'", advice):
             _write(run, aside)
-            if run.strategy.rank == 0:
+            if run.compute.strategy.rank == 0:
                 put_folder(aside, final)
                 _prune(run)
     except BaseException:
-        if run.strategy.rank == 0:
+        if run.compute.strategy.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
         raise
-    run.strategy.barrier()
-    run.directory.event("checkpoint", "info", f"checkpoint of step {run.step}", evidence=final.name)
-    run.observers.tell("checkpoint_saved", run=run, path=final)
+    run.compute.strategy.barrier()
+    run.outputs.directory.event("checkpoint", "info", f"checkpoint of step {run.progress.step}", evidence=final.name)
+    run.outputs.observers.tell("checkpoint_saved", run=run, path=final)
     return final
 
 
 def _write(run: Run, aside: Path) -> None:
     """Write all files of a checkpoint, the manifest last."""
-    generators = run.strategy.gather([_random_state()])
+    generators = run.compute.strategy.gather([_random_state()])
     reference = kept_in_checkpoint(run)
-    if run.strategy.rank == 0:
+    if run.compute.strategy.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    run.strategy.barrier()
-    run.strategy.save(run, aside)
-    run.strategy.barrier()
-    if run.strategy.rank == 0:
+    run.compute.strategy.barrier()
+    run.compute.strategy.save(run.compute, aside)
+    run.compute.strategy.barrier()
+    if run.compute.strategy.rank == 0:
         training = {
-            "schedule": {"last_epoch": run.schedule.last_epoch},
-            "state": run.state,
-            "teacher": getattr(run.teacher, "saved", lambda: {})(),
-            "moving_reference": getattr(run.reference, "saved", lambda: {})(),
+            "schedule": {"last_epoch": run.compute.schedule.last_epoch},
+            "state": run.compute.state,
+            "teacher": getattr(run.compute.teacher, "saved", lambda: {})(),
+            "moving_reference": getattr(run.compute.reference, "saved", lambda: {})(),
             "source": getattr(run.source, "saved", lambda: {})(),
             "reference": reference,
             "random": generators,
         }
         torch.save(training, aside / "training.pt")
-        facts = {"step": run.step, "total": run.total, "best": run.best, "method": run.card.name}
+        facts = {
+            "step": run.progress.step,
+            "total": run.progress.total,
+            "best": run.progress.best,
+            "method": run.plan.card.name,
+        }
         (aside / "state.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         write_manifest(aside)
 
@@ -84,25 +89,29 @@ def restore_newest(run: Run) -> list[str]:
     One that is cut, damaged or not finite is renamed to ``step-N.damaged``. Raises CheckpointError where none is good.
     """
     passed: dict[Path, str] = {}
-    for folder in run.strategy.everyone(find_checkpoints(run.path) if run.strategy.rank == 0 else [])[0]:
-        problem = run.strategy.everyone(find_damage(folder) if run.strategy.rank == 0 else None)[0]
+    for folder in run.compute.strategy.everyone(find_checkpoints(run.path) if run.compute.strategy.rank == 0 else [])[
+        0
+    ]:
+        problem = run.compute.strategy.everyone(find_damage(folder) if run.compute.strategy.rank == 0 else None)[0]
         if problem is None:
             notes = restore_checkpoint(run, folder)
-            bad = nonfinite_weights(run)
+            bad = nonfinite_weights(run.compute)
             if not bad:
                 said = [f"Checkpoint '{path}' is passed over: {why}." for path, why in passed.items()]
                 for line in said:
-                    run.directory.event("checkpoint-damaged", "warning", line, evidence={"resumed": folder.name})
-                _set_damaged_aside(run, list(passed))
+                    run.outputs.directory.event(
+                        "checkpoint-damaged", "warning", line, evidence={"resumed": folder.name}
+                    )
+                _set_damaged_aside(run.compute, list(passed))
                 return said + notes
             problem = f"its weights are not finite, first {bad[0]}"
         passed[folder] = problem
     raise CheckpointError(none_is_good(run.path, passed))
 
 
-def _set_damaged_aside(run: Run, folders: list[Path]) -> None:
+def _set_damaged_aside(compute: Compute, folders: list[Path]) -> None:
     """Take checkpoints out of the numbering: pruning would count them in the place of good ones."""
-    for folder in folders if run.strategy.rank == 0 else ():
+    for folder in folders if compute.strategy.rank == 0 else ():
         with contextlib.suppress(OSError):
             put_folder(folder, folder.with_name(f"{folder.name}.damaged"))
 
@@ -110,25 +119,27 @@ def _set_damaged_aside(run: Run, folders: list[Path]) -> None:
 def restore_checkpoint(run: Run, folder: Path) -> list[str]:
     """Bring weights, optimiser, schedule, method state, data position and random state back; return what cannot be."""
     facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    run.strategy.load(run, folder)
+    run.compute.strategy.load(run.compute, folder)
     training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-    run.schedule.last_epoch = training["schedule"]["last_epoch"]
-    for place, group in enumerate(run.optimizer.param_groups):
-        group["lr"] = run.schedule.base_lrs[place] * run.schedule.lr_lambdas[place](run.schedule.last_epoch)
-    run.schedule._last_lr = [group["lr"] for group in run.optimizer.param_groups]
-    run.state.clear()
-    run.state.update(training["state"])
+    run.compute.schedule.last_epoch = training["schedule"]["last_epoch"]
+    for place, group in enumerate(run.compute.optimizer.param_groups):
+        group["lr"] = run.compute.schedule.base_lrs[place] * run.compute.schedule.lr_lambdas[place](
+            run.compute.schedule.last_epoch
+        )
+    run.compute.schedule._last_lr = [group["lr"] for group in run.compute.optimizer.param_groups]
+    run.compute.state.clear()
+    run.compute.state.update(training["state"])
     if training["teacher"]:
-        run.teacher.restore(training["teacher"])
-    if isinstance(run.reference, MovingReference):
-        run.reference.restore(training["moving_reference"])
-    restore_kept(run, training["reference"])
+        run.compute.teacher.restore(training["teacher"])
+    if isinstance(run.compute.reference, MovingReference):
+        run.compute.reference.restore(training["moving_reference"])
+    restore_kept(run.compute, training["reference"])
     if training["source"]:
         run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
-    run.step, run.best = facts["step"], facts["best"]
-    saved, parts = len(training["random"]), run.strategy.data_size
+    run.progress.step, run.progress.best = facts["step"], facts["best"]
+    saved, parts = len(training["random"]), run.compute.strategy.data_size
     if saved == parts:
-        _set_random_state(training["random"][run.strategy.data_rank])
+        _set_random_state(training["random"][run.compute.strategy.data_rank])
         return []
     return [
         f"The checkpoint holds the random state of {saved} processes and this run has {parts}: dropout draws other "
@@ -138,12 +149,12 @@ def restore_checkpoint(run: Run, folder: Path) -> list[str]:
 
 def _prune(run: Run) -> None:
     """Delete checkpoints beyond ``save_total``, but never the best one where a run keeps it."""
-    found = [path for path in run.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
+    found = [path for path in run.outputs.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
     found.sort(key=step_of)
-    for path in found[: -run.settings.watch.save_total or None]:
-        if path.name != f"step-{run.best.get('step')}" or not run.settings.watch.save_best:
+    for path in found[: -run.plan.settings.watch.save_total or None]:
+        if path.name != f"step-{run.progress.best.get('step')}" or not run.plan.settings.watch.save_best:
             path.rename(path.with_name(f".{path.name}.tmp"))  # half a checkpoint never has the name of a whole one
-    for path in run.directory.checkpoints.glob(".step-*"):  # what kills have left
+    for path in run.outputs.directory.checkpoints.glob(".step-*"):  # what kills have left
         shutil.rmtree(path)
 
 

@@ -27,7 +27,7 @@ from posttrain.errors import SettingsError
 if TYPE_CHECKING:
     from posttrain.settings import CorrectionSettings
     from posttrain.training.reduction import Averages
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: Differences of log-probs beyond this are counted.
 FAR = 0.1
@@ -67,7 +67,9 @@ def choose_correction(settings: CorrectionSettings, needed: bool) -> Correction 
     return None if preset == "off" else Correction(preset, low, high)
 
 
-def correct(run: Run, examples: list[Example], policy: Views, averages: Averages, extremes: list[float]) -> None:
+def correct(
+    compute: Compute, examples: list[Example], policy: Views, averages: Averages, extremes: list[float]
+) -> None:
     """Compare the log-probs of sampler and trainer in every role that was sampled, and weight the gradients there.
 
     ``averages`` get what is known of the micro-batch's tokens; ``extremes`` is [largest difference, smallest ratio,
@@ -86,10 +88,10 @@ def correct(run: Run, examples: list[Example], policy: Views, averages: Averages
         known = view.mask & own[:, None] & ~sampled.isnan()  # (R, T)
         log_ratio = torch.where(known, now - sampled, torch.zeros_like(now))
         _watch(log_ratio[known].double(), averages, extremes)
-        if run.correction is not None:
-            weights = run.correction.weights(log_ratio, known)  # (R, T)
+        if compute.correction is not None:
+            weights = compute.correction.weights(log_ratio, known)  # (R, T)
             averages.add({"sampler_weight": weights[known], "sampler_weight_zero": (weights[known] == 0).double()})
-            _weight(view, weights, {name for name, _ in run.policy.extra.named_children()})
+            _weight(view, weights, {name for name, _ in compute.policy.extra.named_children()})
 
 
 def _watch(log_ratio: Tensor, averages: Averages, extremes: list[float]) -> None:

@@ -13,7 +13,7 @@ from posttrain.training.annotate import annotate
 from posttrain.training.step import evaluate_loss
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Plan, Progress, Run
 
 
 class Evaluation(Protocol):
@@ -32,40 +32,42 @@ class HeldOutLoss:
 
     def __call__(self, run: Run) -> dict[str, float]:
         """Loss, its terms where there are several, and the method's metrics."""
-        cache = run.reference.cache if run.reference is not None else None
+        cache = run.compute.reference.cache if run.compute.reference is not None else None
         with nullcontext() if cache is None else cache.evaluation_scope():
             return self._measured(run)
 
     def _measured(self, run: Run) -> dict[str, float]:
         everyone = [self.data[i] for i in range(self.count)]
-        state = copy.deepcopy(run.state)
+        state = copy.deepcopy(run.compute.state)
         for start in range(0, self.count, self.batch_size):
-            annotate(run, everyone[start : start + self.batch_size])
-        run.state.clear()
-        run.state.update(state)  # what an evaluation sees must not move the training (D3)
-        outcome = evaluate_loss(run, run.strategy.scatter(everyone), Step(run.step, run.total))
+            annotate(run.compute, everyone[start : start + self.batch_size])
+        run.compute.state.clear()
+        run.compute.state.update(state)  # what an evaluation sees must not move the training (D3)
+        outcome = evaluate_loss(
+            run.compute, run.compute.strategy.scatter(everyone), Step(run.progress.step, run.progress.total)
+        )
         terms = outcome.terms if len(outcome.terms) > 1 else {}
         return {"loss": outcome.loss, **terms, **outcome.metrics}
 
 
-def is_better(run: Run, found: dict[str, float]) -> bool:
+def is_better(plan: Plan, progress: Progress, found: dict[str, float]) -> bool:
     """Keep the books of the best metric; True where ``found`` holds a new best."""
-    name, higher = best_metric(run)
+    name, higher = best_metric(plan)
     value = found.get(name)
     if value is None:
         return False
     if not math.isfinite(value):
         value = -math.inf if higher else math.inf  # worse than anything, whatever came before
-    old = run.best.get("value")
+    old = progress.best.get("value")
     better = old is None or (value > old if higher else value < old)
     if better:
-        run.best = {"value": value, "step": run.step, "since": 0}
+        progress.best = {"value": value, "step": progress.step, "since": 0}
     else:
-        run.best["since"] += 1
+        progress.best["since"] += 1
     return better
 
 
-def best_metric(run: Run) -> tuple[str, bool]:
+def best_metric(plan: Plan) -> tuple[str, bool]:
     """Name of the deciding metric, and whether higher is better."""
-    name = run.settings.watch.best_metric or ("-eval_reward" if run.card.online else "eval_loss")
+    name = plan.settings.watch.best_metric or ("-eval_reward" if plan.card.online else "eval_loss")
     return (name[1:], True) if name.startswith("-") else (name, False)

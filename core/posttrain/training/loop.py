@@ -10,7 +10,7 @@ from posttrain.contract.views import Step
 from posttrain.errors import RunStopped, SettingsError
 from posttrain.models.ema import EmaModel
 from posttrain.runs.facts import peak_memory_mb
-from posttrain.runs.progress import Progress
+from posttrain.runs.progress import ProgressLine
 from posttrain.training.annotate import annotate
 from posttrain.training.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.training.evaluate import best_metric, is_better
@@ -18,65 +18,75 @@ from posttrain.training.reference_use import fill_reference
 from posttrain.training.step import Outcome, optimiser_step
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Progress, Run
 
 
-def train_loop(run: Run, progress: Progress) -> None:
+def train_loop(run: Run, progress: ProgressLine) -> None:
     """Take the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy.
 
     A run that is asked to stop ends after a step, saved and ``interrupted``.
     """
-    run.policy.train()
-    run.observers.tell("run_started", run=run)
+    run.compute.policy.train()
+    run.outputs.observers.tell("run_started", run=run)
     fill_reference(run)
-    saved = run.step or None
-    if run.evaluation is not None and run.step == 0 and not run.best:
+    saved = run.progress.step or None
+    if run.evaluation is not None and run.progress.step == 0 and not run.progress.best:
         evaluate(run, progress)
         if _best_now(run):
             save_checkpoint(run)
-            saved = run.step
-    while run.step < run.total and not _patience_is_over(run):
-        if any(run.strategy.everyone(run.interrupt.signal)):
-            run.interrupted = True
+            saved = run.progress.step
+    while run.progress.step < run.progress.total and not _patience_is_over(run):
+        if any(run.compute.strategy.everyone(run.interrupt.signal)):
+            run.progress.interrupted = True
             break
         line = _one_step(run)
         _stop_unless_finite(run, line)
-        if run.evaluation is not None and _due(run, run.settings.watch.eval_every, at_end=True):
+        if run.evaluation is not None and _due(run.progress, run.plan.settings.watch.eval_every, at_end=True):
             line |= evaluate(run, progress)
-        run.history.append(line)
-        run.directory.metrics(line)
+        run.progress.history.append(line)
+        run.outputs.directory.metrics(line)
         progress.step(line)
-        run.observers.tell("step_done", run=run, step=run.step, metrics=line)
-        if _due(run, run.settings.watch.save_every) or _best_now(run):
+        run.outputs.observers.tell("step_done", run=run, step=run.progress.step, metrics=line)
+        if _due(run.progress, run.plan.settings.watch.save_every) or _best_now(run):
             save_checkpoint(run)
-            saved = run.step
-    if saved != run.step:
+            saved = run.progress.step
+    if saved != run.progress.step:
         save_checkpoint(run)
-    if run.settings.watch.save_best and run.best and run.best["step"] != run.step and not run.interrupted:
+    if (
+        run.plan.settings.watch.save_best
+        and run.progress.best
+        and run.progress.best["step"] != run.progress.step
+        and not run.progress.interrupted
+    ):
         restore_best(run, progress)
 
 
 def _one_step(run: Run) -> dict[str, Any]:
     begun = time.monotonic()
-    everyone = run.source.examples(run.step)
-    annotate(run, everyone)
-    examples = run.strategy.scatter(everyone)
-    rate = float(run.schedule.get_last_lr()[0])
-    outcome = optimiser_step(run, examples, Step(run.step, run.total))
-    run.step += 1
-    for model in (run.teacher, run.reference):
+    everyone = run.source.examples(run.progress.step)
+    annotate(run.compute, everyone)
+    examples = run.compute.strategy.scatter(everyone)
+    rate = float(run.compute.schedule.get_last_lr()[0])
+    outcome = optimiser_step(run.compute, examples, Step(run.progress.step, run.progress.total))
+    run.progress.step += 1
+    for model in (run.compute.teacher, run.compute.reference):
         if isinstance(model, EmaModel):
-            model.step_done(run.step)
+            model.step_done(run.progress.step)
     seconds = time.monotonic() - begun
     line = _line(run, outcome, rate, seconds)
-    run.method.after_step(step=Step(run.step - 1, run.total), metrics=line, config=run.config, state=run.state)
+    run.plan.method.after_step(
+        step=Step(run.progress.step - 1, run.progress.total),
+        metrics=line,
+        config=run.plan.config,
+        state=run.compute.state,
+    )
     return line
 
 
 def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, Any]:
     """One line of metrics.jsonl; the loss is that of the whole optimiser step."""
     line: dict[str, Any] = {
-        "step": run.step,
+        "step": run.progress.step,
         "loss": outcome.loss,
         "grad_norm": outcome.grad_norm,
         "learning_rate": rate,
@@ -95,47 +105,52 @@ def _stop_unless_finite(run: Run, line: dict[str, Any]) -> None:
     bad = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
     if not bad:
         return
-    message = f"{bad[0]} is {line[bad[0]]} at step {run.step}; the step was not applied"
+    message = f"{bad[0]} is {line[bad[0]]} at step {run.progress.step}; the step was not applied"
     suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
-    run.directory.metrics(line)
-    event = run.directory.event(
+    run.outputs.directory.metrics(line)
+    event = run.outputs.directory.event(
         "nan-origin", "error", message, evidence={n: str(line[n]) for n in bad}, suggestion=suggestion
     )
-    run.observers.tell("alert", run=run, event=event)
+    run.outputs.observers.tell("alert", run=run, event=event)
     raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
 
 
-def evaluate(run: Run, progress: Progress) -> dict[str, float]:
+def evaluate(run: Run, progress: ProgressLine) -> dict[str, float]:
     """Evaluate, record, and compare with the best so far. Names get the prefix ``eval_``."""
     found = {f"eval_{name}": value for name, value in run.evaluation(run).items()}
-    name, _ = best_metric(run)
-    if (run.settings.watch.save_best or run.settings.watch.early_stopping) and name not in found:
+    name, _ = best_metric(run.plan)
+    if (run.plan.settings.watch.save_best or run.plan.settings.watch.early_stopping) and name not in found:
         raise SettingsError(f"best-metric '{name}' is not among the evaluation's metrics: {', '.join(found)}.")
-    is_better(run, found)
-    run.evaluations.append({"step": run.step, **found})
-    run.directory.event("evaluation", "info", f"evaluation after step {run.step}", evidence={"step": run.step, **found})
+    is_better(run.plan, run.progress, found)
+    run.progress.evaluations.append({"step": run.progress.step, **found})
+    run.outputs.directory.event(
+        "evaluation",
+        "info",
+        f"evaluation after step {run.progress.step}",
+        evidence={"step": run.progress.step, **found},
+    )
     shown = "  ".join(f"{key} {value:.4f}" for key, value in list(found.items())[:6])
-    progress.say(f"evaluation after step {run.step}: {shown}")
+    progress.say(f"evaluation after step {run.progress.step}: {shown}")
     return found
 
 
-def restore_best(run: Run, progress: Progress) -> None:
+def restore_best(run: Run, progress: ProgressLine) -> None:
     """Put the best checkpoint's weights into the policy."""
-    step, last = run.best["step"], run.step
-    best = dict(run.best)
-    restore_checkpoint(run, run.directory.checkpoints / f"step-{step}")
-    run.step, run.best = last, best
-    progress.say(f"the best weights are those of step {step}: {best_metric(run)[0]} {best['value']:.4f}")
+    step, last = run.progress.best["step"], run.progress.step
+    best = dict(run.progress.best)
+    restore_checkpoint(run, run.outputs.directory.checkpoints / f"step-{step}")
+    run.progress.step, run.progress.best = last, best
+    progress.say(f"the best weights are those of step {step}: {best_metric(run.plan)[0]} {best['value']:.4f}")
 
 
-def _due(run: Run, every: int | None, at_end: bool = False) -> bool:
-    return bool(every and run.step % every == 0) or (at_end and run.step == run.total)
+def _due(progress: Progress, every: int | None, at_end: bool = False) -> bool:
+    return bool(every and progress.step % every == 0) or (at_end and progress.step == progress.total)
 
 
 def _best_now(run: Run) -> bool:
-    return run.settings.watch.save_best and run.best.get("step") == run.step
+    return run.plan.settings.watch.save_best and run.progress.best.get("step") == run.progress.step
 
 
 def _patience_is_over(run: Run) -> bool:
-    patience = run.settings.watch.early_stopping
-    return patience is not None and run.best.get("since", 0) >= patience
+    patience = run.plan.settings.watch.early_stopping
+    return patience is not None and run.progress.best.get("since", 0) >= patience

@@ -31,7 +31,7 @@ from posttrain.training.evaluate import HeldOutLoss
 from posttrain.training.source import Offline
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute, Plan, Run
 
 
 #: Files of the engine that decide a log-prob.
@@ -57,13 +57,13 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
     ``in_memory``: the policy was handed over as an object, so its weights have no name. ``folder`` holds the caches of
     all models, None for no files. Only a fixed dataset has a cache: rows of a stream or a sampler do not come back.
     """
-    reference, settings = run.reference, run.settings
+    reference, settings = run.compute.reference, run.plan.settings
     if not isinstance(reference, Reference):
         return []
     notes: list[str] = []
     if settings.reference.reference_cache and isinstance(run.source, Offline):
         weights = settings.reference.reference_model or (None if in_memory else settings.model.model)
-        name = None if folder is None or weights is None else _name(run, weights)
+        name = None if folder is None or weights is None else _name(run.compute, weights)
         reference.cache = ReferenceCache(None if folder is None or name is None else folder / name)
         if reference.cache.folder is not None:
             known, wanted = _coverage(run, reference.cache)
@@ -71,7 +71,7 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
             reference.cache.notes.clear()
             if known == wanted:
                 return notes  # should a method ask for more, the model is loaded then
-        if reference.later is not None and settings.reference.reference_model is None and _reads_views_alone(run):
+        if reference.later is not None and settings.reference.reference_model is None and _reads_views_alone(run.plan):
             return [
                 *notes,
                 "no second model: the policy itself is run over the rows before its first update",
@@ -80,9 +80,9 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
     return notes
 
 
-def _reads_views_alone(run: Run) -> bool:
+def _reads_views_alone(plan: Plan) -> bool:
     """Whether the method asks nothing of the reference but log-probs of the rows themselves."""
-    method = run.method
+    method = plan.method
     more = (("posttrain_token_statistics", "reference_logits"), ("posttrain_annotate", "models"))
     return not any(method.has(hook) and method.takes(hook, argument) for hook, argument in more)
 
@@ -92,47 +92,47 @@ def fill_reference(run: Run) -> None:
 
     So no second model is ever in memory. Rows go through in the order and the company that training gives them.
     """
-    reference, source = run.reference, run.source
+    reference, source = run.compute.reference, run.source
     if not isinstance(reference, Reference) or reference.cache is None:
         return
     if reference.later is None or reference.model is not None:
         return
     if (
-        run.step
+        run.progress.step
         or not isinstance(source, Offline)
-        or run.settings.reference.reference_model
-        or not _reads_views_alone(run)
+        or run.plan.settings.reference.reference_model
+        or not _reads_views_alone(run.plan)
     ):
         return
     reference.is_policy = True
     try:
-        for number in range(min(run.total, source.order.per_epoch)):
-            _run_over(run, run.strategy.scatter(source.examples(number)))
+        for number in range(min(run.progress.total, source.order.per_epoch)):
+            _run_over(run.compute, run.compute.strategy.scatter(source.examples(number)))
         if isinstance(run.evaluation, HeldOutLoss):
             held_out = [run.evaluation.data[index] for index in range(run.evaluation.count)]
             with reference.cache.evaluation_scope():
-                _run_over(run, run.strategy.scatter(held_out))
+                _run_over(run.compute, run.compute.strategy.scatter(held_out))
     finally:
         reference.is_policy = False
 
 
-def _run_over(run: Run, examples: list[Example]) -> None:
-    assert run.reference is not None
-    assert run.reference.cache is not None
-    request = TokenQuery(run.head_chunk, run.temperature)
-    for micro, _ in run.iter_micro_batches(examples):
-        with run.autocast():
-            run.reference.results(sequences_of(micro) if micro else [], request)
-    run.reference.cache.exchange(run.strategy)
+def _run_over(compute: Compute, examples: list[Example]) -> None:
+    assert compute.reference is not None
+    assert compute.reference.cache is not None
+    request = TokenQuery(compute.head_chunk, compute.temperature)
+    for micro, _ in compute.iter_micro_batches(examples):
+        with compute.autocast():
+            compute.reference.results(sequences_of(micro) if micro else [], request)
+    compute.reference.cache.exchange(compute.strategy)
 
 
-def _name(run: Run, weights: str) -> str | None:
+def _name(compute: Compute, weights: str) -> str | None:
     """Name of the folder for this reference in this run's arithmetic; None where the weights cannot be identified."""
-    identity = weights_identity(resolve_example_model(weights, run.settings.model))
+    identity = weights_identity(resolve_example_model(weights, compute.settings.model))
     if identity is None:
         return None
-    settings, device = run.settings, run.policy.device
-    with run.autocast():
+    settings, device = compute.settings, compute.policy.device
+    with compute.autocast():
         autocast = torch.is_autocast_enabled(device.type)
     facts = {
         "weights": identity,
@@ -140,10 +140,10 @@ def _name(run: Run, weights: str) -> str | None:
         "quantize": settings.model.quantize,
         "autocast": autocast,
         "device": device.type,
-        "attention": [settings.model.attention, run.policy.inner.config._attn_implementation],
+        "attention": [settings.model.attention, compute.policy.inner.config._attn_implementation],
         "liger": settings.model.liger,
-        "layout": [run.policy.packed, run.policy.shared],
-        "temperature": run.temperature,
+        "layout": [compute.policy.packed, compute.policy.shared],
+        "temperature": compute.temperature,
         "versions": [posttrain.__version__, transformers.__version__, torch.__version__],
         "code": _code(),
     }
@@ -160,7 +160,7 @@ def _coverage(run: Run, known: ReferenceCache) -> tuple[int, int]:
     """How many of the rows that the run will train or evaluate on are known, and how many there are."""
     source = run.source
     assert isinstance(source, Offline)
-    steps = range(min(run.total, source.order.per_epoch))
+    steps = range(min(run.progress.total, source.order.per_epoch))
     train = sorted({index for number in steps for index in source.order.at(number)})
     held_out = range(run.evaluation.count) if isinstance(run.evaluation, HeldOutLoss) else range(0)
     if not len(known):
@@ -177,17 +177,17 @@ def _all_in(known: ReferenceCache, example: Example) -> bool:
 
 def kept_in_checkpoint(run: Run) -> dict[str, Any]:
     """Write what is known to the cache's folder; what has none goes into the checkpoint."""
-    known = run.reference.cache if run.reference is not None else None
+    known = run.compute.reference.cache if run.compute.reference is not None else None
     if known is None:
         return {}
     known.write()
     for note in known.notes:
-        run.directory.event("reference-cache", "warning", note)
+        run.outputs.directory.event("reference-cache", "warning", note)
     known.notes.clear()
     return known.saved()
 
 
-def restore_kept(run: Run, saved: dict[str, Any]) -> None:
+def restore_kept(compute: Compute, saved: dict[str, Any]) -> None:
     """Undo ``kept_in_checkpoint``."""
-    if run.reference is not None and run.reference.cache is not None:
-        run.reference.cache.restore(saved)
+    if compute.reference is not None and compute.reference.cache is not None:
+        compute.reference.cache.restore(saved)

@@ -25,7 +25,7 @@ from posttrain.training.reduction import Totals
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: Names that families give to how many experts a token has.
 _CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k")
@@ -40,18 +40,18 @@ class RouterLoss:
     coefficient: float
     choices: int
 
-    def count(self, run: Run, examples: list[Example], totals: Totals) -> None:
+    def count(self, compute: Compute, examples: list[Example], totals: Totals) -> None:
         """Add to ``totals`` how often the step's tokens choose each expert; nothing where one pass shows it itself.
 
         Random states are as before, so that the passes that follow draw the same noise.
         """
-        if run.strategy.data_size == 1 and sum(1 for _ in run.micro_batches(examples)) == 1:
+        if compute.strategy.data_size == 1 and sum(1 for _ in compute.micro_batches(examples)) == 1:
             return
-        device = run.policy.device
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), run.autocast():
-            for micro, _ in run.iter_micro_batches(examples):
+        device = compute.policy.device
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), compute.autocast():
+            for micro, _ in compute.iter_micro_batches(examples):
                 request = TokenQuery(routing=self.choices, only_routing=True)
-                found = run.policy(sequences_of(micro) if micro else [DUMMY_SEQUENCE], request)["routing"]  # (2, E)
+                found = compute.policy(sequences_of(micro) if micro else [DUMMY_SEQUENCE], request)["routing"]  # (2, E)
                 for expert, number in enumerate(found[0].tolist() if micro else ()):
                     name = _COUNT.format(expert)
                     totals.tokens[name] = totals.tokens.get(name, 0.0) + number

@@ -32,13 +32,25 @@ from posttrain.training.source import Source
 from posttrain.training.strategy import Strategy
 
 
-@dataclass
-class Run:
-    """A training run: what was asked for, what it works with, and where it stands."""
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for: settings, method, and the method's own options."""
 
     settings: Settings
     method: Method
     config: Any
+
+    @property
+    def card(self) -> Card:
+        """The method's card."""
+        return self.method.card
+
+
+@dataclass
+class Compute:
+    """What a step computes with: models, strategy, optimiser, and how a batch is cut and run."""
+
+    plan: Plan
     policy: TokenModel
     tokenizer: Any
     stop_ids: set[int]
@@ -46,56 +58,40 @@ class Run:
     teacher: Any
     """The model that the policy learns from (see posttrain.distillation.teacher), None where the method needs none."""
     strategy: Strategy
-    directory: RunDirectory
-    observers: Observers
-    source: Source = None  # type: ignore[assignment]  # set right after: an online source needs the run itself
-    evaluation: Any = None
+    parameters: list[nn.Parameter]
+    sizes: dict[str, int]
+    """How many numbers are trained, and all, before a strategy spreads them."""
     model_in_memory: bool = False
     """Whether a program handed its model over, so that no other process can load it by name."""
     correction: Correction | None = None
-    """How what the sampler's policy differs from the trainer's is made up for; None where it is not."""
+    """Importance-sampling correction for the gap between sampler and trainer; None when off."""
     router_loss: RouterLoss | None = None
     """Load-balancing loss of a mixture of experts that is added to the method's; None for none."""
-    say: Callable[[str], None] = print
-    """Shows a person one line."""
-    optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
-    schedule: torch.optim.lr_scheduler.LambdaLR = None  # type: ignore[assignment]
-    parameters: list[nn.Parameter] = field(default_factory=list)
-    sizes: dict[str, int] = field(default_factory=dict)
-    """How many numbers are trained, and all, before a strategy spreads them."""
-    total: int = 0
-    step: int = 0
-    """Optimiser steps done."""
     state: dict[str, Any] = field(default_factory=dict)
     """The method's own, kept in every checkpoint."""
-    best: dict[str, Any] = field(default_factory=dict)
-    """Best value of the best-metric so far, its step, and evaluations since."""
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    """Whether somebody asked the run to stop."""
-    interrupted: bool = False
-    """Whether the run ended, saved, before its last step because of that; ``posttrain.resume`` goes on."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    """Built by the strategy once a generator has its copy of the weights."""
+    schedule: torch.optim.lr_scheduler.LambdaLR = field(init=False)
+
+    @property
+    def settings(self) -> Settings:
+        """The plan's settings."""
+        return self.plan.settings
+
+    @property
+    def method(self) -> Method:
+        """The plan's method."""
+        return self.plan.method
+
+    @property
+    def config(self) -> Any:
+        """The method's options."""
+        return self.plan.config
 
     @property
     def card(self) -> Card:
         """The method's card."""
-        return self.method.card
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return self.history
-
-    @property
-    def model(self) -> nn.Module:
-        """The trained transformers or peft model."""
-        return self.policy.model
-
-    @property
-    def path(self) -> Path:
-        """The run directory."""
-        return self.directory.path
+        return self.plan.card
 
     @property
     def temperature(self) -> float:
@@ -132,14 +128,6 @@ class Run:
         """Where a forward pass leaves what its backward pass needs."""
         return offloaded() if self.settings.memory.offload_activations else nullcontext()
 
-    def close(self) -> None:
-        """End what belongs to the run alone: processes that sample for it, and modes of the model's modules."""
-        if self.policy.modes is not None:
-            self.policy.modes.restore()
-        close = getattr(self.source, "close", None)
-        if close is not None:
-            close()
-
     def request(self, sequences: list[Sequence]) -> TokenQuery:
         """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
         request = TokenQuery(self.head_chunk, self.temperature, extras=True)
@@ -152,6 +140,136 @@ class Run:
         if self.teacher is not None and self.method.takes(hook, "teacher_logits"):
             attach_teacher_logits(request, self.teacher, sequences)
         return request
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint and the run directory hold of it."""
+
+    total: int = 0
+    """Optimiser steps of the whole run."""
+    step: int = 0
+    """Optimiser steps done."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Best value of the best-metric so far, its step, and evaluations since."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of metrics.jsonl."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+    """Whether the run ended, saved, before its last step because it was asked to; ``posttrain.resume`` goes on."""
+
+
+@dataclass
+class Outputs:
+    """What a run writes and tells."""
+
+    directory: RunDirectory
+    observers: Observers
+    say: Callable[[str], None] = print
+    """Shows a person one line."""
+
+
+@dataclass(repr=False)
+class Run:
+    """A training run: its plan, what it computes with, where it stands, and what it writes."""
+
+    plan: Plan
+    compute: Compute
+    progress: Progress
+    outputs: Outputs
+    source: Source = field(init=False)
+    """Where the examples of each step come from; an online source needs the run itself."""
+    evaluation: Any = None
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    """Whether somebody asked the run to stop."""
+
+    def __repr__(self) -> str:
+        """One line; the weights are not printed."""
+        where = f"step {self.progress.step} of {self.progress.total}"
+        return f"<Run {self.card.name} at '{self.path}', {where}{', interrupted' if self.interrupted else ''}>"
+
+    @property
+    def settings(self) -> Settings:
+        """All options that are not the method's own."""
+        return self.plan.settings
+
+    @property
+    def method(self) -> Method:
+        """The method, with its modifiers."""
+        return self.plan.method
+
+    @property
+    def config(self) -> Any:
+        """The method's own options."""
+        return self.plan.config
+
+    @property
+    def card(self) -> Card:
+        """The method's card."""
+        return self.plan.card
+
+    @property
+    def policy(self) -> TokenModel:
+        """The trained model, as log-probs of sequences."""
+        return self.compute.policy
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained transformers or peft model."""
+        return self.compute.policy.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return self.compute.tokenizer
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The method's own state."""
+        return self.compute.state
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.progress.step
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.progress.total
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return self.progress.history
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations so far."""
+        return self.progress.evaluations
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was asked to stop, and did, before its last step."""
+        return self.progress.interrupted
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory and its files."""
+        return self.outputs.directory
+
+    @property
+    def path(self) -> Path:
+        """The folder of the run."""
+        return self.outputs.directory.path
+
+    def close(self) -> None:
+        """End what belongs to the run alone: processes that sample for it, and modes of the model's modules."""
+        if self.compute.policy.modes is not None:
+            self.compute.policy.modes.restore()
+        close = getattr(self.source, "close", None)
+        if close is not None:
+            close()
 
 
 def _statistics(

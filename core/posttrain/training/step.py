@@ -24,7 +24,7 @@ from posttrain.training.micro_batches import build_batch
 from posttrain.training.reduction import Averages, Totals, reduce_loss
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 
 #: Name of the load-balancing loss, before its coefficient, among the metrics.
@@ -42,145 +42,147 @@ class Outcome:
     grad_norm: float = math.nan
 
 
-def optimiser_step(run: Run, examples: list[Example], step: Step) -> Outcome:
+def optimiser_step(compute: Compute, examples: list[Example], step: Step) -> Outcome:
     """Take one step over this rank's ``examples``; the gradient is that of the whole global step."""
-    run.strategy.clear(run.optimizer, run.parameters)
-    outcome = _accumulate(run, examples, step)
-    limit, finite = run.settings.optim.max_grad_norm, math.isfinite(outcome.loss)
-    outcome.grad_norm = run.strategy.update(run.optimizer, run.parameters, limit, finite)
-    run.schedule.step()
+    compute.strategy.clear(compute.optimizer, compute.parameters)
+    outcome = _accumulate(compute, examples, step)
+    limit, finite = compute.settings.optim.max_grad_norm, math.isfinite(outcome.loss)
+    outcome.grad_norm = compute.strategy.update(compute.optimizer, compute.parameters, limit, finite)
+    compute.schedule.step()
     return outcome
 
 
-def evaluate_loss(run: Run, examples: list[Example], step: Step) -> Outcome:
+def evaluate_loss(compute: Compute, examples: list[Example], step: Step) -> Outcome:
     """The same loss over ``examples`` without gradient; training mode and random state stay as they are."""
-    with evaluating(run.policy), torch.no_grad():
-        return _accumulate(run, examples, Step(step.number, step.total, training=False))
+    with evaluating(compute.policy), torch.no_grad():
+        return _accumulate(compute, examples, Step(step.number, step.total, training=False))
 
 
-def _accumulate(run: Run, examples: list[Example], step: Step) -> Outcome:
+def _accumulate(compute: Compute, examples: list[Example], step: Step) -> Outcome:
     totals = Totals.of(examples)
-    if run.router_loss is not None and step.training:
-        run.router_loss.count(run, examples, totals)
-    totals = run.strategy.sum_totals(totals)
+    if compute.router_loss is not None and step.training:
+        compute.router_loss.count(compute, examples, totals)
+    totals = compute.strategy.sum_totals(totals)
     terms: dict[str, float] = {}
     averages = Averages()
     extremes: list[float] = []
-    for micro, last in run.iter_micro_batches(examples):
+    for micro, last in compute.iter_micro_batches(examples):
         if micro:
-            loss, shares, metrics = _micro_batch(run, micro, totals, step, averages, extremes)
+            loss, shares, metrics = _micro_batch(compute, micro, totals, step, averages, extremes)
             averages.add(metrics)
         else:
-            loss, shares = _dummy_pass(run), {}
+            loss, shares = _dummy_pass(compute), {}
         if step.training:
-            run.strategy.backward(loss, last)
+            compute.strategy.backward(loss, last)
         for name, share in shares.items():
             terms[name] = terms.get(name, 0.0) + float(share)
-    terms, averages = run.strategy.sum_results(terms, averages)
+    terms, averages = compute.strategy.sum_results(terms, averages)
     router = terms.pop(ROUTER, None)
-    if run.reference is not None and run.reference.cache is not None:
-        run.reference.cache.exchange(run.strategy)
+    if compute.reference is not None and compute.reference.cache is not None:
+        compute.reference.cache.exchange(compute.strategy)
     tokens = sum(e.tokens for e in examples)
     found = averages.result()
-    if run.card.online:
-        found = summary(found, run.strategy.gather([extremes]))
+    if compute.card.online:
+        found = summary(found, compute.strategy.gather([extremes]))
     total = sum(terms.values())
-    if run.router_loss is not None and router is not None:
-        total += run.router_loss.coefficient * router
+    if compute.router_loss is not None and router is not None:
+        total += compute.router_loss.coefficient * router
         found[ROUTER] = router
-    return Outcome(total, terms, found, int(run.strategy.sum_number(tokens)))
+    return Outcome(total, terms, found, int(compute.strategy.sum_number(tokens)))
 
 
 def _micro_batch(
-    run: Run, micro: list[Example], totals: Totals, step: Step, averages: Averages, extremes: list[float]
+    compute: Compute, micro: list[Example], totals: Totals, step: Step, averages: Averages, extremes: list[float]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
     """One forward pass: the loss to call backward on, each term's share of the step's loss, and metrics."""
-    with run.autocast(), run.activation_offload():
-        batch, policy, reference, masks, routing = build_views_of(run, micro)
-        correct(run, micro, policy, averages, extremes)
-        returned = run.method.loss(batch=batch, policy=policy, reference=reference, config=run.config, step=step)
-    parts, metrics = split_loss(returned, run.card.name)
-    if run.card.online:
+    with compute.autocast(), compute.activation_offload():
+        batch, policy, reference, masks, routing = build_views_of(compute, micro)
+        correct(compute, micro, policy, averages, extremes)
+        returned = compute.method.loss(
+            batch=batch, policy=policy, reference=reference, config=compute.config, step=step
+        )
+    parts, metrics = split_loss(returned, compute.card.name)
+    if compute.card.online:
         metrics = entropy_metric(policy) | metrics
-    loss, shares = reduce_loss(parts, masks, totals, len(micro), run.card.name)
-    if run.router_loss is not None and routing is not None:
-        share = run.router_loss.share(routing, totals)
-        loss, shares = loss + run.router_loss.coefficient * share, shares | {ROUTER: share.detach()}
+    loss, shares = reduce_loss(parts, masks, totals, len(micro), compute.card.name)
+    if compute.router_loss is not None and routing is not None:
+        share = compute.router_loss.share(routing, totals)
+        loss, shares = loss + compute.router_loss.coefficient * share, shares | {ROUTER: share.detach()}
     return loss, shares, metrics
 
 
-def _dummy_pass(run: Run) -> Tensor:
+def _dummy_pass(compute: Compute) -> Tensor:
     """The passes of a micro-batch without examples, for ranks that still have some; its gradient is zero."""
-    with run.autocast(), run.activation_offload():
-        if run.reference is not None:
-            _reference_logps(run, [])
-        results = run.policy([DUMMY_SEQUENCE], _policy_request(run, [DUMMY_SEQUENCE]))
+    with compute.autocast(), compute.activation_offload():
+        if compute.reference is not None:
+            _reference_logps(compute, [])
+        results = compute.policy([DUMMY_SEQUENCE], _policy_request(compute, [DUMMY_SEQUENCE]))
     return torch.stack([values.float().sum() * 0.0 for values in results.values()]).sum()
 
 
-def _policy_request(run: Run, sequences: list[Sequence]) -> TokenQuery:
-    request = run.request(sequences)
-    if run.router_loss is not None and run.policy.training:
-        request.routing = run.router_loss.choices
+def _policy_request(compute: Compute, sequences: list[Sequence]) -> TokenQuery:
+    request = compute.request(sequences)
+    if compute.router_loss is not None and compute.policy.training:
+        request.routing = compute.router_loss.choices
     return request
 
 
 def build_views_of(
-    run: Run, examples: list[Example]
+    compute: Compute, examples: list[Example]
 ) -> tuple[Batch, Views, Views | None, dict[str, Tensor], Tensor | None]:
     """Batch, policy views, reference views (or None), all masks and the routing of one micro-batch."""
-    batch, masks = build_batch(examples, run.policy.device)
+    batch, masks = build_batch(examples, compute.policy.device)
     sequences = sequences_of(examples)
     reference = None
-    if run.reference is not None:
-        reference = reference_views(run, examples)
-    results = run.policy(sequences, _policy_request(run, sequences))
+    if compute.reference is not None:
+        reference = reference_views(compute, examples)
+    results = compute.policy(sequences, _policy_request(compute, sequences))
     routing = results.pop("routing", None)
     policy = build_views(examples, results)
     for role, view in vars(policy).items():
         masks[role] = view.mask
         if reference is not None:  # one mask per role, whichever view a method takes it from
             getattr(reference, role).mask = view.mask
-    if run.card.online and "old_logps" not in batch and hasattr(policy, "completion"):
+    if compute.card.online and "old_logps" not in batch and hasattr(policy, "completion"):
         # Rollouts that are used once: the policy that samples is the policy that is updated.
         batch.columns["old_logps"] = policy.completion.logps.detach()
     return batch, policy, reference, masks, routing
 
 
-def reference_views(run: Run, examples: list[Example]) -> Views:
+def reference_views(compute: Compute, examples: list[Example]) -> Views:
     """Views of the frozen reference, from columns computed before, its cache, or a forward pass without gradient."""
     stored = "reference_logps"
     if all(stored in s.per_token for s in sequences_of(examples)):
-        if run.strategy.shards_forward:
-            _reference_logps(run, [])
+        if compute.strategy.shards_forward:
+            _reference_logps(compute, [])
         flat = torch.cat([s.per_token[stored] for s in sequences_of(examples)])
-        return build_views(examples, {"logps": flat.to(run.policy.device)})
-    return build_views(examples, _reference_logps(run, sequences_of(examples)))
+        return build_views(examples, {"logps": flat.to(compute.policy.device)})
+    return build_views(examples, _reference_logps(compute, sequences_of(examples)))
 
 
-def _reference_logps(run: Run, sequences: list[Sequence]) -> dict[str, Tensor]:
-    assert run.reference is not None
-    return run.reference.results(sequences, TokenQuery(run.head_chunk, run.temperature))
+def _reference_logps(compute: Compute, sequences: list[Sequence]) -> dict[str, Tensor]:
+    assert compute.reference is not None
+    return compute.reference.results(sequences, TokenQuery(compute.head_chunk, compute.temperature))
 
 
 def no_grad_results(
-    run: Run, examples: list[Example], model: str, full: bool
+    compute: Compute, examples: list[Example], model: str, full: bool
 ) -> Iterator[tuple[Example, dict[str, Tensor]]]:
     """Per-token results ``(t,)`` by name of each example's one sequence, under "policy" or "reference".
 
     Of the policy also the outputs of extra modules, and with ``full`` the method's token statistics.
     """
-    with evaluating(run.policy), torch.no_grad():
-        for micro, _ in run.iter_micro_batches(examples):
+    with evaluating(compute.policy), torch.no_grad():
+        for micro, _ in compute.iter_micro_batches(examples):
             sequences = sequences_of(micro) if micro else [DUMMY_SEQUENCE]
-            with run.autocast():
-                request = run.request(sequences) if full else TokenQuery(run.head_chunk, run.temperature)
+            with compute.autocast():
+                request = compute.request(sequences) if full else TokenQuery(compute.head_chunk, compute.temperature)
                 request.extras = model == "policy"
                 if model == "policy":
-                    results = run.policy(sequences, request)
+                    results = compute.policy(sequences, request)
                 else:
-                    assert run.reference is not None  # shared_results has looked
-                    results = run.reference.results(sequences if micro else [], request)
+                    assert compute.reference is not None  # shared_results has looked
+                    results = compute.reference.results(sequences if micro else [], request)
             if not micro:
                 continue
             pieces = {name: values.cpu().split([s.count for s in sequences]) for name, values in results.items()}
@@ -188,15 +190,15 @@ def no_grad_results(
                 yield example, {name: values[row] for name, values in pieces.items()}
 
 
-def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
+def _teacher_results(compute: Compute, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
     """The teacher's log-probs ``(t,)``, of the logits that it gives in the policy's vocabulary, wherever it lives."""
-    chunk = run.head_chunk
-    for micro, _ in run.iter_micro_batches(examples):
+    chunk = compute.head_chunk
+    for micro, _ in compute.iter_micro_batches(examples):
         sequences = sequences_of(micro) if micro else [DUMMY_SEQUENCE]
-        labels = torch.cat([s.ids[s.trained] for s in sequences]).to(run.policy.device)  # (n,)
+        labels = torch.cat([s.ids[s.trained] for s in sequences]).to(compute.policy.device)  # (n,)
         logps = [torch.zeros(0)]
-        with torch.no_grad(), run.autocast():
-            give = run.teacher.logits(sequences, run.temperature)
+        with torch.no_grad(), compute.autocast():
+            give = compute.teacher.logits(sequences, compute.temperature)
             for at in (slice(start, start + chunk) for start in range(0, len(labels), chunk)):
                 rows = give(at).log_softmax(-1)  # (c, V)
                 logps.append(rows.gather(1, labels[at][:, None])[:, 0].cpu())
@@ -205,22 +207,28 @@ def _teacher_results(run: Run, examples: list[Example]) -> Iterator[tuple[Exampl
             yield example, {"logps": found}
 
 
-def shared_results(run: Run, sequences: list[Sequence], model: str, full: bool = False) -> list[dict[str, Tensor]]:
+def shared_results(
+    compute: Compute, sequences: list[Sequence], model: str, full: bool = False
+) -> list[dict[str, Tensor]]:
     """``no_grad_results`` of every sequence, computed by all ranks together, on every rank."""
-    if model in ("reference", "teacher") and getattr(run, model) is None:
-        raise PluginError(f"'{run.card.name}' reads log-probs of the {model}, but its card has no '{model}' in needs.")
-    if model == "teacher" and run.teacher.tokenizer is not None:
+    if model in ("reference", "teacher") and getattr(compute, model) is None:
         raise PluginError(
-            f"'{run.card.name}' compares the teacher's log-probs token by token, and the teacher has another "
+            f"'{compute.card.name}' reads log-probs of the {model}, but its card has no '{model}' in needs."
+        )
+    if model == "teacher" and compute.teacher.tokenizer is not None:
+        raise PluginError(
+            f"'{compute.card.name}' compares the teacher's log-probs token by token, and the teacher has another "
             "tokeniser. Choose a teacher of the model's own family, or the method gold."
         )
-    mine = run.strategy.scatter(has_teacher_target(sequences) if model == "teacher" else sequences)
+    mine = compute.strategy.scatter(has_teacher_target(sequences) if model == "teacher" else sequences)
     examples = [Example({"completion": [sequence]}) for sequence in mine]
-    results = _teacher_results(run, examples) if model == "teacher" else no_grad_results(run, examples, model, full)
+    results = (
+        _teacher_results(compute, examples) if model == "teacher" else no_grad_results(compute, examples, model, full)
+    )
     found = {id(example): one for example, one in results}
-    return run.strategy.gather([found[id(example)] for example in examples])
+    return compute.strategy.gather([found[id(example)] for example in examples])
 
 
-def shared_logps(run: Run, sequences: list[Sequence], model: str) -> list[Tensor]:
+def shared_logps(compute: Compute, sequences: list[Sequence], model: str) -> list[Tensor]:
     """Log-probs ``(t,)`` of every sequence's trained tokens under "policy", "reference" or "teacher"."""
-    return [found["logps"] for found in shared_results(run, sequences, model)]
+    return [found["logps"] for found in shared_results(compute, sequences, model)]

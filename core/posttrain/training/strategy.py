@@ -15,7 +15,7 @@ from posttrain.training.reduction import Averages, Totals
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
     from posttrain.settings import OptimSettings
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 
 class Strategy(Protocol):
@@ -59,10 +59,10 @@ class Strategy(Protocol):
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Name and whole tensor of each parameter of ``module``, one in memory at a time; all ranks iterate."""
 
-    def save(self, run: Run, folder: Path) -> None:
+    def save(self, compute: Compute, folder: Path) -> None:
         """Write weights and optimiser state into ``folder``, which exists."""
 
-    def load(self, run: Run, folder: Path) -> None:
+    def load(self, compute: Compute, folder: Path) -> None:
         """Undo ``save``, also where another number of ranks or another strategy saved. Raises CheckpointError."""
 
     def scatter(self, items: list[Any]) -> list[Any]:

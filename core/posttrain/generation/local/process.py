@@ -35,7 +35,7 @@ from posttrain.generation.local.worker import Start
 from posttrain.runs.owner import started
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 #: Seconds after which a process that was asked to end is ended.
 PATIENCE = 5.0
@@ -187,18 +187,18 @@ def _obituary(code: int) -> str:
     )
 
 
-def start_of(run: Run, threads: int, folder: Path) -> Start:
+def start_of(compute: Compute, threads: int, folder: Path) -> Start:
     """What a process needs to sample for ``run``: the name of its model, or the model itself where it has none."""
-    settings = run.settings
+    settings = compute.settings
     settings = settings.replace(
         device=settings.generation.generation_device or settings.model.device, gradient_checkpointing=False
     )
     build = file = None
-    if run.model_in_memory:
-        inner = run.policy.inner
+    if compute.model_in_memory:
+        inner = compute.policy.inner
         build = (type(inner), copy.deepcopy(inner.config), next(inner.parameters()).dtype)
         file = folder / "start.safetensors"
-        save_file(_plain(run.policy.model.named_parameters()), file)
-    with run.autocast():
-        autocast = torch.is_autocast_enabled(run.policy.device.type)
-    return Start(settings, run.tokenizer, run.stop_ids, threads, autocast, build, file)
+        save_file(_plain(compute.policy.model.named_parameters()), file)
+    with compute.autocast():
+        autocast = torch.is_autocast_enabled(compute.policy.device.type)
+    return Start(settings, compute.tokenizer, compute.stop_ids, threads, autocast, build, file)
