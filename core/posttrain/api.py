@@ -31,7 +31,7 @@ from posttrain.settings.options import read_options
 from posttrain.training.checkpoint import restore_newest
 from posttrain.training.finite import refuse_nonfinite
 from posttrain.training.loop import train_loop
-from posttrain.training.run import Run
+from posttrain.training.run import Outputs, Run
 
 
 def train(
@@ -165,7 +165,7 @@ def _drive(run: Run, what: str) -> Run:
         lost = lost_contact(raised)
         error = raised if lost is None else lost
         with contextlib.suppress(RunFailed):  # the disk may be what failed
-            _note_failure(run, error)
+            _note_failure(run.outputs, run.step, error)
         run.outputs.observers.tell("run_failed", run=run, error=error)
         if lost is not None:
             raise lost from raised
@@ -175,16 +175,14 @@ def _drive(run: Run, what: str) -> Run:
     return run
 
 
-def _note_failure(run: Run, error: BaseException) -> None:
+def _note_failure(outputs: Outputs, step: int, error: BaseException) -> None:
     first = str(error).splitlines()[0] if str(error) else ""
     code = "stopped" if isinstance(error, RunStopped) else "failed"
     message, severity = f"{type(error).__name__}: {first}", "error"
     if isinstance(error, KeyboardInterrupt):
         code, severity = "interrupted", "warning"
-        message = (
-            f"ended at once in step {run.progress.step + 1}; what was done since the last checkpoint is done again"
-        )
-    run.outputs.directory.event(code, severity, message, evidence={"step": run.progress.step})
+        message = f"ended at once in step {step + 1}; what was done since the last checkpoint is done again"
+    outputs.directory.event(code, severity, message, evidence={"step": step})
 
 
 def _say_interrupted(run: Run) -> None:
@@ -216,14 +214,14 @@ def _finish(run: Run) -> None:
             )
             put_folder(aside, run.outputs.directory.model)
     if run.compute.strategy.rank == 0 and run.plan.settings.watch.push_to_hub:
-        _push(run, run.plan.settings.watch.push_to_hub)
+        _push(run.outputs, run.plan.settings.watch.push_to_hub)
     run.compute.strategy.barrier()
     run.outputs.directory.event("finished", "info", f"{run.progress.step} steps", evidence={"step": run.progress.step})
     run.outputs.observers.tell("run_finished", run=run)
     _progress(run).say(f"saved: {run.outputs.directory.model}")
 
 
-def _push(run: Run, name: str) -> None:
+def _push(outputs: Outputs, name: str) -> None:
     """Upload the final model folder; the run and its files are kept whatever happens."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -231,14 +229,14 @@ def _push(run: Run, name: str) -> None:
     try:
         hub = HfApi()
         hub.create_repo(name, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=run.outputs.directory.model)
+        hub.upload_folder(repo_id=name, folder_path=outputs.directory.model)
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         message = f"the model was not uploaded to '{name}': {first}"
-        run.outputs.directory.event(
-            "push-failed", "warning", message, suggestion=f"hf upload {name} {run.outputs.directory.model}"
+        outputs.directory.event(
+            "push-failed", "warning", message, suggestion=f"hf upload {name} {outputs.directory.model}"
         )
-        _progress(run).say(message)
+        outputs.say(message)
 
 
 def resume(

@@ -189,7 +189,9 @@ STATIC = {
     "check_import_does_nothing": Plant(
         "preference", "@dataclass(frozen", "torch.manual_seed(0)\n\n\n@dataclass(frozen", "torch.manual_seed(0)"
     ),
-    "check_hooks_are_known": Plant("preference", "config():", "config(beta):", "takes 'beta'"),
+    "check_hooks_are_known": Plant(
+        "preference", "(batch, policy, reference, config)", "(batch, policy, reference, config, beta)", "takes 'beta'"
+    ),
 }
 
 LOSS = {

@@ -76,7 +76,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     if card.needs_now("teacher", config):
         aligned = method.takes("posttrain_token_statistics", "alignment")
         check_teacher(card.name, settings.teacher, settings.model, objects.teacher, tokenizer, aligned)
-    rewards = _rewards(card, settings, objects, tokenizer, rows) if card.online else []
+    rewards = _rewards(card, settings.rollouts, settings.data.data, objects, tokenizer, rows) if card.online else []
     notes = list(rows.notes)
     if settings.data.streaming:
         train: Any = lambda skip: stream(rows, tokenizer, settings.data, stops, settings.data.seed, skip)  # noqa: E731
@@ -110,12 +110,14 @@ def _split(rows: Any, settings: DataSettings) -> tuple[Any, Any]:
     return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
 
 
-def _rewards(card: Card, settings: Settings, objects: InMemory, tokenizer: Any, rows: Any) -> list[Reward]:
-    named: Any = objects.reward if objects.reward is not None else settings.rollouts.reward
+def _rewards(
+    card: Card, settings: RolloutsSettings, data: list[str] | None, objects: InMemory, tokenizer: Any, rows: Any
+) -> list[Reward]:
+    named: Any = objects.reward if objects.reward is not None else settings.reward
     if not named and rows and "reasoning_gym" in rows[0]:
         named = ["reasoning-gym"]
-    judged = settings.rollouts.judge is not None or objects.judge is not None
-    if not named and not judged and objects.data is None and is_data(settings.data.data):
+    judged = settings.judge is not None or objects.judge is not None
+    if not named and not judged and objects.data is None and is_data(data):
         named = [REWARD]
     if not named:
         if "rewards" in card.needs or ("preferences" in card.needs and not judged):
@@ -125,7 +127,7 @@ def _rewards(card: Card, settings: Settings, objects: InMemory, tokenizer: Any, 
                 + (" of a reward model; or a judge: --judge FOLDER or URL" if "preferences" in card.needs else "")
             )
         return []
-    limit = settings.rollouts.reward_timeout or None
-    rewards = load_rewards(list(named), settings.rollouts.reward_options or {}, tokenizer, limit=limit)
+    limit = settings.reward_timeout or None
+    rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer, limit=limit)
     check_columns(rewards, rows[0])
     return rewards

@@ -114,13 +114,13 @@ def weight_bytes(model: Sizes, settings: ModelSettings, device: torch.device) ->
     return model.linear * QUANTISED[settings.quantize] + (model.parameters - model.linear) * size
 
 
-def activation_bytes(model: Sizes, settings: Settings, device: torch.device, tokens: int) -> float:
+def activation_bytes(
+    model: Sizes, settings: ModelSettings, memory: MemorySettings, device: torch.device, tokens: int
+) -> float:
     """What the layers keep of a micro-batch of ``tokens`` for its backward pass."""
-    layer = layer_bytes(model, settings.model, device)
-    if (
-        settings.model.gradient_checkpointing or settings.memory.offload_activations
-    ):  # the inputs of all layers, and all of one
-        size = 2 if settings.model.autocast or choose_dtype(settings.model, device).itemsize == 2 else 4
+    layer = layer_bytes(model, settings, device)
+    if settings.gradient_checkpointing or memory.offload_activations:  # the inputs of all layers, and all of one
+        size = 2 if settings.autocast or choose_dtype(settings, device).itemsize == 2 else 4
         return tokens * (model.layers * model.hidden * size + layer)
     return tokens * model.layers * layer
 
@@ -210,7 +210,7 @@ def estimate(
         "master_weights": master * share,
         "gathered_weights": gathered,
         "communication": communication_bytes(strategy, processes, trained),
-        "activations": activation_bytes(model, settings, device, tokens),
+        "activations": activation_bytes(model, settings.model, settings.memory, device, tokens),
         "logits_of_a_chunk": head_bytes(model, settings.memory, device, tokens),
     }
     if device.type == "cpu":

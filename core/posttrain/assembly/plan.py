@@ -15,7 +15,7 @@ from posttrain.catalogue.modifiers import described
 from posttrain.distributed.select import planned
 from posttrain.errors import SettingsError
 from posttrain.models.load import choose_device, choose_dtype
-from posttrain.settings import Settings
+from posttrain.settings import ModelSettings, Settings
 from posttrain.training.source import count_steps, order_of
 
 
@@ -65,19 +65,13 @@ def _length(method: Method, settings: Settings, data: Prepared) -> tuple[int, in
     return count_steps(per_epoch, settings.length), round(mean * min(settings.length.batch_size, len(data.train)))
 
 
-def _teacher(settings: Settings, model: Sizes, device: torch.device) -> float:
+def _teacher(name: str | None, settings: ModelSettings, model: Sizes, device: torch.device) -> float:
     """Bytes of the teacher's own weights: none where it is the policy itself, or lives on a server."""
-    name = settings.teacher.teacher_model
     if name == "average":
-        return trained_numbers(model, settings.model) * 4.0
-    if (
-        name is None
-        or name == "live"
-        or name.startswith(("http://", "https://"))
-        or (name == "base" and settings.model.lora)
-    ):
+        return trained_numbers(model, settings) * 4.0
+    if name is None or name == "live" or name.startswith(("http://", "https://")) or (name == "base" and settings.lora):
         return 0.0
-    own = settings.model if name == "base" else dataclasses.replace(settings.model, model=name)
+    own = settings if name == "base" else dataclasses.replace(settings, model=name)
     return weight_bytes(sizes_of(own), own, device)
 
 
@@ -85,9 +79,10 @@ def memory_of(
     method: Method, config: Any, settings: Settings, model: Sizes, device: torch.device, strategy: str, processes: int
 ) -> dict[str, float]:
     """Bytes by role of one process (see ``estimate``)."""
+    taught = bool(method.card.needs_now("teacher", config))
     load = Load(
         online=method.card.online,
         reference=bool(method.card.needs_now("reference", config)),
-        teacher_bytes=_teacher(settings, model, device) if method.card.needs_now("teacher", config) else 0.0,
+        teacher_bytes=_teacher(settings.teacher.teacher_model, settings.model, model, device) if taught else 0.0,
     )
     return estimate(model, settings, device, load, strategy, processes)

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from posttrain.errors import SettingsError
-from posttrain.settings.settings import Settings
+from posttrain.settings.sections import RolloutsSettings
 
 #: Fields of Settings that hold such options.
 FIELDS = ("reward_options", "judge_options")
@@ -38,9 +38,9 @@ def _named(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(_FROM)
 
 
-def given(settings: Settings) -> dict[str, Any]:
+def given(settings: RolloutsSettings) -> dict[str, Any]:
     """The secrets among the settings, by field: what a resumed run has to be given again."""
-    found = {field: settings.get(field) or {} for field in FIELDS}
+    found = {field: getattr(settings, field) or {} for field in FIELDS}
     secrets = {field: {n: v for n, v in options.items() if is_secret(n)} for field, options in found.items()}
     return {field: options for field, options in secrets.items() if options}
 

@@ -18,7 +18,7 @@ from posttrain.training.reference_use import fill_reference
 from posttrain.training.step import Outcome, optimiser_step
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Progress, Run
+    from posttrain.training.run import Plan, Progress, Run
 
 
 def train_loop(run: Run, progress: ProgressLine) -> None:
@@ -32,10 +32,10 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
     saved = run.progress.step or None
     if run.evaluation is not None and run.progress.step == 0 and not run.progress.best:
         evaluate(run, progress)
-        if _best_now(run):
+        if _best_now(run.plan, run.progress):
             save_checkpoint(run)
             saved = run.progress.step
-    while run.progress.step < run.progress.total and not _patience_is_over(run):
+    while run.progress.step < run.progress.total and not _patience_is_over(run.plan, run.progress):
         if any(run.compute.strategy.everyone(run.interrupt.signal)):
             run.progress.interrupted = True
             break
@@ -47,7 +47,7 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
         run.outputs.directory.metrics(line)
         progress.step(line)
         run.outputs.observers.tell("step_done", run=run, step=run.progress.step, metrics=line)
-        if _due(run.progress, run.plan.settings.watch.save_every) or _best_now(run):
+        if _due(run.progress, run.plan.settings.watch.save_every) or _best_now(run.plan, run.progress):
             save_checkpoint(run)
             saved = run.progress.step
     if saved != run.progress.step:
@@ -147,10 +147,10 @@ def _due(progress: Progress, every: int | None, at_end: bool = False) -> bool:
     return bool(every and progress.step % every == 0) or (at_end and progress.step == progress.total)
 
 
-def _best_now(run: Run) -> bool:
-    return run.plan.settings.watch.save_best and run.progress.best.get("step") == run.progress.step
+def _best_now(plan: Plan, progress: Progress) -> bool:
+    return plan.settings.watch.save_best and progress.best.get("step") == progress.step
 
 
-def _patience_is_over(run: Run) -> bool:
-    patience = run.plan.settings.watch.early_stopping
-    return patience is not None and run.progress.best.get("since", 0) >= patience
+def _patience_is_over(plan: Plan, progress: Progress) -> bool:
+    patience = plan.settings.watch.early_stopping
+    return patience is not None and progress.best.get("since", 0) >= patience
