@@ -3,12 +3,14 @@
 import inspect
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from posttrain.catalogue.entries import GROUPS
 from posttrain.cli.main import COMMANDS, main
 from posttrain.contract import hookspecs
 
@@ -76,3 +78,16 @@ def test_which_method_names_methods_that_exist():
     assert words - columns <= set(methods), words - columns - set(methods)
     families = {methods[word]["family"] for word in words - columns}
     assert families == {row["family"] for row in methods.values()}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_files_and_names_of_the_code_exist(page):
+    text = page.read_text()
+    for name in set(re.findall(r"(?<![\w./-])(?:core|tests|benchmarks|examples|testkit)/\w[\w./-]*\w", text)):
+        assert (ROOT / name).exists(), name
+    groups = {*GROUPS.values(), "posttrain.commands"}
+    for name in set(re.findall(r"\bposttrain(?:\.\w+)+", text)) - groups:
+        module, _, attribute = name.rpartition(".")
+        file = ROOT / "core" / f"{module.replace('.', '/')}.py"  # read, since some modules need vLLM
+        found = file.is_file() and re.search(rf"(?m)^(class|def) {attribute}\b", file.read_text())
+        assert found or pkgutil.resolve_name(name) is not None, name

@@ -86,15 +86,6 @@ def test_stable_methods_are_those_of_the_plugins():
         assert f"./plugins/{name}" in PAGES[0].read_text()
 
 
-def test_tree_names_every_package_of_the_core():
-    (tree,) = [text for text in blocks("") if text.startswith("core/posttrain/")]
-    named = set(re.findall(r"(?<![\w/])([a-z_]+)/", tree))
-    packages = {path.parent.name for path in (ROOT / "core" / "posttrain").glob("*/__init__.py")}
-    assert packages <= named
-    for file in re.findall(r"\w+\.py", tree):
-        assert (ROOT / "core" / "posttrain" / file).is_file()
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_links_exist(page):
     text = page.read_text()

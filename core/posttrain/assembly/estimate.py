@@ -237,7 +237,7 @@ def process_bytes() -> float:
     Read off this process, which has imported the same libraries: how much of their files is resident depends on the
     file system, by a hundred megabytes and more.
     """
-    import psutil  # comes with accelerate
+    import psutil
 
     return float(psutil.Process().memory_info().rss + START)
 
@@ -246,7 +246,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that a process on ``device`` could still take; on a CPU all processes share it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import psutil  # comes with accelerate
+    import psutil
 
     return int(psutil.virtual_memory().available)
 

@@ -7,16 +7,17 @@ package's rows are touched by it.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import Distribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import importlib_metadata
+from importlib_metadata import Distribution
 
 from posttrain.catalogue import permission
 from posttrain.errors import DependencyError, PluginError
@@ -130,7 +131,7 @@ def _from_folder(name: str, folder: Path) -> ModuleType:
 def _distributions() -> Iterator[Distribution]:
     """Installed packages, of each name the first on the path, which is the one that Python imports."""
     seen: set[str] = set()
-    for distribution in importlib.metadata.distributions():
+    for distribution in importlib_metadata.distributions():
         try:
             name = str(getattr(distribution, "_normalized_name"))  # noqa: B009  from the folder's name; no file is read
         except Exception:  # metadata that cannot be read must not hide the package

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from pathlib import Path
 from typing import Any
+
+import importlib_metadata
 
 from posttrain.catalogue.discovery import installed, modified
 from posttrain.catalogue.entries import entries
@@ -68,7 +69,7 @@ def _rows() -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["kind"], row["name"], row["distribution"]))
 
 
-def _hashes(distribution: importlib.metadata.Distribution | None) -> dict[str, str]:
+def _hashes(distribution: importlib_metadata.Distribution | None) -> dict[str, str]:
     """SHA-256 of each file that the package's record lists and that is there; compiled files are left out."""
     digests: dict[str, str] = {}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -87,21 +87,26 @@ def check_docstring_has_its_sections(subject: Subject) -> None:
 def check_imports_are_declared(subject: Subject) -> None:
     """Only the standard library, torch, posttrain and the card's requirements are imported; never another method."""
     own = subject.package.name
-    allowed = {"torch", "posttrain", own, *_required_modules(subject)}
-    for file in subject.modules:
+    allowed = {"torch", "posttrain", own, *modules_of(set(subject.card.requires))}
+    for where, top in undeclared_imports(subject.modules, allowed):
+        if top.startswith("posttrain_method_"):
+            raise CheckFailed(
+                f"{where} imports the method '{top}'.",
+                "Usual cause: code shared between methods. Methods stand alone: copy the few lines.",
+            )
+        raise CheckFailed(
+            f"{where} imports '{top}', which is not in requires of method.toml.",
+            "Usual cause: a package that is there by chance. Add it to requires, or do without.",
+        )
+
+
+def undeclared_imports(files: Iterable[Path], allowed: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the place and the top-level module of every import that neither Python nor ``allowed`` provides."""
+    for file in files:
         for name, line in _imported(_tree(file)):
             top = name.partition(".")[0]
-            where = f"{file.name} line {line}"
-            if top.startswith("posttrain_method_") and top != own:
-                raise CheckFailed(
-                    f"{where} imports the method '{top}'.",
-                    "Usual cause: code shared between methods. Methods stand alone: copy the few lines.",
-                )
             if top not in allowed and top not in sys.stdlib_module_names:
-                raise CheckFailed(
-                    f"{where} imports '{top}', which is not in requires of method.toml.",
-                    "Usual cause: a package that is there by chance. Add it to requires, or do without.",
-                )
+                yield f"{file.name} line {line}", top
 
 
 @check("static")
@@ -198,9 +203,9 @@ def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield (str(node.args[0].value) if known else "a name made at run time"), node.lineno  # type: ignore[attr-defined]  # known
 
 
-def _required_modules(subject: Subject) -> set[str]:
-    """Import names that the card's requirements bring: by the installed metadata, else the normalised name."""
-    wanted = {_normal(Requirement(line).name) for line in subject.card.requires} - {"posttrain", "torch"}
+def modules_of(requirements: set[str]) -> set[str]:
+    """Import names that ``requirements`` bring: by the installed metadata, else the normalised name."""
+    wanted = {_normal(Requirement(line).name) for line in requirements} - {"posttrain", "torch"}
     if not wanted:
         return set()
     modules = {name.replace("-", "_") for name in wanted}
