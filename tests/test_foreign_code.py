@@ -197,7 +197,7 @@ def test_every_loading_call_says_whether_code_may_run():
             assert "trust_remote_code" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
             assert word != "from_pretrained" or path == ROOT / "core/posttrain/models/foreign.py", f"use foreign.{path}"
     assert sorted(asked) == [
-        ("LLM", "vllm_engine.py"),
+        ("LLM", "engine.py"),
         ("from_config", "estimate.py"),
         ("from_pretrained", "foreign.py"),
     ]

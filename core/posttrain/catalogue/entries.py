@@ -131,7 +131,8 @@ def _from_folder(name: str, folder: Path) -> ModuleType:
 def _distributions() -> Iterator[Distribution]:
     """Installed packages, of each name the first on the path, which is the one that Python imports."""
     seen: set[str] = set()
-    for distribution in importlib_metadata.distributions():
+    found: Iterable[Any] = importlib_metadata.distributions()  # its type differs between versions
+    for distribution in found:
         try:
             name = str(getattr(distribution, "_normalized_name"))  # noqa: B009  from the folder's name; no file is read
         except Exception:  # metadata that cannot be read must not hide the package
