@@ -217,5 +217,6 @@ def test_entry_points_are_read_and_imported_in_one_file():
         ("__init__.py", "import_module"),  # posttrain's own public names
         ("main.py", "import_module"),  # its own commands
         ("imports.py", "import_module"),  # its own interface
-        ("choose.py", "import_module"),  # its own strategies
+        ("select.py", "import_module"),  # its own strategies
+        ("testkit.py", "import_module"),  # its own test kit
     }

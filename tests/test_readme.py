@@ -103,7 +103,7 @@ def test_commands_and_links_exist(page):
 def test_flags_exist(page, capsys):
     for command in (["train", "sft"], ["check-data"], ["generate"], ["new"]):
         with contextlib.suppress(SystemExit):  # argparse ends the program after its help
-            main([*command, "--help"])
+            main([*command, "--help-all" if command[0] == "train" else "--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert set(re.findall(r"--[a-z][a-z-]*", page.read_text())) <= known
 

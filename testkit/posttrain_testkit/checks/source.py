@@ -6,7 +6,6 @@ import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def check_options_are_documented(subject: Subject) -> None:
 @check("static")
 def check_options_do_not_clash(subject: Subject) -> None:
     """No option has the name of an option that every run shares."""
-    shared = {field.name for field in fields(Settings)}
+    shared = set(Settings().flat())
     for statement in _config_class(subject).body:
         if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) in shared:
             name = ast.unparse(statement.target)

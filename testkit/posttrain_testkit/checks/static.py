@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -39,7 +38,7 @@ def check_card_is_valid(subject: Subject) -> None:
         raise _card_failure(f"requires is {list(card.requires)}, without posttrain and its range")
     if not card.summary.strip() or len(card.summary.splitlines()) > 1:
         raise _card_failure(f"summary {card.summary!r} is not one line of text")
-    shared = {field.name for field in fields(Settings)}
+    shared = set(Settings().flat())
     for key in card.defaults:
         if key not in shared:
             raise _card_failure(f"[defaults] has {key!r}, which is no option of a run.{_close(key, shared)}")
