@@ -99,7 +99,7 @@ def test_dpo_begins_at_the_logarithm_of_two_in_every_family(train, name):
 
 def test_the_families_do_make_noise_when_they_are_asked_to(train):
     for name in ("gpt2", "opt", "llama", "phimoe"):
-        loss = train("dpo", family(name), dropout=True).history[0]["loss"]
+        loss = train("dpo", family(name), dropout=True).metrics[0]["loss"]
         assert abs(loss - math.log(2)) > 1e-4, name
 
 
@@ -129,8 +129,8 @@ def test_sft_keeps_the_noise_unless_it_is_told_otherwise(train, tmp_path):
         return total / count
 
     kept, off = train("sft", family("gpt2")), train("sft", family("gpt2"), dropout=False)
-    assert off.history[0]["loss"] == pytest.approx(plain(), abs=1e-5)
-    assert abs(kept.history[0]["loss"] - plain()) > 1e-3
+    assert off.metrics[0]["loss"] == pytest.approx(plain(), abs=1e-5)
+    assert abs(kept.metrics[0]["loss"] - plain()) > 1e-3
     assert notes(kept) == [
         "The model's own dropout and router noise are on (resid_pdrop 0.3, embd_pdrop 0.3, attn_pdrop 0.3). Off: "
         "--no-dropout"
@@ -141,12 +141,12 @@ def test_sft_keeps_the_noise_unless_it_is_told_otherwise(train, tmp_path):
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_the_first_ratio_of_grpo_is_one(train, name):
-    line = train("grpo", family(name), updates_per_rollout=2, steps=1).history[0]
+    line = train("grpo", family(name), updates_per_rollout=2, steps=1).metrics[0]
     assert line["ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_reference_reads_at_the_temperature_of_the_sampler(train):
-    line = train("grpo", family("llama"), temperature=0.5, options={"beta": 0.1}).history[0]
+    line = train("grpo", family("llama"), temperature=0.5, options={"beta": 0.1}).metrics[0]
     assert line["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -237,4 +237,4 @@ def test_a_model_that_is_random_without_any_dropout_is_refused(train):
         "LlamaForCausalLM reads a row differently in training than in evaluation, though its dropout and router noise "
         "are off. Every ratio and margin would carry that. To train with it nevertheless: --dropout"
     )
-    assert train("dpo", model, dropout=True).history[0]["loss"] != pytest.approx(math.log(2), abs=1e-3)
+    assert train("dpo", model, dropout=True).metrics[0]["loss"] != pytest.approx(math.log(2), abs=1e-3)

@@ -122,7 +122,7 @@ def test_sft_adds_what_transformers_adds_to_one_padded_batch(train, family):
     for cut in CUTS:
         policy = mixture(family)
         before = weights(policy)
-        line = train("sft", policy, **cut).history[0]
+        line = train("sft", policy, **cut).metrics[0]
         assert line["router_loss"] == pytest.approx(found.aux_loss.item(), abs=1e-6)
         assert line["loss"] == pytest.approx(found.loss.item(), abs=1e-6)
         assert same(moved(policy, before), wanted), cut
@@ -140,7 +140,7 @@ def test_dpo_counts_a_shared_prompt_once_in_each_answer(train, cut):
     for coefficient in (None, 0.0):
         policy = mixture()
         before = weights(policy)
-        line = train("dpo", policy, router_loss_coefficient=coefficient, **cut).history[0]
+        line = train("dpo", policy, router_loss_coefficient=coefficient, **cut).metrics[0]
         gradients.append(moved(policy, before))
         if coefficient is None:
             assert line["router_loss"] == pytest.approx(aux.item(), abs=1e-6)
@@ -157,7 +157,7 @@ def test_grpo_and_the_cut(train):
     for cut in CUTS[:2]:
         policy = mixture()
         before = weights(policy)
-        line = train("grpo", policy, router_loss_coefficient=2.0, **cut).history[0]
+        line = train("grpo", policy, router_loss_coefficient=2.0, **cut).metrics[0]
         found.append((line["router_loss"], line["loss"], moved(policy, before)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-9)
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-9)
@@ -191,11 +191,11 @@ def test_gradient_checkpointing_changes_nothing(train):
 
 
 def test_the_option_goes_before_the_configuration(train):
-    asked = train("sft", mixture(routed=False), router_loss_coefficient=0.25).history[0]
+    asked = train("sft", mixture(routed=False), router_loss_coefficient=0.25).metrics[0]
     assert asked["loss"] == pytest.approx(
-        train("sft", mixture(routed=False)).history[0]["loss"] + 0.25 * asked["router_loss"], abs=1e-9
+        train("sft", mixture(routed=False)).metrics[0]["loss"] + 0.25 * asked["router_loss"], abs=1e-9
     )
-    assert "router_loss" not in train("sft", mixture(), router_loss_coefficient=0.0).history[0]
+    assert "router_loss" not in train("sft", mixture(), router_loss_coefficient=0.0).metrics[0]
 
 
 def test_the_evaluation_measures_the_methods_loss_alone(train):

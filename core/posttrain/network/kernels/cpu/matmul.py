@@ -77,14 +77,15 @@ def emulates_bfloat16(states: Tensor) -> bool:
     There the fused kernel's result depends on how many queries it sees, so one new token of a sampler and the whole row
     of a trainer differ by some thousandths of a nat; in float32 they agree.
     """
-    if states.device.type != "cpu" or _has_bfloat16_units():
+    if states.device.type != "cpu" or has_bfloat16_kernels():
         return False
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return autocast or states.dtype == torch.bfloat16
 
 
 @functools.cache
-def _has_bfloat16_units() -> bool:
+def has_bfloat16_kernels() -> bool:
+    """Tell whether oneDNN multiplies bfloat16 matrices on this processor."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

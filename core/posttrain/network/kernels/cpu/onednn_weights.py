@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from posttrain.network.kernels.cpu.bf16_backward import is_narrow
-from posttrain.network.kernels.cpu.matmul import LARGE, slow_mkl
+from posttrain.network.kernels.cpu.matmul import LARGE, has_bfloat16_kernels, slow_mkl
 
 #: Share of the free memory that the copies may take.
 MEMORY_SHARE = 1 / 4
@@ -37,7 +37,8 @@ class _Packed:
         weight, bias = self.layer.weight, self.layer.bias
         autocast = torch.is_autocast_enabled("cpu")
         kind = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
-        if torch.is_grad_enabled() or kind not in _TYPES or not (autocast or states.dtype == kind):
+        able = kind == torch.float32 or (kind == torch.bfloat16 and has_bfloat16_kernels())
+        if torch.is_grad_enabled() or not able or not (autocast or states.dtype == kind):
             return linear(states, weight, bias)
         made_of = kind, weight._version, weight.data_ptr()
         if made_of != self.made_of:
