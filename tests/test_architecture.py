@@ -2,7 +2,11 @@
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
+
+from posttrain.settings import SECTIONS
+from posttrain.training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "core" / "posttrain"
@@ -29,3 +33,22 @@ def test_tree_of_the_readme_names_every_room_once_in_the_order_of_imports():
             assert (ROOT / line.split()[0]).is_dir(), line
     for folder in re.findall(r"[\w/]+/(?=[\s):])|[a-z]+/[a-z]+(?=:)", "\n".join(inner)):
         assert (CORE / folder).is_dir() or list(CORE.glob(f"*/{folder}")), folder
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_drawing_has_the_rooms_in_the_lines_of_the_order():
+    drawing = PAGE.split("```\n")[1]
+    rooms = {room for line in ORDER for room in line}
+    lines = [re.split(r"  +", line[11:])[0] for line in drawing.splitlines()]
+    drawn = [tuple(line.split(" | ")) for line in lines if line]
+    assert [set(line) for line in drawn] == [set(line) for line in ORDER]
+    assert {room for line in drawn for room in line} == rooms
+
+
+def test_sections_and_parts_of_a_run_exist():
+    parts = re.findall(r"\| `run\.(\w+)` \|", PAGE)
+    assert parts == [field.name for field in fields(Run)][: len(parts)] != []
+    for section in re.findall(r"`settings\.(\w+)`", PAGE):
+        assert section in SECTIONS
