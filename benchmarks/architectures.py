@@ -435,6 +435,13 @@ def summary(results: list[Result]) -> dict[str, int]:
     return dict(Counter(one.kind for one in results).most_common())
 
 
+def kept(file: Path | None) -> list[Result]:
+    """What an earlier run has found."""
+    if file is None or not file.exists():
+        return []
+    return [Result(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def show(one: Result) -> str:
     """A line of the table."""
     sampled = "-" if one.sampled is None else f"{one.sampled:.1e}"
@@ -449,6 +456,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float64")
     parser.add_argument("--jobs", type=int, default=1, help="families at a time [1]")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "architectures.json")
+    parser.add_argument("--kept", type=Path, help="a file of JSON lines: forms already there are not tried again")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -456,8 +464,9 @@ def main() -> None:
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
 
-    families = options.family or sorted(known)
-    results: list[Result] = []
+    results = kept(options.kept)
+    tried = {one.name.split()[0] for one in results}
+    families = [family for family in options.family or sorted(known) if family not in tried]
     lock = threading.Lock()
 
     def work(own: list[str]) -> None:
@@ -465,6 +474,9 @@ def main() -> None:
             with lock:
                 results.append(one)
                 print(show(one), flush=True)
+                if options.kept:
+                    with options.kept.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(vars(one)) + "\n")
 
     workers = [threading.Thread(target=work, args=(families[n :: options.jobs],)) for n in range(options.jobs)]
     for worker in workers:

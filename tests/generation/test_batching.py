@@ -6,9 +6,11 @@ import pytest
 import torch
 import transformers
 from posttrain.contract.generation import Sampling
-from posttrain.errors import ModelError, SettingsError
+from posttrain.errors import SettingsError
 from posttrain.generation.local import attention
 from posttrain.generation.local.hf import HfGenerator
+from posttrain.generation.local.prefill import Network
+from posttrain.generation.local.ways import settle
 from posttrain.network import attention as documents
 
 LIMITS = (9, 2, 14, 5, 11, 20)
@@ -21,10 +23,18 @@ class Limited(HfGenerator):
         return min(super().limit(index, prompt, sampling), LIMITS[index])
 
 
+def tried(model):
+    """Have it tried now how the model can be sampled from."""
+    network = Network(model)
+    with network.sampling():
+        settle(network)
+
+
 class Calls:
     """The shapes ``(n, t)`` of a model's inputs, pass by pass."""
 
     def __init__(self, model, monkeypatch):
+        tried(model)
         self.shapes, self.implementations, forward = [], set(), model.forward
 
         def counted(*args, **kwargs):
@@ -215,16 +225,6 @@ def test_bounds_below_one_are_refused(model, tokenizer):
     with pytest.raises(SettingsError) as caught:
         HfGenerator(model, tokenizer, set(), 1, 0)
     assert str(caught.value) == "generation-cache-tokens is 0. It must be 1 or more."
-
-
-def test_models_without_keys_and_values_are_refused(tokenizer, ragged):
-    config = transformers.MambaConfig(vocab_size=258, hidden_size=16, num_hidden_layers=1)
-    with pytest.raises(ModelError) as caught:
-        HfGenerator(transformers.MambaForCausalLM(config), tokenizer, set(), 2).generate(ragged, Sampling(2), [[0]] * 6)
-    assert str(caught.value) == (
-        "MambaForCausalLM gives back no past_key_values, which sampling goes on from. Expected a causal language model "
-        "that keeps keys and values; train this one with an offline method."
-    )
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", documents.NAME])

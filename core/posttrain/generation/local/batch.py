@@ -42,27 +42,40 @@ class Batch:
         """
         if not samples:
             return
+        self._take(stem, rows, max(sample.length - 1 for sample in samples), capacity)
+        self.samples += samples
+
+    def _take(self, stem: Prefill, rows: list[int], columns: int, capacity: int) -> None:
+        """Take the cache of ``rows`` of ``stem`` over, of which the longest has ``columns`` columns."""
         index = torch.tensor(rows, device=self.network.device)  # (k,)
         if stem.joinable:
             if not isinstance(self._cache, SlotCache):
                 self._cache = SlotCache(stem.cache)
-            columns = max(sample.length - 1 for sample in samples)
             self._cache.add(stem.cache, index, columns, capacity)
             self.width = max(self.width, columns)
         else:
-            stem.cache.reorder_cache(index)
+            if stem.cache is not None:
+                stem.cache.reorder_cache(index)
             self._cache, self.width = stem.cache, stem.width
-        self.samples += samples
 
     def step(self) -> Tensor:
         """Read each sample's newest token; gives back the logits of what follows, ``(n, V)``."""
         device = self.network.device
+        if self._cache is None or self.network.outgrown([sample.length for sample in self.samples]):
+            return self._anew()
         lengths = torch.tensor([[sample.length] for sample in self.samples], device=device)  # (n, 1)
         ids = torch.tensor([[sample.ids[-1]] for sample in self.samples], device=device)  # (n, 1)
         self.width += 1
         mask = torch.arange(self.width, device=device) >= self.width - lengths  # (n, width)
         logits, self._cache = self.network.forward(ids, mask.long(), lengths - 1, self._cache)
         return logits
+
+    def _anew(self) -> Tensor:
+        """Read every sample's whole text; gives back what ``step`` does."""
+        stem = self.network.read([sample.text for sample in self.samples])
+        self._cache, self.width = None, 0
+        self._take(stem, list(range(len(self.samples))), stem.width, len(self.samples))
+        return stem.logits
 
     def remove_done(self) -> None:
         """Let go of the samples that are done, at once or, where that means a copy of the whole cache, in groups."""
@@ -91,7 +104,7 @@ class Batch:
             self._cache.shrink(moved[0], moved[1], count, self.width)
         else:
             self.samples = [self.samples[row] for row in rows]
-            if rows:
-                self._cache.reorder_cache(torch.tensor(rows, device=device))
-            else:
+            if not rows:
                 self._cache, self.width = None, 0
+            elif self._cache is not None:
+                self._cache.reorder_cache(torch.tensor(rows, device=device))

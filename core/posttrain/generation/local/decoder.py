@@ -13,6 +13,7 @@ from posttrain.generation.local.cache import affordable_tokens
 from posttrain.generation.local.prefill import Network, Prefill
 from posttrain.generation.local.sample import Sample, Stops
 from posttrain.generation.local.sampling import choose
+from posttrain.generation.local.ways import settle
 
 #: Tokens of prompts, padding included, that one forward pass reads: enough to keep the machine busy, and so few that
 #: prompts of about the same length meet.
@@ -108,6 +109,7 @@ class Decoder:
 
     def _read(self) -> None:
         """Read the texts of the first groups together, as many as may join and as one forward pass should hold."""
+        settle(self.network)
         most = READ_TOKENS.get(self.network.device.type, READ_TOKENS_ELSEWHERE)
         groups: list[Group] = []
         samples = longest = 0
@@ -115,7 +117,7 @@ class Decoder:
             samples += len(group.samples)
             longest = max(longest, group.text.numel())
             too_long = self._joinable and (len(groups) + 1) * longest > most
-            unlike = group.text.numel() != self.waiting[0].text.numel() and not self.network.pads()
+            unlike = group.text.numel() != self.waiting[0].text.numel() and not self.network.pads
             if groups and (group.stem is not None or too_long or unlike or samples > self._free(longest)):
                 break
             groups.append(group)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from posttrain.errors import ModelError
 from posttrain.generation.local.attention import grouped
-from posttrain.generation.local.cache import SlotCache, joinable
+from posttrain.generation.local.cache import joinable
 from posttrain.network import rope
 from posttrain.network.kernels.cpu.onednn_weights import prepacked_weights
 from posttrain.network.modes import evaluating
@@ -24,7 +23,7 @@ class Prefill:
     """Texts that the model has read."""
 
     cache: Any
-    """Their keys and values, padded on the left."""
+    """Their keys and values, padded on the left; None where the model is read without a cache."""
     width: int
     """Columns of the cache."""
     logits: Tensor
@@ -46,7 +45,8 @@ class Network:
         """Positions the model knows; None where they are not learnt."""
         self.placed = "position_ids" in self._accepted
         """Whether positions can be given."""
-        self._pads = None if not self.placed or config._attn_implementation == "eager" else True
+        self.caches, self.pads = True, True
+        """Whether the model goes on from a cache, and reads texts of unlike length together: see ``ways.settle``."""
         self._scaled = rope.find_scaled(self.inner)
 
     @property
@@ -54,20 +54,11 @@ class Network:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def pads(self) -> bool:
-        """Whether texts of unlike length can be read together; tried once where that is in doubt.
-
-        Positions that a model counts by columns are off behind padding, and some families' own attention gives what is
-        not a number for padding, which sees nothing.
-        """
-        if self._pads is None:
-            texts = [torch.arange(n, device=self.device) + 1 for n in (7, 3)]
-            alone, together = self.read(texts[1:]).logits[0].float(), self.read(texts).logits[1].float()  # (V,)
-            self._pads = bool((together - alone).abs().max() <= 0.05 * alone.abs().max())
-        return self._pads
-
     def read(self, texts: list[Tensor]) -> Prefill:
         """One forward pass over texts ``(n_i,)``, padded on the left."""
+        if not self.caches:
+            width = max(text.numel() for text in texts)
+            return Prefill(None, width, self.whole(texts), False)
         lengths = torch.tensor([text.numel() for text in texts], device=self.device)  # (p,)
         width = int(lengths.max())
         mask = torch.arange(width, device=self.device) >= (width - lengths)[:, None]  # (p, width)
@@ -85,36 +76,38 @@ class Network:
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
         if cache is not None:
             arguments["past_key_values"] = cache
-        # Some older architectures derive positions from the mask, or cannot leave out logits. The router loss that a
-        # mixture's configuration may ask for cannot be computed of new columns alone.
-        optional = {"position_ids": positions, "logits_to_keep": 1, "output_router_logits": False}
-        arguments |= {name: value for name, value in optional.items() if name in self._accepted}
-        with rope.rows_of(self._kinds(positions)):
-            try:
-                output = self.model(**arguments)
-            except (RuntimeError, ValueError) as error:
-                usual = isinstance(cache, SlotCache) or (cache is None and self.placed)
-                if usual or isinstance(error, torch.OutOfMemoryError):
-                    raise
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ModelError(
-                    f"{type(self.inner).__name__} cannot sample several texts together ({first}). Train this one with "
-                    "an offline method."
-                ) from None
-        if getattr(output, "past_key_values", None) is None:
-            raise ModelError(
-                f"{type(self.inner).__name__} gives back no past_key_values, which sampling goes on from. Expected a "
-                "causal language model that keeps keys and values; train this one with an offline method."
-            )
+        # Some older architectures derive positions from the mask, or cannot leave out logits.
+        arguments |= self._known(position_ids=positions, logits_to_keep=1)
+        with rope.rows_of(self._kinds((positions[:, -1] + 1).tolist(), positions.shape[1])):
+            output = self.model(**arguments)
         return output.logits[:, -1], output.past_key_values
 
-    def _kinds(self, positions: Tensor) -> list[rope.Kind]:
-        """Rows by the rotary factors that their texts, as long as they are now, take."""
-        lengths = (positions[:, -1] + 1).tolist() if self._scaled else []
+    def whole(self, texts: list[Tensor]) -> Tensor:
+        """Logits ``(n, V)`` of what follows each text, read as in training: padded on the right, without a cache."""
+        ends = torch.tensor([text.numel() - 1 for text in texts], device=self.device)  # (n,)
+        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(self.device)  # (n, L)
+        kept, place = ends.unique(return_inverse=True)
+        known = self._known(logits_to_keep=kept)
+        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False} | known
+        with rope.rows_of(self._kinds((ends + 1).tolist())):
+            logits = self.model(**arguments).logits  # (n, L or k, V)
+        return logits[torch.arange(len(texts), device=self.device), place if "logits_to_keep" in known else ends]
+
+    def outgrown(self, lengths: list[int]) -> bool:
+        """Whether a text of so many tokens takes other rotary factors than without its last, for all its tokens."""
+        return any(rope.factors_of(self._scaled, n) != rope.factors_of(self._scaled, n - 1) for n in set(lengths))
+
+    def _known(self, **optional: Any) -> dict[str, Any]:
+        """Those arguments that the model takes, without the router loss: it cannot be computed of new columns alone."""
+        optional["output_router_logits"] = False
+        return {name: value for name, value in optional.items() if name in self._accepted}
+
+    def _kinds(self, lengths: list[int], width: int | None = None) -> list[rope.Kind]:
+        """Rows by the rotary factors that their texts take; ``width`` columns each, or as many as the longest needs."""
         rows: dict[tuple[int, ...], list[int]] = {}
-        for row, length in enumerate(lengths):
+        for row, length in enumerate(lengths if self._scaled else []):
             rows.setdefault(rope.factors_of(self._scaled, length), []).append(row)
-        return [rope.Kind(positions.shape[1], torch.tensor(own)) for own in rows.values()]
+        return [rope.Kind(width or max(lengths[row] for row in own), torch.tensor(own)) for own in rows.values()]
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
