@@ -1,4 +1,4 @@
-"""Sampling goes on from a cache only where that gives what the whole texts give; else it reads them anew, or refuses."""
+"""Sampling goes on from a cache only where that gives what whole texts give; else it reads them anew, or refuses."""
 
 import copy
 
