@@ -19,6 +19,9 @@ _FACTORS = {
 #: Fields that bound the logits: Gemma, RecurrentGemma, xLSTM.
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
+#: Names of layers that stand before a projection beside them.
+_BEFORE = ("lm_head", "generator_predictions")
+
 
 def find_head(inner: Any) -> Head:
     """The head of a causal language model. ``probe.check_logits`` then proves it on real logits."""
@@ -39,7 +42,14 @@ def find_head(inner: Any) -> Head:
 
 
 def _whole(inner: Any, projection: Any) -> Any:
-    """The projection, behind the layers under the name lm_head that ModernBERT's decoder has before it."""
-    before = getattr(inner, "lm_head", None)
-    apart = before is not None and all(part is not projection for part in before.modules())
-    return nn.Sequential(cast("nn.Module", before), projection) if apart else projection
+    """The projection with the layers before it: BERT's lie around it, those of ModernBERT and ELECTRA beside it."""
+    embeddings = inner.get_input_embeddings()
+    for part in inner.children():
+        inside = list(part.modules())
+        if part is not projection and projection in inside and embeddings not in inside:
+            return part
+    for name in _BEFORE:
+        before = getattr(inner, name, None)
+        if before is not None and projection not in before.modules():
+            return nn.Sequential(cast("nn.Module", before), projection)
+    return projection
