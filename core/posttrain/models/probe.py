@@ -124,8 +124,17 @@ def _alone(policy: TokenModel, rows: list[Sequence]) -> list[Tensor]:
         for row in rows:
             for module in policy.scaled:
                 rope.forget(module)
-            states = policy.decoder(input_ids=row.ids[None].to(policy.device), use_cache=False).last_hidden_state
-            found.append(states[0])
+            try:
+                output = policy.decoder(input_ids=row.ids[None].to(policy.device), use_cache=False)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ModelError(
+                    f"{type(policy.inner).__name__} cannot read a row of {len(row)} tokens: {first}. Its own code says "
+                    "that; another --dtype may help, or choose another model."
+                ) from None
+            found.append(output.last_hidden_state[0])
     return found
 
 

@@ -9,12 +9,13 @@ from typing import Any
 #: Fields of configurations and modules that are a layer's window, in tokens.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
 _CONTEXT = "original_max_position_embeddings"
-WINDOW, CONTEXT = 4, 12
+_BOUND = "time_step_limit"
+WINDOW, CONTEXT, STEP = 4, 12, 1.0
 
 
 @contextmanager
 def shrunk(inner: Any) -> Iterator[None]:
-    """Meanwhile ``inner`` has windows of 4 tokens, and rotary factors change with the 12th."""
+    """Meanwhile ``inner`` has windows of 4 tokens, rotary factors change with the 12th, and bounds of steps bind."""
     undo: list[tuple[Any, str, Any]] = []
     try:
         for module in inner.modules():
@@ -22,6 +23,7 @@ def shrunk(inner: Any) -> Iterator[None]:
                 for name in _WINDOWS:
                     _set(vars(holder) if holder is not None else {}, name, WINDOW, undo)
             _shrink_context(module, undo)
+            _raise_bound(module, undo)
         yield
     finally:
         for fields, name, value in reversed(undo):
@@ -41,6 +43,14 @@ def _shrink_context(module: Any, undo: list[tuple[Any, str, Any]]) -> None:
         for own in (vars(module.config), parameters, *parameters.values()):  # transformers copies the first's again
             if isinstance(own, dict):
                 _set(own, _CONTEXT, CONTEXT, undo)
+
+
+def _raise_bound(module: Any, undo: list[tuple[Any, str, Any]]) -> None:
+    """Of a state space's steps in time: rare ones are below the usual bound, and some families' decoding ignores it."""
+    limit = vars(module).get(_BOUND)
+    if isinstance(limit, tuple | list) and limit[0] > 0:
+        undo.append((vars(module), _BOUND, limit))
+        vars(module)[_BOUND] = (STEP, limit[1])
 
 
 def _set(fields: dict[str, Any], name: str, most: int, undo: list[tuple[Any, str, Any]]) -> None:

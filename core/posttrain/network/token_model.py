@@ -71,9 +71,17 @@ class TokenModel(nn.Module):
         kinds: dict[tuple[int, ...], list[int]] = {}  # rows by the rotary factors that they take
         for row, sequence in enumerate(sequences):
             kinds.setdefault(rope.factors_of(self.scaled, len(sequence)), []).append(row)
-        if not self.packed:
-            return padded_states(self.decoder, sequences, self.device, list(kinds.values()))
-        return packed_states(self.decoder, sequences, self.device, self.shared, list(kinds.values()))
+        alike = list(kinds.values())
+        if self.packed:
+            states, places = packed_states(self.decoder, sequences, self.device, self.shared, alike)
+        else:
+            states, places = padded_states(self.decoder, sequences, self.device, alike)
+        return self._as_weights(states), places
+
+    def _as_weights(self, states: Tensor) -> Tensor:
+        """Hidden states in the weights' type, where a family (Mamba) keeps wider ones until its head."""
+        kind = self.inner.get_input_embeddings().weight.dtype
+        return states.to(kind) if kind in (torch.bfloat16, torch.float16) and states.dtype == torch.float32 else states
 
     def forward(self, sequences: list[Sequence], request: TokenQuery) -> dict[str, Tensor]:
         """Flat results over the trained tokens of all sequences in order: ``logps`` ``(n,)``, statistics, extras.
