@@ -37,8 +37,6 @@ VOCABULARY = 192
 WINDOWS = (16, 32)
 SECONDS = 240
 
-#: Families whose own code computes a gradient in training mode only.
-TRAINING = ("reformer",)
 #: Largest difference of a gradient in bfloat16, whose numbers have eight bits.
 ROUNDED = 2e-2
 
@@ -76,6 +74,8 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
     "num_kv_shared_layers": 0,
     "rotary_dim": 8,
+    **dict.fromkeys(("indexer_n_heads", "indexer_compress_ratio"), 2),
+    **{"indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 512},
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), 512),
     **dict.fromkeys(("max_sequence_length", "context_length"), 512),
     **dict.fromkeys(("hidden_size_per_layer_input",), 8),
@@ -106,8 +106,35 @@ NEEDS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8},
-    "zamba2": {"mamba_headdim": 32, "n_mamba_heads": 4},
+    "zamba2": {
+        "layer_types": ["linear_attention", "hybrid"] * 2,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+        "num_hidden_layers": 4,
+        "mamba_headdim": 32,
+        "n_mamba_heads": 4,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "head_dim": 32,
+        "num_key_value_heads": 4,
+    },
     "zaya": {"num_experts_per_tok": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "zamba": {
+        "layer_types": ["linear_attention", "hybrid"] * 2,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_hidden_layers": 4,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "head_dim": 32,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 2,
+        "use_mamba_kernels": False,
+    },
+    "longcat_flash": {"head_dim": 8},
     "xmod": {"default_language": "en_XX"},
     "reformer": {"axial_pos_embds": False, "is_decoder": True},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
@@ -224,7 +251,7 @@ def build(family: str, changes: dict[str, Any], dtype: Any) -> Any:
         with torch.no_grad():  # some keep their state
             model(input_ids=rows()[0].ids[None], use_cache=False)
     except RuntimeError as error:
-        if dtype != torch.float64 or "Double" not in str(error):
+        if dtype != torch.float64 or not any(word in str(error) for word in ("Double", "without overflow")):
             raise
         return build(family, changes, torch.float32)
     return model
@@ -280,7 +307,7 @@ def alone(model: Any, sequences: list[Any]) -> tuple[list[Any], dict[str, Any]]:
 
     values, gradients = [], {}
     for place, sequence in enumerate(sequences):
-        fresh = copy.deepcopy(model).train(model.config.model_type in TRAINING)
+        fresh = copy.deepcopy(model)
         logits = fresh(input_ids=sequence.ids[None], use_cache=False).logits[0, :-1]  # (L - 1, V)
         logps = logits.log_softmax(-1).gather(1, sequence.ids[1:, None])[:, 0][sequence.trained[1:]]  # (t,)
         (logps * weights(place, len(logps), logps.dtype)).sum().backward()
@@ -346,6 +373,16 @@ def sample(model: Any, loaded: Any, result: Result) -> None:
             result.sampled = max(result.sampled, worst(one.logps.to(logps.dtype), logps))
 
 
+#: What transformers lists among causal models and cannot be tried here -> why.
+LEFT_OUT = {
+    "gemma3n": "needs timm; gemma3n_text is tried",
+    "gemma4_assistant": "drafts for another model, whose states it reads",
+    "gemma4_unified_assistant": "drafts for another model, whose states it reads",
+    "musicgen": "reads several codebooks of sound in place of a text",
+    "musicgen_melody": "reads several codebooks of sound in place of a text",
+}
+
+
 def last_line(error: BaseException) -> str:
     """Type and first line of an error, and where it was raised."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "posttrain" in f.filename] or [None]
@@ -387,6 +424,8 @@ def examine(family: str, form: str, changes: dict[str, Any], dtype: str, folder:
             if result.sampled is not None and result.sampled > most:
                 result.kind, result.line = "wrong", f"{layout}, sampled"
     except PosttrainError as error:
+        if dtype == "float64" and "Double" in str(error):
+            return examine(family, form, changes, "float32", folder)
         later = result.kind in ("packed", "padded")  # trains; cannot be sampled from, and says so
         result.kind, result.line = (result.kind if later else "refused"), str(error)
     except Exception as error:
@@ -400,6 +439,9 @@ def examine_families(families: list[str], dtype: str) -> None:
     warnings.simplefilter("ignore")
     for family in families:
         found = []
+        if family in LEFT_OUT:
+            print(json.dumps([vars(Result(family, line=LEFT_OUT[family]))]), flush=True)
+            continue
         try:
             kinds = forms(family)
         except Exception as error:

@@ -18,7 +18,7 @@ from posttrain.errors import DependencyError, ModelError, SettingsError
 from posttrain.example.made import resolve_example_model
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, add_adapter, load_adapter, merged
-from posttrain.models.probe import check_logits, choose_layout, silence
+from posttrain.models.probe import check_logits, check_training, choose_layout, silence
 from posttrain.network import attention
 from posttrain.network.find_head import find_head
 from posttrain.network.kernels.cpu.matmul import prefer_onednn
@@ -173,6 +173,7 @@ def finish(
     notes += choose_layout(policy, settings.packing)
     if head == "vocabulary":
         check_logits(policy)
+    check_training(policy)
     if not noise:
         silence(policy, adapters=settings.lora_dropout > 0)
     policy.train()

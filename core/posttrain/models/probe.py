@@ -23,6 +23,8 @@ _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
 PLAIN = "eager"
 #: Tokens that all but one of the rows begin with.
 _PROMPT = SHORTEST_TRUNK + 2
+#: Tokens of a row beyond a chunk of Reformer, which trains on whole chunks only.
+_LONG = 67
 
 
 def _sample(policy: TokenModel, length: int, offset: int) -> Sequence:
@@ -124,18 +126,40 @@ def _alone(policy: TokenModel, rows: list[Sequence]) -> list[Tensor]:
         for row in rows:
             for module in policy.scaled:
                 rope.forget(module)
-            try:
+            with _in_one_line(policy, f"cannot read a row of {len(row)} tokens"):
                 output = policy.decoder(input_ids=row.ids[None].to(policy.device), use_cache=False)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ModelError(
-                    f"{type(policy.inner).__name__} cannot read a row of {len(row)} tokens: {first}. Its own code says "
-                    "that; another --dtype may help, or choose another model."
-                ) from None
             found.append(output.last_hidden_state[0])
     return found
+
+
+@contextmanager
+def _in_one_line(policy: TokenModel, what: str) -> Iterator[None]:
+    """Raise ModelError where the family's own code raises."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{type(policy.inner).__name__} {what} (its own code: {first}). Choose another model, or another --dtype if "
+            "that is what it asks for."
+        ) from None
+
+
+@torch.no_grad()
+def check_training(policy: TokenModel) -> None:
+    """A row of any length can be read in training mode. Raises ModelError where it cannot."""
+    known = getattr(policy.inner.config.get_text_config(), "max_position_embeddings", None)
+    row = _sample(policy, min(known or _LONG, _LONG), 5)
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with (
+        evaluating(policy),
+        torch.random.fork_rng(devices),
+        _in_one_line(policy, "cannot be trained on rows as they are"),
+    ):
+        policy.train()
+        policy.hidden([row])
 
 
 def _refuse_foresight(policy: TokenModel, plain: list[Tensor]) -> None:
