@@ -142,8 +142,8 @@ def _in_one_line(policy: TokenModel, what: str) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{type(policy.inner).__name__} {what} (its own code: {first}). Choose another model, or another --dtype if "
-            "that is what it asks for."
+            f"{type(policy.inner).__name__} {what} (its own code: {first}). Choose another model, or another --dtype "
+            "if that is what it asks for."
         ) from None
 
 
