@@ -483,6 +483,16 @@ def summary(results: list[Result]) -> dict[str, int]:
     return dict(Counter(one.kind for one in results).most_common())
 
 
+def table(results: list[Result]) -> str:
+    """Totals as a row under a head, as the documentation has them."""
+    counts = Counter(one.kind for one in results)
+    families = {one.name.split()[0] for one in results}
+    kinds = ("packed", "padded", "refused", "wrong", "traceback", "unbuilt")
+    heads = ("families", "forms", *kinds[:-1], "cannot be made here")
+    figures = (len(families), len(results), *(counts[kind] for kind in kinds))
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (heads, ["---"] * len(heads), figures))
+
+
 def kept(file: Path | None) -> list[Result]:
     """What an earlier run has found."""
     if file is None or not file.exists():
@@ -532,7 +542,7 @@ def main() -> None:
     for worker in workers:
         worker.join()
     results.sort(key=lambda one: one.name)
-    print(", ".join(f"{count} {kind}" for kind, count in summary(results).items()))
+    print(table(results))
     if not options.family:
         facts = {"dtype": options.dtype, "totals": summary(results), "families": [vars(one) for one in results]}
         options.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from posttrain.contract.generation import Sampling
 from posttrain.contract.views import Sequence
 from posttrain.errors import ModelError
 from posttrain.generation.local.hf import HfGenerator
-from posttrain.models.probe import choose_layout, use_attention
+from posttrain.models.probe import check_training, choose_layout, use_attention
 from posttrain.models.shrunk import shrunk
 from posttrain.network import attention
 from posttrain.network.chunked_head import TokenQuery
@@ -43,6 +43,7 @@ LONG = {
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}
+ELECTRA = {"is_decoder": True, "head_dim": ..., "embedding_size": 32}
 #: Name -> (family, changes, laid out packed)
 FORMS = {
     "llama": ("llama", {}, True),
@@ -71,6 +72,8 @@ FORMS = {
     "dynamic rope": ("llama", {"max_position_embeddings": 16, "rope_parameters": DYNAMIC}, True),
     "falcon with ALiBi": ("falcon", {"alibi": True, "attention_dropout": 0.0, "head_dim": ...}, False),
     "opt, which counts positions": ("opt", OPT, True),
+    "bert, whose head has layers around the projection": ("bert", {"is_decoder": True, "head_dim": ...}, True),
+    "electra, whose head has layers beside it": ("electra", ELECTRA, True),
 }
 
 
@@ -191,6 +194,49 @@ def test_a_model_that_sees_what_comes_after_is_refused():
         "BertLMHeadModel lets tokens see what comes after them, so it has no log-probs of a next token. Expected a "
         "causal language model; set is_decoder in its config.json if it has that field."
     )
+
+
+def test_rows_that_a_family_cannot_be_trained_on_are_one_line():
+    """Reformer's code reads any row in evaluation mode, and whole chunks in training mode."""
+    model = make("reformer", {"axial_pos_embds": False, "is_decoder": True, "feed_forward_size": 48})
+    policy = TokenModel(model, find_head(model))
+    with pytest.raises(ModelError) as refused:
+        check_training(policy)
+    assert str(refused.value) == (
+        "ReformerModelWithLMHead cannot be trained on rows as they are (its own code: If training, sequence length 67 "
+        "has to be a multiple of least common multiple chunk_length 64. Please consider padding the input to a length "
+        "of 128.). Choose another model, or another --dtype if that is what it asks for."
+    )
+
+
+def test_what_the_familys_own_code_cannot_read_is_one_line(monkeypatch):
+    """A fault injected: operands of two types, as XLNet's in float64."""
+    model = make("llama", {})
+
+    def fail(*args, **options):
+        raise RuntimeError("expected scalar type Float but found Double\nand more")
+
+    monkeypatch.setattr(model.model.norm, "forward", fail)
+    policy = TokenModel(model, find_head(model))
+    with pytest.raises(ModelError) as refused:
+        choose_layout(policy)
+    assert str(refused.value) == (
+        "LlamaForCausalLM cannot read a row of 9 tokens (its own code: expected scalar type Float but found Double). "
+        "Choose another model, or another --dtype if that is what it asks for."
+    )
+
+
+def test_wide_hidden_states_meet_a_head_in_bfloat16():
+    """Mamba keeps its residual in float32 until the head."""
+    model = make("mamba", {"state_size": 4, "time_step_rank": 4, "head_dim": ...}, torch.bfloat16)
+    policy = TokenModel(model, find_head(model))
+    rows = sequences()
+    states, _ = policy.hidden(rows[:1])
+    assert states.dtype == torch.bfloat16
+    found = policy(rows[:1], TokenQuery(4))["logps"]
+    found.sum().backward()
+    wanted, _ = alone(model, rows[:1])
+    torch.testing.assert_close(found.detach(), wanted.to(found.dtype), rtol=0, atol=2e-2)
 
 
 def test_attention_that_was_asked_for_and_differs_is_said():

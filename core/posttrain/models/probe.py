@@ -151,7 +151,7 @@ def _in_one_line(policy: TokenModel, what: str) -> Iterator[None]:
 def check_training(policy: TokenModel) -> None:
     """A row of any length can be read in training mode. Raises ModelError where it cannot."""
     known = getattr(policy.inner.config.get_text_config(), "max_position_embeddings", None)
-    row = _sample(policy, min(known or _LONG, _LONG), 5)
+    row = _sample(policy, min(known, _LONG) if known and known > 0 else _LONG, 5)
     devices = [policy.device] if policy.device.type == "cuda" else []
     with (
         evaluating(policy),
