@@ -15,7 +15,7 @@ from posttrain.runs.checkpoints import latest_checkpoint
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-from ..engine.conftest import ROWS
+from ..training.conftest import ROWS
 
 KEPT = {"save_every": 2, "save_total": 9, "steps": 6}
 

@@ -12,7 +12,7 @@ from posttrain.errors import SettingsError
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.owner import Owner, started
 
-from ..engine.conftest import ROWS
+from ..training.conftest import ROWS
 from .test_checkpoints import resume
 
 

@@ -8,7 +8,7 @@ import pytest
 from posttrain import hookimpl
 from posttrain.errors import CheckpointError
 
-from ..engine.conftest import ROWS
+from ..training.conftest import ROWS
 from .test_checkpoints import events, losses, resume
 
 
