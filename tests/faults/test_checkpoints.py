@@ -84,7 +84,7 @@ def whole(tmp_path_factory):
 
 def train_into(folder: Path):
     """Give the function behind the fixture ``train`` for a folder of one's own."""
-    from ..engine import conftest
+    from ..training import conftest
 
     return conftest.train.__wrapped__(folder)
 
