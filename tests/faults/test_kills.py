@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..strategies.test_launch import bare
+from ..distributed.test_launch import bare
 
 
 def test_ten_killed_runs_come_to_the_same_end():

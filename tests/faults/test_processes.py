@@ -12,7 +12,7 @@ import psutil
 import pytest
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
-from ..strategies.test_launch import bare
+from ..distributed.test_launch import bare
 from .test_checkpoints import events
 
 START = [sys.executable, "-m", "posttrain", "train"]
