@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from posttrain.errors import ModelError
-from posttrain.models.load import load_policy, load_tokenizer
+from posttrain.models.load import load_policy, load_tokenizer, stop_ids_of
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
@@ -104,3 +104,26 @@ def test_default_adapters_sit_on_every_linear_layer_but_the_head(folder):
     names = {n.split(".lora_A")[0].rpartition(".")[2] for n, _ in policy.named_parameters() if ".lora_A" in n}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert not any(p.requires_grad for n, p in policy.named_parameters() if "lora" not in n)
+
+
+@pytest.mark.parametrize(("configured", "stops"), [([5, 6], {2, 5, 6}), (7, {2, 7}), (None, {2})])
+def test_every_stop_token_of_the_generation_config_ends_an_answer(folder, configured, stops):
+    """A chat model names the end of a turn there; the tokenizer knows the end of a text alone."""
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": configured}))
+    assert tiny_tokenizer().eos_token_id == 2
+    assert load(folder).stop_ids == stops
+    assert stop_ids_of(str(folder), tiny_tokenizer(), Settings(model=str(folder)).model) == stops
+
+
+def test_without_a_generation_config_the_end_of_a_text_ends_an_answer(folder):
+    (folder / "generation_config.json").unlink()
+    assert load(folder).stop_ids == {2}
+    assert stop_ids_of(str(folder), tiny_tokenizer(), Settings(model=str(folder)).model) == {2}
+
+
+def test_stop_tokens_of_an_adapter_are_those_of_its_base(folder, tmp_path):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5]}))
+    load(folder, lora=True).policy.model.save_pretrained(tmp_path / "adapter")
+    settings = Settings(model=str(tmp_path / "adapter"), device="cpu").model
+    assert load_policy(settings.model, tiny_tokenizer(), settings).stop_ids == {2, 5}
+    assert stop_ids_of(settings.model, tiny_tokenizer(), settings) == {2, 5}

@@ -1,0 +1,47 @@
+"""Evaluation of online methods: the likeliest answers, scored, on held-out prompts."""
+
+import pytest
+import torch
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
+
+from .conftest import PROMPTS, ROWS
+
+LENGTH = 6
+
+
+def likeliest_answers(model, prompts):
+    """transformers' own decoding, prompt after prompt, as tokens."""
+    tokenizer = tiny_tokenizer()
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])  # (1, n)
+        stop = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": LENGTH, "do_sample": False}
+        output = model.eval().generate(ids, **given, **stop)
+        answers.append(output[0, ids.size(1) :].tolist())
+    return answers
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_evaluation_takes_the_likeliest_tokens(train, seed):
+    """Scored by whether they are transformers' own greedy answers: all of them, whatever the seed and temperature."""
+    tokens = likeliest_answers(tiny_model(), PROMPTS)
+    texts = tiny_tokenizer().batch_decode(tokens, skip_special_tokens=True)
+    answers = dict(zip(PROMPTS, texts, strict=True))
+
+    def likeliest(prompts, completions, **columns):
+        return [float(text == answers[prompt]) for prompt, text in zip(prompts, completions, strict=True)]
+
+    same = {"learning_rate": 0.0, "steps": 2, "eval_every": 1, "eval_data": ROWS, "reward": likeliest}
+    run = train("grpo", **same, seed=seed, temperature=1.5)
+    assert [found["eval_reward"] for found in run.evaluations] == [1.0] * 3
+    assert run.metrics[-1]["reward"] < 0.5  # the training samples
+
+
+def test_answers_of_an_evaluation_end_at_the_stop_tokens_of_the_generation_config(train):
+    """Each token that begins a likeliest answer is one: all answers have length 1 and none is cut off."""
+    model = tiny_model()
+    model.generation_config.eos_token_id = sorted({answer[0] for answer in likeliest_answers(model, PROMPTS)})
+    run = train("grpo", model=model, learning_rate=0.0, steps=1, eval_data=ROWS)
+    assert run.evaluations[0]["eval_completion_length"] == 1.0
+    assert run.evaluations[0]["eval_truncated_share"] == 0.0
