@@ -127,3 +127,13 @@ def test_stop_tokens_of_an_adapter_are_those_of_its_base(folder, tmp_path):
     settings = Settings(model=str(tmp_path / "adapter"), device="cpu").model
     assert load_policy(settings.model, tiny_tokenizer(), settings).stop_ids == {2, 5}
     assert stop_ids_of(settings.model, tiny_tokenizer(), settings) == {2, 5}
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [({}, 2.0), ({"lora_alpha": 3.0}, 0.75)])
+def test_the_scale_of_an_adapter_is_its_alpha_over_its_rank(folder, alpha, scale):
+    modules = load(folder, lora=True, lora_rank=4, **alpha).policy.model.modules()
+    assert {module.scaling["default"] for module in modules if hasattr(module, "lora_A")} == {scale}
+
+
+def test_the_attention_of_transformers_that_was_asked_for_is_used(folder):
+    assert load(folder, attention="eager").policy.inner.config._attn_implementation == "eager"

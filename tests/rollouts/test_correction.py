@@ -45,6 +45,8 @@ def test_it_is_on_where_sampler_and_trainer_differ():
     assert choose_correction(Settings(correction="masked-token").correction, needed=False) == Correction(
         "masked-token", 0.5, 2.0
     )
+    bounds = Settings(correction_low=0.25, correction_high=5.0).correction
+    assert choose_correction(bounds, needed=True) == Correction("truncated-token", 0.25, 5.0)
     with pytest.raises(SettingsError, match=r"correction-low is 1.5 .* expected 0 <= low < 1 < high"):
         choose_correction(Settings(correction_low=1.5).correction, needed=False)
 

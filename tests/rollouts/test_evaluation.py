@@ -45,3 +45,14 @@ def test_answers_of_an_evaluation_end_at_the_stop_tokens_of_the_generation_confi
     run = train("grpo", model=model, learning_rate=0.0, steps=1, eval_data=ROWS)
     assert run.evaluations[0]["eval_completion_length"] == 1.0
     assert run.evaluations[0]["eval_truncated_share"] == 0.0
+
+
+@pytest.mark.parametrize("restriction", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_nothing_but_the_likeliest_token_is_left_to_sample(train, restriction):
+    """Restricted so far, the samples of a prompt are all alike, and are those that an evaluation takes."""
+    free = train("grpo", learning_rate=0.0, steps=1, batch_size=8, eval_data=ROWS)
+    run = train("grpo", learning_rate=0.0, steps=1, batch_size=8, eval_data=ROWS, **restriction)
+    assert run.metrics[0]["zero_spread_share"] == 1.0
+    assert run.metrics[0]["reward"] == pytest.approx(run.evaluations[0]["eval_reward"])
+    assert run.metrics[0]["completion_length"] == run.evaluations[0]["eval_completion_length"]
+    assert free.metrics[0]["zero_spread_share"] < 1.0

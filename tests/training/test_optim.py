@@ -1,5 +1,6 @@
 """The optimiser's memory, which is taken before the first step."""
 
+import pytest
 import torch
 from posttrain.settings import Settings
 from posttrain.training.optim import build_optimizer, reserve_moments
@@ -52,3 +53,22 @@ def test_optimisers_without_moments_have_none():
     optimizer = build_optimizer(two_layers(), Settings(learning_rate=0.1, optimizer="sgd").optim)
     reserve_moments(optimizer)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_torch"])
+def test_the_decays_and_the_epsilon_of_adam_by_hand(name):
+    """Two gradients g, 3g of one weight: moments and both steps from the formulas, with decays unlike the usual."""
+    weight = nn.Parameter(torch.tensor([[1.0]]))
+    model = nn.Module()
+    model.weight = weight
+    options = {"adam_beta1": 0.5, "adam_beta2": 0.75, "adam_epsilon": 1.0, "weight_decay": 0.0, "optimizer": name}
+    optimizer = build_optimizer(model, Settings(learning_rate=0.1, **options).optim)
+    # first: m = 1, v = 1 of their corrected; 1 - 0.1 * 2 / (2 + 1)
+    weight.grad = torch.tensor([[2.0]])
+    optimizer.step()
+    assert weight.item() == pytest.approx(1 - 0.1 * 2 / 3, rel=1e-6)
+    # m = (0.5 * 1 + 0.5 * 6) / 0.75, v = (0.75 * 1 + 0.25 * 36) / 0.4375
+    weight.grad = torch.tensor([[6.0]])
+    optimizer.step()
+    second = 0.1 * (3.5 / 0.75) / ((9.75 / 0.4375) ** 0.5 + 1)
+    assert weight.item() == pytest.approx(1 - 0.1 * 2 / 3 - second, rel=1e-6)
