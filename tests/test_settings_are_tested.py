@@ -21,9 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Options that no test sets yet. This list only gets shorter.
 UNTESTED = frozenset(
     {
-        *("offload_activations", "teacher_top_k", "judge_options", "reward_timeout", "node_rank", "push_to_hub"),
-        *("generation_device", "generation_dtype", "generation_gpu_memory", "generation_batch_size"),
-        *("generation_cache_tokens",),
+        *("offload_activations", "teacher_top_k", "node_rank", "push_to_hub"),
+        *("generation_device", "generation_dtype", "generation_gpu_memory"),
     }
 )
 #: What in ``posttrain`` takes options; arguments of its other functions only happen to have the same names.
