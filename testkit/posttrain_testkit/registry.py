@@ -90,7 +90,12 @@ def all_checks(groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
             raise SettingsError(f"No group of checks is called '{group}'. Groups: {', '.join(GROUPS)}.")
         for module in GROUPS[group]:
             importlib.import_module(f"posttrain_testkit.checks.{module}")
-    return [one for group in wanted for one in _CHECKS.values() if one.group == group]
+    # A module that another one imported first would otherwise put its checks before those of modules listed earlier.
+    home = {
+        f"posttrain_testkit.checks.{module}": place for names in GROUPS.values() for place, module in enumerate(names)
+    }
+    ordered = sorted(_CHECKS.values(), key=lambda one: home[one.function.__module__])  # stable: as written in each file
+    return [one for group in wanted for one in ordered if one.group == group]
 
 
 def find_check(name: str) -> Check:
