@@ -146,7 +146,7 @@ def test_unknown_argument_has_a_suggestion():
         methods.from_module(module_with(posttrain_loss=hookimpl(posttrain_loss)), CARD)
     assert str(error.value) == (
         "'posttrain_loss' of 'mine' takes 'polcy', which that hook does not have. Did you mean 'policy'? "
-        "Arguments: batch, policy, reference, config, step"
+        "Arguments: batch, policy, reference, config, step, inner"
     )
 
 

@@ -60,7 +60,7 @@ class Modified(Method):
             found |= part.token_statistics(config=own, state=its_state, **given)
         return found
 
-    def worth(
+    def advantages_and_columns(
         self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's advantages as the modifiers change them, and the columns of all."""
