@@ -156,7 +156,7 @@ def test_a_third_party_publishes_and_a_stranger_uses_it(index, heavy, tiny, tmp_
     index.upload(*dist)
 
     stranger = Environment(tmp_path / "stranger", index, heavy)
-    stranger.pip("install", "posttrain-method-my-loss")
+    stranger.pip("install", "posttrain-method-my-loss", "posttrain[check]")
     row = stranger.methods()["my-loss"]
     assert (row["tier"], row["distribution"], row["problem"]) == ("experimental", "posttrain-method-my-loss", None)
     report = json.loads(stranger.do("posttrain", "check", "my-loss", "--group", "static", "--group", "loss", "--json"))
