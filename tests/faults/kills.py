@@ -29,7 +29,7 @@ from pathlib import Path
 import posttrain.catalogue.methods
 import safetensors.torch
 import torch
-from posttrain.assembly import build
+from posttrain.assembly import data as run_data
 from posttrain.cli import main as command
 from posttrain.cli.imports import load_api
 from posttrain.data.tokens import cache
@@ -96,8 +96,8 @@ class Killer:
             *((torch, "save"), (save, "save_file"), (safetensors.torch, "save_file"), (Path, "write_text")),
             *(
                 (cache, "save_file"),
-                (build, "read_rows"),
-                (build, "prepare"),
+                (run_data, "read_rows"),
+                (run_data, "prepare"),
                 (ahead, "answer"),
                 (collect, "give_rewards"),
             ),
