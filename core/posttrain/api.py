@@ -156,10 +156,11 @@ def _announce(run: Run, data: Prepared) -> None:
 def _drive(run: Run, what: str) -> Run:
     """Run the loop, and leave a trace of however it ends."""
     run.outputs.directory.event("started", "info", what, evidence={"step": run.progress.step})
-    run.outputs.say = _progress(run).say
+    progress = _progress(run)
+    run.outputs.say = progress.say
     try:
         with run.interrupt.listening(run.compute.strategy.rank == 0):
-            train_loop(run, _progress(run))
+            train_loop(run, progress)
             _say_interrupted(run) if run.progress.interrupted else _finish(run)
     except BaseException as raised:
         lost = lost_contact(raised)
@@ -218,7 +219,7 @@ def _finish(run: Run) -> None:
     run.compute.strategy.barrier()
     run.outputs.directory.event("finished", "info", f"{run.progress.step} steps", evidence={"step": run.progress.step})
     run.outputs.observers.tell("run_finished", run=run)
-    _progress(run).say(f"saved: {run.outputs.directory.model}")
+    run.outputs.say(f"saved: {run.outputs.directory.model}")
 
 
 def _push(outputs: Outputs, name: str) -> None:

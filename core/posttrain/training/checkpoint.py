@@ -89,10 +89,10 @@ def restore_newest(run: Run) -> list[str]:
     One that is cut, damaged or not finite is renamed to ``step-N.damaged``. Raises CheckpointError where none is good.
     """
     passed: dict[Path, str] = {}
-    for folder in run.compute.strategy.everyone(find_checkpoints(run.path) if run.compute.strategy.rank == 0 else [])[
-        0
-    ]:
-        problem = run.compute.strategy.everyone(find_damage(folder) if run.compute.strategy.rank == 0 else None)[0]
+    strategy = run.compute.strategy
+    reads = strategy.rank == 0  # the others take its word: a folder may look different through another machine
+    for folder in strategy.everyone(find_checkpoints(run.path) if reads else [])[0]:
+        problem = strategy.everyone(find_damage(folder) if reads else None)[0]
         if problem is None:
             notes = restore_checkpoint(run, folder)
             bad = nonfinite_weights(run.compute)
