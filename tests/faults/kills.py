@@ -115,6 +115,8 @@ class Killer:
             files = [Path(a) for a in arguments if isinstance(a, str | Path)]
             if name == "_append":
                 files = [arguments[0].path / arguments[1]]
+            if name == "write_text":
+                files = [arguments[0]]  # what follows is the text, which may be too long for a name
             if self.how != "before":
                 real(*arguments, **keywords)
             if self.how == "half" and files and files[-1].is_file() and name not in ("rename", "replace", "unlink"):
