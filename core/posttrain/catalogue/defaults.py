@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -12,18 +13,17 @@ from typing import Any
 
 from posttrain.catalogue.cards import Card
 from posttrain.errors import MethodError, SettingsError
-from posttrain.settings import EXPERT, SECTIONS, names_of, sections
+from posttrain.settings import EXPERT, SECTIONS, names_of
 from posttrain.settings.options import Option, read_options
 
 
 @functools.cache
 def shared_options() -> tuple[Option, ...]:
     """The fields of all sections of ``Settings`` in order, each with the first line of its section's docstring."""
-    source = Path(sections.__file__)
     return tuple(
         replace(option, section=str(kind.__doc__).rstrip("."))
         for kind in SECTIONS.values()
-        for option in read_options(source, kind.__name__)
+        for option in read_options(Path(str(sys.modules[kind.__module__].__file__)), kind.__name__)
     )
 
 

@@ -1,5 +1,7 @@
 """What a run can be told, in sections, and how options are read, cast and checked."""
 
+from posttrain.settings.model import ModelSettings
+from posttrain.settings.optim import OptimSettings
 from posttrain.settings.sections import (
     CorrectionSettings,
     DataSettings,
@@ -7,8 +9,6 @@ from posttrain.settings.sections import (
     GenerationSettings,
     LengthSettings,
     MemorySettings,
-    ModelSettings,
-    OptimSettings,
     ReferenceSettings,
     RolloutsSettings,
     SamplingSettings,

@@ -11,57 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from posttrain.errors import SettingsError
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The model, its adapter, and how both are loaded and computed."""
-
-    model: str = ""
-    """Model to train: a transformers folder, a Hub id, a .gguf file, the folder of an adapter, or example: a small one
-    that is made on the spot."""
-    dtype: Literal["float32", "bfloat16", "float64"] | None = None
-    """Type of the weights. [float32 on a CPU, bfloat16 on a GPU with adapters, else float32]"""
-    dropout: bool | None = None
-    """Keep the dropout, layer dropout and router noise of the model's configuration in training. [on where only given
-    texts are imitated, off where the policy is compared with anything: a reference, a teacher, its own samples]"""
-    router_loss_coefficient: float | None = None
-    """Weight of the load-balancing loss of a mixture of experts; 0 is none. [the model's configuration:
-    router_aux_loss_coef where output_router_logits is true, else 0]"""
-    autocast: bool | None = None
-    """Compute in bfloat16 over float32 weights. [on where the GPU has bfloat16 and the weights are float32]"""
-    bfloat16_gradients: bool = False
-    """Multiply in bfloat16 in the backward pass, float32 in the forward pass: faster on CPUs with units for it."""
-    device: str | None = None
-    """cpu, cuda, mps. [the best there is]"""
-    attention: str | None = None
-    """Attention implementation of transformers: sdpa, eager, flash_attention_2. [the model's default]"""
-    packing: bool = True
-    """Lay short rows behind each other in one sequence where the model keeps them apart exactly, instead of padding."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-    liger: bool = False
-    """Use the kernels of the package liger-kernel for norms and gated layers (NVIDIA GPUs)."""
-    trust_remote_code: str | None = None
-    """Name of the one model whose own Python code may run."""
-    cache: str | None = None
-    """Folder for tokenised data; 'off' for none. [~/.cache/posttrain]"""
-    lora: bool = False
-    """Train a low-rank adapter instead of the weights."""
-    lora_rank: int = 16
-    """Rank of the adapter."""
-    lora_alpha: float | None = None
-    """Scale of the adapter. [twice the rank]"""
-    lora_dropout: float = 0.0
-    """Dropout before the adapter; above 0 it is on whatever the option dropout says."""
-    lora_targets: list[str] | None = None
-    """Module names that get an adapter. [every linear layer but the head]"""
-    dora: bool = False
-    """Weight-decomposed adapters (DoRA); implies lora."""
-    quantize: Literal["nf4", "fp4", "int8"] | None = None
-    """Load the base quantised through bitsandbytes; implies lora."""
-    double_quantization: bool = True
-    """Quantise the 4-bit base's scales too: 0.37 bits a weight less."""
+from posttrain.settings.limits import at_least
 
 
 @dataclass(frozen=True)
@@ -166,34 +116,6 @@ class LengthSettings:
         at_least("steps", self.steps, 1)
         if self.epochs <= 0:
             raise SettingsError(f"epochs is {self.epochs}, expected a larger number.")
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """The optimiser and its learning rate."""
-
-    learning_rate: float = 1e-5
-    """Peak learning rate; with lora and no value given, ten times the method's."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0."""
-    optimizer: str = "adamw"
-    """adamw, sgd, rmsprop, adagrad, adafactor, lion, or a name that transformers knows (adamw_torch_fused, ...)."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay; norms and biases are left out."""
-    adam_beta1: float = 0.9
-    """First moment's decay."""
-    adam_beta2: float = 0.999
-    """Second moment's decay."""
-    adam_epsilon: float = 1e-8
-    """Added to the root of the second moment."""
-    max_grad_norm: float = 1.0
-    """Largest gradient norm; larger ones are scaled down. 0 turns it off."""
-
-    def check(self) -> None:
-        """Raise SettingsError for a value that no run can have."""
-        at_least("learning-rate", self.learning_rate, 0)
 
 
 @dataclass(frozen=True)
@@ -376,9 +298,3 @@ class WatchSettings:
     def check(self) -> None:
         """Raise SettingsError for a value that no run can have."""
         at_least("save-total", self.save_total, 1)
-
-
-def at_least(name: str, value: float | None, least: float) -> None:
-    """Raise SettingsError where ``value`` is given and below ``least``."""
-    if value is not None and value < least:
-        raise SettingsError(f"{name} is {value}, expected a larger number.")

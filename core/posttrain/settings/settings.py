@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.settings.model import ModelSettings
+from posttrain.settings.optim import OptimSettings
 from posttrain.settings.sections import (
     CorrectionSettings,
     DataSettings,
@@ -13,8 +15,6 @@ from posttrain.settings.sections import (
     GenerationSettings,
     LengthSettings,
     MemorySettings,
-    ModelSettings,
-    OptimSettings,
     ReferenceSettings,
     RolloutsSettings,
     SamplingSettings,
