@@ -261,5 +261,5 @@ def test_options_are_checked(nowhere):
     )
     assert text(timeout="soon") == "Option 'judge-options timeout' is 'soon', expected a number."
     assert text(workers="0") == "Option 'judge-options workers' is 0, expected at least 1."
-    assert text(timeout="nan") == "Option 'judge-options timeout' is nan, expected at least 0.001."
+    assert text(timeout="nan") == "Option 'judge-options timeout' is 'nan', expected a finite number."
     assert text(both_orders="maybe") == "Option 'judge-options both_orders' is 'maybe', expected true or false."

@@ -24,6 +24,7 @@ from posttrain.network.find_head import find_head
 from posttrain.network.kernels.cpu.matmul import prefer_onednn
 from posttrain.network.kernels.cpu.recompute_ops import use_recomputing_ops
 from posttrain.network.kernels.liger import use_liger
+from posttrain.network.kernels.quantised import settle_kernels
 from posttrain.network.modes import Modes, noise_of
 from posttrain.network.token_model import TokenModel
 
@@ -153,10 +154,7 @@ def finish(
     """Adapters, head, self-checks; what is left to do once the weights are in memory."""
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
     _check_vocabulary(inner, tokenizer)
-    for submodule in module.modules():
-        if hasattr(submodule, "support_avx512bf16_for_cpu"):
-            # One pass in evaluation mode would repack the weights for a kernel that passes no gradient on.
-            submodule.support_avx512bf16_for_cpu = False
+    settle_kernels(module)
     if settings.gradient_checkpointing:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
