@@ -23,6 +23,7 @@ from posttrain.distributed.world import lost_contact, rank_here
 from posttrain.errors import CheckpointError, RunFailed, RunStopped
 from posttrain.models.save import save_model, write_model_card
 from posttrain.runs.checkpoints import find_checkpoints
+from posttrain.runs.control import forget_wishes
 from posttrain.runs.directory import RunDirectory, new_run_directory
 from posttrain.runs.durable import put_folder, remove, writing
 from posttrain.runs.progress import ProgressLine
@@ -156,6 +157,8 @@ def _announce(run: Run, data: Prepared) -> None:
 def _drive(run: Run, what: str) -> Run:
     """Run the loop, and leave a trace of however it ends."""
     run.outputs.directory.event("started", "info", what, evidence={"step": run.progress.step})
+    if run.outputs.directory.writes:
+        forget_wishes(run.path)
     progress = _progress(run)
     run.outputs.say = progress.say
     try:
@@ -299,7 +302,9 @@ def _resume(directory: RunDirectory, facts: dict[str, Any], settings: Settings, 
     directory.rewind(run.progress.step)
     run.compute.strategy.barrier()  # rank 0 has cut the files that all read
     run.progress.history, run.progress.evaluations = directory.read_metrics(), directory.evaluations(run.progress.step)
-    return _drive(run, f"resumed after step {run.progress.step} of {run.progress.total}")
+    where = f"resumed after step {run.progress.step} of {run.progress.total}"
+    _progress(run).say(f"{where}, from checkpoint '{directory.checkpoints / f'step-{run.progress.step}'}'")
+    return _drive(run, where)
 
 
 def _say_what_changed(directory: RunDirectory, method: methods.Method, facts: dict[str, Any]) -> None:

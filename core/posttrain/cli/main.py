@@ -16,6 +16,8 @@ from posttrain.errors import PosttrainError, SettingsError
 COMMANDS = {
     "train": ("posttrain.cli.train", "train a model with a method"),
     "resume": ("posttrain.cli.resume", "continue a run that was interrupted"),
+    "stop": ("posttrain.cli.stop", "end a run after its step, saved"),
+    "checkpoint": ("posttrain.cli.checkpoint", "have a run save a checkpoint now"),
     "export": ("posttrain.cli.export", "put a trained adapter into its base's weights"),
     "generate": ("posttrain.cli.generate", "let a model answer prompts"),
     "serve-rewards": ("posttrain.cli.serve_rewards", "score completions for runs, over HTTP"),

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import CheckpointError, SettingsError
+from posttrain.runs.alerts import current_alerts
+from posttrain.runs.control import CONTROL
 from posttrain.runs.durable import recover_folder, remove, replace_text, writing
 from posttrain.runs.owner import Owner
 
 #: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
 STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl")
 #: All that a run writes into its directory, and all that ``--overwrite`` removes; run.json is replaced.
-WRITTEN = (*STEPPED, "events.jsonl", "model", ".model.tmp", ".model.old")
+WRITTEN = (*STEPPED, "events.jsonl", "model", ".model.tmp", ".model.old", *CONTROL)
 #: What a run that was killed before it began leaves in its directory.
 BEGINNINGS = (Owner.FILES, f".{Owner.FILES}", ".run.json.tmp")
 
@@ -116,14 +118,26 @@ class RunDirectory:
         self._append("ledger.jsonl", line)
 
     def event(
-        self, code: str, severity: str, message: str, evidence: Any = None, suggestion: str = ""
+        self,
+        code: str,
+        severity: str,
+        message: str,
+        evidence: Any = None,
+        suggestion: str = "",
+        kind: str = "event",
     ) -> dict[str, Any]:
-        """Record that something happened: started, alert, checkpoint, finished, failed, ..."""
+        """Record that something happened: started, checkpoint, finished, failed, ..."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        line = {"time": time, "code": code, "severity": severity, "message": message}
+        line = {"time": time, "kind": kind, "code": code, "severity": severity, "message": message}
         line |= {"evidence": evidence, "suggestion": suggestion}
         self._append("events.jsonl", line)
         return line
+
+    def alert(
+        self, code: str, severity: str, message: str, evidence: dict[str, Any], suggestion: str
+    ) -> dict[str, Any]:
+        """Record that something looks wrong; ``evidence`` holds the step and the numbers that say so."""
+        return self.event(code, severity, message, evidence, suggestion, kind="alert")
 
     def recover(self) -> None:
         """Put older folders back whose successors a kill has kept from their places."""
@@ -153,6 +167,10 @@ class RunDirectory:
         file = self.path / "events.jsonl"
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
         return [event for event in map(_complete, lines) if event is not None]
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Return the alerts that hold for the run as it stands, oldest first (see ``alerts.current_alerts``)."""
+        return current_alerts(self.events())
 
     def last_event(self) -> dict[str, Any]:
         """The last line of ``events.jsonl``; empty where there is none."""

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,6 +71,27 @@ class Owner:
         with contextlib.suppress(OSError):
             for folder in reversed(self._made):
                 folder.rmdir()
+
+
+@dataclass(frozen=True)
+class KnownOwner:
+    """Who is on record as the owner of a run directory."""
+
+    process: int
+    host: str
+    alive: bool | None
+    """None where that cannot be seen: the owner is on another host."""
+
+
+def find_owner(path: Path) -> KnownOwner | None:
+    """Return the owner on record of a run directory; None where it has none."""
+    known = _read(path)
+    if known is None:
+        return None
+    process, host = known.get("process", 0), str(known.get("host"))
+    here = host == socket.gethostname()
+    alive = known.get("started") is not None and known["started"] == started(process)
+    return KnownOwner(process, host, alive if here else None)
 
 
 def _check_owner(path: Path, free: bool, take_over: bool) -> None:

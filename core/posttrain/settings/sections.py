@@ -276,7 +276,10 @@ class WatchSettings:
     eval_batches: int | None = None
     """At most this many batches per evaluation."""
     save_every: int | None = None
-    """Steps between checkpoints. [only at the end]"""
+    """Steps between checkpoints. [by time alone, and at the end]"""
+    save_minutes: float | None = 10.0
+    """Minutes between checkpoints, whatever the steps; longer where writing one takes more than a twentieth of that.
+    0 saves none by time."""
     save_total: int = 2
     """Checkpoints to keep, the best one apart."""
     best_metric: str | None = None
@@ -298,3 +301,4 @@ class WatchSettings:
     def check(self) -> None:
         """Raise SettingsError for a value that no run can have."""
         at_least("save-total", self.save_total, 1)
+        at_least("save-minutes", self.save_minutes, 0)

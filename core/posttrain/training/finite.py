@@ -37,7 +37,7 @@ def refuse_nonfinite(run: Run) -> None:
     place = f"The last good checkpoint is '{good}'" if good else "There is no checkpoint before it (see --save-every)"
     suggestion = "lower --learning-rate or --weight-decay"
     evidence = {"step": run.progress.step, "tensors": bad, "last_good": good and good.name}
-    event = run.outputs.directory.event("nonfinite-weights", "error", message, evidence, suggestion)
+    event = run.outputs.directory.alert("nonfinite-weights", "error", message, evidence, suggestion)
     run.outputs.observers.tell("alert", run=run, event=event)
     raise RunStopped(f"The run stopped: {message}. {place}. {suggestion[0].upper() + suggestion[1:]}.")
 

@@ -12,6 +12,7 @@ from posttrain.models.ema import EmaModel
 from posttrain.runs.facts import peak_memory_mb
 from posttrain.runs.progress import ProgressLine
 from posttrain.training.annotate import annotate
+from posttrain.training.asked import SaveClock, ask_around
 from posttrain.training.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.training.evaluate import best_metric, is_better
 from posttrain.training.reference_use import fill_reference
@@ -35,8 +36,13 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
         if _best_now(run.plan, run.progress):
             save_checkpoint(run)
             saved = run.progress.step
+    clock = SaveClock.of(run.plan.settings.watch.save_minutes)
     while run.progress.step < run.progress.total and not _patience_is_over(run.plan, run.progress):
-        if any(run.compute.strategy.everyone(run.interrupt.signal)):
+        asked = ask_around(run, clock)
+        if asked.save and saved != run.progress.step:
+            _save(run, clock)
+            saved = run.progress.step
+        if asked.stop:
             run.progress.interrupted = True
             break
         line = _one_step(run)
@@ -48,7 +54,7 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
         progress.step(line)
         run.outputs.observers.tell("step_done", run=run, step=run.progress.step, metrics=line)
         if _due(run.progress, run.plan.settings.watch.save_every) or _best_now(run.plan, run.progress):
-            save_checkpoint(run)
+            _save(run, clock)
             saved = run.progress.step
     if saved != run.progress.step:
         save_checkpoint(run)
@@ -59,6 +65,12 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
         and not run.progress.interrupted
     ):
         restore_best(run, progress)
+
+
+def _save(run: Run, clock: SaveClock) -> None:
+    begun = time.monotonic()
+    save_checkpoint(run)
+    clock.saved(begun)
 
 
 def _one_step(run: Run) -> dict[str, Any]:
@@ -108,9 +120,8 @@ def _stop_unless_finite(run: Run, line: dict[str, Any]) -> None:
     message = f"{bad[0]} is {line[bad[0]]} at step {run.progress.step}; the step was not applied"
     suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
     run.outputs.directory.metrics(line)
-    event = run.outputs.directory.event(
-        "nan-origin", "error", message, evidence={n: str(line[n]) for n in bad}, suggestion=suggestion
-    )
+    evidence = {"step": run.progress.step, **{name: str(line[name]) for name in bad}}
+    event = run.outputs.directory.alert("nan-origin", "error", message, evidence, suggestion)
     run.outputs.observers.tell("alert", run=run, event=event)
     raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
 

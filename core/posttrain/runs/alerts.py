@@ -1,0 +1,43 @@
+"""Alerts: lines of ``events.jsonl`` that say what looks wrong in a run, from which numbers, and what to change.
+
+A line of kind "alert" has ``code`` (the rule's name), ``severity`` ("warning", or "error" where it ends the run),
+``message`` (one sentence), ``evidence`` (``step`` and the numbers that the sentence rests on) and ``suggestion`` (what
+to change first, a flag to paste where one helps).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+WARNING, ERROR = "warning", "error"
+
+
+@dataclass(frozen=True)
+class Alert:
+    """What a rule found in one step."""
+
+    code: str
+    message: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """``step``, and the numbers behind the message."""
+    suggestion: str = ""
+    severity: str = WARNING
+
+
+def current_alerts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Choose the alerts among events, oldest first; those of steps that a resumed run takes anew are left out."""
+    found: list[dict[str, Any]] = []
+    for event in events:
+        evidence = event.get("evidence")
+        if event.get("code") == "started" and isinstance(evidence, dict):
+            found = [alert for alert in found if step_of_alert(alert) <= evidence.get("step", 0)]
+        elif event.get("kind") == "alert":
+            found.append(event)
+    return found
+
+
+def step_of_alert(event: dict[str, Any]) -> int:
+    """Return the step in which an alert was raised."""
+    evidence = event.get("evidence")
+    return int(evidence.get("step", 0)) if isinstance(evidence, dict) else 0
