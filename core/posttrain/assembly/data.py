@@ -17,7 +17,8 @@ from posttrain.data.reshape import reshape
 from posttrain.distillation.teacher import check_teacher
 from posttrain.errors import SettingsError
 from posttrain.example.example import REWARD, is_data
-from posttrain.models.load import load_tokenizer, stop_ids, stop_ids_of
+from posttrain.models.generation_config import stop_ids
+from posttrain.models.load import load_tokenizer, stop_ids_of
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.settings import DataSettings, ModelSettings, RolloutsSettings, Settings
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ModelError
 from posttrain.example.example import MODELS as EXAMPLES
+from posttrain.models.vocabulary import grow_to_adapter, tie_if_equal, untie
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
@@ -74,9 +76,78 @@ def load_adapter(module: Any, folder: str) -> Any:
     return model
 
 
+def check_handed_over(module: Any) -> None:
+    """Raise ModelError for a peft model in memory whose trained adapter is not the one called "default"."""
+    active = getattr(module, "active_adapters", None) if hasattr(module, "peft_config") else None
+    active = active() if callable(active) else active
+    if active is not None and list(active) != ["default"]:
+        raise ModelError(
+            f"The active adapters of the model are {', '.join(active) or 'none'}. Expected one that is called "
+            "'default', as peft calls it where no name is given: leave adapter_name out, or call "
+            'model.set_adapter("default").'
+        )
+
+
+def keep_start(model: Any) -> None:
+    """Keep a frozen copy of the policy's adapter as the reference, unless without it the model is as at the start.
+
+    An adapter that a program hands over, or one whose start is not its base (PiSSA, prompts), has been something
+    already.
+    """
+    import copy
+
+    if REFERENCE_ADAPTER in model.peft_config or _changes_nothing(model):
+        return
+    peft = _peft()
+    state = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    config = copy.deepcopy(model.peft_config["default"])
+    if getattr(config, "init_lora_weights", True) not in (True, False):
+        config.init_lora_weights = True  # others change the base, which the policy stands on already
+    model.add_adapter(REFERENCE_ADAPTER, config)
+    peft.set_peft_model_state_dict(model, {n: v.clone() for n, v in state.items()}, adapter_name=REFERENCE_ADAPTER)
+    model.set_adapter("default")
+
+
+def _changes_nothing(model: Any) -> bool:
+    """Whether adapters off give the same model: a LoRA whose second factors are zero, beside unchanged copies."""
+    config = model.peft_config["default"]
+    if config.peft_type.value != "LORA" or config.init_lora_weights not in (True, "gaussian", "orthogonal", "eva"):
+        return False
+    zeros = (".lora_B.default", ".lora_embedding_A.default")
+    if any(bool(p.any()) for n, p in model.named_parameters() if any(zero in n for zero in zeros)):
+        return False
+    return all(_is_as_its_original(module) for module in model.modules())
+
+
+def _is_as_its_original(module: Any) -> bool:
+    """Whether a trained copy of a module, or of some rows of an embedding, still equals what it stands for."""
+    if hasattr(module, "original_module") and "default" in getattr(module, "modules_to_save", ()):
+        own, original = module.modules_to_save["default"].state_dict(), module.original_module.state_dict()
+        return all(own[name].equal(original[name]) for name in original)
+    if "default" in getattr(module, "trainable_tokens_delta", ()):
+        rows = module.get_base_layer().weight[module.token_indices["default"]]
+        return bool((module.trainable_tokens_delta["default"] == rows).all())
+    return True
+
+
 def merged(module: Any, folder: str) -> Any:
-    """A base with the adapter in ``folder`` put into its weights."""
-    return attach(module, folder).merge_and_unload()
+    """A base with the adapter in ``folder`` put into its weights; ends that it makes unlike are no longer tied."""
+    model = attach(module, folder)
+    inner = model.get_base_model()
+    was_tied = untie(inner)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tie", category=UserWarning)  # what peft warns of is seen to
+            whole = model.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
+        kind = model.peft_config["default"].peft_type.value
+        raise ModelError(
+            f"Adapter '{folder}' is of the kind {kind}, which cannot be put into the weights of its base: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    if was_tied:
+        tie_if_equal(whole)
+    return whole
 
 
 def attach(module: Any, folder: str, name: str = "default", is_trainable: bool = False) -> Any:
@@ -99,6 +170,7 @@ def attach(module: Any, folder: str, name: str = "default", is_trainable: bool =
             module.load_adapter(folder, adapter_name=name, is_trainable=is_trainable)
             model = module
         else:
+            grow_to_adapter(module, file.parent)
             model = _peft().PeftModel.from_pretrained(module, folder, adapter_name=name, is_trainable=is_trainable)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -107,7 +179,9 @@ def attach(module: Any, folder: str, name: str = "default", is_trainable: bool =
         first = (mismatch or reasons or [type(error).__name__])[0]
         raise ModelError(f"Adapter '{folder}' cannot be loaded from {file.name}: {first}") from None
     wanted = set(_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    lost, unknown = sorted(wanted - found), sorted(found - wanted - set(model.state_dict()))
+    beside = (".modules_to_save", ".original_module")  # peft writes resized ends a second time under these
+    known = wanted | set(model.state_dict()) | {n for n in found for b in beside if n.replace(b, "") in wanted}
+    lost, unknown = sorted(wanted - found), sorted(found - known)
     if lost or unknown:
         raise ModelError(
             f"Adapter '{folder}' does not fit {type(model.get_base_model()).__name__}: {file.name} lacks {len(lost)} "

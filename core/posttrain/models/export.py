@@ -10,7 +10,10 @@ import torch
 
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import adapter_base, merged
+from posttrain.models.generation_config import saved_form
 from posttrain.models.load import load_module, load_tokenizer
+from posttrain.models.save import saved_tokenizer
+from posttrain.network import attention
 from posttrain.runs.checkpoints import latest_checkpoint
 from posttrain.settings import Settings
 
@@ -52,8 +55,11 @@ def export(
         module = module.dequantize(dtype=module.dtype)
     whole = merged(module, str(adapter))
     target.mkdir(parents=True, exist_ok=True)
-    whole.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    if whole.config._attn_implementation == attention.NAME:
+        whole.config._attn_implementation = "sdpa"  # the name means nothing outside this package
+    with saved_form(whole, tokenizer):
+        whole.save_pretrained(target)
+    saved_tokenizer(whole, tokenizer).save_pretrained(target)
     return {"adapter": str(adapter), "base": base, "onto": quantize or "the base's own weights", "folder": str(target)}
 
 

@@ -17,7 +17,8 @@ from torch import nn
 from posttrain.errors import DependencyError, ModelError, SettingsError
 from posttrain.example.made import resolve_example_model
 from posttrain.models import foreign
-from posttrain.models.adapters import adapter_base, add_adapter, load_adapter, merged
+from posttrain.models.adapters import adapter_base, add_adapter, check_handed_over, load_adapter, merged
+from posttrain.models.generation_config import configured_stops, notes_on, stop_ids
 from posttrain.models.probe import check_logits, check_training, choose_layout, silence
 from posttrain.network import attention
 from posttrain.network.find_head import find_head
@@ -79,6 +80,8 @@ def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | Non
     Raises ModelError where the tokenizer is absent or broken.
     """
     base = adapter_base(model) or model
+    own = base != model and (Path(model).expanduser() / "tokenizer_config.json").is_file()
+    base = model if own else base  # an adapter may have been trained with tokens or a template that its base lacks
     source, extra = _source(base, settings)
     try:
         tokenizer = foreign.read(transformers.AutoTokenizer, source, **extra)
@@ -130,6 +133,9 @@ def load_policy(
             module = load_adapter(module, model)
     else:
         module = cast("Any", model).to(device)
+        check_handed_over(module)
+        if head == "score" and module.config.pad_token_id is None:
+            module.config.pad_token_id = pad_id(tokenizer)
         if settings.attention is None:  # who has built it may want the model's own
             _use_documents(module, "sdpa")
     torch.manual_seed(seed)  # loading has drawn too
@@ -175,7 +181,7 @@ def finish(
     if not noise:
         silence(policy, adapters=settings.lora_dropout > 0)
     policy.train()
-    notes += _noise_notes(inner, noise)
+    notes += _noise_notes(inner, noise) + notes_on(inner)
     if not any(p.requires_grad for p in policy.parameters()):
         raise ModelError(
             f"{type(inner).__name__} has no parameter that requires a gradient. Unfreeze some, or use --lora."
@@ -208,6 +214,7 @@ def _narrowed(settings: ModelSettings) -> bool:
 
 def load_module(model: str, settings: ModelSettings, device: torch.device, head: str, tokenizer: Any) -> Any:
     """A transformers model with safetensors weights on ``device``; of an adapter folder its base with it merged in."""
+    attention.register()
     base = adapter_base(model)
     if base is not None:
         return merged(load_module(base, settings, device, head, tokenizer), model)
@@ -252,25 +259,14 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
     return module
 
 
-def stop_ids(inner: Any, tokenizer: Any) -> set[int]:
-    """Every token that ends a completion: the tokenizer's and those of the generation config."""
-    return _stop_ids(getattr(inner, "generation_config", None), tokenizer)
-
-
 def stop_ids_of(model: str, tokenizer: Any, settings: ModelSettings) -> set[int]:
-    """The same without loading weights, for preparing data."""
+    """Every token that ends a completion, without loading weights, for preparing data."""
     source, extra = _source(adapter_base(model) or model, settings)
     configuration = None
     if "gguf_file" not in extra:
         with contextlib.suppress(OSError, ValueError):  # without a generation config the tokenizer's token stops
             configuration = foreign.read(transformers.GenerationConfig, source)
-    return _stop_ids(configuration, tokenizer)
-
-
-def _stop_ids(configuration: Any, tokenizer: Any) -> set[int]:
-    configured = configuration and configuration.eos_token_id
-    found = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
-    return {int(i) for i in found if i is not None}
+    return configured_stops(configuration, tokenizer)
 
 
 def pad_id(tokenizer: Any) -> int:

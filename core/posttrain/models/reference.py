@@ -12,7 +12,7 @@ from torch import Tensor
 
 from posttrain.contract.pad import DUMMY_SEQUENCE
 from posttrain.contract.views import Sequence
-from posttrain.models.adapters import REFERENCE_ADAPTER
+from posttrain.models.adapters import REFERENCE_ADAPTER, keep_start
 from posttrain.models.ema import EmaModel
 from posttrain.models.frozen import Frozen
 from posttrain.models.probe import choose_layout
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Reference(Frozen):
     """``active()`` gives the reference as a TokenModel, in evaluation mode, and restores the policy afterwards.
 
-    With a new adapter it is the policy's own base, adapters off; with an adapter loaded from disk a frozen copy of
+    With a new adapter it is the policy's own base, adapters off; with one that was trained before a frozen copy of
     that adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own, which ``later``
     loads when it is first run. With a ``cache`` a model that never changes is run once for each row; while
     ``is_policy`` holds, before the first update, the policy itself is what is run.
@@ -46,7 +46,9 @@ class Reference(Frozen):
         self.is_policy = False
         if other is not None:
             self._use(other)
-        elif later is None and not hasattr(policy.model, "peft_config"):
+        elif later is None and hasattr(policy.model, "peft_config"):
+            keep_start(policy.model)
+        elif later is None:
             self._use(copy.deepcopy(policy.model))
 
     def _use(self, module: Any) -> None:

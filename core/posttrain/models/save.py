@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from posttrain.errors import CheckpointError
 from posttrain.models.adapters import REFERENCE_ADAPTER, TEACHER_ADAPTER
+from posttrain.models.generation_config import saved_form
+from posttrain.models.vocabulary import GROWN
 from posttrain.network import attention
 
 if TYPE_CHECKING:
@@ -43,10 +46,11 @@ def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Place
     if implementation == attention.NAME:
         config._attn_implementation = "sdpa"  # the name means nothing outside this package
     try:
-        _save(policy, folder, spread)
+        with saved_form(policy.inner, tokenizer):
+            _save(policy, folder, spread)
     finally:
         config._attn_implementation = implementation
-    tokenizer.save_pretrained(folder)
+    saved_tokenizer(policy.inner, tokenizer).save_pretrained(folder)
     if extra:
         save_file(extra, folder / EXTRA_FILE)
 
@@ -55,8 +59,9 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
     model: Any = policy.model
     if hasattr(model, "peft_config"):
         chosen = [name for name in model.peft_config if name not in (REFERENCE_ADAPTER, TEACHER_ADAPTER)]
-        weights = None if spread is None else {n: v.cpu() for n, v in spread if _adapted(n)}
-        model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=False, state_dict=weights)
+        weights = None if spread is None else {n: v.cpu() for n, v in _adapted(model, spread)}
+        ends = spread is None and hasattr(policy.inner, GROWN)
+        model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=ends, state_dict=weights)
     elif spread is None:
         model.save_pretrained(folder)
     elif getattr(model, "_weight_conversions", None):
@@ -73,8 +78,27 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
             model.generation_config.save_pretrained(folder)
 
 
-def _adapted(name: str) -> bool:
-    return ".lora_" in name or ".modules_to_save." in name
+def saved_tokenizer(inner: Any, tokenizer: Any) -> Any:
+    """The tokenizer as it belongs beside a model: of a reward model with the padding token of its configuration.
+
+    A classifier of transformers reads the score before the first padding token, so both must name the same one.
+    """
+    padding = inner.config.get_text_config().pad_token_id
+    if getattr(inner.config, "num_labels", None) != 1 or inner.can_generate() or padding is None:
+        return tokenizer
+    if tokenizer.pad_token_id == padding:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    return tokenizer
+
+
+def _adapted(model: Any, spread: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """What of ``model`` belongs to its adapters, parameters first, then buffers such as VeRA's projections."""
+    marks = (getattr(model.base_model, "prefix", None) or "prompt_encoder", "modules_to_save.", "trainable_tokens_")
+    for name, value in itertools.chain(spread, model.named_buffers()):
+        if any(mark in name for mark in marks):
+            yield name, value
 
 
 def _stream(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
@@ -120,7 +144,8 @@ def restore_weights(policy: TokenModel, folder: Path) -> None:
         from peft import set_peft_model_state_dict
 
         outcome: Any = set_peft_model_state_dict(model, weights, adapter_name="default")
-        lost = [n for n in outcome.missing_keys if ".lora_" in n and ".default" in n]
+        mark = getattr(model.base_model, "prefix", None) or "prompt_encoder"
+        lost = [n for n in outcome.missing_keys if mark in n and ".default" in n]
     else:
         outcome = model.load_state_dict(weights, strict=False)
         shared = {id(p) for n, p in model.named_parameters() if n in weights}

@@ -1,0 +1,81 @@
+"""What a saved model says of how it is sampled: the tokens that end an answer, and settings that transformers takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+
+
+def stop_ids(inner: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends a completion: the tokenizer's and those of the generation config."""
+    return configured_stops(getattr(inner, "generation_config", None), tokenizer)
+
+
+def configured_stops(configuration: Any, tokenizer: Any) -> set[int]:
+    """The same of a generation config that may be None."""
+    configured = configuration and configuration.eos_token_id
+    found = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
+    return {int(i) for i in found if i is not None}
+
+
+def notes_on(inner: Any) -> list[str]:
+    """Say what of the model's generation config cannot be saved as it is, and what is saved instead."""
+    configuration = getattr(inner, "generation_config", None)
+    if configuration is None or not inner.can_generate() or _problem(configuration) is None:
+        return []
+    mended = "with do_sample=true" if _sampling(configuration) is not None else "without its sampling options"
+    return [f"The base's generation_config.json contradicts itself ({_problem(configuration)}); it is saved {mended}."]
+
+
+@contextmanager
+def saved_form(inner: Any, tokenizer: Any) -> Iterator[None]:
+    """Inside the block ``inner`` has the generation config that belongs on disk.
+
+    It stops at every token at which the run stops: a chat model's tokenizer may end a turn with a token that its base
+    does not know as an end. What transformers refuses to write is mended.
+    """
+    before = getattr(inner, "generation_config", None)
+    if before is None or not inner.can_generate():
+        yield
+        return
+    inner.generation_config = _mended(before, stop_ids(inner, tokenizer))
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
+def _mended(before: Any, stops: set[int]) -> Any:
+    configuration = copy.deepcopy(before)
+    if _problem(configuration) is not None:
+        sampling = _sampling(configuration)
+        if sampling is None:
+            ids = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
+            sampling = transformers.GenerationConfig(**{name: getattr(before, name, None) for name in ids})
+        configuration = sampling
+    known = before.eos_token_id
+    known = set(known if isinstance(known, list | tuple) else [known]) - {None}
+    if stops - known:
+        configuration.eos_token_id = sorted(stops) if len(stops) > 1 else next(iter(stops))
+    return configuration
+
+
+def _sampling(configuration: Any) -> Any:
+    """The configuration with sampling on, if it is whole then."""
+    sampling = copy.deepcopy(configuration)
+    sampling.do_sample = True
+    return sampling if _problem(sampling) is None else None
+
+
+def _problem(configuration: Any) -> str | None:
+    """Why transformers would not write the configuration, in one line; None where it would."""
+    try:
+        configuration.validate(strict=True)
+    except ValueError as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.startswith("- ")] or [str(error)]
+        return lines[0].split(". ")[0]
+    return None
