@@ -142,7 +142,13 @@ def _start(
 
 def _progress(run: Run) -> ProgressLine:
     kind = run.plan.settings.watch.progress if run.compute.strategy.rank == 0 else "quiet"
-    return ProgressLine(kind, run.progress.total, run.plan.settings.watch.log_every)
+    watch, directory = run.plan.settings.watch, run.outputs.directory
+    return ProgressLine(
+        kind,
+        run.progress.total,
+        watch.log_every,
+        sample=lambda: directory.last_sample if watch.show_completion else None,
+    )
 
 
 def _announce(run: Run, data: Prepared) -> None:
@@ -161,6 +167,7 @@ def _drive(run: Run, what: str) -> Run:
         forget_wishes(run.path)
     progress = _progress(run)
     run.outputs.say = progress.say
+    run.outputs.observers.add(progress)
     try:
         with run.interrupt.listening(run.compute.strategy.rank == 0):
             train_loop(run, progress)
@@ -175,6 +182,7 @@ def _drive(run: Run, what: str) -> Run:
             raise lost from raised
         raise
     finally:
+        progress.close()
         run.close()
     return run
 

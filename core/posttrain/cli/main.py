@@ -18,6 +18,8 @@ COMMANDS = {
     "resume": ("posttrain.cli.resume", "continue a run that was interrupted"),
     "stop": ("posttrain.cli.stop", "end a run after its step, saved"),
     "checkpoint": ("posttrain.cli.checkpoint", "have a run save a checkpoint now"),
+    "watch": ("posttrain.cli.watch", "follow runs that go on elsewhere"),
+    "report": ("posttrain.cli.report", "write one HTML page about runs"),
     "export": ("posttrain.cli.export", "put a trained adapter into its base's weights"),
     "generate": ("posttrain.cli.generate", "let a model answer prompts"),
     "serve-rewards": ("posttrain.cli.serve_rewards", "score completions for runs, over HTTP"),

@@ -18,7 +18,7 @@ from posttrain.runs.owner import Owner
 #: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
 STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl")
 #: All that a run writes into its directory, and all that ``--overwrite`` removes; run.json is replaced.
-WRITTEN = (*STEPPED, "events.jsonl", "model", ".model.tmp", ".model.old", *CONTROL)
+WRITTEN = (*STEPPED, "events.jsonl", "report.html", "model", ".model.tmp", ".model.old", *CONTROL)
 #: What a run that was killed before it began leaves in its directory.
 BEGINNINGS = (Owner.FILES, f".{Owner.FILES}", ".run.json.tmp")
 
@@ -35,6 +35,8 @@ class RunDirectory:
     def __init__(self, path: str | Path, writes: bool = True):
         self.path = Path(path)
         self.writes = writes
+        self.last_sample: dict[str, Any] | None = None
+        """The newest completion that was written."""
         self._owner: Owner | None = None
 
     @property
@@ -111,6 +113,7 @@ class RunDirectory:
 
     def sample(self, line: dict[str, Any]) -> None:
         """One sampled completion."""
+        self.last_sample = line
         self._append("samples.jsonl", line)
 
     def ledger(self, line: dict[str, Any]) -> None:

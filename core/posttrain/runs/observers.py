@@ -27,6 +27,10 @@ class Observers:
                     f"Observer '{item}' does not fit the hooks: {' '.join(str(error).split())}"
                 ) from error
 
+    def add(self, observer: Any) -> None:
+        """Tell one more object, made by posttrain itself."""
+        self.relay.register(observer)
+
     def tell(self, hook: str, **arguments: Any) -> None:
         """Call ``posttrain_<hook>`` of every observer."""
         getattr(self.relay.hook, f"posttrain_{hook}")(**arguments)

@@ -1,64 +1,126 @@
-"""What a person sees while a run goes on: one line that renews itself, nothing, or JSON."""
+"""What a person, or a program, is shown while a run goes on in this process."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
 
-BAR = 20
+from posttrain.contract.hookspecs import hookimpl
+from posttrain.runs.terminal.notebook import Notebook, in_notebook
+from posttrain.runs.terminal.plain import Plain
+
+#: Steps that are kept to tell where a metric goes.
+_KEPT = 40
+Sample = dict[str, Any] | None
+
+
+class Form(Protocol):
+    """One way to show a run."""
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+
+    def step(self, line: dict[str, Any], history: list[dict[str, Any]], left: float, sample: Sample) -> None:
+        """Show the state after a step; ``left`` are the seconds to the end."""
+
+    def alert(self, event: dict[str, Any]) -> None:
+        """Show an alert."""
+
+    def close(self) -> None:
+        """Give the terminal back."""
 
 
 class ProgressLine:
-    """``kind`` is bar, quiet or json. A terminal gets a line in place, a file a line every ``every`` steps."""
+    """``kind`` is bar, plain, notebook, quiet or json; ``every`` the steps between two lines of a file.
 
-    def __init__(self, kind: str, total: int, every: int, stream: TextIO | None = None):
-        self.kind, self.total, self.every = kind, total, max(1, every)
-        self.stream = stream or sys.stderr
+    A bar is drawn in a terminal only: in a notebook it takes the notebook's form, in a file the plain one.
+    ``sample`` returns the completion to show, if any.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        total: int,
+        every: int,
+        stream: TextIO | None = None,
+        sample: Callable[[], Sample] = lambda: None,
+    ):
+        self.kind, self.total, self.every, self.sample = kind, total, max(1, every), sample
+        self.form = _form(kind, total, stream or sys.stderr)
         self.begun: float | None = None
         self.first = 0
+        self._history: list[dict[str, Any]] = []
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if self.kind == "bar":
-            self.stream.write(("\r\x1b[K" if self.stream.isatty() else "") + text + "\n")
-            self.stream.flush()
+        self.form.say(text)
 
     def step(self, line: dict[str, Any]) -> None:
         """The step that ``line`` of metrics.jsonl is about is over."""
         number = line["step"]
         if self.begun is None:
             self.begun, self.first = time.monotonic() - line["seconds"], number - 1
-        if self.kind == "quiet" or (number % self.every and number != self.total):
-            return
-        if self.kind == "json":
-            sys.stdout.write(json.dumps({k: v for k, v in line.items() if v == v}) + "\n")
-            sys.stdout.flush()
-            return
-        text = self._bar(line)
-        self.stream.write(f"\r\x1b[K{text}" if self.stream.isatty() else text + "\n")
-        if number == self.total and self.stream.isatty():
-            self.stream.write("\n")
-        self.stream.flush()
+        if number % self.every == 0 or number == self.total:
+            pace = (time.monotonic() - self.begun) / max(1, number - self.first)
+            self.form.step(line, self._history, pace * (self.total - number), self.sample())
+        self._history = [*self._history[1 - _KEPT :], line]
 
-    def _bar(self, line: dict[str, Any]) -> str:
-        number = line["step"]
-        assert self.begun is not None
-        pace = (time.monotonic() - self.begun) / max(1, number - self.first)
-        filled = BAR * number // max(1, self.total)
-        parts = [
-            f"[{'#' * filled}{'.' * (BAR - filled)}] {number}/{self.total}",
-            f"loss {round(line['loss'], 4) + 0.0:.4f}",
-        ]
-        for name in ("reward", "eval_loss", "eval_reward", "accuracy"):
-            if name in line:
-                parts.append(f"{name.replace('_', ' ')} {line[name]:.3f}")
-        parts += [f"{line['tokens_per_second']:.0f} tokens/s", f"{_clock(pace * (self.total - number))} left"]
-        return "  ".join(parts)
+    @hookimpl
+    def posttrain_alert(self, event: dict[str, Any]) -> None:
+        """Show an alert where it was raised."""
+        self.form.alert(event)
+
+    def close(self) -> None:
+        """Give the terminal back, whatever ended the run."""
+        self.form.close()
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+class Quiet:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Show nothing."""
+
+    def step(self, line: dict[str, Any], history: list[dict[str, Any]], left: float, sample: Sample) -> None:
+        """Show nothing."""
+
+    def alert(self, event: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Json(Quiet):
+    """One JSON line a step on standard output, and one an alert, which has ``"kind": "alert"``."""
+
+    def step(self, line: dict[str, Any], history: list[dict[str, Any]], left: float, sample: Sample) -> None:
+        """Write the line of metrics.jsonl, and the completion where it is asked for."""
+        shown = {name: value for name, value in line.items() if value == value}  # JSON has no NaN
+        _write(shown if sample is None else shown | {"sample": sample})
+
+    def alert(self, event: dict[str, Any]) -> None:
+        """Write the line of events.jsonl."""
+        _write(event)
+
+
+def _write(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def _form(kind: str, total: int, stream: TextIO) -> Form:
+    if kind == "quiet":
+        return Quiet()
+    if kind == "json":
+        return Json()
+    if kind == "notebook" or (kind == "bar" and in_notebook()):
+        return Notebook(total)
+    if kind == "bar" and stream.isatty():
+        from posttrain.runs.terminal.bar import Bar
+
+        return Bar(total, stream)
+    return Plain(total, stream)

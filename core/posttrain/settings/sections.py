@@ -291,8 +291,11 @@ class WatchSettings:
     """Stop after this many evaluations without a better best-metric."""
     samples_per_step: int = 4
     """Completions written to samples.jsonl per step (online)."""
-    progress: Literal["bar", "quiet", "json"] = "bar"
-    """What the terminal shows: a bar, nothing, or one JSON line a step."""
+    progress: Literal["bar", "plain", "notebook", "quiet", "json"] = "bar"
+    """What is shown: a bar (in a file plain lines, in a notebook its own form), lines, an output of a notebook,
+    nothing, or one JSON line a step."""
+    show_completion: bool = False
+    """Show the newest completion and its reward beside the progress (online)."""
     observers: list[str] | None = None
     """Installed observers to load."""
     push_to_hub: str | None = None
