@@ -22,7 +22,10 @@ from posttrain.rollouts.evaluation import GreedyAnswers
 from posttrain.rollouts.source import Online
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.observers import Observers
+from posttrain.runs.report.keeper import ReportKeeper
+from posttrain.runs.trackers import Tracker
 from posttrain.settings import Settings
+from posttrain.settings.sections import WatchSettings
 from posttrain.training.correction import choose_correction
 from posttrain.training.evaluate import HeldOutLoss
 from posttrain.training.optim import build_schedule
@@ -81,7 +84,8 @@ def build_run(
         model_in_memory=objects.model is not None,
         router_loss=router_loss,
     )
-    watching = [*(settings.watch.observers or []), *objects.observers] if strategy.rank == 0 else []
+    watching = [*_own_observers(settings.watch), *(settings.watch.observers or []), *objects.observers]
+    watching = watching if strategy.rank == 0 else []
     run = Run(compute.plan, compute, Progress(), Outputs(directory, Observers(watching)))
     _sources(run, data)
     run.progress.total = run.source.steps()
@@ -90,6 +94,12 @@ def build_run(
     found = begin_reference(run, objects.model is not None, cache_folder(settings.model, "reference"))
     data.notes += [*loaded.notes, f"strategy {why}", *found]
     return run
+
+
+def _own_observers(watch: WatchSettings) -> list[Any]:
+    """Make the observers that posttrain ships: the report, and trackers."""
+    found: list[Any] = [Tracker(name) for name in watch.track or []]
+    return found if watch.report is False else [*found, ReportKeeper(always=watch.report is True)]
 
 
 def _sources(run: Run, data: Prepared) -> None:

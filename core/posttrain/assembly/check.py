@@ -10,6 +10,8 @@ from posttrain.errors import DataError, SettingsError
 from posttrain.generation.backends import check_generation
 from posttrain.models.load import choose_device
 from posttrain.runs.observers import load_observer
+from posttrain.runs.report.page import library
+from posttrain.runs.trackers import check_tracker
 from posttrain.settings import DistributedSettings, Settings
 from posttrain.settings.values import check_values
 
@@ -44,6 +46,10 @@ def check_settings(card: Card, settings: Settings, objects: InMemory) -> None:
     check_values(settings)
     for name in settings.watch.observers or []:
         load_observer(name)  # one that is absent, broken or not allowed is known before anything is read
+    for name in settings.watch.track or []:
+        check_tracker(name)
+    if settings.watch.report:
+        library()  # raises where it is not installed
     settings.check()
     if settings.memory.offload_activations and choose_device(settings.model).type != "cuda":
         raise SettingsError(

@@ -25,7 +25,7 @@ LORA_LEARNING_RATE = 10
 _DEEPEST = 50
 _DASHES = re.compile(r"\s*(?:[-?]\s+)*")
 #: List options whose items never hold a comma, so that one flag can name several.
-_COMMA_LISTS = ("lora_targets", "observers")
+_COMMA_LISTS = ("lora_targets", "observers", "track")
 #: Other names under which a file or a program may give an option.
 _ALIASES = {"modifiers": "modifier"}
 

@@ -14,7 +14,7 @@ from posttrain.settings import Settings, secret_options
 #: What may be another in a resumed run: how far it goes, what it shows, and where it runs.
 CHANGEABLE = {
     *("steps", "save_every", "log_every", "eval_every", "save_minutes", "save_total", "reward_timeout"),
-    *("progress", "show_completion"),
+    *("progress", "show_completion", "report", "track"),
     *("device", "strategy", "tensor_parallel", "cpu_offload", "zero_stage"),
     *("nproc", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts"),
 }

@@ -42,6 +42,7 @@ def imitate(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace)
         cache="off",
         output=f"{options.output}/sft",
         overwrite=True,
+        report=True,
         log_every=50,
     )
 
@@ -66,6 +67,7 @@ def reinforce(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespac
         cache="off",
         output=f"{options.output}/grpo",
         overwrite=True,
+        report=True,
         log_every=10,
     )
 
@@ -99,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in (("random weights", before), ("after sft", between), ("after grpo", after)):
         print(f"  {name:<15} {value:6.1%}  {'#' * round(40 * value)}")
     print(f"Model: {run.path}/model   Metrics: {run.path}/metrics.jsonl")
+    print(f"Report, to open in a browser: {run.path}/report.html")
     return 0 if options.quick or before < between < after else 1
 
 

@@ -106,7 +106,7 @@ class RunReader:
         """Return when the run began, as run.json writes it; empty where that is not known."""
         text = str(self.facts.get("started", ""))
         try:
-            return datetime.datetime.fromisoformat(text).isoformat(" ", "minutes")
+            return datetime.datetime.fromisoformat(text).isoformat(" ", "minutes").replace("+00:00", " UTC")
         except ValueError:
             return text
 

@@ -296,6 +296,11 @@ class WatchSettings:
     nothing, or one JSON line a step."""
     show_completion: bool = False
     """Show the newest completion and its reward beside the progress (online)."""
+    report: bool | None = None
+    """Keep report.html in the run directory: one page with curves, alerts and completions. [for runs of more than a
+    minute]"""
+    track: list[str] | None = None
+    """Trackers that get metrics, alerts and completions: tensorboard, trackio, wandb, mlflow."""
     observers: list[str] | None = None
     """Installed observers to load."""
     push_to_hub: str | None = None

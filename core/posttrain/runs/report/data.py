@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.runs.metrics import format_value, metric_notes
+from posttrain.runs.metrics import format_value, is_number, metric_notes
 from posttrain.runs.reading import RunReader
 from posttrain.runs.report.completions import BYTES, chosen_completions, readable
 from posttrain.runs.report.differences import differences, flat_configuration
@@ -71,7 +71,7 @@ def _facts(run: RunReader) -> list[list[str]]:
         ["tokens trained", format_value(tokens)],
     ]
     for name in ("loss", "reward", "eval_loss", "eval_reward"):
-        known = [line[name] for line in run.metrics if line.get(name) is not None]
+        known = [line[name] for line in [*_first_evaluation(run), *run.metrics] if is_number(line.get(name))]
         if known:
             rows.append([f"{name.replace('_', ' ')}, first to last", f"{known[0]:.4g} to {known[-1]:.4g}"])
     if last.get("peak_memory_mb"):
