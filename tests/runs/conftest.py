@@ -13,6 +13,7 @@ def shortness(prompts, completions):
 def train_tiny(folder, **keywords):
     """A real run of grpo on a model of a few thousand parameters: two rewards, four prompts, eight answers a step."""
     usual = {"batch_size": 2, "group_size": 4, "max_new_tokens": 6, "steps": 6, "learning_rate": 1e-2}
+    usual |= {"rules": {"all": "off"}}  # what is said of a run is planted
     usual |= {"samples_per_step": 8, "progress": "quiet", "cache": "off", "device": "cpu"}
     objects = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "reward": [count_of_a, shortness]}
     objects |= {"data": [{"prompt": p} for p in ("ab", "abc", "a", "abcd")], "eval_data": [{"prompt": "b"}]}

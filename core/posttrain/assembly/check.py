@@ -11,6 +11,7 @@ from posttrain.generation.backends import check_generation
 from posttrain.models.load import choose_device
 from posttrain.runs.observers import load_observer
 from posttrain.runs.report.page import library
+from posttrain.runs.rules.registry import active_rules
 from posttrain.runs.trackers import check_tracker
 from posttrain.settings import DistributedSettings, Settings
 from posttrain.settings.values import check_values
@@ -51,6 +52,7 @@ def check_settings(card: Card, settings: Settings, objects: InMemory) -> None:
     if settings.watch.report:
         library()  # raises where it is not installed
     settings.check()
+    active_rules(settings.watch.rules, settings.watch.rule_options)
     if settings.memory.offload_activations and choose_device(settings.model).type != "cuda":
         raise SettingsError(
             "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."

@@ -7,8 +7,10 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from posttrain.catalogue.modifiers import described
+from posttrain.network.precision import casts_to_bfloat16
 from posttrain.runs import facts
 from posttrain.settings.secret_options import hidden
+from posttrain.training.micro_batches import token_budget
 from posttrain.training.run import Run
 
 if TYPE_CHECKING:
@@ -22,7 +24,13 @@ def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> 
     return {
         "format": 1,
         "method": method_name,
-        "card": {"name": card.name, "version": card.version, "tier": card.tier, "schema": card.schemas[0]},
+        "card": {
+            "name": card.name,
+            "version": card.version,
+            "tier": card.tier,
+            "schema": card.schemas[0],
+            "ranges": card.ranges,
+        },
         "modifiers": described(run.plan.method),
         "settings": hidden(run.plan.settings.flat()),
         "options": dataclasses.asdict(run.plan.config),
@@ -36,8 +44,24 @@ def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> 
         "strategy": {"name": run.compute.strategy.name, "world": run.compute.strategy.world},
         "versions": facts.versions(),
         "hardware": facts.hardware(),
+        "memory": _memory(run),
         "code": facts.code(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _memory(run: Run) -> dict[str, Any]:
+    """What rules about memory need: how much there is, what stays taken between steps, and the size of a pass."""
+    compute, settings = run.compute, run.plan.settings
+    device = compute.policy.device
+    narrow = casts_to_bfloat16(settings.model, compute.policy)
+    # gradients and both moments of what is trained, in float32 at most
+    fixed = facts.memory_now_mb(device) + 12 * compute.sizes["trained"] / 2**20
+    return {
+        "device": device.type,
+        "limit_mb": facts.memory_limit_mb(device),
+        "fixed_mb": round(fixed, 1),
+        "micro_batch_tokens": token_budget(settings.memory.micro_batch_tokens, device, run.plan.card.online, narrow),
     }
 
 

@@ -8,7 +8,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from posttrain.authoring import listing, render
+from posttrain.authoring import listing, render, rules_page
 from posttrain.catalogue.cards import TIERS, Card, read_card
 from posttrain.catalogue.discovery import CARD, find_folder
 from posttrain.errors import MethodError
@@ -61,6 +61,8 @@ def _of_repository(root: Path) -> dict[Path, str | None]:
     files[pages / "README.md"] = listing.index(cards)
     files[pages / "search.html"] = listing.search_page(cards)
     files[root / "core" / CATALOGUE] = render.catalogue(cards)
+    mark = render.MARK.replace("the card and the module", "the rules")
+    files[root / "docs" / "rules.md"] = rules_page.page(root / "benchmarks" / "results" / "rules.json", mark)
     return files
 
 

@@ -50,6 +50,7 @@ _OPTIONAL = {
     "modifier": bool,
     "alone": list,
     "token_advantages": bool,
+    "ranges": dict,
 }
 
 
@@ -89,6 +90,8 @@ class Card:
     goldens: dict[str, Any] = field(default_factory=dict)
     """Name in a file of golden values -> name of the method's option or quantity; ``entries``: see
     ``posttrain_testkit.goldens.compare``."""
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Metric -> its lowest and highest usual value; a run outside of them is told so."""
     path: Path | None = None
 
     @property
@@ -198,8 +201,18 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
         defaults=facts.get("defaults", {}),
         follows=facts.get("follows", {}),
         goldens=facts.get("goldens", {}),
+        ranges=_ranges(facts.get("ranges", {}), path),
         path=path,
     )
+
+
+def _ranges(given: dict[str, Any], path: Path) -> dict[str, tuple[float, float]]:
+    """Ranges of metrics as pairs of numbers, the lower one first."""
+    for name, pair in given.items():
+        numbers = isinstance(pair, list) and len(pair) == 2 and all(type(end) in (int, float) for end in pair)
+        if not numbers or not pair[0] <= pair[1]:
+            raise CardError(f"{path}: ranges.{name} is {pair!r}, expected [lowest, highest].")
+    return {name: (float(low), float(high)) for name, (low, high) in given.items()}
 
 
 def _check_modifier(facts: dict[str, Any], schemas: tuple[str, ...], path: Path) -> None:

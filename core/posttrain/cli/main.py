@@ -16,6 +16,8 @@ from posttrain.errors import PosttrainError, SettingsError
 COMMANDS = {
     "train": ("posttrain.cli.train", "train a model with a method"),
     "resume": ("posttrain.cli.resume", "continue a run that was interrupted"),
+    "status": ("posttrain.cli.status", "how a run stands: one verdict, and an exit code"),
+    "explain": ("posttrain.cli.explain", "why a run ended, what looks wrong, what to change first"),
     "stop": ("posttrain.cli.stop", "end a run after its step, saved"),
     "checkpoint": ("posttrain.cli.checkpoint", "have a run save a checkpoint now"),
     "watch": ("posttrain.cli.watch", "follow runs that go on elsewhere"),

@@ -22,6 +22,7 @@ from posttrain.rollouts.ahead import Producer
 from posttrain.rollouts.ledger import Ledger
 from posttrain.rollouts.pool import Pool
 from posttrain.rollouts.requests import PromptRequest, fold_auxiliary_rollouts, give_rewards, reward_metrics, seed_of
+from posttrain.rollouts.text_metrics import text_metrics
 from posttrain.training import source
 from posttrain.training.step import shared_results
 
@@ -138,7 +139,8 @@ class Collector:
                 f"Every reward of all {len(items)} completions of rollout {number} is None. Nothing can be learnt."
             )
         if not pool.made:
-            pool.everything = reward_metrics(torch.tensor([item.reward for item in scored]), self._view(scored)) | found
+            rewards = torch.tensor([item.reward for item in scored])  # (B,)
+            pool.everything = reward_metrics(rewards, self._view(scored)) | text_metrics(scored) | found
         pool.made += scored
         pool.add_seconds({"reward_seconds": time.monotonic() - begun})
         return scored

@@ -81,7 +81,8 @@ class Online:
 
     def _write_samples(self, number: int, collected: Collected) -> None:
         items, advantages = collected.rollouts.items, collected.advantages
-        for row, item in list(enumerate(items))[: self.run.plan.settings.watch.samples_per_step]:
+        for row in spread_over_groups([item.group for item in items], self.run.plan.settings.watch.samples_per_step):
+            item = items[row]
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {"prompt": item.columns.get("prompt"), "completion": item.completion.text, "reward": item.reward}
             line |= {"rewards": item.parts, "finished": item.completion.finished}
@@ -109,6 +110,16 @@ class Online:
             Example({role: [_sequence(plain) for plain in rows] for role, rows in sequences.items()}, columns)
             for sequences, columns in saved["buffer"]
         ]
+
+
+def spread_over_groups(groups: list[int], count: int) -> list[int]:
+    """Choose ``count`` rows, each prompt's first one before any prompt's second, in the order of the rows."""
+    seen: dict[int, int] = {}
+    rank = []
+    for row, group in enumerate(groups):
+        rank.append((seen.setdefault(group, 0), row))
+        seen[group] += 1
+    return sorted(row for _, row in sorted(rank)[:count])
 
 
 def _plain(sequence: Sequence) -> list[Any]:

@@ -7,22 +7,9 @@ to change first, a flag to paste where one helps).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 WARNING, ERROR = "warning", "error"
-
-
-@dataclass(frozen=True)
-class Alert:
-    """What a rule found in one step."""
-
-    code: str
-    message: str
-    evidence: dict[str, Any] = field(default_factory=dict)
-    """``step``, and the numbers behind the message."""
-    suggestion: str = ""
-    severity: str = WARNING
 
 
 def current_alerts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

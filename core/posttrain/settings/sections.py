@@ -81,6 +81,9 @@ class DataSettings:
     messages; all for text]"""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's chat template."""
+    chat: bool = False
+    """Put prompts and answers that are plain text into the model's chat template, as a user's and an assistant's
+    message."""
     system_prompt: str | None = None
     """System message put before prompts that have none (chat models)."""
     shuffle: bool = True
@@ -291,6 +294,11 @@ class WatchSettings:
     """Stop after this many evaluations without a better best-metric."""
     samples_per_step: int = 4
     """Completions written to samples.jsonl per step (online)."""
+    rules: dict[str, str] | None = None
+    """What a run does about what looks wrong, as CODE=off, CODE=warn or CODE=stop (exit code 3); all=off for every
+    rule. docs/rules.md lists them. [all=warn]"""
+    rule_options: dict[str, str] | None = None
+    """Thresholds of rules, as CODE.THRESHOLD=NUMBER."""
     progress: Literal["bar", "plain", "notebook", "quiet", "json"] = "bar"
     """What is shown: a bar (in a file plain lines, in a notebook its own form), lines, an output of a notebook,
     nothing, or one JSON line a step."""

@@ -47,7 +47,16 @@ EXPERT = frozenset(
         *("generation_patience", "generation_cache_tokens", "generation_rounds", "generation_process"),
         *("generation_device", "generation_dtype", "generation_gpu_memory", "correction_low", "correction_high"),
         *("minibatches_per_rollout", "reward_timeout", "judge_options", "deepspeed_config", "rdzv_endpoint"),
-        *("max_restarts", "node_rank", "nnodes", "tensor_parallel", "zero_stage", "cpu_offload", "observers"),
+        *(
+            "max_restarts",
+            "node_rank",
+            "nnodes",
+            "tensor_parallel",
+            "zero_stage",
+            "cpu_offload",
+            "observers",
+            "rule_options",
+        ),
     }
 )
 

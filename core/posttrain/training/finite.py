@@ -47,14 +47,14 @@ def _is_finite(parameter: nn.Parameter) -> bool:
     """Look at this rank's part of one tensor. Frozen ones are as they were loaded."""
     if not parameter.requires_grad or not (parameter.is_floating_point() or parameter.is_complex()):
         return True
-    local = _local_part(parameter)
+    local = local_part(parameter)
     if not local.numel():
         return True
     return all(bool(value.isfinite()) for value in torch.aminmax(local))  # one pass, no copy; NaN goes through
 
 
-def _local_part(parameter: Any) -> Tensor:
-    """What this rank holds: the shard of fully_shard, of ZeRO stage 3, or the whole tensor."""
+def local_part(parameter: Any) -> Tensor:
+    """Return what this rank holds of a tensor: the shard of fully_shard, of ZeRO stage 3, or the whole tensor."""
     if hasattr(parameter, "to_local"):
         return parameter.detach().to_local()
     return getattr(parameter, "ds_tensor", parameter.detach())

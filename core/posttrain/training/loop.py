@@ -7,14 +7,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from posttrain.contract.views import Step
-from posttrain.errors import RunStopped, SettingsError
+from posttrain.errors import SettingsError
 from posttrain.models.ema import EmaModel
 from posttrain.runs.facts import peak_memory_mb
 from posttrain.runs.progress import ProgressLine
+from posttrain.training.alerts import look, make_watcher, stop
 from posttrain.training.annotate import annotate
 from posttrain.training.asked import SaveClock, ask_around
 from posttrain.training.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.training.evaluate import best_metric, is_better
+from posttrain.training.movement import Movement
+from posttrain.training.nan_origin import refuse_nonfinite_loss
 from posttrain.training.reference_use import fill_reference
 from posttrain.training.step import Outcome, optimiser_step
 
@@ -37,6 +40,7 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
             save_checkpoint(run)
             saved = run.progress.step
     clock = SaveClock.of(run.plan.settings.watch.save_minutes)
+    watcher, movement = make_watcher(run), Movement(run)
     while run.progress.step < run.progress.total and not _patience_is_over(run.plan, run.progress):
         asked = ask_around(run, clock)
         if asked.save and saved != run.progress.step:
@@ -46,16 +50,19 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
             run.progress.interrupted = True
             break
         line = _one_step(run)
-        _stop_unless_finite(run, line)
+        details = movement.after_step(run, line)
         if run.evaluation is not None and _due(run.progress, run.plan.settings.watch.eval_every, at_end=True):
             line |= evaluate(run, progress)
         run.progress.history.append(line)
         run.outputs.directory.metrics(line)
         progress.step(line)
         run.outputs.observers.tell("step_done", run=run, step=run.progress.step, metrics=line)
-        if _due(run.progress, run.plan.settings.watch.save_every) or _best_now(run.plan, run.progress):
+        ending = look(run, watcher, details)
+        if ending or _due(run.progress, run.plan.settings.watch.save_every) or _best_now(run.plan, run.progress):
             _save(run, clock)
             saved = run.progress.step
+        if ending:
+            stop(run, ending)
     if saved != run.progress.step:
         save_checkpoint(run)
     if (
@@ -76,6 +83,7 @@ def _save(run: Run, clock: SaveClock) -> None:
 def _one_step(run: Run) -> dict[str, Any]:
     begun = time.monotonic()
     everyone = run.source.examples(run.progress.step)
+    reading = time.monotonic() - begun
     annotate(run.compute, everyone)
     examples = run.compute.strategy.scatter(everyone)
     rate = float(run.compute.schedule.get_last_lr()[0])
@@ -86,6 +94,10 @@ def _one_step(run: Run) -> dict[str, Any]:
             model.step_done(run.progress.step)
     seconds = time.monotonic() - begun
     line = _line(run, outcome, rate, seconds)
+    if not run.plan.card.online:
+        line["data_seconds"] = reading
+    if not all(math.isfinite(line[name]) for name in ("loss", "grad_norm")):
+        refuse_nonfinite_loss(run, examples, line)
     run.plan.method.after_step(
         step=Step(run.progress.step - 1, run.progress.total),
         metrics=line,
@@ -110,20 +122,6 @@ def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, 
     if len(outcome.terms) > 1:
         line |= outcome.terms
     return line | outcome.metrics | getattr(run.source, "metrics", {})
-
-
-def _stop_unless_finite(run: Run, line: dict[str, Any]) -> None:
-    """A loss that is not a number is shown and ends the run; the weights of the step before are kept (S13)."""
-    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
-    if not bad:
-        return
-    message = f"{bad[0]} is {line[bad[0]]} at step {run.progress.step}; the step was not applied"
-    suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
-    run.outputs.directory.metrics(line)
-    evidence = {"step": run.progress.step, **{name: str(line[name]) for name in bad}}
-    event = run.outputs.directory.alert("nan-origin", "error", message, evidence, suggestion)
-    run.outputs.observers.tell("alert", run=run, event=event)
-    raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
 
 
 def evaluate(run: Run, progress: ProgressLine) -> dict[str, float]:

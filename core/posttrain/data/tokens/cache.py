@@ -26,6 +26,7 @@ _OPTIONS = (
     "truncation",
     "end_of_sequence",
     "train_on",
+    "chat",
     "system_prompt",
 )
 _CODE = (

@@ -50,6 +50,8 @@ class Counts:
     """Sequences in which one token holds the prompt's end and the completion's start."""
     template_mismatches: int = 0
     """Sequences whose answer begins otherwise than the template's request for one."""
+    plain_prompts: int = 0
+    """Sequences with a prompt of plain text, where the tokenizer has a chat template."""
     without_stop: int = 0
     """Sequences whose last trained token is not a stop token."""
 
@@ -109,6 +111,8 @@ class Pipeline:
                 for (origin, _), roles in zip(part, planned, strict=True)
                 for draft in _flat(roles)
             ]
+            if self.templates.source:
+                self.counts.plain_prompts += sum(layout.plain and layout.boundary > 0 for layout in layouts)
             encoded = iter(zip(layouts, self.encoder.encode(layouts), strict=True))
             for (origin, row), roles in zip(part, planned, strict=True):
                 number += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Templates:
 
     def layout(self, draft: SequenceSpec, origin: str) -> Layout:
         """Text and positions of one draft. Raises DataError or ModelError naming ``origin``."""
+        if self.settings.chat and isinstance(draft.prompt, str) and draft.prompt:
+            draft = _as_messages(draft)
         if isinstance(draft.prompt, list) or isinstance(draft.completion, list):
             return self._conversation(draft, origin)
         return self._plain(draft)
@@ -194,6 +196,14 @@ def _rewritten(origin: str, what: str) -> DataError:
         "Give a template with {% generation %} markers with --chat-template FILE, or one answer per row "
         "(prompt, completion)."
     )
+
+
+def _as_messages(draft: SequenceSpec) -> SequenceSpec:
+    """Turn a prompt and an answer of plain text into a user's message and an assistant's."""
+    answer = draft.completion
+    if isinstance(answer, str):
+        answer = [{"role": "assistant", "content": answer}]
+    return replace(draft, prompt=[{"role": "user", "content": draft.prompt}], completion=answer)
 
 
 def _read_template(path: str | None) -> str | None:

@@ -1,0 +1,84 @@
+"""Why a run ended, what looks wrong in it, and what to change first, in words and as facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.rules.registry import active_rules
+from posttrain.runs.rules.rule import RunView, mean
+from posttrain.runs.rules.watcher import replay
+from posttrain.runs.verdict import judge, ranked
+
+#: Metrics of which a summary says how they moved, where a run has them; the rest are in metrics.jsonl.
+SHOWN = (
+    *("loss", "reward", "reward_std", "accuracy", "margin", "kl", "entropy", "completion_length"),
+    *("grad_norm", "eval_loss", "eval_reward"),
+)
+#: Lines whose mean is the beginning, and the end, of a series.
+ENDS = 5
+
+
+def explain(path: str | Path) -> dict[str, Any]:
+    """Explain the run in folder ``path``: ``ended``, ``wrong``, ``first``, ``moved``. Raises CheckpointError.
+
+    Alerts are those that the run has written down; the shipped rules look at the whole run once more, so that one that
+    was trained without them, or by an earlier version, is explained alike.
+    """
+    verdict = judge(path)
+    directory = RunDirectory(path, writes=False)
+    lines, facts = directory.read_metrics(), directory.facts()
+    wrong = ranked([*_replayed(lines, facts, directory), *directory.alerts()])
+    first = next((one["suggestion"] for one in wrong if one["suggestion"]), verdict.todo)
+    return {
+        "run": str(path),
+        "method": verdict.method,
+        "state": verdict.state,
+        "step": verdict.step,
+        "total": verdict.total,
+        "ended": verdict.why,
+        "wrong": [{name: one[name] for name in ("code", "severity", "message", "evidence", "suggestion")}
+                  for one in wrong],
+        "first": first,
+        "moved": {name: moved for name in SHOWN if (moved := _moved(lines, name))},
+        "exit_code": verdict.exit_code,
+    }  # fmt: skip
+
+
+def _replayed(lines: list[dict[str, Any]], facts: dict[str, Any], directory: RunDirectory) -> list[dict[str, Any]]:
+    if not lines:
+        return []
+    evaluations = directory.evaluations(int(lines[-1]["step"]))
+    ranges = {name: (low, high) for name, (low, high) in facts.get("card", {}).get("ranges", {}).items()}
+    settings = facts.get("settings", {})
+    rules = active_rules(None, settings.get("rule_options"))
+    return [vars(one) for one in replay(rules, lines, facts, evaluations, ranges)]
+
+
+def _moved(lines: list[dict[str, Any]], name: str) -> list[float] | None:
+    """How a metric was at the beginning and is at the end; None where it has no two values."""
+    if not lines:
+        return None
+    view = RunView(lines)
+    first, last = view.first(name, ENDS), view.last(name, ENDS)
+    return [mean(first), mean(last)] if len(last) > 1 else None
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """Write an explanation for a person."""
+    text = [f"{found['run']}: {found['method']}, step {found['step']} of {found['total']}, {found['state']}"]
+    text.append(f"  {found['ended']}")
+    if found["wrong"]:
+        text += ["", "what looks wrong, first what is to be mended first:"]
+        for one in found["wrong"]:
+            step = one["evidence"].get("step") if isinstance(one["evidence"], dict) else None
+            text.append(f"  [{one['code']}]{'' if step is None else f' at step {step}'}: {one['message']}")
+            if one["suggestion"]:
+                text.append(f"      {one['suggestion']}")
+    if found["first"]:
+        text += ["", f"change first: {found['first']}"]
+    if found["moved"]:
+        text += ["", "from the first steps to the last:"]
+        text += [f"  {name:<18} {was:>10.4g} -> {now:.4g}" for name, (was, now) in found["moved"].items()]
+    return "\n".join(text)

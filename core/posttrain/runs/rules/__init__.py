@@ -1,0 +1,1 @@
+"""Rules: what looks wrong in a run, each from its history, its card and its plan alone."""

@@ -1,0 +1,125 @@
+"""What a rule is, what it sees, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number that decides, and why it is this one; ``--rule-options CODE.NAME=VALUE`` gives another."""
+
+    value: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found in a step: a sentence, the numbers behind it, and what to change first."""
+
+    message: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    suggestion: str = ""
+
+
+@dataclass
+class RunView:
+    """What a rule sees: the lines of metrics.jsonl up to a step, the evaluations, and what run.json says."""
+
+    lines: list[Line]
+    """One a step, the newest last; never empty."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """The content of run.json: settings, options, data, parameters, hardware, total_steps."""
+    evaluations: list[Line] = field(default_factory=list)
+    """One an evaluation, that before the first step with step 0; names have the prefix ``eval_``."""
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Lowest and highest usual value of metrics, from the method's card."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Names behind numbers of the newest line, such as those of parameters; empty where a run is read afterwards."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """Thresholds of the rule that is looking."""
+
+    @property
+    def line(self) -> Line:
+        """The newest line."""
+        return self.lines[-1]
+
+    @property
+    def step(self) -> int:
+        """The newest step, from 1."""
+        return int(self.line["step"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every shared option of the run by name."""
+        return self.plan.get("settings", {})
+
+    def last(self, name: str, count: int) -> list[float]:
+        """Return the newest ``count`` values of a metric, oldest first; fewer where there are no more."""
+        return _collected(reversed(self.lines), name, count)[::-1]
+
+    def first(self, name: str, count: int) -> list[float]:
+        """Return the first ``count`` values of a metric."""
+        return _collected(iter(self.lines), name, count)
+
+    def has_improved(self) -> bool:
+        """Tell whether the reward is clearly above that of the first steps: then less spread or entropy is no fault."""
+        first, last = self.first("reward", 10), self.last("reward", 10)
+        if len(last) < 2 or len(self.lines) < 3:
+            return False
+        spread = mean(self.first("reward_std", 10) or [0.0])
+        return mean(last) > mean(first) + max(0.1 * spread, 1e-9)
+
+
+Check = Callable[[RunView], Finding | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that can go wrong. ``check`` is a pure function of what it is shown."""
+
+    code: str
+    """Its name in alerts and in ``--rules``."""
+    summary: str
+    """When it speaks, in one sentence."""
+    check: Check
+    reads: tuple[str, ...] = ()
+    """Metrics that the newest line must have; without them the rule is not asked."""
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    every: int = 1
+    """Steps between two looks; rules over long histories need not look at each one."""
+
+
+def rule(
+    code: str, summary: str, reads: tuple[str, ...] = (), every: int = 1, **thresholds: Threshold
+) -> Callable[[Check], Rule]:
+    """Make a rule of a function."""
+    return lambda check: Rule(code, summary, check, reads, thresholds, every=every)
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of some numbers; 0 of none."""
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def median(values: Iterable[float]) -> float:
+    """Middle one of some numbers; 0 of none."""
+    listed = sorted(values)
+    return listed[len(listed) // 2] if listed else 0.0
+
+
+def _collected(lines: Iterable[Line], name: str, count: int) -> list[float]:
+    """Take values in the order of ``lines``; those that are no numbers (null in the file) do not count."""
+    found: list[float] = []
+    for line in lines:
+        value = line.get(name)
+        if value is not None and value == value:
+            found.append(value)
+            if len(found) == count:
+                break
+    return found

@@ -1,0 +1,100 @@
+"""Where a number that is not finite began: which module gave it first, in which micro-batch, for which rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch import Tensor, nn
+
+from posttrain.contract.views import Example, Step
+from posttrain.errors import RunStopped
+from posttrain.training.finite import NAMED, local_part
+from posttrain.training.step import evaluate_loss
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Compute, Run
+
+
+def refuse_nonfinite_loss(run: Run, examples: list[Example], line: dict[str, Any]) -> NoReturn:
+    """Show the line, say where it began, and end the run; the weights of the step before are kept (S13).
+
+    ``examples`` are this rank's share of the step. Raises RunStopped.
+    """
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
+    message = f"{bad[0]} is {line[bad[0]]} at step {run.progress.step}; the step was not applied"
+    evidence: dict[str, Any] = {"step": run.progress.step, **{name: str(line[name]) for name in bad}}
+    found = {} if run.compute.strategy.shards_forward else find_origin(run.compute, examples, run)
+    if found:
+        evidence |= found
+        message += f". It began in {found['origin']}"
+        if found.get("rows"):
+            message += f", for row {found['rows'][0] + 1} of the step's {len(examples)}"
+    suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
+    run.outputs.directory.metrics(line)
+    event = run.outputs.directory.alert("nan-origin", "error", message, evidence, suggestion)
+    run.outputs.observers.tell("alert", run=run, event=event)
+    raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
+
+
+def find_origin(compute: Compute, examples: list[Example], run: Run) -> dict[str, Any]:
+    """Look for the first number that is not finite: in weights, in a module's output, in the loss, in gradients.
+
+    ``origin`` is a phrase; ``module``, ``micro_batch`` (from 1), ``rows`` (places in the step) and ``tensors`` are
+    there where they are known. Micro-batches are run once more, without gradient. Empty where all is finite again.
+    """
+    weights = [name for name, p in compute.policy.named_parameters() if not bool(local_part(p).isfinite().all())]
+    if weights:
+        return {"origin": f"the weights of {_name(weights[0])}", "tensors": [_name(name) for name in weights]}
+    places = {id(example): place for place, example in enumerate(examples)}
+    for number, micro in enumerate(compute.micro_batches(examples), 1):
+        first: list[str] = []
+        with _watching(compute.policy, first):
+            loss = _loss(compute, micro, run)
+        if first or not math.isfinite(loss):
+            rows = [places[id(one)] for one in micro if not math.isfinite(_loss(compute, [one], run))]
+            origin = f"the output of module {_name(first[0])}" if first else "the loss of the method"
+            found = {"origin": f"{origin} in micro-batch {number}", "micro_batch": number, "rows": rows}
+            return found | ({"module": _name(first[0])} if first else {})
+    named = compute.policy.named_parameters()
+    gradients = [n for n, p in named if p.grad is not None and not bool(local_part(p.grad).isfinite().all())]
+    if gradients:
+        names = [_name(name) for name in gradients]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return {"origin": f"the gradient of {', '.join(names[:NAMED])}{more}", "tensors": names}
+    return {}
+
+
+def _loss(compute: Compute, examples: list[Example], run: Run) -> float:
+    return evaluate_loss(compute, examples, Step(run.progress.step - 1, run.progress.total)).loss
+
+
+@contextmanager
+def _watching(model: nn.Module, first: list[str]) -> Iterator[None]:
+    """Note the first module without children whose output is not finite, while a block runs the model."""
+
+    def look(name: str, output: Any) -> None:
+        tensors = output if isinstance(output, list | tuple) else [output]
+        bad = (isinstance(t, Tensor) and t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors)
+        if not first and any(bad):
+            first.append(name)
+
+    def hook(name: str) -> Any:
+        return lambda module, inputs, output: look(name, output)
+
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if name and not next(module.children(), None)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _name(name: str) -> str:
+    return name.removeprefix("model.")  # as in the files of the model
