@@ -32,6 +32,7 @@ from posttrain.settings.options import read_options
 from posttrain.training.checkpoint import restore_newest
 from posttrain.training.finite import refuse_nonfinite
 from posttrain.training.loop import train_loop
+from posttrain.training.prove import verify_saved
 from posttrain.training.run import Outputs, Run
 
 
@@ -219,6 +220,7 @@ def _finish(run: Run) -> None:
         f"The model in '{run.outputs.directory.model}'", f"Make room, and save it with: posttrain resume {run.path}"
     ):
         save_model(run.compute.policy, run.compute.tokenizer, aside, run.compute.strategy)
+        verify_saved(run, aside)
         if run.compute.strategy.rank == 0:
             last = run.progress.history[-1] if run.progress.history else {}
             write_model_card(

@@ -15,6 +15,7 @@ from posttrain.settings import Settings, secret_options
 CHANGEABLE = {
     *("steps", "save_every", "log_every", "eval_every", "save_minutes", "save_total", "reward_timeout"),
     *("progress", "show_completion", "report", "track"),
+    *("verify_saved",),
     *("device", "strategy", "tensor_parallel", "cpu_offload", "zero_stage"),
     *("nproc", "nnodes", "node_rank", "rdzv_endpoint", "max_restarts"),
 }

@@ -327,6 +327,11 @@ def _check_vocabulary(inner: Any, tokenizer: Any) -> None:
         )
 
 
+def quantization_of(settings: ModelSettings) -> Any:
+    """How bitsandbytes packs the base of such a run; None for one that it leaves alone."""
+    return None if settings.quantize is None else _quantization(settings)
+
+
 def _quantization(settings: ModelSettings) -> Any:
     try:
         import bitsandbytes  # noqa: F401  (transformers reports its absence with a traceback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -17,6 +18,12 @@ PACKAGES = ("posttrain", "torch", "transformers", "accelerate", "peft", "dataset
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that shape the numbers."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Look the packages up, once for a process: it takes longer than a tiny run's step."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

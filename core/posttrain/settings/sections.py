@@ -311,6 +311,9 @@ class WatchSettings:
     """Trackers that get metrics, alerts and completions: tensorboard, trackio, wandb, mlflow."""
     observers: list[str] | None = None
     """Installed observers to load."""
+    verify_saved: bool = True
+    """Load the saved model again as others do and compare it with the one that was trained; a difference is an
+    error that keeps the checkpoints."""
     push_to_hub: str | None = None
     """Hub id to which the final model is uploaded."""
 

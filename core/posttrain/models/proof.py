@@ -1,0 +1,178 @@
+"""What a model says of fixed rows, in memory and read back from disk, and how far the two are apart.
+
+The numbers of a trained model are kept in its run's folder, so that everything made from it later (a merged model, a
+GGUF file, an engine's copy) can be held against what was trained and not only against other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.contract.views import Sequence
+from posttrain.errors import CheckpointError
+from posttrain.network.chunked_head import TokenQuery
+from posttrain.network.modes import evaluating
+
+if TYPE_CHECKING:
+    from posttrain.network.token_model import TokenModel
+
+#: The file in a run's folder.
+FILE = "proof.json"
+#: Tokens of a row, and of the greedy continuation of the first.
+LENGTH, CONTINUED = 24, 6
+#: Largest difference of a log-prob (or score) that two ways to compute the same weights may have, by their type.
+TOLERANCES = {"float64": 1e-4, "float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
+_TEXT = "The answer is 42, and that is all there is to say."
+
+
+@dataclass
+class Proof:
+    """What the trained model said: rows of token ids, numbers of them, and what ends and encodes its texts."""
+
+    head: str
+    """vocabulary, score or steps."""
+    dtype: str
+    rows: list[list[int]]
+    continued: int = 0
+    """Tokens at the end of the first row that are its greedy continuation."""
+    values: list[list[float]] = field(default_factory=list)
+    """Of each row: log-probs of its tokens from the second on; its score; or the score of each token."""
+    gaps: list[float] = field(default_factory=list)
+    """By how much the likeliest token's log-prob lies above that of each token of the continuation."""
+    stops: list[int] = field(default_factory=list)
+    tokenizer: str = ""
+    """Hash of everything that turns text into tokens."""
+    template: str = ""
+    """Hash of the chat template."""
+    samples: list[list[int]] = field(default_factory=list)
+    """Tokens of fixed texts."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference between two ways to compute the same weights."""
+        return TOLERANCES[self.dtype]
+
+    def write(self, folder: Path) -> None:
+        """Write the file of a run."""
+        (folder / FILE).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Proof:
+        """Read the file of a run. Raises CheckpointError where there is none."""
+        try:
+            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"'{folder}' has no {FILE}, which a run writes when its model is saved. Train with --verify-saved, or "
+                "compare two folders: posttrain verify FOLDER --against OTHER"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"'{folder / FILE}' cannot be read: {error}.") from None
+
+
+def rows_for(tokenizer: Any, head: str, vocabulary: int, longest: int) -> list[list[int]]:
+    """A text, and a row that goes through the whole vocabulary and ends in its last tokens, added ones among them.
+
+    Without special tokens; rows for a reward head end as those of its training do.
+    """
+    length = max(4, min(LENGTH, longest - CONTINUED - 1))
+    known, special = min(vocabulary, len(tokenizer)), set(tokenizer.all_special_ids)
+    text = [i for i in tokenizer(_TEXT, add_special_tokens=False)["input_ids"] if i < vocabulary and i not in special]
+    step = max(1, known // length)
+    spread = [(place * step + 3) % known for place in range(length - 3)]
+    spread = [i for i in [*spread, *range(max(0, known - 3), known)] if i not in special]
+    end = [tokenizer.eos_token_id] if head == "score" and tokenizer.eos_token_id is not None else []
+    return [[*(row or [known - 1, known - 1]), *end] for row in (text[:length], spread)]
+
+
+@torch.no_grad()
+def fill_from_memory(proof: Proof, policy: TokenModel) -> None:
+    """Compute the proof's numbers by the pass that trains; all ranks call it where weights are spread."""
+    sequences = [Sequence(torch.tensor(ids), torch.arange(len(ids)) >= (proof.head != "steps")) for ids in proof.rows]
+    with evaluating(policy):
+        found = policy(sequences, TokenQuery(statistics=_gap if proof.head == "vocabulary" else None))
+    if proof.head == "score":
+        proof.values = [[value] for value in found["score"].double().tolist()]
+        return
+    name = "logps" if proof.head == "vocabulary" else "scores"
+    counts = [int(sequence.trained.sum()) for sequence in sequences]
+    proof.values = [part.tolist() for part in found[name].double().split(counts)]
+    if proof.continued:
+        proof.gaps = found["gap"].split(counts)[0][-proof.continued :].double().tolist()
+
+
+def _gap(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return {"gap": logits.max(1).values - logits.gather(1, labels[:, None])[:, 0]}
+
+
+@torch.no_grad()
+def plain_values(model: Any, proof: Proof) -> tuple[list[list[float]], list[float]]:
+    """Values and gaps of a plain transformers or peft model, one row at a time."""
+    values, gaps = [], []
+    for place, row in enumerate(proof.rows):
+        ids = torch.tensor([row], device=model.device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if proof.head == "score":
+            values.append([float(logits[0])])
+        elif proof.head == "steps":
+            values.append((logits[:, 1] - logits[:, 0]).tolist())
+        else:
+            logits = logits[-len(row) :]  # prompt tuning puts virtual tokens before a row
+            logps = logits[:-1].log_softmax(-1)
+            chosen = logps.gather(1, ids[0, 1:, None])[:, 0]
+            values.append(chosen.tolist())
+            if place == 0 and proof.continued:
+                gaps = (logps.max(1).values - chosen)[-proof.continued :].tolist()
+    return values, gaps
+
+
+@torch.no_grad()
+def continue_greedily(model: Any, row: list[int]) -> list[int]:
+    """The tokens that ``generate`` adds to ``row``, as somebody who has loaded the model gets them."""
+    ids = torch.tensor([row], device=model.device)
+    options = {"max_new_tokens": CONTINUED, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+    return made[0, len(row) :].tolist()
+
+
+def largest_difference(first: list[list[float]], second: list[list[float]]) -> float:
+    """Of two sets of values; infinite where one is no number or they are not equally many."""
+    if [len(row) for row in first] != [len(row) for row in second]:
+        return float("inf")
+    differences = [
+        abs(a - b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    ]
+    return max((d if d == d else float("inf") for d in differences), default=0.0)
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Hash of the chat template; empty without one."""
+    template = tokenizer.chat_template
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else ""
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of all that turns text into tokens and back; what a call has left in it (padding, cutting) is not part."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        facts: Any = sorted(tokenizer.get_vocab().items())
+    else:
+        facts = json.loads(backend.to_str())
+        facts.pop("padding", None)
+        facts.pop("truncation", None)
+    named = [tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
+    return hashlib.sha256(json.dumps([facts, named], sort_keys=True).encode()).hexdigest()
+
+
+def sample_tokens(tokenizer: Any) -> list[list[int]]:
+    """Tokens of texts in which tokenizers differ: spaces, digits, accents, and every special token."""
+    special = "".join(sorted(str(token) for token in tokenizer.all_special_tokens))
+    return [tokenizer(text)["input_ids"] for text in (_TEXT, "  Zwölf\n\n\tété 1,234.5 — 漢字 🙂", special)]

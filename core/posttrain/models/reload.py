@@ -1,0 +1,71 @@
+"""A saved folder loaded by transformers and peft alone, as somebody who has never heard of this package does it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from posttrain.models import foreign
+from posttrain.models.adapters import adapter_base
+
+_KINDS = {
+    "vocabulary": transformers.AutoModelForCausalLM,
+    "score": transformers.AutoModelForSequenceClassification,
+    "steps": transformers.AutoModelForTokenClassification,
+}
+_TASKS = {"SEQ_CLS": "score", "TOKEN_CLS": "steps"}
+
+
+def head_of(folder: Path) -> str:
+    """What the model in ``folder`` ends in, as its files say."""
+    if (folder / "adapter_config.json").is_file():
+        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+        return _TASKS.get(task, "vocabulary")
+    kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    if any("SequenceClassification" in kind for kind in kinds):
+        return "score"
+    return "steps" if any("TokenClassification" in kind for kind in kinds) else "vocabulary"
+
+
+def load_plainly(
+    folder: Path,
+    dtype: str,
+    *,
+    device: Any = "cpu",
+    quantization: Any = None,
+    base: str | None = None,
+    trust: Any = None,
+) -> tuple[Any, Any]:
+    """The model in ``folder``, in evaluation mode, and its tokenizer.
+
+    An adapter lies over ``base``, or the one that it names, with ``quantization`` as training had it; the base gets as
+    many rows as the tokenizer has tokens, as peft's own loaders do.
+    """
+    head = head_of(folder)
+    extra: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    adapter = (folder / "adapter_config.json").is_file()
+    source = (base or adapter_base(str(folder))) if adapter else str(folder)
+    if quantization is not None:
+        extra |= {"quantization_config": copy.deepcopy(quantization), "device_map": {"": device}}
+    if adapter and head != "vocabulary":
+        extra["num_labels"] = {"score": 1, "steps": 2}[head]
+    trusted = trust is not None and trust in (source, str(folder))
+    tokenizer = foreign.read(transformers.AutoTokenizer, folder, trust_remote_code=trusted)
+    model = foreign.read(_KINDS[head], source, trust_remote_code=trusted, **extra)
+    if quantization is None:
+        model = model.to(device)
+    if adapter:
+        import peft
+
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = peft.PeftModel.from_pretrained(model, folder)
+    return model.eval(), tokenizer
