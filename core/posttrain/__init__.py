@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from posttrain.contract.planning import SampleRequest, Selection
     from posttrain.contract.rollout import Rollout
     from posttrain.contract.views import PerToken
+    from posttrain.environments.environment import Environment, Observation
+    from posttrain.environments.tools import tool
     from posttrain.errors import PosttrainError
 
 #: Public name -> (module, name there; empty for the module itself).
 _HOMES = {
     "Ask": ("posttrain.contract.planning", "SampleRequest"),  # its name until 0.1
     "SampleRequest": ("posttrain.contract.planning", "SampleRequest"),
+    "Environment": ("posttrain.environments.environment", "Environment"),
+    "Observation": ("posttrain.environments.environment", "Observation"),
     "PerToken": ("posttrain.contract.views", "PerToken"),
     "PosttrainError": ("posttrain.errors", "PosttrainError"),
     "Rollout": ("posttrain.contract.rollout", "Rollout"),
@@ -41,12 +45,15 @@ _HOMES = {
     "resume": ("posttrain.api", "resume"),
     "samples": ("posttrain.contract.samples", ""),
     "tensors": ("posttrain.contract.tensors", ""),
+    "tool": ("posttrain.environments.tools", "tool"),
     "train": ("posttrain.api", "train"),
     "views": ("posttrain.contract.views", ""),
 }
 
 __all__ = [
     "Ask",
+    "Environment",
+    "Observation",
     "PerToken",
     "PosttrainError",
     "Rollout",
@@ -61,6 +68,7 @@ __all__ = [
     "resume",
     "samples",
     "tensors",
+    "tool",
     "train",
     "views",
 ]

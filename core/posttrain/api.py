@@ -48,6 +48,8 @@ def train(
     reward: Any = None,
     teacher: Any = None,
     judge: Any = None,
+    environment: Any = None,
+    tools: Any = None,
     observers: list[Any] | None = None,
     take_over: bool = False,
     **keywords: Any,
@@ -57,7 +59,8 @@ def train(
     ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or
     a ``datasets`` object; ``reward`` is a name, a callable ``(prompts, completions, **columns) -> list`` or a list of
     these; ``teacher`` a name or a module with the same tokeniser; ``judge`` a name or a callable ``(prompts, firsts,
-    seconds) -> list``. ``keywords`` are the options of the run and of the method, in snake_case. The result has
+    seconds) -> list``; ``environment`` a name, a class or a list of functions that the model may call, as ``tools`` is.
+    ``keywords`` are the options of the run and of the method, in snake_case. The result has
     ``metrics``, ``model``, ``tokenizer`` and ``path``. SIGTERM, the first Ctrl-C and a notebook's stop button end the
     run after the step that it is taking: it is saved and returned as ``interrupted``, and ``resume`` goes on.
     ``take_over`` owns a run directory whose owner is a process of another host. Raises PosttrainError for what a user
@@ -73,6 +76,8 @@ def train(
     else:
         objects.teacher = teacher
     keywords |= _name_or_object(objects, "judge", judge, str)
+    keywords |= _name_or_object(objects, "environment", environment, str)
+    keywords |= _name_or_object(objects, "tools", tools, str, list_of=str)
     if reward is not None:
         given = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
         if all(isinstance(item, str) for item in given):
@@ -263,6 +268,8 @@ def resume(
     reward: Any = None,
     teacher: Any = None,
     judge: Any = None,
+    environment: Any = None,
+    tools: Any = None,
     observers: list[Any] | None = None,
     take_over: bool = False,
     **changes: Any,
@@ -276,7 +283,7 @@ def resume(
     directory = RunDirectory(path, writes=rank_here() == 0)
     facts = directory.facts()
     settings = resumed_settings(path, changes)
-    objects = InMemory(model, tokenizer, data, eval_data, None, teacher, judge, observers or [])
+    objects = InMemory(model, tokenizer, data, eval_data, None, teacher, judge, environment, tools, observers or [])
     if reward is not None:
         objects.reward = reward if isinstance(reward, list) else [reward]
     for name in facts["in_memory"]:

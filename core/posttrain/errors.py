@@ -3,7 +3,9 @@
 The command line prints the text alone and exits with ``exit_code``; ``--debug`` adds the traceback.
 """
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 #: Structures are cut where they are deep or long, before they are written: an alias in YAML can stand for billions.
@@ -82,3 +84,9 @@ class RunStopped(PosttrainError):
     """An alert ended the run."""
 
     exit_code = 3
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """The sentence " Did you mean ...?" with the closest of ``names``; empty where none is close."""
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean '{found[0]}'?" if found else ""

@@ -11,6 +11,7 @@ from torch import nn
 
 from posttrain.assembly.check import check_strategy
 from posttrain.assembly.data import cache_folder
+from posttrain.assembly.environment import make_player
 from posttrain.assembly.models import add_extra_modules, build_reference, head_kind, place_models, untrained_policy
 from posttrain.catalogue.methods import Method
 from posttrain.distillation.teacher import load_teacher
@@ -109,10 +110,11 @@ def _sources(run: Run, data: Prepared) -> None:
         run.compute.correction = choose_correction(
             settings.correction, settings.rollouts.max_staleness > 0 or not generator.abilities.exact
         )
-        run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge))
-        if data.held_out is not None and (data.rewards or run.compute.teacher is not None):
+        player = None if data.task is None else make_player(run, data.task)
+        run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge, player))
+        if data.held_out is not None and (data.rewards or data.task is not None or run.compute.teacher is not None):
             limit = settings.watch.eval_batches and settings.watch.eval_batches * settings.length.batch_size
-            run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards), limit)
+            run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards, player=player), limit)
         return
     if settings.data.streaming:
         run.source = Stream(data.train, settings.length)

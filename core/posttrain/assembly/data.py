@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from posttrain.assembly.check import check_needed_columns, check_settings
+from posttrain.assembly.environment import Task, find_task, with_tools
 from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
 from posttrain.data import prepare, read_rows, stream
@@ -38,6 +39,8 @@ class Prepared:
     judge: Any
     report: dict[str, Any]
     notes: list[str]
+    task: Task | None = None
+    """The environment that answers the model, None for none."""
 
 
 def cache_folder(settings: ModelSettings, what: str = "data") -> Path | None:
@@ -52,7 +55,11 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     card = method.card
     check_settings(card, settings, objects)
     accepted = card.schemas
-    rows = read_rows(objects.data if objects.data is not None else settings.data.data, accepted, settings.data)
+    task = find_task(settings.episodes, objects.environment, objects.tools) if card.online else None
+    given: Any = objects.data if objects.data is not None else settings.data.data
+    if not given and task is not None:
+        given = task.rows()
+    rows = read_rows(given, accepted, settings.data)
     held_out: Any = None
     if objects.eval_data is not None or settings.data.eval_data:
         source = objects.eval_data if objects.eval_data is not None else settings.data.eval_data
@@ -68,6 +75,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
         if objects.model is None
         else stop_ids(objects.model, tokenizer)
     )
+    if task is not None:
+        rows = with_tools(rows, task, tokenizer, settings.data)
+        held_out = None if held_out is None else with_tools(held_out, task, tokenizer, settings.data)
     if not card.online:
         rows = reshape(rows, method, config)
         held_out = None if held_out is None else reshape(held_out, method, config)
@@ -77,7 +87,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     if card.needs_now("teacher", config):
         aligned = method.takes("posttrain_token_statistics", "alignment")
         check_teacher(card.name, settings.teacher, settings.model, objects.teacher, tokenizer, aligned)
-    rewards = _rewards(card, settings.rollouts, settings.data.data, objects, tokenizer, rows) if card.online else []
+    rewards = (
+        _rewards(card, settings.rollouts, settings.data.data, objects, tokenizer, rows, task) if card.online else []
+    )
     notes = list(rows.notes)
     if settings.data.streaming:
         train: Any = lambda skip: stream(rows, tokenizer, settings.data, stops, settings.data.seed, skip)  # noqa: E731
@@ -89,7 +101,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
         held_out = prepare(held_out, tokenizer, settings.data, stops, cache_folder(settings.model))
         report["eval"] = dict(held_out.report)
     judge = _judge(settings.rollouts, objects, tokenizer) if card.online else None
-    return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes)
+    return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes, task)
 
 
 def _judge(settings: RolloutsSettings, objects: InMemory, tokenizer: Any) -> Any:
@@ -112,7 +124,13 @@ def _split(rows: Any, settings: DataSettings) -> tuple[Any, Any]:
 
 
 def _rewards(
-    card: Card, settings: RolloutsSettings, data: list[str] | None, objects: InMemory, tokenizer: Any, rows: Any
+    card: Card,
+    settings: RolloutsSettings,
+    data: list[str] | None,
+    objects: InMemory,
+    tokenizer: Any,
+    rows: Any,
+    task: Task | None,
 ) -> list[Reward]:
     named: Any = objects.reward if objects.reward is not None else settings.reward
     if not named and rows and "reasoning_gym" in rows[0]:
@@ -121,6 +139,8 @@ def _rewards(
     if not named and not judged and objects.data is None and is_data(data):
         named = [REWARD]
     if not named:
+        if task is not None and task.scores:
+            return []
         if "rewards" in card.needs or ("preferences" in card.needs and not judged):
             raise SettingsError(
                 f"Method '{card.name}' learns from rewards and none was given. Name one: --reward gsm8k, "
@@ -130,5 +150,5 @@ def _rewards(
         return []
     limit = settings.reward_timeout or None
     rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer, limit=limit)
-    check_columns(rewards, rows[0])
+    check_columns(rewards, rows[0] if task is None else {**rows[0], "messages": None})
     return rewards

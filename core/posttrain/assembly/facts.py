@@ -39,7 +39,9 @@ def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> 
         "data": data.report,
         "notes": data.notes,
         "in_memory": [
-            n for n in ("model", "data", "eval_data", "reward", "teacher", "judge") if _is_object(getattr(objects, n))
+            name
+            for name in ("model", "data", "eval_data", "reward", "teacher", "judge", "environment", "tools")
+            if _is_object(getattr(objects, name))
         ],
         "strategy": {"name": run.compute.strategy.name, "world": run.compute.strategy.world},
         "versions": facts.versions(),

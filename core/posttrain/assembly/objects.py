@@ -20,4 +20,6 @@ class InMemory:
     reward: list[Callable[..., Any] | str] | None = None
     teacher: nn.Module | None = None
     judge: Callable[..., Any] | None = None
+    environment: Any = None
+    tools: list[Callable[..., Any]] | None = None
     observers: list[Any] = field(default_factory=list)

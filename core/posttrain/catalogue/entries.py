@@ -23,7 +23,7 @@ from posttrain.catalogue import permission
 from posttrain.errors import DependencyError, PluginError
 
 #: Kind of plugin -> the entry point group that it is found in.
-GROUPS = {kind: f"posttrain.{kind}s" for kind in ("method", "reward", "source", "observer", "rule")}
+GROUPS = {kind: f"posttrain.{kind}s" for kind in ("method", "reward", "source", "observer", "rule", "environment")}
 _HEADER = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE)
 _VALUE = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\s*:\s*[A-Za-z_]\w*(\.\w+)*)?(\s*\[.*\])?")
 

@@ -57,6 +57,29 @@ class Sampling:
 
 
 @dataclass
+class Episode:
+    """An answer of several turns: which tokens the model wrote, in which turn, and what came of them.
+
+    ``t`` counts all tokens behind the prompt: what was sampled, and what the environment and the template put between.
+    """
+
+    prompt_ids: Tensor
+    """Tokens ``(p,)`` of the prompt, with what the environment said first."""
+    sampled: Tensor
+    """Which tokens the model wrote, ``(t,)`` bool; these alone are learnt."""
+    turn: Tensor
+    """Turn of each token, ``(t,)`` int64, from 0."""
+    rewards: list[float]
+    """Reward of each turn; what is given for the whole episode is part of the last one's."""
+    messages: list[dict[str, Any]]
+    """All that was said behind the prompt, as messages."""
+    end: str
+    """Why it ended: "done", "turns", "tokens", "seconds", or "error"."""
+    scored: bool = True
+    """Whether the environment gave any reward; if not, the run's rewards alone count."""
+
+
+@dataclass
 class Completion:
     """One sampled answer. Its tensors lie on the CPU and may enter a loss."""
 
@@ -73,10 +96,22 @@ class Completion:
     """Why it ended: "stop" or "length". [from ``finished``]"""
     versions: Tensor | None = None
     """Version of the weights that made each token, ``(t,)`` int32, ascending; None where nobody counts."""
+    episode: Episode | None = None
+    """What it has beyond its tokens where an environment answered in between."""
 
     def __post_init__(self):
         if not self.reason:
             self.reason = "stop" if self.finished else "length"
+
+    @property
+    def count(self) -> int:
+        """Number of tokens that were sampled; the others are an environment's."""
+        return len(self.ids) if self.episode is None else int(self.episode.sampled.sum())
+
+    @property
+    def sampled_logps(self) -> Tensor:
+        """Log-probs of the sampled tokens alone, ``(count,)``."""
+        return self.logps if self.episode is None else self.logps[self.episode.sampled]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.contract.generation import Completion
+from posttrain.contract.generation import Completion, Episode
 from posttrain.contract.pad import pad_tokens, token_mask
 from posttrain.contract.views import Example, Sequence
 
@@ -44,7 +44,9 @@ class Rollout:
         """Exactly the sampled tokens behind the prompt's, never text encoded again (G11)."""
         ids = torch.cat([self.prompt_ids, self.completion.ids])
         trained = torch.zeros(len(ids), dtype=torch.bool)
-        trained[len(self.prompt_ids) :] = learn
+        episode = self.completion.episode
+        if learn:
+            trained[len(self.prompt_ids) :] = True if episode is None else episode.sampled
         teacher = self.teacher
         if teacher is not None and not learn:
             teacher = Sequence(teacher.ids, torch.zeros_like(teacher.trained))
@@ -60,13 +62,17 @@ class Rollout:
             "reward": self.reward,
             "parts": self.parts,
             "source": self.source,
-            "old_logps": completion.logps if self.old_logps is None else self.old_logps,
+            "old_logps": completion.sampled_logps if self.old_logps is None else self.old_logps,
+            "episode": None if completion.episode is None else vars(completion.episode),
         }
 
     @classmethod
     def of(cls, kept: dict[str, Any], group: int) -> Rollout:
         """A rollout from what ``kept`` gave, as one of prompt ``group`` of this step."""
-        return cls(**{**kept, "group": group, "completion": Completion(*kept["completion"])})
+        plain = dict(kept)
+        completion, episode = Completion(*plain.pop("completion")), plain.pop("episode", None)
+        completion.episode = None if episode is None else Episode(**episode)
+        return cls(**{**plain, "group": group, "completion": completion})
 
 
 #: Gives, for "policy", "reference" or "teacher" and whether statistics are wanted, each rollout's results by name.
@@ -78,7 +84,8 @@ Prefer = Callable[[list[int], list[int]], Tensor]
 class Rollouts:
     """All rollouts of a step as tensors without gradient. B rollouts, T tokens of the longest one.
 
-    ``group`` ``(B,)`` numbers the prompts from 0; ``mask``, ``sampled_logps`` ``(B, T)``; ``lengths``, ``finished``
+    Tokens that an environment put between those of the model take no place. ``group`` ``(B,)`` numbers the prompts from
+    0; ``mask``, ``sampled_logps``, ``turn`` ``(B, T)``; ``turn_rewards`` ``(B, K)``; ``lengths``, ``finished``
     ``(B,)``; ``source``, ``prompts``, ``completions`` as in the data and as text; ``columns`` of the data by name;
     ``reward_parts`` ``(B,)`` by reward. ``old_logps``, ``reference_logps``, ``teacher_logps`` ``(B, T)`` and
     ``old(name)`` cost a forward pass each, when first read.
@@ -91,10 +98,10 @@ class Rollouts:
         self._old: dict[str, Tensor] = {}
         order = {group: place for place, group in enumerate(dict.fromkeys(item.group for item in items))}
         self.group = torch.tensor([order[item.group] for item in items])  # (B,)
-        self.mask = token_mask([len(item.completion.ids) for item in items])  # (B, T)
+        self.mask = token_mask([item.completion.count for item in items])  # (B, T)
         self.lengths = self.mask.sum(1).float()  # (B,)
         self.finished = torch.tensor([item.completion.finished for item in items])  # (B,)
-        self.sampled_logps = self._padded([item.completion.logps for item in items])  # (B, T)
+        self.sampled_logps = self._padded([item.completion.sampled_logps for item in items])  # (B, T)
         self.source = [item.source for item in items]
         self.prompts = [item.columns.get("prompt") for item in items]
         self.completions = [item.completion.text for item in items]
@@ -105,6 +112,29 @@ class Rollouts:
 
     def _padded(self, rows: list[Tensor]) -> Tensor:
         return pad_tokens(torch.cat(rows), self.mask)
+
+    @cached_property
+    def turn(self) -> Tensor:
+        """Turn of each token from 0, ``(B, T)`` int64; 0 everywhere where the model answers once."""
+        found = [item.completion.episode for item in self.items]
+        rows = [
+            torch.zeros(item.completion.count, dtype=torch.long) if one is None else one.turn[one.sampled]
+            for item, one in zip(self.items, found, strict=True)
+        ]
+        return self._padded(rows)
+
+    @cached_property
+    def turn_rewards(self) -> Tensor:
+        """Reward of each turn, ``(B, K)``, 0 behind a rollout's last; they add up to the rollout's whole reward.
+
+        What other rewards than the environment's gave stands in the last turn.
+        """
+        rows = []
+        for item in self.items:
+            own = list(item.completion.episode.rewards) if item.completion.episode is not None else [0.0]
+            own[-1] += item.reward - sum(own)
+            rows.append(torch.tensor(own))
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, K)
 
     @cached_property
     def old_logps(self) -> Tensor:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import random
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -72,6 +72,12 @@ class Rows:
         if self.streaming:
             raise TypeError("streamed rows have no index; iterate over them")
         return self._rows[index]
+
+    def changed(self, change: Callable[[Row], Row], what: str) -> Rows:
+        """Rows that ``change`` makes of these, one for one; ``what`` says so in the notes. Not for streamed rows."""
+        rows = [change(row) for row in self]
+        made = hashlib.sha256(f"{self.fingerprint} {json.dumps(rows, default=repr)}".encode()).hexdigest()
+        return replace(self, _rows=rows, fingerprint=made, conversions={**self.conversions, what: len(rows)})
 
     def subset(self, indices: list[int]) -> Rows:
         """The rows at ``indices``, in that order, with their origins."""

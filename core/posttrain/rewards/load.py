@@ -86,6 +86,19 @@ def _find(spec: str | Callable[..., Any], model_loader: Any) -> tuple[str, float
     return place, weight, _installed(place)
 
 
+def function_in_file(spec: str, what: str) -> Callable[..., Any]:
+    """The function or class that ``FILE.py:NAME`` names. Raises RewardError or SettingsError."""
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise SettingsError(f"{what} '{spec}' is not of the form FILE.py:NAME.")
+    return _from_file(Path(file), name, what)
+
+
+def convert_options(name: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options of the environment ``name`` as its parameters want them. Raises SettingsError for one it lacks."""
+    return _arguments(name, function, given, "environment", ())
+
+
 def _weight(spec: str) -> tuple[str, float]:
     place, equals, text = spec.rpartition("=")
     if not equals or Path(spec).exists():

@@ -20,6 +20,7 @@ from posttrain.contract.generation import Completion, Generator, Sampling
 from posttrain.contract.rollout import Rollout
 from posttrain.errors import GeneratorLost
 from posttrain.generation.weights import weights_for
+from posttrain.rollouts.episodes import EpisodePlayer
 from posttrain.rollouts.ledger import STALE, UNKNOWN, Ledger
 from posttrain.rollouts.requests import GenerateCall, PromptRequest, answer, generate_calls
 
@@ -48,6 +49,8 @@ class Producer:
         self.run, self.generator, self.orders_of, self.ledger = run, generator, orders_of, ledger
         self.per_rollout = settings.rollouts.updates_per_rollout * settings.rollouts.minibatches_per_rollout
         self.depth = settings.rollouts.max_staleness
+        self.player: EpisodePlayer | None = None
+        """What plays episodes, where an environment answers the model."""
         self.queue: dict[int, PendingBatch] = {}
         self.restarts = 0
         self._failed_restarts = 0
@@ -98,7 +101,7 @@ class Producer:
     def answers(self, orders: list[PromptRequest], sampling: Sampling) -> list[Rollout]:
         """Rollouts of the policy as it is now, while the trainer waits; the ledger knows nothing of them."""
         self.publish()
-        calls = generate_calls(self.run.compute.strategy.scatter(orders), sampling)
+        calls = generate_calls(self.run.compute.strategy.scatter(orders), sampling, self.player)
         return answer(self.run.compute, orders, calls, self._result, self.generator.abilities.own_weights)
 
     def _issue(self, number: int) -> None:
@@ -114,7 +117,9 @@ class Producer:
             settings.sampling.top_k,
             stop,
         )
-        self.queue[number] = PendingBatch(orders, generate_calls(self.run.compute.strategy.scatter(orders), sampling))
+        self.queue[number] = PendingBatch(
+            orders, generate_calls(self.run.compute.strategy.scatter(orders), sampling, self.player)
+        )
         self._submit(self.queue[number])
 
     def _submit(self, issued: PendingBatch) -> None:

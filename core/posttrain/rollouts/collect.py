@@ -19,9 +19,11 @@ from posttrain.distillation.teacher_inputs import translate
 from posttrain.errors import RunFailed
 from posttrain.rewards import Reward
 from posttrain.rollouts.ahead import Producer
+from posttrain.rollouts.episodes import EpisodePlayer
 from posttrain.rollouts.ledger import Ledger
 from posttrain.rollouts.pool import Pool
-from posttrain.rollouts.requests import PromptRequest, fold_auxiliary_rollouts, give_rewards, reward_metrics, seed_of
+from posttrain.rollouts.requests import PromptRequest, fold_auxiliary_rollouts, give_rewards, reward_metrics
+from posttrain.rollouts.seeds import seed_of
 from posttrain.rollouts.text_metrics import text_metrics
 from posttrain.training import source
 from posttrain.training.step import shared_results
@@ -43,12 +45,21 @@ class Collected:
 class Collector:
     """Makes batches of rollouts with a generator and rewards; ``judge`` compares two answers where there is one."""
 
-    def __init__(self, run: Run, prompts: Any, generator: Generator, rewards: list[Reward], judge: Any = None):
+    def __init__(
+        self,
+        run: Run,
+        prompts: Any,
+        generator: Generator,
+        rewards: list[Reward],
+        judge: Any = None,
+        player: EpisodePlayer | None = None,
+    ):
         settings = run.plan.settings
         self.run, self.prompts, self.rewards, self.judge = run, prompts, rewards, judge
         self.order = source.order_of(len(prompts), settings.data, settings.length)
         self.ledger = Ledger()
         self.producer = Producer(run, generator, self._orders, self.ledger)
+        self.producer.player = player
 
     def collect(self, first: int, keep_old: bool) -> tuple[Collected, int]:
         """Rollouts from prompt batch ``first`` on, and how many batches they took.
@@ -233,8 +244,8 @@ class Collector:
                 ids, _ = encode_prompt(
                     prompt, run.compute.tokenizer, run.plan.settings.data, run.compute.stop_ids, tools
                 )
-                whole = torch.cat([ids, answer])
-                item.teacher = Sequence(whole, torch.arange(len(whole)) >= len(ids))
+                learnt = item.sequence().trained[len(item.prompt_ids) :]
+                item.teacher = Sequence(torch.cat([ids, answer]), torch.cat([torch.zeros(len(ids)).bool(), learnt]))
 
     def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
         """Advantages, and what else the method works out from the step, each ``(B,)`` or ``(B, T)``."""
@@ -257,7 +268,7 @@ class Collector:
         for row, item in enumerate(rollouts.items):
             learn = item.completion.finished or not self.run.plan.settings.rollouts.mask_truncated
             example = rollouts.example(row, learn)
-            length = len(item.completion.ids) if learn else 0
+            length = item.completion.count if learn else 0
             (sequence,) = example.sequences["completion"]
             sequence.per_token = {name: values[row, :length].clone() for name, values in columns.items()}
             if self.run.compute.teacher is not None:
@@ -270,7 +281,7 @@ class Collector:
         examples = []
         sampled = [item.sequence() for item in rollouts.items]
         for sequence, item in zip(sampled, rollouts.items, strict=True):
-            known = item.completion.logps  # (t,)
+            known = item.completion.sampled_logps  # (t,)
             own = item.source == "policy"
             sequence.per_token["sampled_logps"] = known if own else torch.full_like(known, torch.nan)
         for place, (chosen, rejected) in enumerate(selection.pairs or ()):

@@ -33,7 +33,7 @@ class GreedyAnswers:
     def __call__(self, run: Run) -> dict[str, float]:
         """Reward and its parts, or loss and the method's metrics; lengths and the share cut off."""
         found: dict[str, float] = {}
-        if self.collector.rewards:
+        if self.collector.rewards or self.collector.producer.player is not None:
             items = self._answers(run.plan, SampleRequest(greedy=True))
             give_rewards(run.compute, self.collector.rewards, items)
             items = [item for item in items if item.reward == item.reward]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from posttrain.rewards import Reward, score
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
+    from posttrain.rollouts.episodes import EpisodePlayer
     from posttrain.training.run import Compute
 
 #: Columns that describe a prompt to the core and are nothing to a reward.
@@ -42,11 +42,6 @@ class PromptRequest:
     """For each ask, one seed a completion."""
 
 
-def seed_of(*parts: Any) -> int:
-    """A seed from the run's seed and a place alone, the same on every machine (G7)."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
-
-
 @dataclass(eq=False)
 class GenerateCall:
     """Completions of one kind for some of this rank's orders: what a generator is asked for at one time."""
@@ -58,6 +53,8 @@ class GenerateCall:
     """Places of the orders among this rank's."""
     orders: list[PromptRequest]
     sampling: Sampling
+    player: EpisodePlayer | None = None
+    """What plays episodes, where an environment answers."""
 
     @property
     def by_policy(self) -> bool:
@@ -71,17 +68,23 @@ class GenerateCall:
 
     def run(self, generator: Any) -> list[list[Completion]]:
         """Let ``generator`` answer."""
-        return generator.generate(self.prompts, self.sampling, [order.seeds[self.place] for order in self.orders])
+        seeds = [order.seeds[self.place] for order in self.orders]
+        if self.player is not None:
+            rows = [order.row.columns for order in self.orders]
+            return self.player.play(generator, self.prompts, rows, self.sampling, seeds)
+        return generator.generate(self.prompts, self.sampling, seeds)
 
 
-def generate_calls(mine: list[PromptRequest], sampling: Sampling) -> list[GenerateCall]:
-    """Calls that answer this rank's orders, each of one kind."""
+def generate_calls(
+    mine: list[PromptRequest], sampling: Sampling, player: EpisodePlayer | None = None
+) -> list[GenerateCall]:
+    """Calls that answer this rank's orders, each of one kind; with ``player`` in episodes."""
     kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
     calls = []
     for kind, place in kinds:
         chosen = [i for i, order in enumerate(mine) if place < len(order.asks) and _kind(order.asks[place]) == kind]
         settings = replace(sampling, greedy=True) if kind.greedy else sampling
-        calls.append(GenerateCall(kind, place, chosen, [mine[i] for i in chosen], settings))
+        calls.append(GenerateCall(kind, place, chosen, [mine[i] for i in chosen], settings, player))
     return calls
 
 
@@ -110,7 +113,10 @@ def answer(
 
 
 def _paired(call: GenerateCall, found: list[list[Completion]]) -> list[list[tuple[Tensor, Completion]]]:
-    return [[(prompt, one) for one in group] for prompt, group in zip(call.prompts, found, strict=True)]
+    return [
+        [(prompt if one.episode is None else one.episode.prompt_ids, one) for one in group]
+        for prompt, group in zip(call.prompts, found, strict=True)
+    ]
 
 
 def _answering(compute: Compute, orders: list[PromptRequest], own_weights: bool) -> list[TokenModel]:
@@ -133,6 +139,8 @@ def _rollout(order: PromptRequest, place: int, prompt_ids: Tensor, completion: C
     ask = order.asks[place]
     source = "mixture" if ask.mixture else ask.source
     columns = dict(order.row.columns)
+    if completion.episode is not None:
+        columns["messages"] = completion.episode.messages
     return Rollout(
         order.place,
         prompt_ids,
@@ -198,11 +206,13 @@ def _from_data(compute: Compute, row: Any) -> tuple[Tensor, Completion]:
 def give_rewards(compute: Compute, rewards: list[Reward], items: list[Rollout]) -> int:
     """Score every item, each rank its share; returns how many got no score from any reward.
 
-    Without any reward every item is worth 0: the method learns from something else.
+    What an environment gave in an episode is added. Without any reward every item is worth 0: the method learns from
+    something else.
     """
     if not rewards:
         for item in items:
             item.reward = 0.0
+        _add_episodes(items, alone=True)
         return 0
     mine = compute.strategy.scatter(list(range(len(items))))
     names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
@@ -217,7 +227,22 @@ def give_rewards(compute: Compute, rewards: list[Reward], items: list[Rollout]) 
     for item, (value, by_name, said) in zip(items, compute.strategy.gather(scored), strict=True):
         item.reward, item.parts = value, by_name
         item.columns |= said
+    _add_episodes(items, alone=False)
     return sum(item.reward != item.reward for item in items)
+
+
+def _add_episodes(items: list[Rollout], alone: bool) -> None:
+    """Add to each rollout's reward what its environment gave: 0 for an episode that ended before it gave any.
+
+    ``alone``: there are no other rewards.
+    """
+    episodes = [item.completion.episode for item in items]
+    if not any(one is not None and (alone or one.scored) for one in episodes):
+        return
+    for item, episode in zip(items, episodes, strict=True):
+        value = sum(episode.rewards) if episode is not None else 0.0
+        item.parts = item.parts | {"environment": value}
+        item.reward = value + (item.reward if item.reward == item.reward else 0.0)
 
 
 def _opponents(items: list[Rollout], served: list[int], opponents: list[int]) -> list[tuple[int, int]]:
@@ -256,6 +281,7 @@ def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
         "completion_length": float(rollouts.lengths.mean()),
         "truncated_share": float((~rollouts.finished).float().mean()),
     }
+    found |= _episode_metrics(rollouts)
     if not rollouts.reward_parts:
         return found
     groups = [rewards[rollouts.group == g] for g in rollouts.group.unique()]
@@ -268,3 +294,19 @@ def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
     if len(rollouts.reward_parts) > 1:
         found |= {f"reward_{name}": float(part.nanmean()) for name, part in rollouts.reward_parts.items()}
     return found
+
+
+def _episode_metrics(rollouts: Rollouts) -> dict[str, float]:
+    """What the log says of episodes: turns, calls of tools and those that failed, tokens read, why they ended."""
+    episodes = [item.completion.episode for item in rollouts.items if item.completion.episode is not None]
+    if not episodes:
+        return {}
+    answers = [one for episode in episodes for one in episode.messages if one.get("role") == "tool"]
+    failed = [one for one in answers if str(one.get("content", "")).startswith("Error: ")]
+    return {
+        "turns": sum(len(one.rewards) for one in episodes) / len(episodes),
+        "tool_calls": len(answers) / len(episodes),
+        "tool_errors": len(failed) / max(1, len(answers)),
+        "environment_tokens": sum(int((~one.sampled).sum()) for one in episodes) / len(episodes),
+        "episodes_done": sum(one.end == "done" for one in episodes) / len(episodes),
+    }

@@ -11,7 +11,7 @@ from posttrain.distillation.align import Alignment
 from posttrain.errors import SettingsError
 from posttrain.rollouts.collect import Collected, Collector
 from posttrain.rollouts.overlap import OverlapAdvisor
-from posttrain.rollouts.requests import seed_of
+from posttrain.rollouts.seeds import seed_of
 from posttrain.training.source import count_steps
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Online:
             self.drawn += drawn
             self.buffer, self.metrics = collected.examples, collected.metrics
             self._write_samples(rollout, collected)
+            self._write_episodes(rollout, collected)
             self.pace.end(self.metrics["generation_seconds"])
             self._say_pace()
         update, part = divmod(phase, self.run.plan.settings.rollouts.minibatches_per_rollout)
@@ -79,6 +80,17 @@ class Online:
         order = torch.randperm(len(self.buffer), generator=generator).tensor_split(parts)[part]
         return [self.buffer[i] for i in order.tolist()]
 
+    def _write_episodes(self, number: int, collected: Collected) -> None:
+        """Every episode in full: what ``posttrain episodes`` makes rows of."""
+        for item in collected.rollouts.items:
+            episode = item.completion.episode
+            if episode is None:
+                continue
+            line = {"step": number * self.per_rollout + 1, "group": item.group, "prompt": item.columns.get("prompt")}
+            line |= {"messages": episode.messages, "reward": item.reward, "turn_rewards": episode.rewards}
+            line |= {"end": episode.end} | ({"tools": tools} if (tools := item.columns.get("tools")) else {})
+            self.run.outputs.directory.episode(line)
+
     def _write_samples(self, number: int, collected: Collected) -> None:
         items, advantages = collected.rollouts.items, collected.advantages
         for row in spread_over_groups([item.group for item in items], self.run.plan.settings.watch.samples_per_step):
@@ -88,6 +100,8 @@ class Online:
             line |= {"rewards": item.parts, "finished": item.completion.finished}
             if item.completion.versions is not None and len(item.completion.versions):
                 line["version"] = int(item.completion.versions.min())
+            if item.completion.episode is not None:
+                line |= {"messages": item.completion.episode.messages, "end": item.completion.episode.end}
             if item.source != "policy":
                 line["source"] = item.source
             known = advantages is not None and advantages.ndim == 1

@@ -16,7 +16,7 @@ from posttrain.runs.durable import recover_folder, remove, replace_text, writing
 from posttrain.runs.owner import Owner
 
 #: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
-STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl")
+STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "episodes.jsonl")
 #: All that a run writes into its directory, and all that ``--overwrite`` removes; run.json is replaced.
 WRITTEN = (*STEPPED, "events.jsonl", "report.html", "model", ".model.tmp", ".model.old", *CONTROL)
 #: What a run that was killed before it began leaves in its directory.
@@ -115,6 +115,10 @@ class RunDirectory:
         """One sampled completion."""
         self.last_sample = line
         self._append("samples.jsonl", line)
+
+    def episode(self, line: dict[str, Any]) -> None:
+        """Append an episode of several turns to ``episodes.jsonl``."""
+        self._append("episodes.jsonl", line)
 
     def ledger(self, line: dict[str, Any]) -> None:
         """What became of some prompts."""

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.settings.episodes import EpisodeSettings
 from posttrain.settings.model import ModelSettings
 from posttrain.settings.optim import OptimSettings
 from posttrain.settings.sections import (
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type] = {
     "reference": ReferenceSettings,
     "teacher": TeacherSettings,
     "rollouts": RolloutsSettings,
+    "episodes": EpisodeSettings,
     "sampling": SamplingSettings,
     "generation": GenerationSettings,
     "correction": CorrectionSettings,
@@ -47,16 +49,9 @@ EXPERT = frozenset(
         *("generation_patience", "generation_cache_tokens", "generation_rounds", "generation_process"),
         *("generation_device", "generation_dtype", "generation_gpu_memory", "correction_low", "correction_high"),
         *("minibatches_per_rollout", "reward_timeout", "judge_options", "deepspeed_config", "rdzv_endpoint"),
-        *(
-            "max_restarts",
-            "node_rank",
-            "nnodes",
-            "tensor_parallel",
-            "zero_stage",
-            "cpu_offload",
-            "observers",
-            "rule_options",
-        ),
+        *("max_restarts", "node_rank", "nnodes", "tensor_parallel", "zero_stage", "cpu_offload", "observers"),
+        "rule_options",
+        *("episode_tokens", "episode_seconds", "tool_workers", "environment_errors", "rewritten_history"),
     }
 )
 
@@ -77,6 +72,7 @@ class Settings:
     reference: ReferenceSettings
     teacher: TeacherSettings
     rollouts: RolloutsSettings
+    episodes: EpisodeSettings
     sampling: SamplingSettings
     generation: GenerationSettings
     correction: CorrectionSettings

@@ -1,0 +1,148 @@
+"""Find the environment or the tools of a run, make its rows, and what plays its episodes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.catalogue.entries import entries, load_entry, one
+from posttrain.contract.messages import is_messages
+from posttrain.data.rows import Rows
+from posttrain.data.tokens.turns import Turns, describe_tools
+from posttrain.environments.environment import ToolUse, tools_of
+from posttrain.environments.http import HttpEnvironment
+from posttrain.errors import PluginError, SettingsError, closest
+from posttrain.rewards.load import convert_options, function_in_file
+from posttrain.rollouts.episodes import EpisodePlayer
+from posttrain.settings import DataSettings
+from posttrain.settings.episodes import EpisodeSettings
+
+if TYPE_CHECKING:
+    from posttrain.training.run import Run
+
+_FORMS = "Give an installed name, file.py:CLASS, or the address of an OpenEnv server"
+
+
+@dataclass
+class Task:
+    """An environment of a run: how each episode gets its own, and what the model may call."""
+
+    name: str
+    make: Callable[[], Any]
+    kind: Any
+    """The class, or the factory itself."""
+    tools: list[dict[str, Any]]
+    """JSON schemas of its tools."""
+    scores: bool
+    """Whether it may give rewards."""
+    options: dict[str, Any]
+
+    def rows(self) -> list[dict[str, Any]] | None:
+        """The rows that it makes itself; None where the run has to bring them. Raises SettingsError."""
+        made = getattr(self.kind, "rows", None)
+        if made is None:
+            return None
+        asked = {name: self.options[name] for name in ("size", "seed") if name in self.options}
+        return made(**{name: int(value) for name, value in asked.items()})
+
+
+def installed_environments() -> list[str]:
+    """Names of all installed environments, sorted. Imports none of them."""
+    return sorted({entry.name for entry in entries("environment")})
+
+
+def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = None) -> Task | None:
+    """The environment that is named, or given as objects; None for none.
+
+    ``environment`` is a class, a function that makes one, or a list of functions, which are tools. Raises SettingsError
+    and PluginError.
+    """
+    if environment is not None and isinstance(environment, list | tuple):
+        tools, environment = list(environment), None
+    functions = list(tools or []) or [function_in_file(spec, "tool") for spec in settings.tools or []]
+    if functions:
+        kept = ToolUse(functions)  # functions have no state: one object serves all episodes
+        return Task("tools", lambda: kept, ToolUse, tools_of(kept), False, {})
+    if environment is None and settings.environment is None:
+        return None
+    kind = environment if environment is not None else _named(str(settings.environment))
+    if not callable(kind):
+        raise SettingsError(f"environment is {kind!r}, expected a class or a function that makes one. {_FORMS}.")
+    name = str(getattr(kind, "__name__", settings.environment))
+    options = dict(settings.environment_options or {})
+    own = {key: value for key, value in options.items() if key not in ("size", "seed") or key in _parameters(kind)}
+    make = functools.partial(kind, **convert_options(name, kind, own)) if own else kind
+    example = make()
+    if not callable(getattr(example, "step", None)):
+        raise SettingsError(
+            f"environment '{name}' has no method 'step', which answers a turn of the model. Derive it from "
+            "posttrain.Environment, or give it one."
+        )
+    schemas = example.tools() if callable(getattr(example, "tools", None)) else tools_of(example)
+    close = getattr(example, "close", None)
+    if close is not None:
+        close()
+    return Task(name, make, kind, schemas, True, options)
+
+
+def _parameters(kind: Any) -> list[str]:
+    try:
+        return list(inspect.signature(kind).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _named(spec: str) -> Any:
+    if spec.startswith(("http://", "https://")):
+        return functools.partial(HttpEnvironment, spec)
+    if ":" in spec and spec.rpartition(":")[0].endswith(".py"):
+        return function_in_file(spec, "environment")
+    entry = one("environment", spec)
+    if entry is None:
+        names = installed_environments()
+        if Path(spec.partition(":")[0]).suffix == ".py":
+            raise SettingsError(f"environment '{spec}': name the class after the file: {spec}:CLASS.")
+        raise SettingsError(
+            f"No environment is called '{spec}'.{closest(spec, names)} "
+            f"Installed: {', '.join(names) or 'none'}. {_FORMS}."
+        )
+    found = load_entry(entry)
+    if not callable(found):
+        raise PluginError(f"Environment '{spec}' is '{entry.value}', expected a class.")
+    return found
+
+
+def with_tools(rows: Rows, task: Task, tokenizer: Any, settings: DataSettings) -> Rows:
+    """Prompts that tell the model of the task's tools: as the chat template does it, else in a system message."""
+    if not task.tools:
+        return rows
+    turns = Turns(tokenizer, settings, set(), None)
+    if not turns.templates.source:
+        raise SettingsError(
+            f"'{task.name}' has tools, and the tokenizer has no chat template to show them in. Give one with "
+            "--chat-template FILE, or an environment without tools."
+        )
+    shown = turns.shows_tools(task.tools)
+
+    def told(row: dict[str, Any]) -> dict[str, Any]:
+        prompt = row["prompt"] if is_messages(row["prompt"]) else [{"role": "user", "content": row["prompt"]}]
+        if shown:
+            return row | {"prompt": prompt, "tools": task.tools}
+        text = describe_tools(task.tools)
+        if prompt[0]["role"] == "system":
+            return row | {"prompt": [prompt[0] | {"content": f"{prompt[0]['content']}\n\n{text}"}, *prompt[1:]]}
+        return row | {"prompt": [{"role": "system", "content": text}, *prompt]}
+
+    return rows.changed(told, f"prompts told of the tools of '{task.name}'")
+
+
+def make_player(run: Run, task: Task) -> EpisodePlayer:
+    """What plays the episodes of a run."""
+    compute, settings = run.compute, run.plan.settings
+    positions = getattr(compute.policy.inner.config.get_text_config(), "max_position_embeddings", None)
+    turns = Turns(compute.tokenizer, settings.data, compute.stop_ids, task.tools)
+    return EpisodePlayer(task.make, turns, settings.episodes, positions or None, run.outputs.say)

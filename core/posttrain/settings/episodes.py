@@ -1,0 +1,53 @@
+"""Options of answers that take several turns: the environment, its tools, and their limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posttrain.errors import SettingsError
+from posttrain.settings.limits import at_least
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """Tools and environments that answer the model's turns (online methods)."""
+
+    environment: str | None = None
+    """Environment that answers the model: an installed name (posttrain list-environments), file.py:CLASS, or the
+    address of an OpenEnv server (http://HOST:PORT)."""
+    environment_options: dict[str, str] | None = None
+    """Options of the environment, as NAME=VALUE; size and seed are those of the rows that it makes."""
+    tools: list[str] | None = None
+    """Functions that the model may call before it answers: file.py:FUNCTION. May be repeated."""
+    max_turns: int = 8
+    """Turns of the model in one episode."""
+    episode_tokens: int | None = None
+    """Longest episode in tokens behind the prompt, answers of the environment included. [as many as the model has
+    positions]"""
+    episode_seconds: float = 600.0
+    """Seconds after which an episode ends with the turn it is in; 0 sets no limit."""
+    tool_timeout: float = 60.0
+    """Seconds that an environment may take to answer one turn; 0 sets no limit."""
+    tool_workers: int = 32
+    """Episodes whose environments answer at the same time."""
+    environment_errors: Literal["end", "drop", "stop"] = "stop"
+    """What an environment that raises or takes too long does: end its episode there, drop it (nothing is learnt from
+    it), or stop the run. Errors of a tool are told to the model."""
+    rewritten_history: Literal["keep", "refuse"] = "keep"
+    """Where a chat template shows earlier turns in another way later on (thinking left out): keep what was sampled and
+    say so, or refuse to train."""
+
+    def check(self) -> None:
+        """Raise SettingsError for a value that no run can have."""
+        at_least("max-turns", self.max_turns, 1)
+        at_least("episode-tokens", self.episode_tokens, 1)
+        at_least("tool-workers", self.tool_workers, 1)
+        if self.environment is not None and self.tools:
+            raise SettingsError(
+                f"environment is '{self.environment}' and tools are {', '.join(self.tools)}. Expected one of the two: "
+                "an environment brings its own tools."
+            )
+        for name in ("episode_seconds", "tool_timeout"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name.replace('_', '-')} is {getattr(self, name)}, expected 0 or more seconds.")
