@@ -30,6 +30,12 @@ _KIMI = re.compile(
     r"<\|tool_call_begin\|>\s*(?:functions\.)?([\w.-]+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>(.*?)<\|tool_call_end\|>",
     re.DOTALL,
 )
+_GEMMA = re.compile(r"<\|tool_call>call:([\w.-]+)\{(.*?)\}<tool_call\|>", re.DOTALL)
+_GEMMA_PAIR = re.compile(r'([\w.-]+):(<\|"\|>.*?<\|"\|>|\[.*?\]|\{.*?\}|[^,]*)(?:,|\Z)', re.DOTALL)
+_INVOKE = re.compile(r'<(?:\w+:)?invoke name="([^"]+)">(.*?)</(?:\w+:)?invoke>', re.DOTALL)
+_INVOKE_PAIR = re.compile(r'<(?:\w+:)?parameter name="([^"]+)"[^>]*>(.*?)</(?:\w+:)?parameter>', re.DOTALL)
+_CHANNEL = re.compile(r"<\|channel\|>(\w+)[^<]*<\|message\|>(.*?)(?=<\|end\|>|<\|start\|>|<\|return\|>|\Z)", re.DOTALL)
+_LFM = re.compile(r"<\|tool_call_start\|>(.*?)(?:<\|tool_call_end\|>|\Z)", re.DOTALL)
 _PYTHONIC = re.compile(r"\[\s*\w+\(.*\)\s*\]", re.DOTALL)
 
 
@@ -138,6 +144,36 @@ def _pythonic(text: str) -> list[Call]:
         return [broken(text, "expected [name(argument=value)]")]
 
 
+def _harmony(text: str) -> Parsed:
+    """Channels: what is meant for a function is a call, the last other message is the answer."""
+    _, calls = _matches(_HARMONY, "<|start|>")(text)
+    said = [words for channel, words in _CHANNEL.findall(text) if channel.strip() == "final"]
+    return (said[-1].strip() if said else "" if calls or "<|channel|>" in text else text.strip()), calls
+
+
+def _lfm(text: str) -> Parsed:
+    """Python's list of calls between two tokens."""
+    return _LFM.sub("", text).strip(), [one for inner in _LFM.findall(text) for one in _pythonic(inner.strip())]
+
+
+def _gemma(text: str) -> Parsed:
+    """``call:NAME{KEY:VALUE}``, texts between quotes that are one token."""
+    calls = []
+    for name, inner in _GEMMA.findall(text):
+        pairs = {key: _value(value.replace('<|"|>', '"')) for key, value in _GEMMA_PAIR.findall(inner)}
+        calls.append(call(name, pairs))
+    return _GEMMA.sub("", text).strip(), calls
+
+
+def _invokes(text: str) -> Parsed:
+    """``<invoke name="NAME">`` with a ``<parameter name="KEY">`` for each argument, with or without a namespace."""
+    calls = [
+        call(name, {key: _value(value) for key, value in _INVOKE_PAIR.findall(inner)})
+        for name, inner in _INVOKE.findall(text)
+    ]
+    return text.partition("<")[0].strip(), calls
+
+
 def _matches(pattern: re.Pattern[str], begin: str) -> Callable[[str], Parsed]:
     def parse(text: str) -> Parsed:
         calls = [_named(name, arguments.strip(), arguments) for name, arguments in pattern.findall(text)]
@@ -148,9 +184,12 @@ def _matches(pattern: re.Pattern[str], begin: str) -> Callable[[str], Parsed]:
 
 #: What a rendered call contains -> how such calls are read, the most particular first.
 FORMS: tuple[tuple[str, Callable[[str], Parsed]], ...] = (
-    ("<｜tool▁call▁begin｜>", _matches(_DEEPSEEK, "<｜tool▁calls▁begin｜>")),
-    ("<|tool_call_begin|>", _matches(_KIMI, "<|tool_calls_section_begin|>")),
-    ("to=functions.", _matches(_HARMONY, "<|start|>assistant<|channel|>commentary")),
+    ("<｜tool▁call▁begin｜>", _matches(_DEEPSEEK, "<｜tool▁call")),
+    ("<|tool_call_begin|>", _matches(_KIMI, "<|tool_call")),
+    ("to=functions.", _harmony),
+    ("<|tool_call_start|>", _lfm),
+    ("<|tool_call>call:", _gemma),
+    ("invoke name=", _invokes),
     ("[TOOL_CALLS]", _mistral),
     ("<tool_call>", _tags),
     ("<function=", _functions),
@@ -181,6 +220,8 @@ def parse(text: str, form: Callable[[str], Parsed]) -> dict[str, Any]:
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """What stands inside ``<think>`` at the beginning, and the rest."""
+    """What stands inside ``<think>`` at the beginning, or in the channel for it, and the rest."""
+    if thought := [words for channel, words in _CHANNEL.findall(text) if channel == "analysis"]:
+        return "\n".join(map(str.strip, thought)), text
     head, found, rest = text.partition("</think>")
     return (head.replace("<think>", "", 1).strip(), rest.strip()) if found else ("", text)

@@ -31,7 +31,6 @@ class Turns:
         self.tokenizer = tokenizer
         self.templates = Templates(tokenizer, settings)
         self.stop_ids = stop_ids
-        self.stops = [tokenizer.decode([one]) for one in sorted(stop_ids)]
         self.tools = tools if tools and self.shows_tools(tools) else None
         self.has_tool_role = self._has_tool_role()
         self._form = self._call_form()
@@ -61,20 +60,47 @@ class Turns:
         ``history`` is the conversation before the turn, ``said`` the turn, ``answers`` the environment's messages,
         all as ``plain`` gives them. Raises DataError where the template refuses them.
         """
-        ended = bool(len(ids)) and int(ids[-1]) in self.stop_ids
-        bare = {"role": "assistant", "content": _SAID}
-        shown = bare | ({"tool_calls": said["tool_calls"]} if said.get("tool_calls") else {})
-        closing = self._behind([*history, bare], self.tools)
-        alone = self._behind([*history, shown], self.tools)
-        whole = self._behind([*history, shown, *answers], self.tools, ask=True)
-        if not whole.startswith(alone):  # the last turn is closed in another way than one in the middle
-            alone = whole[: len(whole) - len(self._answers_alone(history, shown, answers, whole))]
-            closing = alone if not said.get("tool_calls") else closing
-        if ended:
-            stop = next((one for one in self.stops if closing.startswith(one)), "")
-            closing = closing[len(stop) :]
-        text = closing + whole[len(alone) :]
-        return self._ids(text)
+        stop = self.tokenizer.decode(ids[-1:]) if len(ids) and int(ids[-1]) in self.stop_ids else None
+        said = {name: value for name, value in said.items() if name != "reasoning_content"}
+        for shown in (said, said | {"content": ""}) if said.get("tool_calls") else (said,):
+            found = self._appended(history, shown, answers, stop)
+            if found is not None:
+                return self._ids(found)
+        return self._ids(self._behind_sentinel(history, said, answers, stop))
+
+    def _appended(self, history: list[Message], said: Message, answers: list[Message], stop: str | None) -> str | None:
+        """The text between where the template only appends; None where it writes the turn anew, or nothing ended it."""
+        before = self._text(history, self.tools, ask=True)
+        alone = self._text([*history, said], self.tools)
+        whole = self._text([*history, said, *answers], self.tools, ask=True)
+        if stop is None or not whole.startswith(alone):
+            return None
+        shared = next((i for i, (a, b) in enumerate(zip(before, alone, strict=False)) if a != b), len(before))
+        place = alone.find(stop, shared) if said.get("tool_calls") is None else alone.rfind(stop, shared)
+        rest = whole[len(alone) :]
+        if place >= 0:
+            return alone[place + len(stop) :] + rest
+        return rest.removeprefix(stop)  # some end a turn with the first token of the next one
+
+    def _behind_sentinel(self, history: list[Message], said: Message, answers: list[Message], stop: str | None) -> str:
+        """The text behind a turn whose words are replaced by one that can be found again."""
+        whole = self._text([*history, said | {"content": _SAID}, *answers], self.tools, ask=True)
+        place = whole.rfind(_SAID)
+        if place < 0:
+            raise DataError(
+                "the chat template leaves out what the model said in an earlier turn; no episode can go on."
+            )
+        rest = whole[place + len(_SAID) :]
+        if said.get("tool_calls"):  # calls are written behind the words, and were sampled
+            same = self._text([*history, said | {"content": _SAID}], self.tools)
+            calls = same[same.rfind(_SAID) + len(_SAID) :]
+            calls = calls[: calls.rfind(stop)] if stop and stop in calls else calls
+            rest = rest[next((i for i, (a, b) in enumerate(zip(rest, calls, strict=False)) if a != b), len(calls)) :]
+        if stop is None or rest.startswith(stop):
+            return rest.removeprefix(stop or "")
+        first = self._ids(rest)[:1]  # another token ends a turn in the middle than the one that ends the last
+        special = len(first) and int(first[0]) in self.tokenizer.all_special_ids
+        return rest.removeprefix(self.tokenizer.decode(first)) if special else rest
 
     def opening(self, messages: list[Message]) -> Tensor:
         """Tokens ``(p,)`` of a prompt."""
@@ -107,24 +133,6 @@ class Turns:
         kept = ids[:-1] if len(ids) and int(ids[-1]) in self.stop_ids else ids
         text: str = self.tokenizer.decode(kept, skip_special_tokens=False)
         return text
-
-    def _answers_alone(self, history: list[Message], shown: Message, answers: list[Message], whole: str) -> str:
-        """The end of ``whole`` that depends on the answers: from where others would differ, back to their turn."""
-        marked = [one | {"content": f"{_SAID}{place}"} for place, one in enumerate(answers)]
-        other = self._behind([*history, shown, *marked], self.tools, ask=True)
-        same = next((i for i, (a, b) in enumerate(zip(whole, other, strict=False)) if a != b), len(whole))
-        head = whole[:same]
-        cut = max((head.find(stop) + len(stop) for stop in self.stops if stop in head), default=0)
-        return whole[cut:]
-
-    def _behind(self, messages: list[Message], tools: Any, ask: bool = False) -> str:
-        text = self._text(messages, tools, ask)
-        place = text.rfind(_SAID)
-        if place < 0:
-            raise DataError(
-                "the chat template leaves out what the model said in an earlier turn; no episode can go on."
-            )
-        return text[place + len(_SAID) :]
 
     def _text(self, messages: list[Message], tools: Any, ask: bool = False) -> str:
         return self.templates.render(messages, tools, "this episode", ask)
