@@ -246,3 +246,62 @@ def test_errors_of_tools_are_told_to_the_model():
     assert said(call("halve", {})) == ["Error: halve: the argument 'number' is missing."]
     assert said(call("halve", {"number": "x"})) == ["Error: halve: 'number' is \"x\", expected a number."]
     assert said(call("leave", {})) == ["Error: SystemExit: 1"]
+
+
+def test_options_of_an_environment_reach_it_and_its_rows(train):
+    class Counts(Echo):
+        def __init__(self, step: int = 1):
+            self.step_size = step
+
+        @classmethod
+        def rows(cls, size=2, seed=0):
+            return [{"prompt": "ab" * (1 + seed)} for _ in range(size)]
+
+        def step(self, message):
+            return Observation("h", float(self.step_size), done=True)
+
+    options = {"step": "3", "size": "4", "seed": "1"}
+    run = train(environment=Counts, data=None, environment_options=options, steps=2, max_new_tokens=20)
+    assert {one["reward"] for one in episodes(run)} <= {0.0, 3.0}  # 0 where the answer was cut off
+    assert {one["prompt"] for one in episodes(run)} == {"abab"}
+    with pytest.raises(SettingsError, match=r"Environment 'Counts' has no option 'stop'\. Did you mean 'step'\?"):
+        train(environment=Counts, environment_options={"stop": "3"})
+    with pytest.raises(SettingsError, match=r"Environment 'Echo' makes no rows\. Give the prompts: --data FILE"):
+        train(data=None)
+    with pytest.raises(SettingsError, match="'sft' learns from data, and an environment or tools answer"):
+        train("sft", data=[{"prompt": "a", "completion": "b"}])
+
+
+def test_so_many_environments_answer_at_one_time(train):
+    running, most = [], []
+
+    class Busy(Echo):
+        def step(self, message):
+            running.append(self)
+            most.append(len(running))
+            time.sleep(0.01)
+            running.remove(self)
+            return super().step(message)
+
+    train(environment=Busy, tool_workers=2, steps=1)
+    assert max(most) == 2
+
+
+def test_thinking_that_the_template_leaves_out_is_kept_or_refused(train, capsys):
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('g')[-1] }}"
+        "{% else %}{{ m.content }}{% endif %}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+
+    def run(**changes):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = template
+        # the tiny model cannot write <think>: what it says is read as if all of it had been thought
+        tokenizer.response_schema = {"type": "object"}
+        tokenizer.parse_response = lambda text: {"content": f"g{text}", "reasoning_content": "g"}
+        return train(tokenizer=tokenizer, data=TALKS, steps=1, **changes)
+
+    run()
+    assert "Refuse with: --rewritten-history refuse" in capsys.readouterr().out
+    with pytest.raises(SettingsError, match="leaves out of earlier turns what the model wrote there"):
+        run(rewritten_history="refuse")

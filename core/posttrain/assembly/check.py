@@ -14,6 +14,7 @@ from posttrain.runs.report.page import library
 from posttrain.runs.rules.registry import active_rules
 from posttrain.runs.trackers import check_tracker
 from posttrain.settings import DistributedSettings, Settings
+from posttrain.settings.episodes import EpisodeSettings
 from posttrain.settings.values import check_values
 
 if TYPE_CHECKING:
@@ -29,11 +30,22 @@ def check_strategy(name: str, settings: DistributedSettings) -> None:
             )
 
 
+def check_episodes(card: Card, settings: EpisodeSettings, objects: InMemory) -> None:
+    """Raise SettingsError for an environment or tools where nothing is sampled."""
+    given = settings.environment or objects.environment or settings.tools or objects.tools
+    if given and not card.online:
+        raise SettingsError(
+            f"'{card.name}' learns from data, and an environment or tools answer a model that is sampled from. Leave them "
+            "out, or choose an online method: posttrain list-methods --schema prompt"
+        )
+
+
 def check_settings(card: Card, settings: Settings, objects: InMemory) -> None:
     """Raise SettingsError for settings that the method or each other rule out."""
     if not settings.model.model and objects.model is None:
         raise SettingsError("No model was given. Name a folder, a Hub id or a .gguf file: --model MODEL")
-    if not settings.data.data and objects.data is None:
+    own = settings.episodes.environment is not None or objects.environment is not None  # which may bring rows
+    if not settings.data.data and objects.data is None and not own:
         raise SettingsError(f"No data was given. '{card.name}' takes {' or '.join(card.schemas)} rows: --data FILE")
     if objects.model is not None and objects.tokenizer is None:
         raise SettingsError("A model in memory needs its tokenizer: train(..., model=model, tokenizer=tokenizer)")

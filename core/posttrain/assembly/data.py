@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.assembly.check import check_needed_columns, check_settings
+from posttrain.assembly.check import check_episodes, check_needed_columns, check_settings
 from posttrain.assembly.environment import Task, find_task, with_tools
 from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
@@ -55,10 +55,13 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     card = method.card
     check_settings(card, settings, objects)
     accepted = card.schemas
+    check_episodes(card, settings.episodes, objects)
     task = find_task(settings.episodes, objects.environment, objects.tools) if card.online else None
     given: Any = objects.data if objects.data is not None else settings.data.data
     if not given and task is not None:
         given = task.rows()
+        if not given:
+            raise SettingsError(f"Environment '{task.name}' makes no rows. Give the prompts: --data FILE")
     rows = read_rows(given, accepted, settings.data)
     held_out: Any = None
     if objects.eval_data is not None or settings.data.eval_data:

@@ -106,10 +106,10 @@ def _mismatch(function: Callable[..., Any], arguments: Any) -> str:
     unknown = [name for name in arguments if name not in parameters]
     if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return f"it has no argument '{unknown[0]}'. Arguments: {', '.join(parameters) or 'none'}."
-    missing = [name for name, one in parameters.items() if one.default is one.empty and name not in arguments]
-    if missing := [
-        name for name in missing if parameters[name].kind not in (inspect._VAR_KEYWORD, inspect._VAR_POSITIONAL)
-    ]:  # type: ignore[attr-defined]
+    open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    needed = [name for name, one in parameters.items() if one.default is one.empty and one.kind not in open_ended]
+    missing = [name for name in needed if name not in arguments]
+    if missing:
         return f"the argument '{missing[0]}' is missing."
     kinds = typing.get_type_hints(function)
     for name, value in arguments.items():

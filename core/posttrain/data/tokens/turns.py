@@ -142,7 +142,7 @@ class Turns:
 
     def _has_tool_role(self) -> bool:
         call = {"type": "function", "id": "call00000", "function": _KNOWN}
-        talk = [
+        talk: list[Message] = [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "name": "known_name", "tool_call_id": "call00000", "content": _SAID},
@@ -155,7 +155,8 @@ class Turns:
 
     def _call_form(self) -> Callable[[str], parsing.Parsed]:
         call = {"type": "function", "id": "call00000", "function": _KNOWN}
-        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        asked: Message = {"role": "user", "content": "a"}
+        talk = [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
         try:
             before = self._text(talk[:1], None, ask=False)
             return parsing.parser_of(self._text(talk, None)[len(before) :])

@@ -10,7 +10,7 @@ def settle_kernels(module: nn.Module) -> None:
     for layer in module.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # One pass in evaluation mode would repack the weights for a kernel that passes no gradient on.
-            layer.support_avx512bf16_for_cpu = False
+            setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  (of bitsandbytes alone)
         if _is_int8(layer) and next(layer.parameters()).device.type == "cpu":
             layer.__class__ = _in_training(type(layer))
             layer.train()
