@@ -35,8 +35,8 @@ def check_episodes(card: Card, settings: EpisodeSettings, objects: InMemory) -> 
     given = settings.environment or objects.environment or settings.tools or objects.tools
     if given and not card.online:
         raise SettingsError(
-            f"'{card.name}' learns from data, and an environment or tools answer a model that is sampled from. Leave them "
-            "out, or choose an online method: posttrain list-methods --schema prompt"
+            f"'{card.name}' learns from data, and an environment or tools answer a model that is sampled from. Leave "
+            "them out, or choose an online method: posttrain list-methods --schema prompt"
         )
 
 
