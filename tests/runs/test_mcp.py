@@ -13,7 +13,7 @@ from posttrain.runs.owner import started
 
 mcp = pytest.importorskip("mcp")
 ROOT = Path(__file__).resolve().parent.parent.parent
-READING = ["list_runs", "metrics", "alerts", "samples", "compare", "verdict"]
+READING = ["list_runs", "metrics", "alerts", "samples", "compare", "verdict", "explain"]
 
 
 def answer(result):

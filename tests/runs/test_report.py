@@ -70,6 +70,11 @@ def test_alerts_stand_on_the_page_with_step_evidence_and_suggestion(write_run):
         assert part in text
 
 
+def test_a_run_that_failed_says_how_it_ended(write_run):
+    (run,) = report_data([read_run(write_run(end="failed").path)])["runs"]
+    assert ["how it ended", "failed it is"] in run["facts"]
+
+
 def test_several_runs_are_compared_and_their_options_told_apart(write_run, tmp_path, monkeypatch, capsys):
     write_run("a", settings={"learning_rate": 1e-3, "seed": 1})
     write_run("b", settings={"learning_rate": 1e-5, "seed": 1}, end="failed")

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from posttrain.errors import DependencyError, SettingsError
@@ -26,7 +28,9 @@ class Alarm:
 
 
 @pytest.fixture
-def tracked(train_grpo, tmp_path):
+def tracked(train_grpo, tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "CREDIT", 1000.0)  # every step, on however slow a machine
+
     def call(name, **keywords):
         run = train_grpo(tmp_path / "tracked", track=[name], steps=3, observers=[Alarm()], eval_data=None, **keywords)
         assert "tracker-failed" not in [event["code"] for event in run.outputs.directory.events()]
@@ -101,6 +105,36 @@ def test_mlflow_holds_the_same_numbers_options_and_a_table(tracked, tmp_path, mo
     assert stored.data.params["group_size"] == "4"
     assert "all 0" in stored.data.tags["alert.dead-reward"]
     assert client.list_artifacts(stored.info.run_id, "completions")
+
+
+class Slow:
+    """A tracker whose every call takes a while by the clock of the test."""
+
+    def __init__(self, now):
+        self.now, self.steps = now, []
+
+    def log(self, values, step):
+        self.now[0] += 0.05
+        self.steps.append(step)
+
+    def finish(self):
+        pass
+
+
+def test_short_steps_are_thinned_so_that_a_tracker_takes_a_hundredth_of_the_time(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(trackers.time, "monotonic", lambda: now[0])
+    tracker = trackers.Tracker("tensorboard")
+    tracker.inner, tracker._begun, tracker._told = Slow(now), now[0], 1e9
+    tracker._tail = trackers.Tail(Path("nowhere"))
+    tracker._run = SimpleNamespace(step=5000)
+    for step in range(1, 5001):
+        now[0] += 0.01
+        tracker.posttrain_step_done(step=step, metrics={"step": step, "loss": 1.0})
+    steps = tracker.inner.steps
+    tracker.posttrain_run_finished(run=None)
+    assert 5 <= len(steps) <= 1 + (trackers.CREDIT + 0.01 * (now[0] - 100)) / 0.05 + 1
+    assert (steps[0], steps[-1]) == (1, 5000)
 
 
 def test_an_unknown_tracker_is_one_line(train_grpo, tmp_path):

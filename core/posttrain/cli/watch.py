@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json
@@ -73,7 +74,7 @@ def _lines(completion: bool) -> Callable[[RunReader, dict[str, list[dict]]], Non
 
     def show(run: RunReader, new: dict[str, list[dict]]) -> None:
         if new["metrics"]:
-            left = run.seconds_left()
+            left: Any = run.seconds_left()
             words = [f"{run.name}  {run.step}/{run.total}", *map(str, shown_metrics(run.last, run.metrics[-40:-1]))]
             print("  ".join([*words, *([f"{clock(left)} left"] if is_number(left) else [])]))
         for event in new["events"]:

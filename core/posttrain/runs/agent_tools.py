@@ -8,11 +8,13 @@ from typing import Any
 
 from posttrain.errors import CheckpointError
 from posttrain.runs.control import CHECKPOINT, STOP, ask
+from posttrain.runs.explanation import explain
 from posttrain.runs.metrics import describe_metric, is_number, is_online, key_metrics, metric_notes
-from posttrain.runs.reading import ENDED, RunReader, read_run
+from posttrain.runs.reading import RunReader, read_run
 from posttrain.runs.report.completions import readable
 from posttrain.runs.report.differences import differences, flat_configuration
 from posttrain.runs.report.series import curves
+from posttrain.runs.verdict import judge
 
 #: Numbers of one answer at most, so that it fits into what an agent reads.
 POINTS = 2_000
@@ -26,7 +28,7 @@ class RunTools:
 
     def reading(self) -> list[Callable[..., Any]]:
         """Return the tools that only read."""
-        return [self.list_runs, self.metrics, self.alerts, self.samples, self.compare, self.verdict]
+        return [self.list_runs, self.metrics, self.alerts, self.samples, self.compare, self.verdict, self.explain]
 
     def controlling(self) -> list[Callable[..., Any]]:
         """Return the tools that change what a run does."""
@@ -88,14 +90,12 @@ class RunTools:
         return {"differences": shown, "runs": listed}
 
     def verdict(self, run: str) -> dict[str, Any]:
-        """Judge a run: its state, why, and what to do first."""
-        reader = self._read(run)
-        alerts = reader.alerts
-        last = next((event for event in reversed(reader.events) if event.get("code") in (*ENDED, "started")), {})
-        words = [str(last.get("message", "")), *(f"{alert['code']}: {alert['message']}" for alert in alerts[-3:])]
-        todo = [one.get("suggestion") for one in [*reversed(alerts), last] if one.get("suggestion")]
-        found = {"run": run, "state": reader.state(), "step": reader.step, "total": reader.total}
-        return found | {"why": words, "what_to_do": todo[:3]}
+        """Judge a run: its state (healthy, suspicious, failed, finished, interrupted), why, and what to do first."""
+        return judge(self._path(run)).facts() | {"run": run}
+
+    def explain(self, run: str) -> dict[str, Any]:
+        """Explain a run: why it ended, everything that looks wrong, what to change first, how its metrics moved."""
+        return explain(self._path(run)) | {"run": run}
 
     def stop(self, run: str) -> str:
         """Ask a run to end after its step; it saves a checkpoint and can be resumed."""

@@ -110,7 +110,7 @@ def metric_notes(method: str) -> dict[str, str]:
 def parse_notes(text: str) -> dict[str, str]:
     """Read the section "Metrics:" of a method's docstring: ``- name, other: words`` becomes an entry for each name."""
     section = _SECTION.search(text + "\n")
-    notes = {}
+    notes: dict[str, str] = {}
     for item in re.split(r"(?m)^- ", section.group(1) if section else "")[1:]:
         names, _, words = " ".join(item.split()).partition(": ")
         notes |= {name.strip(): words for name in names.split(",")}

@@ -28,6 +28,8 @@ PROJECT = "posttrain"
 COLUMNS = ("step", "prompt", "completion", "reward", "finished")
 #: Seconds between two tables of completions, and completions of a table, the newest ones.
 PAUSE, ROWS = 30.0, 100
+#: Telling a tracker of steps may take this part of a run's time, and so many seconds at its beginning.
+SHARE, CREDIT = 0.01, 0.2
 
 
 def check_tracker(name: str) -> None:
@@ -41,13 +43,18 @@ def check_tracker(name: str) -> None:
 
 
 class Tracker:
-    """An observer that passes on options, metrics, alerts and completions. What a tracker raises never ends the run."""
+    """An observer that passes on options, metrics, alerts and completions. What a tracker raises never ends the run.
+
+    Where steps are so short that telling of each would cost more than ``SHARE``, some are left out; never the last.
+    """
 
     def __init__(self, name: str):
         self.name = name
         self.inner: GeneralTracker | None = None
         self.broken = False
-        self._told = 0.0
+        self._told = self._begun = self._spent = 0.0
+        self._left_out: tuple[int, dict[str, Any]] | None = None
+        """The newest step, where the tracker was not told of it."""
         self._rows: list[list[Any]] = []
         self._tail: Tail | None = None
         self._run: Any = None
@@ -57,14 +64,18 @@ class Tracker:
         """Begin a run of the tracker, with the options of this one."""
         self._run = run
         self._tail = Tail(run.path / "samples.jsonl")
+        self._begun = time.monotonic()
         self._guarded(self._start)
 
     @hookimpl
     def posttrain_step_done(self, step: int, metrics: dict[str, Any]) -> None:
         """Pass on the numbers of a step; completions now and then."""
-        values = {name: value for name, value in metrics.items() if is_number(value) and name != "step"}
-        self._guarded(lambda: self._log(values, step))
-        if time.monotonic() - self._told >= PAUSE:
+        begun = time.monotonic()
+        self._left_out = (step, metrics)
+        if self._spent <= CREDIT + SHARE * (begun - self._begun):
+            self._guarded(self._log)
+            self._spent += time.monotonic() - begun
+        if begun - self._told >= PAUSE:
             self._guarded(lambda: self._table(step))
 
     @hookimpl
@@ -91,9 +102,12 @@ class Tracker:
         values = {"method": settings["method"]} | settings["settings"] | settings["options"]
         self.inner.store_init_configuration({name: _plain(value) for name, value in values.items()})
 
-    def _log(self, values: dict[str, float], step: int) -> None:
-        assert self.inner is not None  # started, or broken
-        self.inner.log(values, step=step)
+    def _log(self) -> None:
+        if self.inner is not None and self._left_out is not None:
+            step, metrics = self._left_out
+            values = {name: value for name, value in metrics.items() if is_number(value) and name != "step"}
+            self._left_out = None
+            self.inner.log(values, step=step)
 
     def _table(self, step: int) -> None:
         assert self._tail is not None  # set with the run
@@ -105,6 +119,7 @@ class Tracker:
 
     def _end(self) -> None:
         if self.inner is not None:
+            self._guarded(self._log)
             self._guarded(lambda: self._table(self._run.step))
             self._guarded(self.inner.finish)  # type: ignore[arg-type]
             self.inner = None

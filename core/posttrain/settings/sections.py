@@ -308,7 +308,8 @@ class WatchSettings:
     """Keep report.html in the run directory: one page with curves, alerts and completions. [for runs of more than a
     minute]"""
     track: list[str] | None = None
-    """Trackers that get metrics, alerts and completions: tensorboard, trackio, wandb, mlflow."""
+    """Trackers that get metrics, alerts and completions: tensorboard, trackio, wandb, mlflow. Of very short steps they
+    get some, of others every one."""
     observers: list[str] | None = None
     """Installed observers to load."""
     verify_saved: bool = True

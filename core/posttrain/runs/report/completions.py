@@ -36,7 +36,7 @@ def chosen_completions(samples: list[Sample], size: int = BYTES) -> list[dict[st
     for sample in samples:
         by_prompt.setdefault(text_of(sample.get("prompt")), []).append(sample)
     order = sorted(by_prompt, key=lambda text: -len({sample.get("step") for sample in by_prompt[text]}))
-    found = []
+    found: list[dict[str, Any]] = []
     for prompt in order[:_PROMPTS]:
         rows = _rows(by_prompt[prompt], size // 4)
         one = {"prompt": _cut(prompt), "completions": rows}
@@ -68,7 +68,7 @@ def _spread(samples: list[Sample], at_most: int) -> list[Sample]:
 def _row(sample: Sample) -> list[Any]:
     parts = sample.get("rewards")
     named = {name: round(v, 4) for name, v in parts.items() if is_number(v)} if isinstance(parts, dict) else {}
-    reward = sample.get("reward")
+    reward: Any = sample.get("reward")
     shown = round(reward, 4) if is_number(reward) else None
     return [sample.get("step"), _cut(str(sample.get("completion", ""))), shown, named, sample.get("finished")]
 

@@ -74,6 +74,9 @@ def _facts(run: RunReader) -> list[list[str]]:
         known = [line[name] for line in [*_first_evaluation(run), *run.metrics] if is_number(line.get(name))]
         if known:
             rows.append([f"{name.replace('_', ' ')}, first to last", f"{known[0]:.4g} to {known[-1]:.4g}"])
+    ends = [event["message"] for event in run.events if event.get("code") in ("failed", "stopped", "interrupted")]
+    if ends and run.state() in ("failed", "stopped", "interrupted"):
+        rows.append(["how it ended", ends[-1]])
     if last.get("peak_memory_mb"):
         rows.append(["peak memory", f"{last['peak_memory_mb'] / 1024:.2f} GiB"])
     return rows

@@ -63,7 +63,7 @@ def charts(names: Iterable[str], notes: dict[str, str], several: bool) -> list[d
         members.sort(key=lambda name: (name.startswith("eval_"), name != title))
         first = describe_metric(members[0], online)
         note = " ".join(dict.fromkeys(notes[plain] for name in members if (plain := _plain(name)) in notes))
-        chart = {"title": _words(title), "part": "Machine" if first.topic in MACHINE else "Curves"}
+        chart: dict[str, Any] = {"title": _words(title), "part": "Machine" if first.topic in MACHINE else "Curves"}
         chart |= {"unit": first.unit, "better": first.better, "note": note, "metrics": members}
         found.append((TOPICS.index(first.topic), chart))
     return [chart for _, chart in sorted(found, key=lambda item: item[0])]

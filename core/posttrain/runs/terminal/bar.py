@@ -13,8 +13,8 @@ from rich.text import Text
 
 from posttrain.runs.terminal.words import Shown, alert_words, clock, sample_words, shown_metrics
 
-#: Seconds between two drawings at least: drawing costs about a millisecond, and a step may take less.
-_PAUSE = 0.2
+#: Seconds between two drawings at least, and which part of the time drawing may take at most: a step may take less.
+_PAUSE, _SHARE = 0.2, 100
 COLORS = {"good": "green", "bad": "red", "": ""}
 SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -27,6 +27,8 @@ class Bar:
         self.console = Console(file=stream, force_terminal=True, highlight=False, markup=False)
         self._live: Live | None = None
         self._drawn = 0.0
+        self._cost = 0.0
+        """Seconds that the last drawing took."""
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
@@ -36,16 +38,17 @@ class Bar:
         self, line: dict[str, Any], history: list[dict[str, Any]], left: float, sample: dict[str, Any] | None
     ) -> None:
         """Draw the state after a step, unless the last drawing was a moment ago."""
-        now = time.monotonic()
+        begun = time.monotonic()
         last = line["step"] >= self.total
-        if now - self._drawn < _PAUSE and not last:
+        if begun - self._drawn < max(_PAUSE, _SHARE * self._cost) and not last:
             return
-        self._drawn = now
         if self._live is None:
             # no thread of its own: it would take time from every step
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
         self._live.update(self._drawing(line, history, left, sample), refresh=True)
+        self._drawn = time.monotonic()
+        self._cost = self._drawn - begun
         if last:
             self.close()
 
