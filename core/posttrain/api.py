@@ -21,6 +21,7 @@ from posttrain.catalogue.modifiers import apply_modifiers, described
 from posttrain.distributed.restart import resumed_settings
 from posttrain.distributed.world import lost_contact, rank_here
 from posttrain.errors import CheckpointError, RunFailed, RunStopped
+from posttrain.models.adapter_config import as_text
 from posttrain.models.save import save_model, write_model_card
 from posttrain.runs.checkpoints import find_checkpoints
 from posttrain.runs.control import forget_wishes
@@ -50,6 +51,7 @@ def train(
     judge: Any = None,
     environment: Any = None,
     tools: Any = None,
+    adapter: Any = None,
     observers: list[Any] | None = None,
     take_over: bool = False,
     **keywords: Any,
@@ -59,8 +61,9 @@ def train(
     ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or
     a ``datasets`` object; ``reward`` is a name, a callable ``(prompts, completions, **columns) -> list`` or a list of
     these; ``teacher`` a name or a module with the same tokeniser; ``judge`` a name or a callable ``(prompts, firsts,
-    seconds) -> list``; ``environment`` a name, a class or a list of functions that the model may call, as ``tools`` is.
-    ``keywords`` are the options of the run and of the method, in snake_case. The result has
+    seconds) -> list``; ``environment`` a name, a class or a list of functions that the model may call, as ``tools`` is;
+    ``adapter`` a configuration of peft or its fields. ``keywords`` are the options of the run and of the method, in
+    snake_case. The result has
     ``metrics``, ``model``, ``tokenizer`` and ``path``. SIGTERM, the first Ctrl-C and a notebook's stop button end the
     run after the step that it is taking: it is saved and returned as ``interrupted``, and ``resume`` goes on.
     ``take_over`` owns a run directory whose owner is a process of another host. Raises PosttrainError for what a user
@@ -78,6 +81,8 @@ def train(
     keywords |= _name_or_object(objects, "judge", judge, str)
     keywords |= _name_or_object(objects, "environment", environment, str)
     keywords |= _name_or_object(objects, "tools", tools, str, list_of=str)
+    if adapter is not None:
+        keywords["adapter_config"] = as_text(adapter)
     if reward is not None:
         given = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
         if all(isinstance(item, str) for item in given):

@@ -25,7 +25,10 @@ LORA_LEARNING_RATE = 10
 _DEEPEST = 50
 _DASHES = re.compile(r"\s*(?:[-?]\s+)*")
 #: List options whose items never hold a comma, so that one flag can name several.
-_COMMA_LISTS = ("lora_targets", "observers", "track")
+_COMMA_LISTS = (
+    *("lora_targets", "lora_target_parameters", "lora_modules_to_save", "add_tokens"),
+    *("train_only", "freeze", "observers", "track"),
+)
 #: Other names under which a file or a program may give an option.
 _ALIASES = {"modifiers": "modifier"}
 
@@ -145,7 +148,7 @@ def _card_defaults(card: Card, kinds: dict[str, Any]) -> dict[str, Any]:
 def _with_adapters(settings: Settings, given: dict[str, Any]) -> Settings:
     if settings.distributed.strategy == "qlora" and settings.model.quantize is None:
         settings = settings.replace(quantize="nf4")
-    implied = "quantize" if settings.model.quantize else "dora" if settings.model.dora else None
+    implied = next((name for name in ("quantize", "dora", "adapter_config") if getattr(settings.model, name)), None)
     if implied and given.get("lora") is False:
         raise SettingsError(f"Option '{implied}' trains an adapter, but lora is false. Leave one of them out.")
     changes: dict[str, Any] = {"lora": settings.model.lora or implied is not None}

@@ -18,6 +18,7 @@ from posttrain.data.reshape import reshape
 from posttrain.distillation.teacher import check_teacher
 from posttrain.errors import SettingsError
 from posttrain.example.example import REWARD, is_data
+from posttrain.models.added_tokens import with_tokens
 from posttrain.models.generation_config import stop_ids
 from posttrain.models.load import load_tokenizer, stop_ids_of
 from posttrain.rewards import Reward, check_columns, load_rewards
@@ -73,6 +74,8 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     tokenizer = objects.tokenizer
     if tokenizer is None:
         tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
+    else:
+        tokenizer = with_tokens(tokenizer, settings.model.add_tokens)
     stops = (
         stop_ids_of(settings.model.model, tokenizer, settings.model)
         if objects.model is None

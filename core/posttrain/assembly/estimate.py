@@ -7,15 +7,17 @@ a strategy spreads over processes are divided; what it gathers for a moment is c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import transformers
 
 from posttrain.models import foreign
-from posttrain.models.adapters import adapter_base
+from posttrain.models.adapter_config import as_text, read_adapter_config, values_of
+from posttrain.models.adapters import adapter_base, add_adapter
 from posttrain.models.load import _source, cannot_load, choose_dtype
+from posttrain.models.reach import choose_trained, reach_of
 from posttrain.network.chunked_head import chunk_tokens
 from posttrain.network.kernels.cpu import onednn_weights
 from posttrain.settings import MemorySettings, ModelSettings, Settings
@@ -57,6 +59,10 @@ class Sizes:
     """Width of the queries of all heads."""
     key_values: int
     """Width of the keys of all heads, which is that of the values."""
+    trained: int | None = None
+    """Numbers that get a gradient, where the settings choose them; None for all, or an adapter's usual place."""
+    reach: dict[str, float] = field(default_factory=dict)
+    """Share of each kind of weight that is trained or lies under an adapter."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,33 @@ def sizes_of(settings: ModelSettings) -> Sizes:
         vocabulary=text.vocab_size,
         attention=width * text.num_attention_heads,
         key_values=width * heads,
+        **_chosen(module, settings),
     )
+
+
+def _chosen(module: Any, settings: ModelSettings) -> dict[str, Any]:
+    """What the settings train of a module without memory, and the share of each kind of weight."""
+    if adapter_base(settings.model) is not None:
+        return {}
+    if settings.train_only or settings.freeze:
+        choose_trained(module, settings)
+    elif settings.lora:
+        plain = settings
+        if settings.adapter_config:  # the start of an adapter needs weights, and changes no size
+            fields = values_of(settings.adapter_config) | {"init_lora_weights": True}
+            whole = read_adapter_config(settings.adapter_config)
+            if hasattr(whole, "init_lora_weights"):
+                plain = replace(settings, adapter_config=as_text(fields))
+        with torch.device("meta"):
+            module = add_adapter(module, plain, "vocabulary")
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return {"trained": trained, "reach": reach_of(module)}
 
 
 def trained_numbers(model: Sizes, settings: ModelSettings) -> int:
     """Numbers that get a gradient."""
+    if model.trained is not None:
+        return model.trained
     return settings.lora_rank * model.adapter_width if settings.lora else model.parameters
 
 

@@ -31,7 +31,7 @@ def build_reference(
     if settings.reference_every is not None:
         return MovingReference(policy, settings.reference_rate, settings.reference_every)
     name = settings.reference_model
-    if name is None and objects.model is None and not hasattr(policy.model, "peft_config"):
+    if name is None and objects.model is None and not hasattr(policy.model, "peft_config") and not loading.add_tokens:
         name = loading.model
     if name is None:
         return Reference(policy, strategy)

@@ -32,6 +32,7 @@ def make_plan(method: Method, config: Any, settings: Settings, objects: InMemory
         "modifiers": [_words(one) for one in described(method)],
         "model": {"name": settings.model.model, "family": model.family, "parameters": model.parameters},
         "trained_parameters": trained_numbers(model, settings.model),
+        "reach": {kind: round(share, 4) for kind, share in model.reach.items()},
         "device": str(device),
         "weights": str(choose_dtype(settings.model, device)).removeprefix("torch."),
         "data": data.report,

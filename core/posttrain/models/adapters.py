@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ModelError
 from posttrain.example.example import MODELS as EXAMPLES
+from posttrain.models.adapter_config import adapter_config
 from posttrain.models.vocabulary import grow_to_adapter, tie_if_equal, untie
 
 if TYPE_CHECKING:
@@ -45,27 +46,19 @@ def adapter_base(model: str) -> str | None:
     return str(base)
 
 
-def add_adapter(module: Any, settings: ModelSettings, head: str) -> Any:
-    """A new LoRA (or DoRA) adapter on every linear layer but the head, or on the named modules."""
-    if settings.lora_targets:
-        known = {name.rpartition(".")[2] for name, _ in module.named_modules()}
-        missing = [t for t in settings.lora_targets if t.rpartition(".")[2] not in known]
-        if missing:
-            raise ModelError(
-                f"lora-targets names '{missing[0]}', which {type(module).__name__} does not have. "
-                f"It has: {', '.join(sorted(n for n in known if n.endswith('proj') or n.startswith('fc')))}."
-            )
-    peft = _peft()
-    config = peft.LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=2 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha,  # type: ignore[arg-type]  # peft takes fractions, its annotation does not
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_targets or "all-linear",
-        use_dora=settings.dora,
-        modules_to_save=None if head == "vocabulary" else ["score" if hasattr(module, "score") else "classifier"],
-        task_type={"vocabulary": "CAUSAL_LM", "score": "SEQ_CLS", "steps": "TOKEN_CLS"}[head],
-    )
-    return peft.get_peft_model(module, config)
+def add_adapter(module: Any, settings: ModelSettings, head: str, added: dict[str, list[int]] | None = None) -> Any:
+    """A new adapter on ``module``: LoRA (or DoRA) on every linear layer but the head, or what the settings say.
+
+    ``added`` are tokens by the name of the end whose rows for them are trained beside it.
+    """
+    config = adapter_config(module, settings, head, added or {})
+    try:
+        return _peft().get_peft_model(module, config)
+    except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
+        raise ModelError(
+            f"peft cannot put an adapter of the kind {config.peft_type.value} on {type(module).__name__}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
 
 
 def load_adapter(module: Any, folder: str) -> Any:

@@ -18,8 +18,10 @@ from posttrain.errors import DependencyError, ModelError, SettingsError
 from posttrain.example.made import resolve_example_model
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, add_adapter, check_handed_over, load_adapter, merged
+from posttrain.models.added_tokens import grow_to_tokens, with_tokens
 from posttrain.models.generation_config import configured_stops, notes_on, stop_ids
 from posttrain.models.probe import check_logits, check_training, choose_layout, silence
+from posttrain.models.reach import choose_trained, reach_note
 from posttrain.network import attention
 from posttrain.network.find_head import find_head
 from posttrain.network.kernels.cpu.matmul import prefer_onednn
@@ -88,6 +90,8 @@ def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | Non
     except (OSError, ValueError, ImportError) as error:
         raise cannot_load("tokenizer", base, error) from None
     _check_round_trip(tokenizer, model)
+    if model == settings.model:
+        tokenizer = with_tokens(tokenizer, settings.add_tokens)
     if chat_template is not None:
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return tokenizer
@@ -159,6 +163,7 @@ def finish(
 ) -> Loaded:
     """Adapters, head, self-checks; what is left to do once the weights are in memory."""
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
+    added = _added(module, inner, tokenizer, settings)
     _check_vocabulary(inner, tokenizer)
     settle_kernels(module)
     if settings.gradient_checkpointing:
@@ -167,7 +172,9 @@ def finish(
     if settings.liger:
         notes.append(use_liger(inner, inner.get_input_embeddings().weight.device))
     if (settings.lora or settings.dora or settings.quantize) and not hasattr(module, "peft_config"):
-        module = add_adapter(module, settings, head)
+        module = add_adapter(module, settings, head, added)
+    elif settings.train_only or settings.freeze:
+        choose_trained(inner, settings)
     prefer_onednn(inner)
     # transformers replaces the layers that it splits
     use_recomputing_ops(inner, narrowed=_narrowed(settings) and not split_layers)
@@ -182,11 +189,25 @@ def finish(
         silence(policy, adapters=settings.lora_dropout > 0)
     policy.train()
     notes += _noise_notes(inner, noise) + notes_on(inner)
+    if hasattr(module, "peft_config") or settings.train_only or settings.freeze:
+        notes.append(reach_note(module))
     if not any(p.requires_grad for p in policy.parameters()):
         raise ModelError(
             f"{type(inner).__name__} has no parameter that requires a gradient. Unfreeze some, or use --lora."
         )
     return Loaded(policy, tokenizer, stop_ids(inner, tokenizer), notes)
+
+
+def _added(module: Any, inner: Any, tokenizer: Any, settings: ModelSettings) -> dict[str, list[int]]:
+    """Rows for added tokens, by the end that got them. Raises SettingsError where an adapter has its own already."""
+    if not hasattr(module, "peft_config"):
+        return grow_to_tokens(inner, tokenizer, settings.add_tokens)
+    if settings.add_tokens and len(tokenizer) > inner.get_input_embeddings().weight.shape[0]:
+        raise SettingsError(
+            "add-tokens gives a new adapter rows of its own, and this one was trained before. Put it into its base "
+            "first: posttrain export"
+        )
+    return {}
 
 
 def _noise_notes(inner: Any, kept: bool) -> list[str]:

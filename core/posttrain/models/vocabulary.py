@@ -20,7 +20,7 @@ _STORED = re.compile(r"^(?:base_model\.model\.)?(.+?)\.(?:modules_to_save\.)?(we
 
 def is_tied(inner: Any) -> bool:
     """Tell whether embedding and vocabulary projection share one matrix."""
-    ends = _end_weights(inner)
+    ends = end_weights(inner)
     return len(ends) == 2 and ends[0] is ends[1]
 
 
@@ -38,7 +38,7 @@ def untie(inner: Any) -> bool:
 
 def tie_if_equal(inner: Any) -> None:
     """Undo ``untie`` where both ends hold the same numbers still; else have files and configuration say that not."""
-    first, second = _end_weights(inner)
+    first, second = end_weights(inner)
     same = first.shape == second.shape and torch.equal(first, second)
     inner.config.tie_word_embeddings = same
     if same:
@@ -53,10 +53,10 @@ def grow_to_adapter(module: Any, folder: Path) -> None:
     Raises ModelError where rows of one end are in no file.
     """
     rows, stored = _rows_of(module, folder)
-    ends = _end_weights(module)
+    ends = end_weights(module)
     if rows <= ends[0].shape[0]:
         return
-    names = _end_names(module) if not is_tied(module) else _end_names(module)[:1]
+    names = end_names(module) if not is_tied(module) else end_names(module)[:1]
     lacking = [name for name in names if name not in stored]
     if lacking and not (is_tied(module) and stored):
         raise ModelError(
@@ -72,7 +72,7 @@ def _rows_of(module: Any, folder: Path) -> tuple[int, set[str]]:
     """How many rows the adapter's files need, and the names of the ends whose rows they hold."""
     from safetensors import safe_open
 
-    ends, rows, stored = _end_names(module), 0, set()
+    ends, rows, stored = end_names(module), 0, set()
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         for key in file.keys():  # noqa: SIM118  (not a mapping)
             found = _STORED.match(key)
@@ -98,11 +98,13 @@ def _base_layer(module: Any) -> Any:
         module = below
 
 
-def _end_weights(inner: Any) -> list[Any]:
+def end_weights(inner: Any) -> list[Any]:
+    """The matrices of embedding and projection, below any adapter; one object twice where they are tied."""
     ends = [inner.get_input_embeddings(), inner.get_output_embeddings()]
     return [_base_layer(end).weight for end in ends if end is not None]
 
 
-def _end_names(inner: Any) -> list[str]:
+def end_names(inner: Any) -> list[str]:
+    """Names of the modules of embedding and projection."""
     names = {id(module): name for name, module in inner.named_modules()}
     return [names[id(end)] for end in (inner.get_input_embeddings(), inner.get_output_embeddings()) if id(end) in names]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from posttrain.errors import SettingsError
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -49,9 +51,37 @@ class ModelSettings:
     """Dropout before the adapter; above 0 it is on whatever the option dropout says."""
     lora_targets: list[str] | None = None
     """Module names that get an adapter. [every linear layer but the head]"""
+    lora_target_parameters: list[str] | None = None
+    """Stacked matrices that get an adapter too, such as those of experts: experts.gate_up_proj,experts.down_proj."""
+    lora_modules_to_save: list[str] | None = None
+    """Module names that are trained whole beside the adapter and saved with it: embed_tokens, lm_head."""
+    adapter_config: str | None = None
+    """A peft configuration (JSON or YAML with peft_type: LORA, IA3, VERA, OFT, PROMPT_TUNING, ...) in the place of the
+    lora options; implies lora. In Python also adapter=, a configuration of peft."""
+    add_tokens: list[str] | None = None
+    """Ordinary tokens that the vocabulary gets, or files with one a line; their rows start as the mean row, are
+    trained, and are saved with an adapter."""
+    train_only: list[str] | None = None
+    """Parts of the names of weights that alone are trained, without an adapter: layers.1*.mlp; * stands for
+    anything."""
+    freeze: list[str] | None = None
+    """Parts of the names of weights that are not trained, without an adapter."""
     dora: bool = False
     """Weight-decomposed adapters (DoRA); implies lora."""
     quantize: Literal["nf4", "fp4", "int8"] | None = None
     """Load the base quantised through bitsandbytes; implies lora."""
     double_quantization: bool = True
     """Quantise the 4-bit base's scales too: 0.37 bits a weight less."""
+
+    def check(self) -> None:
+        """Raise SettingsError for options that contradict each other."""
+        chosen = [name for name in ("train_only", "freeze") if getattr(self, name)]
+        if chosen and (self.lora or self.dora or self.quantize or self.adapter_config):
+            raise SettingsError(
+                f"{chosen[0].replace('_', '-')} chooses weights of the model, and an adapter is trained instead of "
+                "them. Leave one of them out; modules of an adapter are named by --lora-targets."
+            )
+        own = ("lora_targets", "lora_target_parameters", "lora_alpha", "dora")
+        if self.adapter_config and any(getattr(self, name) for name in own):
+            name = next(name for name in own if getattr(self, name))
+            raise SettingsError(f"{name.replace('_', '-')} belongs into the adapter-config. Leave one of them out.")

@@ -44,6 +44,7 @@ SECTIONS: dict[str, type] = {
 EXPERT = frozenset(
     {
         *("adam_beta1", "adam_beta2", "adam_epsilon", "double_quantization", "bfloat16_gradients", "attention"),
+        *("lora_target_parameters", "train_only", "freeze"),
         *("router_loss_coefficient", "head_chunk_tokens", "micro_batch_tokens", "offload_activations", "packing"),
         *("reference_cache", "teacher_top_k", "teacher_average_rate", "end_of_sequence", "split", "streaming"),
         *("generation_patience", "generation_cache_tokens", "generation_rounds", "generation_process"),

@@ -154,6 +154,7 @@ def _load(compute: Compute, folder: Path, proof: Proof) -> tuple[tuple[Any, Any]
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Tensors by the names that peft and transformers give them, without the modules that trained copies replace."""
+    """Tensors by the names that peft and transformers give them, without those that trained copies replace."""
+    replaced = (".original_module.", ".token_adapter.base_layer.")
     found = model.state_dict().items()
-    return {n: value for n, value in found if isinstance(value, torch.Tensor) and ".original_module." not in n}
+    return {n: v for n, v in found if isinstance(v, torch.Tensor) and not any(part in n for part in replaced)}

@@ -1,0 +1,160 @@
+"""Which adapter a run trains: LoRA by its options, or any configuration that peft knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import ModelError, SettingsError, short
+
+if TYPE_CHECKING:
+    from posttrain.settings import ModelSettings
+
+#: What a model ends in -> peft's name of the task.
+TASKS = {"vocabulary": "CAUSAL_LM", "score": "SEQ_CLS", "steps": "TOKEN_CLS"}
+
+
+def adapter_config(module: Any, settings: ModelSettings, head: str, added: dict[str, list[int]]) -> Any:
+    """The peft configuration of a new adapter on ``module``.
+
+    ``added`` are tokens by the name of the end (embedding, projection) whose rows for them are trained. Raises
+    SettingsError or ModelError for what ``module`` or peft does not have.
+    """
+    import peft
+
+    heads = [] if head == "vocabulary" else ["score" if hasattr(module, "score") else "classifier"]
+    saved = [*(settings.lora_modules_to_save or []), *heads]
+    known = {name.rpartition(".")[2] for name, _ in module.named_modules()}
+    for option, names in (
+        ("lora-targets", settings.lora_targets),
+        ("lora-modules-to-save", settings.lora_modules_to_save),
+    ):
+        missing = [t for t in names or () if t.rpartition(".")[2] not in known]
+        if missing:
+            shown = (n for n in known if n.endswith(("proj", "head", "tokens")) or n.startswith("fc"))
+            raise ModelError(
+                f"{option} names '{missing[0]}', which {type(module).__name__} does not have. "
+                f"It has: {', '.join(sorted(shown))}."
+            )
+    if settings.adapter_config is None:
+        return peft.LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=2 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha,  # type: ignore[arg-type]  # peft takes fractions, its annotation does not
+            lora_dropout=settings.lora_dropout,
+            target_modules=settings.lora_targets or "all-linear",
+            target_parameters=_parameters(module, settings),
+            use_dora=settings.dora,
+            modules_to_save=saved or None,
+            trainable_token_indices=added or None,
+            task_type=TASKS[head],
+        )
+    config = read_adapter_config(settings.adapter_config)
+    if config.is_prompt_learning:
+        raise SettingsError(
+            f"An adapter of the kind {config.peft_type.value} puts tokens before every row, and rows are laid behind "
+            "each other here. Use one that lies over the weights: LORA, IA3, VERA, OFT, ..."
+        )
+    config.task_type = TASKS[head]
+    _add_to(config, saved, added)
+    if getattr(config, "target_modules", "none given") is None and not getattr(config, "target_parameters", None):
+        config.target_modules = "all-linear"
+    return config
+
+
+def _add_to(config: Any, saved: list[str], added: dict[str, list[int]]) -> None:
+    """Put what the run needs beside the adapter into a configuration from a file."""
+    kind = config.peft_type.value
+    if saved and not hasattr(config, "modules_to_save"):
+        raise SettingsError(
+            f"An adapter of the kind {kind} trains no modules beside itself, and '{saved[0]}' must be trained. Use "
+            "another kind."
+        )
+    if saved:
+        config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *saved]))
+    if added and not hasattr(config, "trainable_token_indices"):
+        raise SettingsError(
+            f"An adapter of the kind {kind} trains no single rows of an embedding, which --add-tokens needs. Use LoRA, "
+            "or train the whole matrices: --lora-modules-to-save " + ",".join(added)
+        )
+    if added:
+        config.trainable_token_indices = added
+
+
+def read_adapter_config(text: str) -> Any:
+    """A peft configuration from a JSON or YAML file, or from JSON text. Raises SettingsError."""
+    import peft
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    values = values_of(text)
+    known = {kind.value.upper(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    named = str(values.pop("peft_type", "")).rpartition(".")[2].upper()
+    if named not in known:
+        hint = _hint(named, known)
+        raise SettingsError(
+            f"adapter-config: peft_type is {short(named)}, which peft {peft.__version__} does not know.{hint} Known: "
+            f"{', '.join(sorted(known))}."
+        )
+    kind: Any = known[named]
+    fields = {field.name for field in dataclasses.fields(kind) if field.init}
+    unknown = [key for key in values if key not in fields and key not in ("auto_mapping", "peft_version")]
+    if unknown:
+        hint = _hint(unknown[0], fields)
+        raise SettingsError(f"adapter-config: {named} has no field '{unknown[0]}'.{hint}")
+    ours = ("inference_mode", "task_type")
+    chosen = {key: value for key, value in values.items() if key in fields and key not in ours}
+    try:
+        return kind(task_type="CAUSAL_LM", inference_mode=False, **chosen)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"adapter-config: peft refuses it: {str(error).splitlines()[0]}") from None
+
+
+def _hint(word: str, names: Iterable[str]) -> str:
+    close = get_close_matches(word, list(names), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def values_of(text: str) -> dict[str, Any]:
+    """The fields of such a file or text. Raises SettingsError."""
+    import yaml
+
+    where = "adapter-config"
+    if not text.lstrip().startswith("{"):
+        where = f"adapter-config '{text}'"
+        try:
+            text = Path(text).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.reason
+            raise SettingsError(f"{where} cannot be read: {reason}.") from None
+    try:
+        values = yaml.safe_load(text)  # reads JSON too
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SettingsError(f"{where} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}.") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where} holds {short(values)}, expected fields such as peft_type: LORA.")
+    return values
+
+
+def as_text(adapter: Any) -> str:
+    """An adapter that a program hands over (a peft configuration, fields, a file's name) as the option holds it."""
+    if isinstance(adapter, str | Path):
+        return str(adapter)
+    values = adapter if isinstance(adapter, dict) else adapter.to_dict()
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in values.items() if v is not None}
+    return json.dumps(plain, default=lambda value: getattr(value, "value", str(value)))
+
+
+def _parameters(module: Any, settings: ModelSettings) -> list[str] | None:
+    """Names of stacked matrices, such as experts, that get an adapter."""
+    names = settings.lora_target_parameters
+    for name in names or ():
+        if not any(key.endswith(name) for key, _ in module.named_parameters()):
+            stacked = sorted({".".join(key.split(".")[-2:]) for key, p in module.named_parameters() if p.ndim == 3})
+            raise ModelError(
+                f"lora-target-parameters names '{name}', which {type(module).__name__} does not have. "
+                f"It has: {', '.join(stacked) or 'no stacked matrices'}."
+            )
+    return names

@@ -1,0 +1,118 @@
+"""What of a model is trained: patterns that choose weights, and the share of each kind of weight that is reached."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import SettingsError
+
+if TYPE_CHECKING:
+    from posttrain.settings import ModelSettings
+
+#: Kind of weight -> part of a parameter's name that shows it, tried in this order.
+_KINDS = (
+    ("router", re.compile(r"(router|\.gate\.(weight|wg)|\.gate\.e_score)")),
+    ("experts", re.compile(r"expert")),
+    ("norms", re.compile(r"(norm|\bln_|layernorm)", re.IGNORECASE)),
+    ("attention", re.compile(r"(attn|attention|[qkvo]_proj|query|key|value|mixer|mamba|linear_attn)", re.IGNORECASE)),
+    ("MLP", re.compile(r"(mlp|ffn|feed_forward|fc\d|up_proj|down_proj|gate_proj)", re.IGNORECASE)),
+)
+
+
+def choose_trained(inner: Any, settings: ModelSettings) -> None:
+    """Leave only those weights to be trained that ``train_only`` names and ``freeze`` does not.
+
+    A pattern is a part of a weight's name; ``*`` stands for anything. Raises SettingsError for one that names nothing.
+    """
+    names = [name for name, _ in inner.named_parameters()]
+    for option, patterns in (("train-only", settings.train_only), ("freeze", settings.freeze)):
+        for pattern in patterns or ():
+            if not any(_matches(name, pattern) for name in names):
+                tied = " Its head shares the embedding's matrix." if inner.config.tie_word_embeddings else ""
+                raise SettingsError(
+                    f"{option} '{pattern}' is no part of a weight's name.{tied} Names look like '{names[0]}', "
+                    f"'{names[len(names) // 2]}'."
+                )
+    for name, parameter in inner.named_parameters():
+        only = settings.train_only is None or any(_matches(name, pattern) for pattern in settings.train_only)
+        frozen = any(_matches(name, pattern) for pattern in settings.freeze or ())
+        parameter.requires_grad_(bool(parameter.requires_grad and only and not frozen))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, f"*{pattern}*")
+
+
+def reach_of(module: Any) -> dict[str, float]:
+    """Share of each kind of weight, counted in numbers, that is trained or lies under an adapter."""
+    inner = module.get_base_model() if hasattr(module, "peft_config") else module
+    ends = {id(inner.get_output_embeddings()): "head", id(inner.get_input_embeddings()): "embeddings"}
+    totals: dict[str, list[int]] = {}
+    for name, parameter, owner, reached in _base_parameters(module, inner):
+        kind = next((ends[id(one)] for one in owner if id(one) in ends), None) or _kind(name)
+        count = totals.setdefault(kind, [0, 0])
+        count[0] += _numbers(parameter)
+        count[1] += _numbers(parameter) if reached else 0
+    return {kind: reached / total for kind, (total, reached) in totals.items() if total}
+
+
+def _base_parameters(module: Any, inner: Any) -> Any:
+    """Each weight of the base: its name, itself, the modules around it, and whether training reaches it."""
+    from torch import nn
+
+    adapted = hasattr(module, "peft_config")
+    modules = dict(inner.named_modules())
+    prefix = (getattr(module.base_model, "prefix", "") or "") if adapted else ""
+    for name, parameter in inner.named_parameters():
+        parts = name.split(".")
+        if adapted and (any(prefix and part.startswith(prefix) for part in parts) or "token_adapter" in parts):
+            continue
+        if any(part in ("modules_to_save", "trainable_tokens_delta") for part in parts):
+            continue
+        around = [modules[".".join(parts[:place])] for place in range(len(parts))]
+        reached = parameter.requires_grad or (adapted and any(_is_adapted(one, parts[-1]) for one in around))
+        assert isinstance(parameter, nn.Parameter)
+        yield name, parameter, around, reached
+
+
+def _is_adapted(module: Any, parameter: str) -> bool:
+    """Whether an adapter lies over a module, or a trained copy replaces it."""
+    if hasattr(module, "original_module") and "default" in getattr(module, "modules_to_save", ()):
+        return True
+    if not hasattr(module, "base_layer") or not hasattr(module, "adapter_layer_names"):
+        return False
+    if hasattr(module, "token_indices"):
+        return False  # some rows are not the matrix
+    only = getattr(module, "parameter_name", None)
+    return only is None or only == parameter
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind, pattern in _KINDS if pattern.search(name)), "others")
+
+
+def _numbers(parameter: Any) -> int:
+    """How many numbers a weight holds, packed ones counted before packing."""
+    state = getattr(parameter, "quant_state", None)
+    shape = getattr(state, "shape", None)
+    return parameter.numel() if shape is None else int(shape.numel())
+
+
+def reach_note(module: Any) -> str:
+    """The shares in one line, with what would reach experts that are stacked parameters."""
+    found = reach_of(module)
+    shares = ", ".join(f"{kind} {_percent(share)}" for kind, share in sorted(found.items()))
+    hint = ""
+    if hasattr(module, "peft_config") and found.get("experts") == 0:
+        inner = module.get_base_model()
+        stacked = {".".join(n.split(".")[-2:]) for n, p in inner.named_parameters() if "expert" in n and p.ndim == 3}
+        if stacked:
+            names = ",".join(sorted(stacked))
+            hint = f". Experts are stacked parameters; to train them: --lora-target-parameters {names}"
+    return f"trained or under an adapter: {shares}{hint}"
+
+
+def _percent(share: float) -> str:
+    return "100 %" if share == 1 else "0 %" if share == 0 else f"{100 * share:.3g} %"
