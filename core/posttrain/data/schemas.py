@@ -28,8 +28,13 @@ class Shape:
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """Every column that this shape knows, tools included."""
-        return {**self.required, **self.optional, "tools": values.tools}
+        """Every column that this shape knows, those for the chat template included."""
+        return {
+            **self.required,
+            **self.optional,
+            "tools": values.tools,
+            "chat_template_kwargs": values.template_kwargs,
+        }
 
 
 _PROMPTED = (("prompt", "completion"),)
@@ -174,8 +179,9 @@ def tidy(row: dict[str, Any], shape: Shape, filled: bool) -> dict[str, Any]:
     row = {name: value for name, value in row.items() if value is not None or name in shape.required}
     if filled:
         row = {name: _without_nulls(value) if name in kinds else value for name, value in row.items()}
-    if isinstance(row.get("tools"), str):
-        row["tools"] = _parsed(row["tools"])
+    for name in ("tools", "chat_template_kwargs"):
+        if isinstance(row.get(name), str):
+            row[name] = _parsed(row[name])
     if row.get("tools") == []:  # some templates render another prompt for it than for no tools
         del row["tools"]
     if "label" in kinds and row.get("label") in (0, 1):

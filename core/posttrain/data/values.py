@@ -175,6 +175,13 @@ def tools(value: Any) -> str | None:
     return None
 
 
+def template_kwargs(value: Any) -> str | None:
+    """Variables of a chat template by their names."""
+    if not isinstance(value, dict):
+        return f"is {describe(value)}, expected an object with variables of the chat template"
+    return None
+
+
 completions = _listed(completion, "completions")
 numbers = _listed(number, "finite numbers")
 steps = _listed(step, "steps (text or assistant messages)")

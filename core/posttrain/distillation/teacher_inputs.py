@@ -60,14 +60,14 @@ def translate(
     stop_ids: set[int],
     teacher: Any,
     settings: DataSettings,
-    tools: Any,
+    columns: dict[str, Any],
 ) -> tuple[Sequence, Any]:
     """The sequence that a teacher with its own tokeniser sees, and how its tokens and ``completion`` ``(t,)`` align.
 
     The teacher's own chat template writes the prompt; where the answer ended, the teacher's end token stands.
     """
     own = replace(settings, chat_template=None)
-    ids, _ = encode_prompt(prompt, teacher.tokenizer, own, {teacher.tokenizer.eos_token_id}, tools)
+    ids, _ = encode_prompt(prompt, teacher.tokenizer, own, {teacher.tokenizer.eos_token_id}, columns)
     text = b"".join(token_bytes(tokenizer, completion.tolist())).decode("utf-8", errors="replace")
     answer = teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(completion) and int(completion[-1]) in stop_ids and teacher.tokenizer.eos_token_id is not None:

@@ -227,7 +227,7 @@ class Collector:
             )
         for item, prompt in zip(rollouts.items, prompts, strict=True):
             item.taught = prompt is not None
-            tools, answer = item.columns.get("tools"), item.completion.ids
+            answer = item.completion.ids
             if prompt is None:
                 continue
             if run.compute.teacher.tokenizer is not None:
@@ -238,11 +238,11 @@ class Collector:
                     run.compute.stop_ids,
                     run.compute.teacher,
                     run.plan.settings.data,
-                    tools,
+                    item.columns,
                 )
             elif privileged:
                 ids, _ = encode_prompt(
-                    prompt, run.compute.tokenizer, run.plan.settings.data, run.compute.stop_ids, tools
+                    prompt, run.compute.tokenizer, run.plan.settings.data, run.compute.stop_ids, item.columns
                 )
                 learnt = item.sequence().trained[len(item.prompt_ids) :]
                 item.teacher = Sequence(torch.cat([ids, answer]), torch.cat([torch.zeros(len(ids)).bool(), learnt]))

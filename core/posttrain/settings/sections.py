@@ -76,11 +76,19 @@ class DataSettings:
     """What happens to longer rows: cut (the prompt from its start, then the completion from its end), drop, or stop."""
     end_of_sequence: bool = True
     """Add the end-of-sequence token to plain-text completions."""
-    train_on: Literal["completion", "assistant", "all"] | None = None
-    """Tokens that are learnt: the completion, every assistant turn, or the whole row. [completion; assistant for
-    messages; all for text]"""
+    train_on: Literal["completion", "assistant", "each-turn", "all"] | None = None
+    """Tokens that are learnt: the completion, every assistant turn, the same with one example for each turn as the
+    model would have written it, or the whole row. [completion; assistant for messages; all for text]"""
+    learn_scaffold: bool = False
+    """Also learn what the chat template writes whatever the answer is, such as an empty thought before it."""
+    max_lost: float = 0.01
+    """Share of rows of whose answers the chat template leaves something out. They are dropped and counted; more of
+    them end the run, because the template then does not suit the data."""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's chat template."""
+    chat_template_kwargs: dict[str, str] | None = None
+    """Variables of the chat template: enable_thinking=false. Values are JSON where they can be; a column of this name
+    sets them for one row."""
     chat: bool = False
     """Put prompts and answers that are plain text into the model's chat template, as a user's and an assistant's
     message."""
@@ -100,6 +108,8 @@ class DataSettings:
         at_least("max-length", self.max_length, 2)
         if not 0 <= self.eval_fraction < 1:
             raise SettingsError(f"eval-fraction is {self.eval_fraction}, expected a number from 0 to below 1.")
+        if not 0 <= self.max_lost <= 1:
+            raise SettingsError(f"max-lost is {self.max_lost:g}, expected a share from 0 to 1.")
 
 
 @dataclass(frozen=True)

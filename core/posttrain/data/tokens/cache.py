@@ -27,11 +27,17 @@ _OPTIONS = (
     "end_of_sequence",
     "train_on",
     "chat",
+    "learn_scaffold",
+    "max_lost",
+    "chat_template_kwargs",
     "system_prompt",
 )
 _CODE = (
     "sequence_specs.py",
     "templates.py",
+    "forms.py",
+    "answers.py",
+    "lost_text.py",
     "tokenise.py",
     "truncate.py",
     "preparation.py",

@@ -16,10 +16,13 @@ from posttrain.settings import DataSettings
 
 
 def encode_prompt(
-    prompt: Content, tokenizer: Any, settings: DataSettings, stop_ids: set[int], tools: Any = None
+    prompt: Content, tokenizer: Any, settings: DataSettings, stop_ids: set[int], columns: dict[str, Any]
 ) -> tuple[Tensor, str]:
-    """Tokens ``(p,)`` and text of a prompt as the data's own prompts are encoded: an answer may follow."""
-    draft = SequenceSpec(with_system(prompt, settings.system_prompt), None, tools)
+    """Tokens ``(p,)`` and text of a prompt as the data's own prompts are encoded: an answer may follow.
+
+    ``columns`` are those of its row; the chat template is given its tools and its own variables.
+    """
+    draft = _draft(with_system(prompt, settings.system_prompt), None, columns)
     tokens, text = _encode(draft, tokenizer, settings, stop_ids)
     return torch.from_numpy(tokens.ids).long(), text
 
@@ -31,7 +34,7 @@ def encode_answer(
     prompt, completion = with_system(columns["prompt"], settings.system_prompt), columns["completion"]
     if is_messages(prompt) and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
-    tokens, _ = _encode(SequenceSpec(prompt, completion, columns.get("tools")), tokenizer, settings, stop_ids)
+    tokens, _ = _encode(_draft(prompt, completion, columns), tokenizer, settings, stop_ids)
     learnt = tokens.trained.nonzero()[0]
     if not len(learnt):
         raise DataError(f"The answer {str(completion)[:60]!r} has no tokens. Expected text to learn from.")
@@ -39,6 +42,12 @@ def encode_answer(
     first = int(learnt[0])
     text = completion if isinstance(completion, str) else "".join(message_text(one) for one in completion)
     return ids[:first], ids[first : int(learnt[-1]) + 1][: settings.max_new_tokens], text
+
+
+def _draft(prompt: Content, completion: Content | None, columns: dict[str, Any]) -> SequenceSpec:
+    return SequenceSpec(
+        prompt, completion, columns.get("tools"), template_kwargs=columns.get("chat_template_kwargs")
+    )
 
 
 def _encode(draft: SequenceSpec, tokenizer: Any, settings: DataSettings, stop_ids: set[int]) -> tuple[Tokens, str]:

@@ -15,8 +15,9 @@ from posttrain.contract.views import Example
 from posttrain.data.convert import Row
 from posttrain.data.rows import Rows
 from posttrain.data.tokens import cache
-from posttrain.data.tokens.sequence_specs import SequenceSpec, extra_columns, sequence_specs
-from posttrain.data.tokens.templates import Templates
+from posttrain.data.tokens.lost_text import ADVICE, Loss
+from posttrain.data.tokens.sequence_specs import SequenceSpec, examples_of, extra_columns
+from posttrain.data.tokens.templates import Layout, Templates
 from posttrain.data.tokens.token_arrays import Builder, Prepared
 from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.data.tokens.truncate import cut_example
@@ -27,6 +28,8 @@ from posttrain.settings import DataSettings
 _CHUNK = 256
 #: Tokens of the longest row where neither the user nor the model sets a limit.
 USUAL_LENGTH = 1024
+#: Rows after which the share of those that lose something is known well enough to stop.
+_ENOUGH = 1000
 #: Rows among which streamed ones are shuffled.
 SHUFFLE_BUFFER = 1000
 
@@ -100,24 +103,29 @@ class Pipeline:
         self.encoder = Encoder(tokenizer, stop_ids)
         self.limit = row_limit(settings, tokenizer, rows.schema)
         self.counts = Counts()
+        self.lost = 0
+        self.first_loss: tuple[str, Loss] | None = None
 
     def run(self, located: Iterator[tuple[str, Row]], chunk: int) -> Iterator[tuple[int, Row, dict[str, list[Tokens]]]]:
         """Number of the row, its kept columns, and its sequences by role, for each row that gives an example."""
-        number = 0
-        while part := list(islice(located, chunk)):
-            planned = [sequence_specs(row, self.schema, origin, self.settings, self.roles) for origin, row in part]
+        numbered = enumerate(located)
+        while part := list(islice(numbered, chunk)):
+            self.counts.rows += len(part)
+            planned = [
+                (number, origin, row, roles)
+                for number, (origin, row) in part
+                for roles in examples_of(row, self.schema, origin, self.settings, self.roles)
+            ]
             layouts = [
-                self.templates.layout(draft, origin)
-                for (origin, _), roles in zip(part, planned, strict=True)
-                for draft in _flat(roles)
+                self.templates.layout(draft, origin) for _, origin, _, roles in planned for draft in _flat(roles)
             ]
             if self.templates.source:
                 self.counts.plain_prompts += sum(layout.plain and layout.boundary > 0 for layout in layouts)
             encoded = iter(zip(layouts, self.encoder.encode(layouts), strict=True))
-            for (origin, row), roles in zip(part, planned, strict=True):
-                number += 1
-                self.counts.rows += 1
+            for number, origin, row, roles in planned:
                 done = list(islice(encoded, len(_flat(roles))))
+                if self._loses([layout for layout, _ in done], origin):
+                    continue
                 kept = self._fitted([tokens for _, tokens in done], origin)
                 if kept is None:
                     continue
@@ -125,7 +133,32 @@ class Pipeline:
                 if self.schema == "prompt":
                     columns["prompt_text"] = done[0][0].text
                 self.counts.add(kept)
-                yield number - 1, columns, _regrouped(roles, kept)
+                yield number, columns, _regrouped(roles, kept)
+            if self.counts.rows >= _ENOUGH:
+                self._refuse_losses()
+        self._refuse_losses()
+
+    def _loses(self, layouts: list[Layout], origin: str) -> bool:
+        """Whether the chat template leaves something out of an example's answers, which is counted."""
+        loss = next((layout.loss for layout in layouts if layout.loss), None)
+        if loss is None:
+            return False
+        self.counts.drop(f"{loss.kind} lost in the chat template")
+        self.lost += 1
+        self.first_loss = self.first_loss or (origin, loss)
+        return True
+
+    def _refuse_losses(self) -> None:
+        """Raise DataError if the chat template loses something of more rows than the settings allow."""
+        limit = self.settings.max_lost
+        examples = self.lost + self.counts.examples
+        if self.first_loss is None or self.lost <= limit * examples:
+            return
+        origin, loss = self.first_loss
+        raise DataError(
+            f"{origin}: the chat template {loss.describe()}. {self.lost} of {examples} examples lose something in "
+            f"this way, more than the share of {limit:g} that max-lost allows. {ADVICE[loss.kind]}."
+        )
 
     def _fitted(self, sequences: list[Tokens], origin: str) -> list[Tokens] | None:
         longest = max(len(tokens.ids) for tokens in sequences)
@@ -150,6 +183,8 @@ class Pipeline:
             return None if len(sequences[0].ids) else "no tokens"
         if any(not tokens.count for tokens in sequences):
             return "nothing to learn"
+        if self.schema == "preference" and _equal(*sequences[:2]):
+            return "chosen and rejected are the same tokens"
         marked = (tokens.trained[mark] for tokens in sequences for mark in tokens.marks)
         return "no end of a step" if self.schema == "stepwise" and not any(marked) else None
 
@@ -162,6 +197,10 @@ class Pipeline:
             f"{', '.join(names)}: none of {self.counts.rows} rows is left ({reasons}; the limit is "
             f"{self.limit} tokens). Raise --max-length."
         )
+
+
+def _equal(first: Tokens, second: Tokens) -> bool:
+    return np.array_equal(first.ids, second.ids) and np.array_equal(first.trained, second.trained)
 
 
 def _flat(roles: dict[str, list[SequenceSpec]]) -> list[SequenceSpec]:

@@ -16,16 +16,18 @@ Roles = dict[str, list["SequenceSpec"]]
 
 #: Columns of forget-retain rows that may hold a sample. ``alternative`` is what to say instead of what is forgotten.
 SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
+#: Columns that the chat template is given beside the messages.
+_OF_TEMPLATE = ("tools", "chat_template_kwargs")
 #: Columns that become tokens; all others are kept for the loss and the rewards.
 _TOKENISED = {
-    "language-modeling": ("text", "messages", "tools"),
-    "trajectory": ("messages", "tools"),
-    "preference": ("prompt", "chosen", "rejected", "gold", "tools"),
-    "forget-retain": (*SAMPLES, "tools"),
-    "stepwise": ("prompt", "completions", "labels", "tools"),
+    "language-modeling": ("text", "messages", *_OF_TEMPLATE),
+    "trajectory": ("messages", *_OF_TEMPLATE),
+    "preference": ("prompt", "chosen", "rejected", "gold", *_OF_TEMPLATE),
+    "forget-retain": (*SAMPLES, *_OF_TEMPLATE),
+    "stepwise": ("prompt", "completions", "labels", *_OF_TEMPLATE),
     "prompt": (),
 }
-_USUAL = ("prompt", "completion", "completions", "tools")
+_USUAL = ("prompt", "completion", "completions", *_OF_TEMPLATE)
 #: Schemas whose rows may be learnt in other ways than the completion alone.
 _FREE = ("language-modeling", "prompt-completion", "trajectory")
 
@@ -43,6 +45,8 @@ class SequenceSpec:
     """The texts that make up the completion; the end of each is marked."""
     labels: list[float] | None = None
     """One label a step."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template that this row sets."""
 
 
 def extra_columns(row: Row, schema: str) -> Row:
@@ -51,12 +55,38 @@ def extra_columns(row: Row, schema: str) -> Row:
     return {name: value for name, value in row.items() if name not in tokenised}
 
 
+def examples_of(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...] = ()) -> list[Roles]:
+    """What ``sequence_specs`` gives, once; with train-on each-turn once for each turn of the assistant."""
+    name = "messages" if "messages" in row else "completion"
+    if settings.train_on != "each-turn" or schema not in _FREE:
+        return [sequence_specs(row, schema, origin, settings, roles)]
+    _refuse_media(row, origin)
+    if not is_messages(row.get(name)):
+        raise _text_has_no_turns(origin, "each-turn")
+    start: Any = row["prompt"] if name == "completion" else []
+    messages = [*start, *row[name]]
+    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= len(start)]
+    drafts = [SequenceSpec(messages[:n] or None, [messages[n]], row.get("tools")) for n in turns]
+    return [{"completion": [_told(draft, row)]} for draft in drafts]
+
+
 def sequence_specs(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...] = ()) -> Roles:
     """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images.
 
     ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
     """
     _refuse_media(row, origin)
+    found = _by_role(row, schema, origin, settings, roles)
+    return {role: [_told(draft, row) for draft in drafts] for role, drafts in found.items()}
+
+
+def _told(draft: SequenceSpec, row: Row) -> SequenceSpec:
+    """The draft with the variables of the chat template that its row sets."""
+    draft.template_kwargs = row.get("chat_template_kwargs")
+    return draft
+
+
+def _by_role(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...]) -> Roles:
     learn = settings.train_on
     if learn not in (None, "completion") and schema not in _FREE:
         raise SettingsError(

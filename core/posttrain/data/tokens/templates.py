@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -11,12 +12,17 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from posttrain.contract.messages import is_messages, message_text
+from posttrain.contract.messages import is_messages
+from posttrain.data.tokens.forms import Forms, find_forms
+from posttrain.data.tokens.lost_text import Loss, find_loss
 from posttrain.data.tokens.sequence_specs import SequenceSpec
-from posttrain.errors import DataError, ModelError, SettingsError
+from posttrain.data.tokens.answers import Chat, Turn, find_turns, next_opener, with_scaffold, within_marks
+from posttrain.errors import DataError, ModelError, SettingsError, short
 from posttrain.settings import DataSettings
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+#: What a template raises that does not take some messages.
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]
 
@@ -39,6 +45,10 @@ class Layout:
     labels: list[float] = field(default_factory=list)
     mismatch: bool = False
     """The template renders the start of the answer in another way when it asks for one than when it has it."""
+    loss: Loss | None = None
+    """What of a learnt answer the template does not write."""
+    opener: str | None = None
+    """Token that opens the next message: it ends the last answer where the template writes no other end."""
 
 
 class Templates:
@@ -48,6 +58,11 @@ class Templates:
         self.tokenizer = tokenizer
         self.settings = settings
         self.override = _read_template(settings.chat_template)
+        self.options = {name: _parsed(value) for name, value in (settings.chat_template_kwargs or {}).items()}
+        self.special = _special_tokens(tokenizer)
+        self._forms: dict[str, Forms] = {}
+        self._ends: dict[str, set[str]] = {}
+        self._openers: dict[str, str | None] = {}
 
     @property
     def source(self) -> str:
@@ -62,8 +77,13 @@ class Templates:
             return self._conversation(draft, origin)
         return self._plain(draft)
 
-    def render(self, messages: Messages, tools: Any, origin: str, ask: bool = False) -> str:
-        """The conversation as text; ``ask`` adds the beginning of an assistant's turn."""
+    def render(
+        self, messages: Messages, tools: Any, origin: str, ask: bool = False, variables: dict[str, Any] | None = None
+    ) -> str:
+        """Messages in the template's own forms as text; ``ask`` adds the beginning of an assistant's turn.
+
+        ``variables`` of the template are those of a row, which go before those of the run.
+        """
         if not self.source:
             raise ModelError(
                 f"{origin}: messages need a chat template, and the tokenizer has none. "
@@ -71,10 +91,34 @@ class Templates:
             )
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self.override, add_generation_prompt=ask, tokenize=False
+                messages,
+                tools=tools,
+                chat_template=self.override,
+                add_generation_prompt=ask,
+                tokenize=False,
+                **{**self.options, **(variables or {})},
             )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise DataError(f"{origin}: the chat template refuses these messages: {str(error).rstrip('.')}.") from None
+        except _REFUSALS as error:
+            text = str(error).rstrip(".") or type(error).__name__
+            raise DataError(f"{origin}: the chat template refuses these messages: {text}.") from None
+
+    def _rendered(self, messages: Messages, draft: SequenceSpec, origin: str, ask: bool = False) -> str:
+        return self.render(messages, draft.tools, origin, ask, draft.template_kwargs)
+
+    def _kwargs(self, draft: SequenceSpec) -> dict[str, Any]:
+        """What else the template is told: the run's, under the row's own."""
+        return {**self.options, **(draft.template_kwargs or {})}
+
+    def _key(self, draft: SequenceSpec) -> str:
+        """What the template's habits may depend on."""
+        return json.dumps([self._kwargs(draft), bool(draft.tools)], sort_keys=True, default=repr)
+
+    def _known(self, draft: SequenceSpec, origin: str) -> tuple[Forms, set[str]]:
+        """The forms that the template takes, and the ends of turns that it has been seen to write."""
+        key = self._key(draft)
+        if key not in self._forms:
+            self._forms[key] = find_forms(lambda messages: self._rendered(messages, draft, origin))
+        return self._forms[key], self._ends.setdefault(key, set())
 
     def _plain(self, draft: SequenceSpec) -> Layout:
         prompt, completion = str(draft.prompt or ""), draft.completion
@@ -93,78 +137,93 @@ class Templates:
         )
 
     def _conversation(self, draft: SequenceSpec, origin: str) -> Layout:
-        prompt: Messages = draft.prompt if is_messages(draft.prompt) else []  # type: ignore[assignment]  # narrowed
+        forms, ends = self._known(draft, origin)
+        prompt = forms.adapted(draft.prompt) if is_messages(draft.prompt) else []  # type: ignore[arg-type]
+        asked = self._rendered(prompt, draft, origin, ask=True) if prompt else None
         if draft.completion is None:
-            text = self.render(prompt, draft.tools, origin, ask=True)
-            return Layout(text, False, len(text), [])
-        completion: Messages = draft.completion  # type: ignore[assignment]  # rows mix no forms
-        text = self.render(prompt + completion, draft.tools, origin)
-        boundary, mismatch = self._boundary(prompt, draft, text, origin) if prompt else (0, False)
-        alone = len(completion) == 1 and bool(prompt)
+            return Layout(asked or "", False, len(asked or ""), [])
+        messages = prompt + forms.adapted(draft.completion)  # type: ignore[arg-type]  # rows mix no forms
+        chat = Chat(
+            messages,
+            self._rendered(messages, draft, origin),
+            lambda some, ask=False: self._rendered(some, draft, origin, ask),
+            self.special,
+            origin,
+        )
+        first = len(prompt) if draft.train_on == "completion" else 0
+        wanted = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= first]
+        alone = wanted == [len(prompt)]
+        turns = find_turns(chat, wanted, asked if alone else None, ends) if draft.train_on != "all" else []
+        return self._layout(draft, chat, turns, asked)
+
+    def _layout(self, draft: SequenceSpec, chat: Chat, turns: list[Turn], asked: str | None) -> Layout:
+        """The layout of a conversation in which ``turns`` are learnt, behind ``asked``, the prompt."""
+        loss = next((found for turn in turns if (found := _loss(turn, chat))), None)
+        spans = self._spans(draft, chat, with_scaffold(turns, chat) if self.settings.learn_scaffold else turns)
+        mismatch = asked is not None and not chat.text.startswith(asked)
+        if asked is not None and not mismatch:
+            boundary = len(asked)
+        else:
+            boundary = next((turn.start for turn in turns if turn.index >= len(draft.prompt or [])), 0)
         if draft.train_on == "all":
-            spans = [(0, len(text))]
-        elif draft.train_on == "completion" and alone:
-            spans = [(boundary, len(text))]
-        else:
-            spans = self.spans(prompt + completion, draft.tools, text, origin)
-            if draft.train_on == "completion":
-                spans = [(max(start, boundary), end) for start, end in spans if end > boundary]
-        if not prompt and spans:
-            boundary = spans[0][0]
-        marks = _step_marks(draft, text, boundary, origin)
-        return Layout(text, False, boundary, spans, marks=marks, labels=draft.labels or [], mismatch=mismatch)
+            spans = [(0, len(chat.text))]
+        marks = _step_marks(draft, chat.text, turns[0].start if turns else 0, chat.origin)
+        return Layout(
+            chat.text,
+            False,
+            boundary,
+            spans,
+            marks=marks,
+            labels=draft.labels or [],
+            mismatch=mismatch,
+            loss=loss,
+            opener=self._opener(draft, chat, turns),
+        )
 
-    def _boundary(self, prompt: Messages, draft: SequenceSpec, text: str, origin: str) -> tuple[int, bool]:
-        asked = self.render(prompt, draft.tools, origin, ask=True)
-        if text.startswith(asked):
-            return len(asked), False
-        shared = _shared(asked, text)
-        if shared < len(self.render(prompt, draft.tools, origin)):
-            raise _rewritten(origin, "the prompt")
-        return shared, True
+    def _opener(self, draft: SequenceSpec, chat: Chat, turns: list[Turn]) -> str | None:
+        """What opens the next message, if the last answer has no end of its own. Steps end with their last mark."""
+        if not turns or turns[-1].end > turns[-1].content_end or turns[-1].end < len(chat.text.rstrip()) or draft.steps:
+            return None
+        key = f"{self._key(draft)} {bool(chat.messages[-1].get('tool_calls'))}"
+        if key not in self._openers:
+            self._openers[key] = next_opener(chat)
+        return self._openers[key]
 
-    def spans(self, messages: Messages, tools: Any, text: str, origin: str) -> list[Span]:
-        """What the assistant says in ``text``: by the template's generation markers, or else by rendering prefixes."""
-        template = self.override or self.tokenizer.get_chat_template(None, tools=tools)
-        if _MARKERS.search(template):
-            marked: Any = render_jinja_template(
-                [messages],
-                tools=tools,
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
-            return [(start, end) for start, end in marked[1][0] if end > start]
-        found: list[Span] = []
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                after = found[-1][1] if found else 0
-                found.append(self._turn(messages, index, tools, text, after, origin))
-        return found
+    def _spans(self, draft: SequenceSpec, chat: Chat, turns: list[Turn]) -> list[Span]:
+        """What is learnt of the turns: all, or what the template's own generation blocks mark."""
+        template = self.override or self.tokenizer.get_chat_template(None, tools=draft.tools)
+        if not turns or not _MARKERS.search(template):
+            return [(turn.start, turn.end) for turn in turns]
+        marked: Any = render_jinja_template(
+            [chat.messages],
+            tools=draft.tools,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **{**self.tokenizer.special_tokens_map, **self._kwargs(draft)},
+        )
+        return within_marks(turns, marked[1][0])
 
-    def _turn(self, messages: Messages, index: int, tools: Any, text: str, after: int, origin: str) -> Span:
-        content = message_text(messages[index]).strip()
-        place = text.find(content, after) if content else -1
-        start = self._turn_start(messages, index, tools, text, origin)
-        if start is None:
-            start = place
-        if index == len(messages) - 1:
-            end = len(text)
-        else:
-            done = self.render(messages[: index + 1], tools, origin)
-            end = len(done) if text.startswith(done) else (place + len(content) if place >= 0 else -1)
-        if start < after or end <= start:
-            raise _rewritten(origin, f"message {index + 1}")
-        return start, end
 
-    def _turn_start(self, messages: Messages, index: int, tools: Any, text: str, origin: str) -> int | None:
-        if index == 0:
-            return None  # nothing to render before it; many templates refuse an empty conversation
-        asked = self.render(messages[:index], tools, origin, ask=True)
-        if text.startswith(asked):
-            return len(asked)
-        shared = _shared(asked, text)
-        return shared if shared >= len(self.render(messages[:index], tools, origin)) else None
+def _loss(turn: Turn, chat: Chat) -> Loss | None:
+    if turn.exact:
+        return None
+    return find_loss(chat.messages[turn.index], turn.index, chat.text[turn.start : turn.content_end])
+
+
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches one special token with white space before it; nothing where the tokenizer has none."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {str(token) for token in added} | set(getattr(tokenizer, "all_special_tokens", []))
+    options = "|".join(re.escape(name) for name in sorted(filter(str.strip, names), key=len, reverse=True))
+    return re.compile(rf"\s*({options or '(?!)'})")
+
+
+def _parsed(value: str) -> Any:
+    """The value of a template's variable: JSON where it is JSON, else the text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _step_marks(draft: SequenceSpec, text: str, boundary: int, origin: str) -> list[int]:
@@ -176,26 +235,15 @@ def _step_marks(draft: SequenceSpec, text: str, boundary: int, origin: str) -> l
         stripped = step.strip()
         place = text.find(stripped, position)
         if place < 0:
-            raise _rewritten(origin, f"step {number}")
+            raise DataError(
+                f"{origin}: the chat template rewrites step {number} ({short(stripped)}), so its end is unknown. "
+                "Give a template that writes the text as it is, with --chat-template FILE."
+            )
         position = place + len(stripped)
         # The line break that ends the step, where the template kept it.
         position += text.startswith("\n", position)
         marks.append(position)
     return marks
-
-
-def _shared(first: str, second: str) -> int:
-    """Length of the common beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _rewritten(origin: str, what: str) -> DataError:
-    return DataError(
-        f"{origin}: the chat template rewrites {what} depending on what follows, so its tokens cannot be told apart. "
-        "Give a template with {% generation %} markers with --chat-template FILE, or one answer per row "
-        "(prompt, completion)."
-    )
 
 
 def _as_messages(draft: SequenceSpec) -> SequenceSpec:

@@ -100,6 +100,7 @@ class Encoder:
         if not layout.plain and layout.spans:
             ids = ids[: self._end(ids)]
             trained = trained[: len(ids)]
+            ids, trained = self._opened(layout, ids, trained)
         trained[:1] = False  # nothing predicts the first token
         learnt = np.flatnonzero(trained)
         return Tokens(
@@ -114,6 +115,13 @@ class Encoder:
             # A solution of steps ends with the mark of its last step.
             stops=not len(learnt) or bool(layout.marks) or ids[learnt[-1]] in self.stop_ids,
         )
+
+    def _opened(self, layout: Layout, ids: list[int], trained: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """With the token that opens the next message learnt, where generation stops at it and at nothing before."""
+        opener = self.tokenizer.convert_tokens_to_ids(layout.opener) if layout.opener else None
+        if opener not in self.stop_ids or not trained[-1:].any() or ids[-1] in self.stop_ids:
+            return ids, trained
+        return [*ids, opener], np.append(trained, True)
 
     def _single_ends(self, ids: list[int], offsets: Any) -> tuple[list[int], Any]:
         """Without an end that the tokenizer added, and with one beginning where the text itself names a second."""

@@ -1,0 +1,101 @@
+"""What of an answer a chat template leaves out or writes otherwise: such a row would teach something else."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.contract.messages import message_text
+from posttrain.data.tokens.forms import Message, reasoning_of
+from posttrain.errors import short
+
+_TEMPLATE = "with --chat-template FILE"
+#: What is lost -> what can be done about it.
+ADVICE = {
+    "text": f"Give a template that writes the text as it is, {_TEMPLATE}, or remove the rows",
+    "text beside calls": f"Give a template that writes text beside tool calls, {_TEMPLATE}, or remove that text",
+    "reasoning": (
+        f"Give a template with a place for reasoning, {_TEMPLATE}, or remove it from the rows. A template that keeps "
+        "it in the last answer alone learns it from one answer at a time: --train-on each-turn"
+    ),
+    "tool calls": f"Give a template with a place for tool calls, {_TEMPLATE}, or remove the rows",
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One thing that the template did not write."""
+
+    kind: str
+    """A key of ADVICE."""
+    index: int
+    """Place of the message among those of the row."""
+    text: str
+
+    def describe(self) -> str:
+        """The loss in words, without a full stop."""
+        return f"leaves out or rewrites {self.kind} of message {self.index + 1} ({short(self.text)})"
+
+
+def find_loss(message: Message, index: int, written: str) -> Loss | None:
+    """What of an assistant's message does not stand in ``written``, its turn as the template renders it."""
+    if (given := reasoning_of(message)) and not _stands(given[1], written):
+        return Loss("reasoning", index, given[1])
+    calls = [list(_strings(call)) for call in message.get("tool_calls") or []]
+    missing = next((text for call in calls for text in call if not _spelt(text, written)), None)
+    names = Counter(call[0] for call in calls if call)
+    missing = missing or next((name for name, count in names.items() if written.count(name) < count), None)
+    if missing is not None:
+        return Loss("tool calls", index, missing)
+    content = message_text(message)
+    if _stands(content, written):
+        return None
+    if "</think>" in content:
+        return Loss("reasoning", index, content)
+    return Loss("text beside calls" if message.get("tool_calls") else "text", index, content)
+
+
+def _stands(text: str, written: str) -> bool:
+    return text.strip() in written
+
+
+def _spelt(text: str, written: str) -> bool:
+    """Whether text of a call stands there: as it is, as JSON writes it, or as Python writes it in single quotes."""
+    in_python = text.replace("\\", r"\\").replace("'", r"\'").replace("\n", r"\n").replace("\r", r"\r")
+    return any(spelling in written for spelling in (text, json.dumps(text, ensure_ascii=False)[1:-1], in_python))
+
+
+def _strings(call: Any) -> Iterator[str]:
+    """The name of a called function, and names and values of its arguments."""
+    function = call.get("function") if isinstance(call, dict) else None
+    function = function if isinstance(function, dict) else call
+    if isinstance(function, dict):
+        yield str(function.get("name", ""))
+        yield from _leaves(_arguments(function.get("arguments")))
+
+
+def _arguments(arguments: Any) -> Any:
+    """Arguments that are JSON text, parsed: a template may write them with other white space."""
+    if isinstance(arguments, str):
+        try:
+            return json.loads(arguments)
+        except (ValueError, RecursionError):
+            return arguments
+    return arguments
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield str(name)
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield json.dumps(value)
