@@ -1,7 +1,10 @@
 """Which tokens a row becomes and which of them are learnt."""
 
 import pytest
+from posttrain.data.tokens.encode_one import encode_answer, encode_prompt
+from posttrain.data.tokens.notes import notes_of, within_positions
 from posttrain.errors import DataError, ModelError, SettingsError
+from posttrain.settings import Settings
 
 
 def _one(examples, role="completion"):
@@ -146,10 +149,125 @@ def test_templates_that_rewrite_earlier_turns(build, made, learnt):
     with pytest.raises(DataError) as caught:
         made([{"messages": messages}], "language-modeling", tokenizer, "<|im_end|>")
     assert str(caught.value) == (
-        "data row 1: the chat template rewrites message 2 depending on what follows, so its tokens cannot be told "
-        "apart. Give a template with {% generation %} markers with --chat-template FILE, or one answer per row "
-        "(prompt, completion)."
+        "data row 1: the chat template leaves out or rewrites text of message 2 ('think~a1'). 1 of 1 examples lose "
+        "something in this way, more than the share of 0.01 that max-lost allows. Give a template that writes the text "
+        "as it is, with --chat-template FILE, or remove the rows. A template that keeps it in the last answer alone "
+        "learns it from one answer at a time: --train-on each-turn."
     )
+
+
+def test_each_turn_is_an_example_as_the_model_would_have_written_it(build, made, text_of, learnt):
+    tokenizer = build("thinking")
+    messages = _chat("q1", "think~a1", "q2", "deep~a2")
+    pair = {"prompt": messages[:1], "completion": messages[1:]}
+    for row, schema in (({"messages": messages}, "language-modeling"), (pair, "prompt-completion")):
+        examples = made([row], schema, tokenizer, "<|im_end|>", train_on="each-turn")
+        assert [learnt(e.sequences["completion"][0], tokenizer) for e in examples] == [
+            "think~a1<|im_end|>",
+            "deep~a2<|im_end|>",
+        ]
+        assert "think~" not in text_of(examples[1].sequences["completion"][0], tokenizer)
+        assert examples.report["rows"] == 1
+    with pytest.raises(SettingsError, match=r"^train-on 'each-turn' needs messages, but data row 1 has text"):
+        made([{"text": "a"}], "language-modeling", tokenizer, train_on="each-turn")
+    pairs = {"prompt": messages[:1], "chosen": messages[1:2], "rejected": messages[3:]}
+    with pytest.raises(SettingsError, match=r"^train-on 'each-turn' does not suit schema 'preference'"):
+        made([pairs], "preference", tokenizer, train_on="each-turn")
+
+
+def test_rows_that_lose_something_are_left_out_up_to_a_share(build, made):
+    """The template strips what stands before a tilde in all answers but the last."""
+    tokenizer = build("thinking")
+    rows = [{"messages": _chat("q", "a", "q", f"b{n}")} for n in range(3)]
+    rows.insert(1, {"messages": _chat("q", "think~a", "q", "b")})
+    examples = made(rows, "language-modeling", tokenizer, "<|im_end|>", max_lost=0.25)
+    assert len(examples) == 3
+    assert examples.report["dropped"] == {"text of an answer lost in the chat template": 1}
+    with pytest.raises(
+        DataError, match=r"^data row 2: .* 1 of 4 examples .* more than the share of 0\.2 that max-lost"
+    ):
+        made(rows, "language-modeling", tokenizer, "<|im_end|>", max_lost=0.2)
+    with pytest.raises(SettingsError, match=r"^max-lost is 2, expected a share from 0 to 1\.$"):
+        Settings(max_lost=2.0).check()
+
+
+#: Writes a thought, perhaps an empty one, before every answer.
+EMPTY_THOUGHT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}({{ m.reasoning_content or '' }}){% endif %}{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if brief %}()brief:{% endif %}{% endif %}"
+)
+
+
+def test_what_the_template_writes_before_every_answer_is_learnt_on_request(build, made, learnt):
+    tokenizer = build(EMPTY_THOUGHT)
+    thoughtful = [*_chat("q1"), {"role": "assistant", "content": "a", "reasoning_content": "why"}]
+    rows = [{"messages": _chat("q1", "a1", "q2", "a2")}, {"messages": thoughtful}]
+
+    def of(choice):
+        examples = made(rows, "language-modeling", tokenizer, "<|im_end|>", learn_scaffold=choice)
+        return [learnt(e.sequences["completion"][0], tokenizer) for e in examples]
+
+    assert of(False) == ["a1<|im_end|>a2<|im_end|>", "(why)a<|im_end|>"]
+    assert of(True) == ["()a1<|im_end|>()a2<|im_end|>", "(why)a<|im_end|>"]
+
+
+def test_variables_of_the_chat_template(build, made, text_of):
+    """Of the run, and of one row, whose own go first."""
+    tokenizer = build(EMPTY_THOUGHT)
+    rows = [{"prompt": _chat("q")}, {"prompt": _chat("q"), "chat_template_kwargs": {"brief": False}}]
+    for given, ends in (("true", [True, False]), ("false", [False, False])):
+        examples = made(rows, "prompt", tokenizer, chat_template_kwargs={"brief": given})
+        texts = [text_of(e.sequences["prompt"][0], tokenizer) for e in examples]
+        assert [text.endswith("()brief:") for text in texts] == ends
+    as_text = made([{**rows[0], "chat_template_kwargs": '{"brief": true}'}], "prompt", tokenizer)
+    assert text_of(as_text[0].sequences["prompt"][0], tokenizer).endswith("()brief:")
+    with pytest.raises(DataError, match=r"column 'chat_template_kwargs' is 'brief', expected an object with variables"):
+        made([{**rows[0], "chat_template_kwargs": "brief"}], "prompt", tokenizer)
+
+
+def test_prompts_of_a_run_have_the_variables_too(build):
+    """What is encoded while a run is under way: a teacher's prompt, an answer of the data."""
+    tokenizer, settings = build(EMPTY_THOUGHT), Settings().data
+    _, text = encode_prompt(_chat("q"), tokenizer, settings, set(), {"chat_template_kwargs": {"brief": True}})
+    assert text.endswith("()brief:")
+    row = {"prompt": _chat("q"), "completion": "a", "chat_template_kwargs": {"brief": True}}
+    prompt, answer, _ = encode_answer(row, tokenizer, settings, set())
+    assert tokenizer.decode(prompt).endswith("assistant\n()")
+    assert tokenizer.decode(answer) == "a<|im_end|>"
+
+
+def test_pairs_of_the_same_tokens_are_left_out(build, made):
+    """Given so, and made so by the cut."""
+    rows = [
+        {"prompt": "a", "chosen": "same", "rejected": "same"},
+        {"prompt": "a", "chosen": "x" * 20 + "b", "rejected": "x" * 20 + "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ]
+    examples = made(rows, "preference", build(), max_length=10)
+    assert len(examples) == 1
+    assert examples.report["dropped"] == {"chosen and rejected are the same tokens": 2}
+
+
+def test_what_surprises_in_a_report_is_said(build, made):
+    """The end of an answer at which generation does not stop, rows that were left out, learnt positions."""
+    tokenizer = build("chatml")
+    examples = made([{"messages": _chat("q", "a")}], "language-modeling", tokenizer, "</s>")
+    (note,) = notes_of(examples.report, tokenizer, {tokenizer.convert_tokens_to_ids("</s>")})
+    assert note.startswith("1 answers do not end with a token at which generation stops")
+    assert "they end with '<|im_end|>', and generation stops at </s>." in note
+    assert not notes_of(
+        made([{"messages": _chat("q", "a")}], "language-modeling", tokenizer, "<|im_end|>").report, 0, 0
+    )
+    pair = {"prompt": "a", "chosen": "b", "rejected": "b"}
+    examples = made([pair, {**pair, "rejected": "c"}], "preference", tokenizer)
+    assert notes_of(examples.report, tokenizer, set()) == [
+        "1 of 2 rows left out: chosen and rejected are the same tokens"
+    ]
+    assert within_positions(Settings().data, 2048) == (Settings().data, [])
+    shorter, (said,) = within_positions(Settings().data, 64)
+    assert shorter.max_length == 64
+    assert said == "rows are cut to 64 tokens: the model has learnt no more positions"
 
 
 def test_template_that_opens_the_answer_otherwise(build, made, learnt):

@@ -127,7 +127,7 @@ class Oracle:
         last = max(sentinel.rindex(word) + len(word) for word in words)
         if after:
             followed = render([*messages[:index], message, *after, *messages[index + 2 :]])
-            bound = next((n for n, (a, b) in enumerate(zip(sentinel, followed)) if a != b), len(sentinel))
+            bound = next((n for n, (a, b) in enumerate(zip(sentinel, followed, strict=False)) if a != b), len(sentinel))
         else:
             bound = len(sentinel)
         opener = ""
@@ -190,10 +190,10 @@ class Oracle:
         plain = [{"role": "assistant", "content": text} for text in ("Aqz", "Bqz")]
         try:
             both = [render([*messages[:index], one, *messages[index + 1 :]]) for one in plain]
-            common = next(n for n, (a, b) in enumerate(zip(*both)) if a != b)
+            common = next(n for n, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
             if sentinel.startswith(both[0][:common]):
                 return common
         except Refused:
             pass
         asked = render(messages[:index], ask=True)
-        return next((n for n, (a, b) in enumerate(zip(asked, sentinel)) if a != b), len(asked))
+        return next((n for n, (a, b) in enumerate(zip(asked, sentinel, strict=False)) if a != b), len(asked))

@@ -95,7 +95,8 @@ def without_content(message):
 
 def inline(message):
     thought = message.pop("reasoning_content", None)
-    return message if thought is None else {**message, "content": f"<think>\n{thought}\n</think>\n\n{message['content']}"}
+    said = message["content"]
+    return message if thought is None else {**message, "content": f"<think>\n{thought}\n</think>\n\n{said}"}
 
 
 _CALLING = [user("Weather in Oslo?"), called("Oslo"), result("4 degrees"), said("It is cold there.")]
@@ -128,7 +129,9 @@ SHAPES = [
     ),
     Shape("tools, not called", _SEVERAL[:2], tools=True),
     Shape("reasoning_content", _THINKING[:2]),
-    Shape("reasoning beside a call", [*_CALLING[:1], called("Oslo", reasoning="I must look."), *_CALLING[2:]], tools=True),
+    Shape(
+        "reasoning beside a call", [*_CALLING[:1], called("Oslo", reasoning="I must look."), *_CALLING[2:]], tools=True
+    ),
     Shape("several reasoning turns", _THINKING),
     Shape("reasoning, each turn", _THINKING, options={"train_on": "each-turn"}),
     Shape("inline think", _THINKING[:2], write=inline, literal=True),

@@ -48,7 +48,7 @@ def scene():
         ids = torch.tensor([*own.encode(prompt + answer, add_special_tokens=False), own.eos_token_id])
         sequence = Sequence(ids, torch.arange(len(ids)) >= len(prompt))
         sequence.teacher, sequence.alignment = translate(
-            prompt, ids[len(prompt) :], own, {2}, teacher, Settings().data, None
+            prompt, ids[len(prompt) :], own, {2}, teacher, Settings().data, {}
         )
         sequences.append(sequence)
     return policy, teacher, sequences

@@ -15,12 +15,14 @@ from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
 from posttrain.data import prepare, read_rows, stream
 from posttrain.data.reshape import reshape
+from posttrain.data.tokens.notes import notes_of, within_positions
 from posttrain.distillation.teacher import check_teacher
 from posttrain.errors import SettingsError
 from posttrain.example.example import REWARD, is_data
 from posttrain.models.added_tokens import with_tokens
 from posttrain.models.generation_config import stop_ids
 from posttrain.models.load import load_tokenizer, stop_ids_of
+from posttrain.models.positions import learnt_positions, learnt_positions_of
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.settings import DataSettings, ModelSettings, RolloutsSettings, Settings
 
@@ -84,6 +86,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     if task is not None:
         rows = with_tools(rows, task, tokenizer, settings.data)
         held_out = None if held_out is None else with_tools(held_out, task, tokenizer, settings.data)
+    wanted, cut = _within_positions(settings, objects)
     if not card.online:
         rows = reshape(rows, method, config)
         held_out = None if held_out is None else reshape(held_out, method, config)
@@ -96,18 +99,27 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     rewards = (
         _rewards(card, settings.rollouts, settings.data.data, objects, tokenizer, rows, task) if card.online else []
     )
-    notes = list(rows.notes)
+    notes = [*rows.notes, *cut]
     if settings.data.streaming:
-        train: Any = lambda skip: stream(rows, tokenizer, settings.data, stops, settings.data.seed, skip)  # noqa: E731
+        train: Any = lambda skip: stream(rows, tokenizer, wanted, stops, wanted.seed, skip)  # noqa: E731
         report: dict[str, Any] = {"streaming": True}
     else:
-        train = prepare(rows, tokenizer, settings.data, stops, cache_folder(settings.model))
+        train = prepare(rows, tokenizer, wanted, stops, cache_folder(settings.model))
         report = dict(train.report)
+        notes += notes_of(report, tokenizer, stops)
     if held_out is not None:
-        held_out = prepare(held_out, tokenizer, settings.data, stops, cache_folder(settings.model))
+        held_out = prepare(held_out, tokenizer, wanted, stops, cache_folder(settings.model))
         report["eval"] = dict(held_out.report)
     judge = _judge(settings.rollouts, objects, tokenizer) if card.online else None
     return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes, task)
+
+
+def _within_positions(settings: Settings, objects: InMemory) -> tuple[DataSettings, list[str]]:
+    if objects.model is None:
+        positions = learnt_positions_of(settings.model.model, settings.model)
+    else:
+        positions = learnt_positions(objects.model.config)
+    return within_positions(settings.data, positions)
 
 
 def _judge(settings: RolloutsSettings, objects: InMemory, tokenizer: Any) -> Any:

@@ -13,6 +13,7 @@ from posttrain.generation.local.hf import HfGenerator
 from posttrain.models.load import load_policy, load_tokenizer
 from posttrain.runs.checkpoints import latest_checkpoint
 from posttrain.settings import Settings
+from posttrain.settings.options import cast
 
 
 def generate_text(
@@ -20,6 +21,7 @@ def generate_text(
     prompts: list[Any],
     *,
     system_prompt: str | None = None,
+    chat_template_kwargs: dict[str, str] | str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -31,13 +33,14 @@ def generate_text(
     """One answer a prompt. ``model`` is a folder, Hub id, GGUF file, adapter folder, or a run directory.
 
     A text becomes the user's message of a conversation where the tokenizer has a chat template; a list of messages is
-    taken as it is. Raises PosttrainError.
+    taken as it is. ``chat_template_kwargs`` are those of the run's settings. Raises PosttrainError.
     """
     settings = Settings(
         model=_final(model),
         max_new_tokens=max_new_tokens,
         max_length=1_000_000,
         system_prompt=system_prompt,
+        chat_template_kwargs=cast("chat-template-kwargs", chat_template_kwargs, dict[str, str] | None),
         dtype=dtype,  # type: ignore[arg-type]  # checked when the model is loaded
         device=device,
         packing=False,

@@ -17,13 +17,20 @@ from posttrain.settings.options import Option
 
 #: Settings that decide how rows are read and cut.
 _SHARED = ("model", "columns", "split", "max_length", "truncation", "end_of_sequence", "train_on", "chat_template")
-_MORE = ("limit", "system_prompt", "trust_remote_code", "streaming")
+_MORE = ("chat_template_kwargs", "learn_scaffold", "max_lost", "limit", "system_prompt", "trust_remote_code")
+_MORE += ("streaming",)
 OWN = [
     Option(name, kind, default, text, "This command")
     for name, kind, default, text in (
         ("method", str, None, "Check for this method: its schemas and defaults."),
         ("schema", str, None, f"Check for this schema: {', '.join(SCHEMAS)}. [any]"),
-        ("show", int, None, "Print the tokens of the first N examples, those that are learnt marked; needs a model."),
+        (
+            "show",
+            int,
+            None,
+            "Print the tokens of the first N examples, those that are learnt marked; with --json their text, ids and "
+            "learnt spans. Needs a model.",
+        ),
         ("json", bool, False, "Print JSON."),
         ("help", bool, False, "Print this and stop."),
     )
@@ -45,12 +52,17 @@ def run(arguments: list[str]) -> int:
     shown = _count(own.get("show"))
     if shown and not settings.model.model:
         raise SettingsError("Tokens need a tokenizer. Name the model: --show 3 --model MODEL")
-    report, text = _check(data, schemas, settings, shown)
+    report, prepared, tokenizer = _check(data, schemas, settings)
     if own.get("json"):
-        print_json(report | ({"shown": text} if text else {}))
+        from posttrain.data import examples_as_data
+
+        print_json(report | ({"examples": examples_as_data(prepared, tokenizer, shown)} if shown and prepared else {}))
     else:
         print_plan(report)
-        print(f"\n{text}" if text else "", end="\n" if text else "")
+        if shown and prepared is not None:
+            from posttrain.data import show
+
+            print(f"\n{show(prepared, tokenizer, shown, colour=sys.stdout.isatty())}")
     return 0
 
 
@@ -77,18 +89,19 @@ def _count(text: str | None) -> int:
     return int(text)
 
 
-def _check(data: list[str], schemas: tuple[str, ...], settings: Settings, shown: int) -> tuple[dict[str, Any], str]:
-    from posttrain.data import check_data, show
+def _check(data: list[str], schemas: tuple[str, ...], settings: Settings) -> tuple[dict[str, Any], Any, Any]:
+    """The report, and what was prepared with which tokenizer; None for both without a model."""
+    from posttrain.data import check_data
 
     if not settings.model.model:
-        return check_data(data, schemas, settings.data)[0], ""
+        return *check_data(data, schemas, settings.data), None
+    from posttrain.data.tokens.notes import within_positions
     from posttrain.models.load import load_tokenizer, stop_ids_of
+    from posttrain.models.positions import learnt_positions_of
 
-    tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
-    report, prepared = check_data(
-        data, schemas, settings.data, tokenizer, stop_ids_of(settings.model.model, tokenizer, settings.model)
-    )
-    if not shown or prepared is None:
-        return report, ""
-    examples = (prepared[index] for index in range(len(prepared)))
-    return report, show(examples, tokenizer, shown, colour=sys.stdout.isatty())
+    model = settings.model.model
+    tokenizer = load_tokenizer(model, settings.model, settings.data.chat_template)
+    wanted, cut = within_positions(settings.data, learnt_positions_of(model, settings.model))
+    report, prepared = check_data(data, schemas, wanted, tokenizer, stop_ids_of(model, tokenizer, settings.model))
+    report["notes"] = [*report["notes"], *cut]
+    return report, prepared, tokenizer

@@ -17,6 +17,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
     parser.add_argument("--prompts", help="text file with one prompt a line")
     parser.add_argument("--system-prompt", help="system message for chat models")
+    parser.add_argument("--chat-template-kwargs", help="variables of the chat template: enable_thinking=false")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer [256]")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time [0]")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling [1]")
@@ -33,6 +34,7 @@ def run(arguments: list[str]) -> int:
         options.model,
         prompts,
         system_prompt=options.system_prompt,
+        chat_template_kwargs=options.chat_template_kwargs,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posttrain.data.check import check_data, show
+    from posttrain.data.check import check_data, examples_as_data, show
     from posttrain.data.rows import Rows, read_rows
     from posttrain.data.tokens.preparation import Prepared, prepare, stream
 
@@ -21,9 +21,10 @@ _HOMES = {
     "stream": "tokens.preparation",
     "check_data": "check",
     "show": "check",
+    "examples_as_data": "check",
 }
 
-__all__ = ["Prepared", "Rows", "check_data", "prepare", "read_rows", "show", "stream"]
+__all__ = ["Prepared", "Rows", "check_data", "examples_as_data", "prepare", "read_rows", "show", "stream"]
 
 
 def __getattr__(name: str) -> Any:

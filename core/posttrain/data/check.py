@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from posttrain.contract.messages import is_messages
@@ -33,10 +33,12 @@ def check_data(
     prepared = None
     report = describe_rows(rows)
     if tokenizer is not None and not rows.streaming:
+        from posttrain.data.tokens.notes import notes_of
         from posttrain.data.tokens.preparation import prepare
 
         prepared = prepare(rows, tokenizer, settings, stop_ids or set(), None)
         report["tokens"] = prepared.report
+        report["notes"] = [*report["notes"], *notes_of(prepared.report, tokenizer, stop_ids or set())]
     return report, prepared
 
 
@@ -75,6 +77,30 @@ def show(examples: Iterable[Example], tokenizer: Any, n: int, colour: bool) -> s
             lines.append(", ".join(f"{name}={str(value)[:60]!r}" for name, value in example.columns.items()))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def examples_as_data(prepared: Prepared, tokenizer: Any, n: int) -> list[dict[str, Any]]:
+    """The first ``n`` examples for programs: by role each sequence's ``text``, ``ids`` and ``spans``.
+
+    A span is ``start`` and ``end`` of a run of learnt tokens, indices into ``ids``, and its ``text``.
+    """
+    found = []
+    for place in range(min(n, len(prepared))):
+        roles: dict[str, list[dict[str, Any]]] = {}
+        for role, sequences in prepared[place].sequences.items():
+            roles[role] = [_as_data(one.ids.tolist(), one.trained.tolist(), tokenizer) for one in sequences]
+        number = place if prepared.order is None else int(prepared.order[place])
+        found.append({"row": int(prepared.arrays["rows"][number]) + 1, "sequences": roles})
+    return found
+
+
+def _as_data(ids: list[int], trained: list[bool], tokenizer: Any) -> dict[str, Any]:
+    edges = [at for at, (before, now) in enumerate(pairwise([False, *trained, False])) if before != now]
+    spans = [
+        {"start": start, "end": end, "text": tokenizer.decode(ids[start:end], skip_special_tokens=False)}
+        for start, end in zip(edges[::2], edges[1::2], strict=True)
+    ]
+    return {"text": tokenizer.decode(ids, skip_special_tokens=False), "ids": ids, "spans": spans}
 
 
 def _tokens(ids: list[int], trained: list[bool], tokenizer: Any, colour: bool) -> str:

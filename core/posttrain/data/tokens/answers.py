@@ -21,6 +21,14 @@ _FIRST, _LAST = 0xE000, 0xF8FF
 """Characters for private use: no template writes them, and hardly any row."""
 
 
+class UnclearTurn(Exception):
+    """The template writes a turn in a way that depends on what follows, so that its place is unknown."""
+
+    def __init__(self, index: int):
+        super().__init__(index)
+        self.index = index
+
+
 @dataclass(frozen=True)
 class Turn:
     """One turn of the assistant, in characters of the rendered conversation."""
@@ -70,8 +78,8 @@ def find_turns(chat: Chat, wanted: list[int], asked: str | None = None, ends: se
     """The turns of the messages at ``wanted``, in order.
 
     ``asked`` is the conversation before the only wanted turn with the beginning of an answer, where it is known.
-    ``ends`` are the ends of turns that this template is known to write; those found are added. Raises DataError where
-    the template writes a turn in a way that depends on what follows, or text behind its end.
+    ``ends`` are the ends of turns that this template is known to write; those found are added. Raises UnclearTurn, and
+    DataError where the template writes text behind the end of the last turn, or an answer more than once.
     """
     ends = set() if ends is None else ends
     plain = [index for index in wanted if is_plain(chat.messages[index])]
@@ -84,7 +92,7 @@ def find_turns(chat: Chat, wanted: list[int], asked: str | None = None, ends: se
     for index in wanted:
         turn = found.get(index) or _alone(chat, index, ends)
         if turn.start < (turns[-1].end if turns else 0) or turn.end < turn.start:
-            raise _rewritten(chat, index)
+            raise UnclearTurn(index)
         turns.append(turn)
     return turns
 
@@ -117,7 +125,9 @@ def _between_marks(chat: Chat, plain: list[int], ends: set[str]) -> dict[int, Tu
     messages = list(chat.messages)
     for index, mark in zip(plain, marks, strict=True):
         messages[index] = {**messages[index], **chat.plain(index, mark)}
-    pieces = _pieces(chat.tried(messages), marks)
+    rendered = chat.tried(messages)
+    _refuse_copies(chat, rendered, marks)
+    pieces = _pieces(rendered, marks)
     if pieces is None or not chat.text.startswith(pieces[0]):
         return {}
     places, at = [], len(pieces[0])
@@ -133,6 +143,15 @@ def _between_marks(chat: Chat, plain: list[int], ends: set[str]) -> dict[int, Tu
     if plain[-1] == len(chat.messages) - 1:
         ends.add(pieces[-1])
     return {index: _closed(chat, index, start, stop, ends) for index, start, stop in places}
+
+
+def _refuse_copies(chat: Chat, rendered: str | None, marks: list[str]) -> None:
+    copies = max(rendered.count(mark) for mark in marks) if rendered else 1
+    if copies > 1:
+        raise DataError(
+            f"{chat.origin}: the chat template writes an answer {copies} times. Expected once: give another with "
+            "--chat-template FILE."
+        )
 
 
 def _follows(text: str, at: int, piece: str, last: bool) -> bool:
@@ -220,7 +239,7 @@ def _alone(chat: Chat, index: int, ends: set[str]) -> Turn:
         # What the request for an answer and the answer share, if that is more than the conversation before it.
         start = -1 if asked is None else shared(asked, chat.text)
         if start < len(chat.tried(before) or ""):
-            raise _rewritten(chat, index)
+            raise UnclearTurn(index)
     return _ended(chat, index, start, pieces, ends)
 
 
@@ -234,10 +253,12 @@ def _ended(chat: Chat, index: int, start: int, pieces: list[str] | None, ends: s
         return Turn(index, start, end, end, exact=False)
     done = chat.tried(chat.messages[: index + 1])
     if done is not None and chat.text.startswith(done := done.rstrip()) and len(done) >= start:
-        return Turn(index, start, len(done), len(done), exact=False)
+        ending = _ending(chat, usual)
+        content_end = len(done) - len(ending) if done.endswith(ending) else len(done)
+        return Turn(index, start, max(start, content_end), len(done), exact=False)
     if usual and text.endswith(usual) and _stands_alone(chat, index, len(text) - len(usual)):
         return _closed(chat, index, start, len(text) - len(usual), ends, exact=False)
-    raise _rewritten(chat, index)
+    raise UnclearTurn(index)
 
 
 def next_opener(chat: Chat) -> str | None:
@@ -281,19 +302,14 @@ def shared(first: str, second: str) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _rewritten(chat: Chat, index: int) -> DataError:
-    return DataError(
-        f"{chat.origin}: the chat template rewrites message {index + 1} depending on what follows, so its tokens "
-        "cannot be told apart. Learn from one answer at a time with --train-on each-turn, or give another template "
-        "with --chat-template FILE."
-    )
-
-
 def within_marks(turns: list[Turn], marks: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """What the template's own ``{% generation %}`` blocks mark of the turns, with the tokens that end them."""
     found = []
     for turn in turns:
-        inside = [(max(a, turn.start), b) for a, b in marks if b > turn.start and a < turn.end]
+        if turn.content_end == turn.start:  # nothing was said, and an empty block is not reported
+            found.append((turn.start, turn.end))
+            continue
+        inside = [(max(a, turn.start), b) for a, b in marks if b >= turn.start and a <= turn.content_end]
         for start, end in inside:
             found.append((start, turn.end if end >= turn.content_end else end))
     return [(start, end) for start, end in found if end > start]

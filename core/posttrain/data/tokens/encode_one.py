@@ -45,9 +45,7 @@ def encode_answer(
 
 
 def _draft(prompt: Content, completion: Content | None, columns: dict[str, Any]) -> SequenceSpec:
-    return SequenceSpec(
-        prompt, completion, columns.get("tools"), template_kwargs=columns.get("chat_template_kwargs")
-    )
+    return SequenceSpec(prompt, completion, columns.get("tools"), template_kwargs=columns.get("chat_template_kwargs"))
 
 
 def _encode(draft: SequenceSpec, tokenizer: Any, settings: DataSettings, stop_ids: set[int]) -> tuple[Tokens, str]:

@@ -15,12 +15,16 @@ from posttrain.errors import short
 _TEMPLATE = "with --chat-template FILE"
 #: What is lost -> what can be done about it.
 ADVICE = {
-    "text": f"Give a template that writes the text as it is, {_TEMPLATE}, or remove the rows",
+    "text": (
+        f"Give a template that writes the text as it is, {_TEMPLATE}, or remove the rows. A template that keeps it in "
+        "the last answer alone learns it from one answer at a time: --train-on each-turn"
+    ),
     "text beside calls": f"Give a template that writes text beside tool calls, {_TEMPLATE}, or remove that text",
     "reasoning": (
         f"Give a template with a place for reasoning, {_TEMPLATE}, or remove it from the rows. A template that keeps "
         "it in the last answer alone learns it from one answer at a time: --train-on each-turn"
     ),
+    "place": f"Learn from one answer at a time with --train-on each-turn, or give another template {_TEMPLATE}",
     "tool calls": f"Give a template with a place for tool calls, {_TEMPLATE}, or remove the rows",
 }
 
@@ -33,10 +37,12 @@ class Loss:
     """A key of ADVICE."""
     index: int
     """Place of the message among those of the row."""
-    text: str
+    text: str = ""
 
     def describe(self) -> str:
         """The loss in words, without a full stop."""
+        if self.kind == "place":
+            return f"rewrites message {self.index + 1} depending on what follows, so its tokens cannot be told apart"
         return f"leaves out or rewrites {self.kind} of message {self.index + 1} ({short(self.text)})"
 
 

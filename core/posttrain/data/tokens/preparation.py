@@ -57,6 +57,8 @@ class Counts:
     """Sequences with a prompt of plain text, where the tokenizer has a chat template."""
     without_stop: int = 0
     """Sequences whose last trained token is not a stop token."""
+    last_token: int | None = None
+    """The last trained token of the first of them."""
 
     def drop(self, reason: str) -> None:
         """Count one row that gives no example."""
@@ -71,7 +73,9 @@ class Counts:
             self.longest = max(self.longest, len(tokens.ids))
             self.boundary_merges += tokens.merged
             self.template_mismatches += tokens.mismatch
-            self.without_stop += bool(tokens.count) and not tokens.stops
+            if tokens.count and not tokens.stops:
+                self.without_stop += 1
+                self.last_token = tokens.last if self.last_token is None else self.last_token
 
 
 def row_limit(settings: DataSettings, tokenizer: Any, schema: str) -> int:
@@ -143,7 +147,7 @@ class Pipeline:
         loss = next((layout.loss for layout in layouts if layout.loss), None)
         if loss is None:
             return False
-        self.counts.drop(f"{loss.kind} lost in the chat template")
+        self.counts.drop(f"{loss.kind} of an answer lost in the chat template")
         self.lost += 1
         self.first_loss = self.first_loss or (origin, loss)
         return True

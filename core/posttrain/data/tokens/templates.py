@@ -16,7 +16,7 @@ from posttrain.contract.messages import is_messages
 from posttrain.data.tokens.forms import Forms, find_forms
 from posttrain.data.tokens.lost_text import Loss, find_loss
 from posttrain.data.tokens.sequence_specs import SequenceSpec
-from posttrain.data.tokens.answers import Chat, Turn, find_turns, next_opener, with_scaffold, within_marks
+from posttrain.data.tokens.answers import Chat, Turn, UnclearTurn, find_turns, next_opener, with_scaffold, within_marks
 from posttrain.errors import DataError, ModelError, SettingsError, short
 from posttrain.settings import DataSettings
 
@@ -153,7 +153,13 @@ class Templates:
         first = len(prompt) if draft.train_on == "completion" else 0
         wanted = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= first]
         alone = wanted == [len(prompt)]
-        turns = find_turns(chat, wanted, asked if alone else None, ends) if draft.train_on != "all" else []
+        if draft.train_on == "all":
+            return self._layout(draft, chat, [], asked)
+        try:
+            turns = find_turns(chat, wanted, asked if alone else None, ends)
+        except UnclearTurn as error:
+            loss = find_loss(messages[error.index], error.index, chat.text) or Loss("place", error.index)
+            return Layout(chat.text, False, 0, [], loss=loss)
         return self._layout(draft, chat, turns, asked)
 
     def _layout(self, draft: SequenceSpec, chat: Chat, turns: list[Turn], asked: str | None) -> Layout:

@@ -31,6 +31,8 @@ class Tokens:
     mismatch: bool = False
     stops: bool = True
     """The last trained token is a stop token."""
+    last: int | None = None
+    """The last trained token, before anything is cut."""
 
     @property
     def count(self) -> int:
@@ -113,6 +115,7 @@ class Encoder:
             merged=positions.merged(layout.boundary, prompt) if layout.spans and layout.boundary else False,
             mismatch=layout.mismatch,
             # A solution of steps ends with the mark of its last step.
+            last=ids[learnt[-1]] if len(learnt) else None,
             stops=not len(learnt) or bool(layout.marks) or ids[learnt[-1]] in self.stop_ids,
         )
 
