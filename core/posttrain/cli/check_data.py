@@ -17,8 +17,8 @@ from posttrain.settings.options import Option
 
 #: Settings that decide how rows are read and cut.
 _SHARED = ("model", "columns", "split", "max_length", "truncation", "end_of_sequence", "train_on", "chat_template")
-_MORE = ("chat_template_kwargs", "learn_scaffold", "max_lost", "limit", "system_prompt", "trust_remote_code")
-_MORE += ("streaming",)
+_MORE = ("chat_template_kwargs", "learn_scaffold", "max_lost", "limit", "system_prompt")
+_OTHER = ("trust_remote_code", "streaming")
 OWN = [
     Option(name, kind, default, text, "This command")
     for name, kind, default, text in (
@@ -40,7 +40,7 @@ OWN = [
 def run(arguments: list[str]) -> int:
     """Print what the data are; DataError names the first row that does not fit."""
     words = ["--help" if word == "-h" else word for word in arguments]
-    shared = [option for option in shared_options() if option.name in _SHARED + _MORE]
+    shared = [option for option in shared_options() if option.name in _SHARED + _MORE + _OTHER]
     data, flags = parse(words, [*OWN, *shared], "check-data")
     own = {option.name: flags.pop(option.name) for option in OWN if option.name in flags}
     if own.get("help"):

@@ -8,7 +8,8 @@ from typing import Any
 import transformers
 
 from posttrain.models import foreign
-from posttrain.models.load import _source, adapter_base
+from posttrain.models.adapters import adapter_base
+from posttrain.models.load import _source
 from posttrain.settings import ModelSettings
 
 

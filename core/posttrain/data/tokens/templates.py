@@ -202,7 +202,7 @@ class Templates:
             return [(turn.start, turn.end) for turn in turns]
         marked: Any = render_jinja_template(
             [chat.messages],
-            tools=draft.tools,
+            tools=draft.tools,  # type: ignore[arg-type]  # schemas are one kind of tool
             chat_template=template,
             return_assistant_tokens_mask=True,
             **{**self.tokenizer.special_tokens_map, **self._kwargs(draft)},
