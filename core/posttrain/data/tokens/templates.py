@@ -13,10 +13,10 @@ import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from posttrain.contract.messages import is_messages
+from posttrain.data.tokens.answers import Chat, Turn, UnclearTurn, find_turns, next_opener, with_scaffold, within_marks
 from posttrain.data.tokens.forms import Forms, find_forms
 from posttrain.data.tokens.lost_text import Loss, find_loss
 from posttrain.data.tokens.sequence_specs import SequenceSpec
-from posttrain.data.tokens.answers import Chat, Turn, UnclearTurn, find_turns, next_opener, with_scaffold, within_marks
 from posttrain.errors import DataError, ModelError, SettingsError, short
 from posttrain.settings import DataSettings
 
