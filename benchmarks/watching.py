@@ -1,4 +1,4 @@
-"""What watching a run costs: progress, report and trackers, each as a share of the time of a step.
+"""What watching a run costs: rules, progress, report and trackers, each as a share of the time of a step.
 
     python -m benchmarks.watching [--steps 300] [--output benchmarks/results/watching.json]
 
@@ -20,6 +20,7 @@ import torch
 from posttrain import api
 from posttrain.runs import progress as shown
 from posttrain.runs.report.keeper import ReportKeeper
+from posttrain.runs.rules.watcher import Watcher
 from posttrain.runs.trackers import Tracker
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
@@ -53,6 +54,7 @@ class Timed:
 def measure(steps: int, track: list[str], folder: Path) -> dict[str, float]:
     """Run grpo on the tiny model; return the seconds of the steps and of what watched them."""
     timed = {
+        "rules": Timed(Watcher, "look"),
         "progress": Timed(shown.ProgressLine, "step"),
         "report": Timed(ReportKeeper, "posttrain_step_done"),
         "trackers": Timed(Tracker, "posttrain_step_done"),

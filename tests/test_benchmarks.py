@@ -1,6 +1,7 @@
 """The benchmarks' arithmetic, and that the pages show the figures that were measured."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -119,3 +120,14 @@ def test_pages_are_in_step_with_the_figures(path):
     data = json.loads(tables.RESULT.read_text(encoding="utf-8"))
     text = path.read_text(encoding="utf-8")
     assert tables.page(text, data, losses=path.parent.name == "docs") == text, "run: python -m benchmarks.tables"
+
+
+def test_the_page_on_watching_has_the_measured_shares():
+    results = json.loads((ROOT / "benchmarks" / "results" / "watching.json").read_text())
+    page = (ROOT / "docs" / "watching.md").read_text()
+    for row, name in zip(results["rows"], ("none", "TensorBoard", "Trackio"), strict=True):
+        (line,) = [text for text in page.splitlines() if text.startswith(f"| {name} |")]
+        shares = [100 * row[f"{part}_share"] for part in ("rules", "progress", "report", "trackers")]
+        found = [float(number) for number in re.findall(r"([\d.]+) %", line)]
+        assert found == [round(share, 2) for share in shares if share] + [round(100 * row["share"], 1)]
+        assert row["share"] < 0.02

@@ -28,8 +28,8 @@ PROJECT = "posttrain"
 COLUMNS = ("step", "prompt", "completion", "reward", "finished")
 #: Seconds between two tables of completions, and completions of a table, the newest ones.
 PAUSE, ROWS = 30.0, 100
-#: Telling a tracker of steps may take this part of a run's time, and so many seconds at its beginning.
-SHARE, CREDIT = 0.01, 0.2
+#: Telling a tracker may take this part of a run's time, and so many seconds at its beginning.
+SHARE, CREDIT = 0.005, 0.1
 
 
 def check_tracker(name: str) -> None:
@@ -72,11 +72,12 @@ class Tracker:
         """Pass on the numbers of a step; completions now and then."""
         begun = time.monotonic()
         self._left_out = (step, metrics)
-        if self._spent <= CREDIT + SHARE * (begun - self._begun):
-            self._guarded(self._log)
-            self._spent += time.monotonic() - begun
+        if self._spent > CREDIT + SHARE * (begun - self._begun):
+            return
+        self._guarded(self._log)
         if begun - self._told >= PAUSE:
             self._guarded(lambda: self._table(step))
+        self._spent += time.monotonic() - begun
 
     @hookimpl
     def posttrain_alert(self, event: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Seconds of a run below which nobody misses a report, and seconds between two writings at least.
 SHORT, PAUSE = 60.0, 60.0
 #: Writing takes at most one part in this many of a run's time.
-SHARE = 200
+SHARE = 400
 
 
 class ReportKeeper:

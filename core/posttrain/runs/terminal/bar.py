@@ -14,7 +14,7 @@ from rich.text import Text
 from posttrain.runs.terminal.words import Shown, alert_words, clock, sample_words, shown_metrics
 
 #: Seconds between two drawings at least, and which part of the time drawing may take at most: a step may take less.
-_PAUSE, _SHARE = 0.2, 100
+_PAUSE, _SHARE = 0.2, 250
 COLORS = {"good": "green", "bad": "red", "": ""}
 SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
