@@ -81,6 +81,8 @@ def test_quick_demonstration_runs_both_stages(tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Accuracy on 500 held-out problems" in result.stdout
+    assert result.stdout.rstrip().endswith(f"Report, to open in a browser: {tmp_path}/grpo/report.html")
+    assert "finished" in (tmp_path / "grpo" / "report.html").read_text()
     for stage, steps in (("sft", 20), ("grpo", 2)):
         lines = [json.loads(line) for line in (tmp_path / stage / "metrics.jsonl").read_text().splitlines()]
         assert len(lines) == steps

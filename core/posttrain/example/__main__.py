@@ -10,6 +10,7 @@ Run it with ``python -m posttrain.example``: about a minute on two processor cor
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, str]]
 HELD_OUT, DEMONSTRATED, PRACTISED = 500, 1500, 5000
+#: Whether the library that draws the curves of a report is installed.
+DRAWS = importlib.util.find_spec("bokeh") is not None
 
 
 def imitate(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace) -> Run:
@@ -42,7 +45,7 @@ def imitate(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace)
         cache="off",
         output=f"{options.output}/sft",
         overwrite=True,
-        report=True,
+        report=DRAWS,
         log_every=50,
     )
 
@@ -67,7 +70,7 @@ def reinforce(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespac
         cache="off",
         output=f"{options.output}/grpo",
         overwrite=True,
-        report=True,
+        report=DRAWS,
         log_every=10,
     )
 
@@ -101,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in (("random weights", before), ("after sft", between), ("after grpo", after)):
         print(f"  {name:<15} {value:6.1%}  {'#' * round(40 * value)}")
     print(f"Model: {run.path}/model   Metrics: {run.path}/metrics.jsonl")
-    print(f"Report, to open in a browser: {run.path}/report.html")
+    if DRAWS:
+        print(f"Report, to open in a browser: {run.path}/report.html")
     return 0 if options.quick or before < between < after else 1
 
 
