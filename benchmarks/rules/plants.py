@@ -6,6 +6,8 @@ python -m benchmarks.rules.plants            a table
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import random
 import tempfile
@@ -85,33 +87,25 @@ class After:
 
 def taught(answers: list[str]) -> Callable[[], Any]:
     """A tiny model that has learnt to answer the prompts so, whatever they are."""
-
-    def make() -> Any:
-        model = tiny_model()
-        rows = [{"prompt": p, "completion": a} for p, a in zip(PROMPTS, answers, strict=True)]
-        with tempfile.TemporaryDirectory() as folder:
-            options = USUAL | {"batch_size": 8, "learning_rate": 1e-2, "steps": 60, "rules": {"all": "off"}}
-            posttrain.train(
-                "sft", model=model, tokenizer=tiny_tokenizer(), data=rows, output=f"{folder}/run", **options
-            )
-        return model
-
-    return make
+    return lambda: copy.deepcopy(_taught(tuple(answers)))
 
 
-def one_text() -> Any:
-    return taught(["a" * 30] * 8)()
+@functools.cache
+def _taught(answers: tuple[str, ...]) -> Any:
+    model = tiny_model()
+    rows = [{"prompt": p, "completion": a} for p, a in zip(PROMPTS, answers, strict=True)]
+    with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
+        options = USUAL | {"batch_size": 8, "learning_rate": 1e-2, "steps": 60, "rules": {"all": "off"}}
+        posttrain.train("sft", model=model, tokenizer=tiny_tokenizer(), data=rows, output=f"{folder}/run", **options)
+    return model
+
+
+one_text = taught(["a" * 30] * 8)
 
 
 def copy_of(make: Callable[[], Any]) -> Callable[[Any], None]:
     """Give a model the weights of another one."""
-
-    def act(model: Any) -> None:
-        with torch.enable_grad():
-            other = make()
-        model.load_state_dict(other.state_dict())
-
-    return act
+    return lambda model: model.load_state_dict(make().state_dict())
 
 
 def scale_head(factor: float) -> Callable[[Any], None]:
@@ -196,6 +190,8 @@ def break_letter(model: Any) -> None:
     model.model.embed_tokens.register_forward_hook(hook)
 
 
+#: Marks who speaks, as templates of chat models do.
+CHAT = "{% for message in messages %}g{{ message['content'] }}h{% endfor %}{% if add_generation_prompt %}g{% endif %}"
 #: Asks for an answer with a letter that no answer begins with.
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}h{% endif %}"
 MESSAGES = [
@@ -206,12 +202,13 @@ MESSAGES = [
 def plants() -> list[Planted]:
     """Every rule that a tiny run can show, with its fault."""
     return [
-        Planted("plain-prompts", "a chat model is given plain text", "grpo", 1, 1),
+        Planted("plain-prompts", "a chat model is given plain text", "grpo", 1, 1, {"chat_template": CHAT}),
         Planted(
             "template-mismatch", "a template that asks otherwise than it answers", "sft", 1, 1,
             {"data": MESSAGES, "chat_template": TEMPLATE, "train_on": "completion"},
         ),
-        Planted("empty-completions", "a model that has learnt to be silent", "grpo", 1, 1, {}, taught([" "] * 8)),
+        Planted("empty-completions", "a model that has learnt to be silent", "grpo", 1, 1, {"chat_template": CHAT},
+                taught([" "] * 8)),
         Planted("dead-reward", "a reward that is always 0", "grpo", 2, 2, {"reward": constant(0.0)}),
         Planted("no-signal", "a reward that is always 1", "grpo", 5, 5, {"reward": constant(1.0)}),
         Planted("spread-collapse", "a reward that hardly tells answers apart from step 11 on", "grpo", 24, 20,

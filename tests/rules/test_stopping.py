@@ -7,6 +7,16 @@ from posttrain.errors import RunStopped, SettingsError
 from ..faults.test_checkpoints import events
 from ..training.conftest import ROWS, train  # noqa: F401  a fixture
 
+#: Marks who speaks, as templates of chat models do.
+CHAT = "{% for message in messages %}g{{ message['content'] }}h{% endfor %}{% if add_generation_prompt %}g{% endif %}"
+
+
+@pytest.fixture
+def chat_template(tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text(CHAT)
+    return str(file)
+
 
 def nothing(prompts, completions):
     return [0.0] * len(completions)
@@ -48,7 +58,7 @@ def test_a_rule_that_there_is_not_is_refused_before_anything_is_made(train, tmp_
     assert not list(tmp_path.glob("run-*"))
 
 
-def test_observers_are_told(train):  # noqa: F811
+def test_observers_are_told(train, chat_template):  # noqa: F811
     told = []
 
     class Listener:
@@ -56,20 +66,20 @@ def test_observers_are_told(train):  # noqa: F811
         def posttrain_alert(self, run, event):
             told.append((event["code"], run.step))
 
-    train("grpo", reward=nothing, steps=3, observers=[Listener()])
+    train("grpo", reward=nothing, steps=3, observers=[Listener()], chat_template=chat_template)
     assert told == [("plain-prompts", 1), ("dead-reward", 2)]
 
 
-def test_first_contact_is_said_at_once_with_the_way_out(train, capsys):  # noqa: F811
+def test_first_contact_is_said_at_once_with_the_way_out(train, capsys, chat_template):  # noqa: F811
     """A chat model that is given plain text, and a reward that nobody gets."""
-    train("grpo", reward=nothing, steps=2, progress="plain")
+    train("grpo", reward=nothing, steps=2, progress="plain", chat_template=chat_template)
     said = capsys.readouterr().err
     assert "8 prompts are plain text and the model has a chat template" in said
     assert "--chat" in said
     assert "the reward is 0 for every answer of 2 steps" in said
 
 
-def test_chat_puts_plain_text_into_the_template(train):  # noqa: F811
+def test_chat_puts_plain_text_into_the_template(train, chat_template):  # noqa: F811
     """The prompt is what a user says; the reward gets it as it is in the rows."""
     seen = []
 
@@ -77,18 +87,24 @@ def test_chat_puts_plain_text_into_the_template(train):  # noqa: F811
         seen.extend(prompts)
         return [float(text.count("a")) for text in completions]
 
-    run = train("grpo", reward=reward, steps=1, chat=True)
+    own = {"chat_template": chat_template, "steps": 1}
+    run = train("grpo", reward=reward, chat=True, **own)
     assert not events(run.path, "plain-prompts")
     assert set(seen) == {row["prompt"] for row in ROWS["grpo"]}
-    chat = train("sft", steps=1, chat=True)
-    plain = train("sft", steps=1)
+    chat, plain = train("sft", chat=True, **own), train("sft", **own)
     assert chat.directory.facts()["data"]["plain_prompts"] == 0
     assert plain.directory.facts()["data"]["plain_prompts"] == 8
     messages = [
         {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
         for r in ROWS["sft"]
     ]
-    assert chat.metrics[0]["loss"] == train("sft", steps=1, data=messages, train_on="completion").metrics[0]["loss"]
+    same = train("sft", data=messages, train_on="completion", **own)
+    assert chat.metrics[0]["loss"] == same.metrics[0]["loss"] != plain.metrics[0]["loss"]
+
+
+def test_a_template_that_adds_nothing_is_no_fault(train):  # noqa: F811
+    """The tiny tokenizer's template writes messages one after the other: plain prompts are what it would write."""
+    assert train("grpo", steps=1).directory.alerts() == []
 
 
 def test_samples_show_every_prompt_before_a_second_answer(train):  # noqa: F811

@@ -117,8 +117,10 @@ def test_of_several_runs_the_worst_counts(folder, capsys, tmp_path):
 
 def test_explain_says_why_a_run_ended_and_what_to_change_first(train, capsys, tmp_path):  # noqa: F811
     """A real run that was stopped; the same run trained without rules is explained alike."""
+    (tmp_path / "chat.jinja").write_text("{% for message in messages %}g{{ message['content'] }}h{% endfor %}")
+    own = {"reward": nothing, "chat_template": str(tmp_path / "chat.jinja")}
     with pytest.raises(RunStopped):
-        train("grpo", reward=nothing, steps=6, rules={"dead-reward": "stop"})
+        train("grpo", steps=6, rules={"dead-reward": "stop"}, **own)
     path = tmp_path / "run-0"
     found = explain(path)
     assert (found["state"], found["step"], found["total"]) == ("failed", 2, 6)
@@ -131,7 +133,7 @@ def test_explain_says_why_a_run_ended_and_what_to_change_first(train, capsys, tm
     words = capsys.readouterr().out
     assert "[dead-reward] at step 2: the reward is 0 for every answer" in words
     assert "change first: look at samples.jsonl" in words
-    silent = train("grpo", reward=nothing, steps=2, rules={"all": "off"})
+    silent = train("grpo", steps=2, rules={"all": "off"}, **own)
     assert silent.directory.alerts() == []
     assert sorted(one["code"] for one in explain(silent.path)["wrong"]) == ["dead-reward", "plain-prompts"]
     assert main(["explain", str(silent.path), "--json"]) == 0

@@ -76,7 +76,7 @@ class Collector:
             examples = self._pairs(rollouts, selection)
         else:
             advantages, examples = self._learnt(rollouts, keep_old)
-        pool.add_seconds({"reward_seconds": time.monotonic() - begun})
+        pool.add_seconds({"advantage_seconds": time.monotonic() - begun})
         metrics = pool.everything | {"rollouts_dropped": float(pool.unscored)} | pool.seconds | self.ledger.metrics()
         if run.plan.method.has("posttrain_select"):
             metrics["rollouts_learnt"] = len(pool.items) / max(1, len(pool.made))

@@ -56,7 +56,7 @@ def judge(path: str | Path) -> Verdict:
     facts, lines, events = directory.facts(), directory.read_metrics(), directory.events()
     owner = find_owner(directory.path)
     running = False if owner is None else owner.alive
-    last = next((event for event in reversed(events) if event["code"] in _ENDS), {})
+    last: dict[str, Any] = next((event for event in reversed(events) if event["code"] in _ENDS), {})
     step, total = int(lines[-1]["step"]) if lines else 0, int(facts.get("total_steps") or 0)
     alerts = ranked([a for a in directory.alerts() if step - int(a["evidence"].get("step", 0)) < FRESH])
     name = facts.get("card", {}).get("name", facts.get("method", ""))

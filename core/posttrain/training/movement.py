@@ -18,15 +18,18 @@ _EXPERTS = ".experts."
 
 
 class Movement:
-    """Compares sums over each trained tensor before the first step and after three; no tensor is kept."""
+    """Compares sums over each trained tensor before a start's first step and after three; no tensor is kept.
+
+    What it finds stands in no line of metrics.jsonl: a resumed run has the lines of one that nobody disturbed.
+    """
 
     def __init__(self, run: Run):
         able = run.compute.policy.device.type != "mps"  # which has no float64
-        self._before: dict[str, float] | None = _sums(run) if able and run.progress.step == 0 else None
+        self._before: dict[str, float] | None = _sums(run) if able else None
         self._steps = 0
 
     def after_step(self, run: Run, line: dict[str, Any]) -> dict[str, Any]:
-        """Add counts to the line of the third step that had a learning rate; the names of tensors that stayed."""
+        """After the third step that had a learning rate: how many tensors are trained, and which of them stayed."""
         if self._before is None:
             return {}
         self._steps += line["learning_rate"] > 0 and line["grad_norm"] > 0
@@ -37,8 +40,7 @@ class Movement:
         self._before = None
         everyone = run.compute.strategy.everyone(mine)  # a rank may hold an empty part of a tensor
         still = [name for name in mine if not any(moved.get(name, False) for moved in everyone)]
-        line |= {"trained_tensors": float(len(mine)), "unmoved_tensors": float(len(still))}
-        return {"unmoved_tensors": still}
+        return {"trained_tensors": len(mine), "unmoved_tensors": still}
 
 
 @torch.no_grad()

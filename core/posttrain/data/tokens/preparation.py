@@ -54,7 +54,7 @@ class Counts:
     template_mismatches: int = 0
     """Sequences whose answer begins otherwise than the template's request for one."""
     plain_prompts: int = 0
-    """Sequences with a prompt of plain text, where the tokenizer has a chat template."""
+    """Sequences with a prompt of plain text, where the chat template would add to it."""
     without_stop: int = 0
     """Sequences whose last trained token is not a stop token."""
     last_token: int | None = None
@@ -123,7 +123,7 @@ class Pipeline:
             layouts = [
                 self.templates.layout(draft, origin) for _, origin, _, roles in planned for draft in _flat(roles)
             ]
-            if self.templates.source:
+            if self.templates.adds_text:
                 self.counts.plain_prompts += sum(layout.plain and layout.boundary > 0 for layout in layouts)
             encoded = iter(zip(layouts, self.encoder.encode(layouts), strict=True))
             for number, origin, row, roles in planned:

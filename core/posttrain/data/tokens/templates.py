@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ class Templates:
     def source(self) -> str:
         """The template's text, for the cache; empty if there is none."""
         return self.override or str(getattr(self.tokenizer, "chat_template", None) or "")
+
+    @cached_property
+    def adds_text(self) -> bool:
+        """Whether a prompt in the template is another text than the prompt alone; false without a template."""
+        if not self.source:
+            return False
+        try:
+            return self.render([{"role": "user", "content": "x"}], None, "a prompt", ask=True).strip() != "x"
+        except DataError:  # it wants other roles, or a system message
+            return True
 
     def layout(self, draft: SequenceSpec, origin: str) -> Layout:
         """Text and positions of one draft. Raises DataError or ModelError naming ``origin``."""

@@ -80,22 +80,20 @@ def learning_rate_zero(view: RunView) -> Finding | None:
 @rule(
     "unmoved-parameters",
     "Tensors that are meant to train are the same as before the first steps.",
-    reads=("unmoved_tensors",),
     tensors=Threshold(0, "tensors that may stay: each should move, except experts that no token was sent to"),
 )
 def unmoved_parameters(view: RunView) -> Finding | None:
-    """Speak where an update is rounded away, or a part gets no gradient."""
-    count = view.line["unmoved_tensors"]
-    if count <= view.limits["tensors"]:
+    """Speak where an update is rounded away, or a part gets no gradient; measured once, after three steps."""
+    still, trained = view.details.get("unmoved_tensors", []), view.details.get("trained_tensors", 0)
+    if len(still) <= view.limits["tensors"]:
         return None
-    names = view.details.get("unmoved_tensors") or []
-    named = f": {', '.join(names[:3])}{', ...' if count > 3 else ''}" if names else ""
-    whole = bool(view.line.get("trained_tensors")) and count == view.line["trained_tensors"]
+    rounded = view.settings.get("dtype") == "bfloat16" or len(still) == trained
     return Finding(
-        f"{count:.0f} of {view.line.get('trained_tensors', 0):.0f} tensors that are meant to train did not move{named}",
-        {"unmoved_tensors": count, "trained_tensors": view.line.get("trained_tensors"), "names": names},
+        f"{len(still)} of {trained} tensors that are meant to train did not move: "
+        f"{', '.join(still[:3])}{', ...' if len(still) > 3 else ''}",
+        {"unmoved_tensors": len(still), "trained_tensors": trained, "names": still},
         "--dtype float32: bfloat16 weights lose updates this small; or a higher --learning-rate"
-        if view.settings.get("dtype") == "bfloat16" or whole
+        if rounded
         else "--lora-targets, or a method whose loss reaches them",
     )
 

@@ -39,7 +39,7 @@ class RunView:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Lowest and highest usual value of metrics, from the method's card."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Names behind numbers of the newest line, such as those of parameters; empty where a run is read afterwards."""
+    """What was measured of the model in this step and stands in no file, such as tensors that did not move."""
     limits: dict[str, float] = field(default_factory=dict)
     """Thresholds of the rule that is looking."""
 
