@@ -24,8 +24,8 @@ from transformers.utils import logging
 
 STABLE = ("sft", "reward", "dpo", "rloo", "grpo")
 EXPERIMENTAL = ("dft", "simpo", "ipo", "kto", "orpo", "dapo", "gspo", "cispo", "online-dpo", "gkd")
-#: Of the sampled methods smaller batches than the example's, so that 200 steps take minutes.
-OPTIONS: dict[str, Any] = {"batch_size": 16, "cache": "off", "progress": "quiet", "device": "cpu", "save_minutes": 0}
+#: Smaller batches than the example's, so that 200 steps of a method that samples take a minute.
+OPTIONS: dict[str, Any] = {"batch_size": 8, "cache": "off", "progress": "quiet", "device": "cpu", "save_minutes": 0}
 
 
 def healthy(method: str, steps: int, folder: str, **options: Any) -> dict[str, Any]:

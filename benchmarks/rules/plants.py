@@ -194,6 +194,8 @@ def break_letter(model: Any) -> None:
 CHAT = "{% for message in messages %}g{{ message['content'] }}h{% endfor %}{% if add_generation_prompt %}g{% endif %}"
 #: Asks for an answer with a letter that no answer begins with.
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}h{% endif %}"
+#: On whatever machine, and however busy it is.
+WAITS = {"low-utilisation.seconds": "0.01", "low-utilisation.reward": "0.02"}
 MESSAGES = [
     {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": "a"}]} for prompt in PROMPTS
 ]
@@ -249,7 +251,7 @@ def plants() -> list[Planted]:
         Planted("memory-near-limit", "a machine with hardly more memory than the process takes", "sft", 10, 10, {},
                 around=small_machine),
         Planted("low-utilisation", "a reward that sleeps", "grpo", 20, 20,
-                {"reward": slow, "rule_options": {"low-utilisation.seconds": "0.01"}}),
+                {"reward": slow, "rule_options": WAITS}),
         Planted("nan-origin", "the letter h is infinite after the embedding from step 3 on", "sft", 8, 3,
                 {"data": [*IMITATED[:7], {"prompt": "abh", "completion": "a"}], "batch_size": 8,
                  "observers": [After(2, break_letter)]}),
