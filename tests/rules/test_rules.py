@@ -100,6 +100,8 @@ def test_one_large_gradient_among_like_ones():
     norms = series("grad_norm", [1.0, 2.0] * 12)
     assert ask("gradient-spike", [*norms, {"grad_norm": 30.0}]) is None
     found = ask("gradient-spike", [*norms, {"grad_norm": 50.0}], plan={"settings": {"max_grad_norm": 1.0}})
+    seen = [{"grad_norm": 40.0}, *norms, {"grad_norm": 50.0}]
+    assert ask("gradient-spike", seen) is None, "the run began with such gradients"
     assert found.message == "the gradient's norm is 50, 25 times its median and was scaled down to 1"
 
 

@@ -7,9 +7,12 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, mean, median,
 
 @rule(
     "gradient-spike",
-    "The gradient's norm is many times its median.",
+    "The gradient's norm is many times its median, and above all that the run has seen.",
     reads=("grad_norm",),
-    factor=Threshold(20.0, "times the median: the spread of healthy runs stays below ten"),
+    factor=Threshold(20.0, "times the median: one wrong row of a run that has learnt the rest gives up to sixty"),
+    largest=Threshold(
+        1.5, "times the largest norm before: the first steps of a run, and rows it has not learnt, set it"
+    ),
     steps=Threshold(20, "steps before, whose median is taken"),
 )
 def gradient_spike(view: RunView) -> Finding | None:
@@ -17,6 +20,8 @@ def gradient_spike(view: RunView) -> Finding | None:
     norm = view.line["grad_norm"]
     before = [value for value in view.last("grad_norm", int(view.limits["steps"]) + 1)[:-1] if value > 0]
     if len(before) < view.limits["steps"] or norm is None or norm <= view.limits["factor"] * median(before):
+        return None
+    if norm <= view.limits["largest"] * max(view.last("grad_norm", len(view.lines))[:-1]):
         return None
     limit = view.settings.get("max_grad_norm") or 0
     kept = f" and was scaled down to {limit:g}" if 0 < limit < norm else ""
