@@ -16,6 +16,15 @@ def test_a_short_run_has_a_report_only_where_it_is_asked_for(train_grpo, tmp_pat
         assert "finished" in (run.path / "report.html").read_text()
 
 
+def test_overwriting_a_run_removes_its_report_and_what_trackers_wrote(write_run):
+    directory = write_run()
+    (directory.path / "report.html").touch()
+    for name in ("tensorboard", "wandb"):
+        (directory.path / name).mkdir()
+    directory.create({"method": "sft"})
+    assert sorted(path.name for path in directory.path.iterdir()) == ["checkpoints", "run.json"]
+
+
 def test_a_run_that_fails_leaves_a_report_that_says_so(train_grpo, tmp_path):
     def broken(prompts, completions):
         raise ValueError("no")

@@ -18,7 +18,17 @@ from posttrain.runs.owner import Owner
 #: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
 STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "episodes.jsonl")
 #: All that a run writes into its directory, and all that ``--overwrite`` removes; run.json is replaced.
-WRITTEN = (*STEPPED, "events.jsonl", "report.html", "model", ".model.tmp", ".model.old", *CONTROL)
+WRITTEN = (
+    *STEPPED,
+    "events.jsonl",
+    "report.html",
+    "tensorboard",
+    "wandb",
+    "model",
+    ".model.tmp",
+    ".model.old",
+    *CONTROL,
+)
 #: What a run that was killed before it began leaves in its directory.
 BEGINNINGS = (Owner.FILES, f".{Owner.FILES}", ".run.json.tmp")
 
