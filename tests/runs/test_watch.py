@@ -48,6 +48,14 @@ def test_a_file_that_was_cut_back_is_read_anew(tmp_path):
     assert (tail.new(), tail.restarted) == ([], False)
 
 
+def test_a_file_that_was_cut_in_its_place_is_read_anew(tmp_path):
+    file, tail = tmp_path / "x.jsonl", Tail(tmp_path / "x.jsonl")
+    file.write_text('{"a": 1}\n{"a": 2}\n')
+    tail.new()
+    os.truncate(file, 9)
+    assert (tail.new(), tail.restarted) == ([{"a": 1}], True)
+
+
 @pytest.mark.parametrize("end", ["finished", "failed", "stopped", "interrupted"])
 def test_a_run_that_ended_says_how(write_run, end):
     assert read_run(write_run(end=end).path).state() == end
