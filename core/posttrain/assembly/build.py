@@ -29,10 +29,10 @@ from posttrain.settings import Settings
 from posttrain.settings.sections import WatchSettings
 from posttrain.training.correction import choose_correction
 from posttrain.training.evaluate import HeldOutLoss
-from posttrain.training.optim import build_schedule
 from posttrain.training.reference_use import begin_reference
 from posttrain.training.router_loss import find_router_loss
 from posttrain.training.run import Compute, Outputs, Plan, Progress, Run
+from posttrain.training.schedule import build_schedule
 from posttrain.training.source import Offline, Stream, order_of
 
 if TYPE_CHECKING:

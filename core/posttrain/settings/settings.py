@@ -43,6 +43,7 @@ SECTIONS: dict[str, type] = {
 #: Options that few ever set; ``--help-all`` lists them.
 EXPERT = frozenset(
     {
+        *("schedule_options", "embedding_learning_rate", "head_learning_rate", "lora_plus_ratio"),
         *("adam_beta1", "adam_beta2", "adam_epsilon", "double_quantization", "bfloat16_gradients", "attention"),
         *("lora_target_parameters", "train_only", "freeze"),
         *("router_loss_coefficient", "head_chunk_tokens", "micro_batch_tokens", "offload_activations", "packing"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from posttrain.errors import DependencyError, SettingsError
+from posttrain.training.parameter_groups import parameter_groups
 
 if TYPE_CHECKING:
     from posttrain.settings import OptimSettings
@@ -18,14 +18,8 @@ ALIASES = {"adafactor": "adafactor", "lion": "lion_32bit", "adagrad": "adagrad",
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """An optimiser over the trained parameters; norms and biases get no weight decay."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """An optimiser over the trained parameters, in groups (see ``parameter_groups``)."""
+    groups = parameter_groups(model, settings)
     rate = settings.learning_rate
     assert rate is not None
     betas = (settings.adam_beta1, settings.adam_beta2)
@@ -81,22 +75,3 @@ def reserve_moments(optimizer: torch.optim.Optimizer) -> None:
         if parameter.device.type == "cpu":
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, settings: OptimSettings, total: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Rise over ``warmup_steps``, then constant, a line to 0, or a half cosine to 0 at step ``total``."""
-    warmup, kind = settings.warmup_steps, settings.schedule
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return step / max(1, warmup)
-        done = (step - warmup) / max(1, total - warmup)
-        if kind == "linear":
-            return max(0.0, 1.0 - done)
-        if kind == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-        return 1.0
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
