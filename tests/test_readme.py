@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "getting-started.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MODEL = "HuggingFaceTB/SmolLM2-135M"
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +42,20 @@ def blocks(kind, page=PAGES[0]):
     return [text for found, text in BLOCK.findall(page.read_text()) if found == kind]
 
 
-def test_python_example_runs_as_printed(tiny_folder, tmp_path, monkeypatch, capsys):
+def test_python_example_runs_as_printed_and_teaches_something(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
-    assert code.count(MODEL) == 1
-    # Only the name of the model and, to be quick, the length of the answers are not as printed.
-    code = code.replace(MODEL, str(tiny_folder)).replace("group_size=8,", "group_size=8, max_new_tokens=8,")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     run = names["run"]
     assert run.path == Path("grpo-run")
-    assert capsys.readouterr().out.split() == [str(run.metrics[-1]["reward"]), "grpo-run"]
-    assert json.loads(Path("grpo-run/run.json").read_text())["settings"]["group_size"] == 8
-    reward = names["is_correct"]
-    assert reward([""] * 4, ["It is 42.", "42", "420", ""], ["42"] * 4) == [1.0, 1.0, 0.0, 0.0]
+    first, last = (found["eval_reward"] for found in (run.evaluations[0], run.evaluations[-1]))
+    assert last > first + 0.15
+    out = capsys.readouterr().out
+    assert f"after step 0: {first:.0%} of unseen problems solved\nafter step 40: {last:.0%} of unseen" in out
+    assert run.directory.alerts() == [], "nothing is wrong with the first thing that people see"
+    reward = names["is_sorted"]
+    assert reward(["31=", "31=", "31="], ["13", "31", ""]) == [1.0, 0.0, 0.0]
 
 
 def test_first_run_on_the_command_line_works_as_printed(tiny_folder, tmp_path, monkeypatch, capsys):
