@@ -15,11 +15,16 @@ from posttrain.catalogue.cards import NAME
 from posttrain.catalogue.catalogue import known
 from posttrain.errors import MethodError, SettingsError
 
-KINDS = ("method", "reward", "source", "observer")
+KINDS = ("method", "reward", "source", "observer", "environment")
 _TEXTS = {
     "reward": (templates.REWARD, templates.REWARD_TEST, "A reward for posttrain: completions of a wanted length."),
     "source": (templates.SOURCE, templates.SOURCE_TEST, "A source of data for posttrain: sums of two numbers."),
     "observer": (templates.OBSERVER, templates.OBSERVER_TEST, "An observer for posttrain: says which loss was lowest."),
+    "environment": (
+        templates.ENVIRONMENT,
+        templates.ENVIRONMENT_TEST,
+        "An environment for posttrain: a word to be spelt with a tool.",
+    ),
 }
 
 
@@ -53,6 +58,7 @@ def _facts(name: str, kind: str) -> dict[str, str]:
         "name": name,
         "title": name.replace("-", " ").capitalize(),
         "function": tail,
+        "class_name": "".join(word.capitalize() for word in name.split("-")),
         "module": f"posttrain_{kind}_{tail}",
         "distribution": f"posttrain-{kind}-{name}",
         "minor": f"{version.major}.{version.minor}",
@@ -91,15 +97,16 @@ def _other(name: str, kind: str) -> dict[str, str]:
         "reward": f"posttrain train grpo --model MODEL --data prompts.jsonl --reward {name}",
         "source": f"posttrain train grpo --model MODEL --data {name}:100 --reward math",
         "observer": f"posttrain train sft --model MODEL --data data.jsonl --observers {name}",
+        "environment": f"posttrain train grpo --model MODEL --environment {name}",
     }[kind]
     facts = _facts(name, kind) | {
         "summary": summary,
         "usage": usage,
         "develop": "pip install -e .",
-        "check": "posttrain plugins",
+        "check": f"posttrain check-environment {name}" if kind == "environment" else "posttrain plugins",
     }
     module = facts["module"]
-    value = module if kind == "observer" else f"{module}:{facts['function']}"
+    value = module if kind == "observer" else f"{module}:{facts['class_name' if kind == 'environment' else 'function']}"
     project = {
         "build-system": {"requires": ["hatchling>=1.24"], "build-backend": "hatchling.build"},
         "project": {

@@ -173,3 +173,63 @@ def test_lowest_loss_is_reported(capsys):
     observer.posttrain_run_finished(run=None)
     assert capsys.readouterr().out == "lowest loss: 1.5000 at step 1\\n"
 '''
+
+ENVIRONMENT = '''\
+"""$title: the model is to say a word backwards, with a tool that does it for one word at a time."""
+
+import random
+
+from posttrain import Environment, tool
+
+WORDS = ("apple", "bread", "cloud", "dream", "eagle", "flame", "grape", "house")
+
+
+class $class_name(Environment):
+    """Worth 1 for the right answer."""
+
+    @classmethod
+    def rows(cls, size: int = 500, seed: int = 0):
+        """Tasks: what the model is asked, and whatever else the episode needs."""
+        dice = random.Random(seed)
+        words = [dice.choice(WORDS) for _ in range(size)]
+        return [{"prompt": [{"role": "user", "content": f"Say {word} backwards."}], "word": word} for word in words]
+
+    def reset(self, row, seed):
+        """Begin the episode of a row."""
+        self.word = row["word"]
+
+    @tool
+    def reverse(self, word: str) -> str:
+        """Reverse a word.
+
+        Args:
+            word: The word.
+        """
+        return word[::-1]
+
+    def reward(self, message):
+        """Score the episode by the model's last message."""
+        return float(self.word[::-1] in message["content"])
+'''
+
+ENVIRONMENT_TEST = '''\
+"""$name: an episode from its first turn to its reward."""
+
+from posttrain_testkit.environments import check_environment
+
+from $module import $class_name
+
+
+def test_it_keeps_what_environments_promise():
+    check_environment($class_name)
+
+
+def test_the_right_answer_is_worth_a_point():
+    game = $class_name()
+    game.reset({"word": "apple"}, seed=0)
+    call = {"function": {"name": "reverse", "arguments": {"word": "apple"}}}
+    (answer,) = game.step({"role": "assistant", "content": "", "tool_calls": [call]}).messages
+    assert answer["content"] == "elppa"
+    end = game.step({"role": "assistant", "content": "elppa"})
+    assert (end.done, end.reward) == (True, 1.0)
+'''

@@ -1,0 +1,35 @@
+"""``posttrain check-environment``: play an environment and see that it keeps what environments promise."""
+
+from __future__ import annotations
+
+from posttrain.assembly.environment import find_task
+from posttrain.cli.flags import Parser
+from posttrain.cli.testkit import testkit
+from posttrain.data import read_rows
+from posttrain.settings import Settings
+from posttrain.settings.episodes import EpisodeSettings
+
+
+def run(arguments: list[str]) -> int:
+    """Play episodes with turns that are made up; 1 where something is broken."""
+    parser = Parser("check-environment", "Play an environment: determinism, reset, isolation, types, odd turns.")
+    parser.add_argument("name", help="an installed name, file.py:CLASS, or http://HOST:PORT")
+    parser.add_argument("--data", action="append", help="rows, where the environment makes none")
+    options = parser.parse_args(arguments)
+    task = find_task(EpisodeSettings(environment=options.name))
+    assert task is not None  # one was named
+    rows = None
+    if options.data:
+        rows = list(read_rows(options.data, ("prompt",), Settings(limit=8).data))
+    kit, registry = testkit("environments"), testkit("registry")
+    make = task.make
+    if not hasattr(make, "rows") and hasattr(task.kind, "rows"):
+        make.rows = task.kind.rows  # options were bound, which leaves only the call
+    try:
+        seen = kit.check_environment(make, rows)
+    except registry.CheckFailed as error:
+        print(f"{task.name}: {error.what} {error.cause}")
+        return 1
+    tools = ", ".join(seen["tools"]) or "no tools"
+    print(f"{task.name}: {seen['episodes']} episodes, {tools}: the same again, alone and beside each other.")
+    return 0

@@ -1,0 +1,76 @@
+"""``posttrain list-environments``: environments that are installed, or one of them in full."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+from posttrain.assembly.environment import find_task
+from posttrain.catalogue.entries import Entry, entries
+from posttrain.cli.flags import Parser
+from posttrain.cli.output import print_json, print_table
+from posttrain.errors import PosttrainError
+from posttrain.settings.episodes import EpisodeSettings
+
+
+def run(arguments: list[str]) -> int:
+    """Print the installed environments, or one with its tools and a row."""
+    parser = Parser("list-environments", "List environments, or show one: its tools, its options, a row.")
+    parser.add_argument("name", nargs="?", help="an installed name, file.py:CLASS, or http://HOST:PORT")
+    parser.add_json()
+    options = parser.parse_args(arguments)
+    if options.name is not None:
+        _show(options.name, options.json)
+        return 0
+    rows = [_row(entry) for entry in sorted(entries("environment"), key=lambda one: one.name)]
+    if options.json:
+        print_json(rows)
+    elif rows:
+        cells = [[row["name"], ", ".join(row["tools"]) or "-", row["package"], row["summary"]] for row in rows]
+        print_table(["ENVIRONMENT", "TOOLS", "PACKAGE", "SUMMARY"], cells)
+    else:
+        print("No environment is installed. Write one: posttrain new NAME --kind environment")
+    return 0
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """What is known of one environment; what cannot be loaded says why."""
+    found = {"name": entry.name, "package": f"{entry.package} {entry.version}", "tools": [], "summary": ""}
+    try:
+        task = find_task(EpisodeSettings(environment=entry.name))
+    except PosttrainError as error:
+        return found | {"summary": str(error), "problem": str(error)}
+    assert task is not None
+    return found | {"tools": [one["function"]["name"] for one in task.tools], "summary": _summary(task.kind)}
+
+
+def _summary(kind: Any) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def _show(name: str, as_json: bool) -> None:
+    task = find_task(EpisodeSettings(environment=name))
+    assert task is not None
+    rows = task.rows() or []
+    options = [str(one) for one in inspect.signature(task.kind).parameters.values()]
+    facts = {
+        "name": task.name,
+        "summary": _summary(task.kind),
+        "options": options,
+        "tools": task.tools,
+        "rows": len(rows),
+        "row": rows[0] if rows else None,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    print(f"{task.name}: {facts['summary']}\n")
+    print(f"options: {', '.join(options) or 'none'}")
+    for one in task.tools:
+        function = one["function"]
+        print(f"tool:    {function['name']}: {function.get('description', '')}")
+    print(f"rows:    {f'{len(rows)} by default; --environment-options size=N,seed=N' if rows else 'none, give --data'}")
+    if rows:
+        print(f"a row:   {json.dumps(rows[0], ensure_ascii=False)}")
+    print(f"\nTrain:   posttrain train grpo --model MODEL --environment {name}")
