@@ -159,7 +159,7 @@ def _gguf(path: Path, proof: Proof, tolerance: float | None) -> Verdict:
     verdict = Verdict(str(path), tolerance or max(proof.tolerance, allowed), found={"tensor_types": sorted(kinds)})
 
     def load() -> tuple[Any, Any]:
-        options = {"gguf_file": path.name, "dtype": torch.float32}
+        options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
         model = foreign.read(transformers.AutoModelForCausalLM, path.parent, **options)
         return model.eval(), None
 
