@@ -94,10 +94,8 @@ def applies_adapter(policy: TokenModel) -> bool:
         return False
     kind = getattr(config.peft_type, "value", config.peft_type)
     unusual = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters", "layer_replication")
-    more = ("trainable_token_indices",)
-    plain = (
-        kind == "LORA" and config.bias == "none" and not any(getattr(config, name, None) for name in (*unusual, *more))
-    )
+    unlike = any(getattr(config, name, None) for name in (*unusual, "trainable_token_indices"))
+    plain = kind == "LORA" and config.bias == "none" and not unlike
     vocabulary = policy.inner.get_output_embeddings(), policy.inner.get_input_embeddings()
     plain = plain and config.init_lora_weights in (True, False, "gaussian", "orthogonal")  # others change the base
     return plain and not any(hasattr(module, "base_layer") for module in vocabulary)
