@@ -81,17 +81,36 @@ it.
 """
 
 
-def page(planted: Path, mark: str) -> str:
-    """Write docs/rules.md; ``planted`` is the file of what rules said of planted faults, if there is one."""
+_HEALTHY = """\
+
+## What they say of runs in which nothing is wrong
+
+`python -m benchmarks.rules.healthy`: the example's model and task, one thread of a processor that others used too.
+
+| method | steps | alerts | a step, ms | all rules, ms | share |
+|---|--:|--:|--:|--:|--:|
+"""
+
+
+def page(results: Path, mark: str) -> str:
+    """Write docs/rules.md; ``results`` is the folder of what was measured, if there is one."""
     text = f"<!-- {mark} -->\n\n" + _INTRODUCTION
     for rule in SHIPPED:
         limits = "<br>".join(f"`{name}` {limit.value:g} {limit.reason}" for name, limit in rule.thresholds.items())
         text += f"| `{rule.code}` | {rule.summary} | {limits} |\n"
     text += _ALWAYS + "".join(f"| `{code}` | {when} |\n" for code, when in ALWAYS.items())
-    rows: list[dict[str, Any]] = []
-    if planted.is_file():
-        rows = json.loads(planted.read_text(encoding="utf-8"))["rows"]
-    if rows:
+    if rows := _rows(results / "rules.json"):
         text += _PLANTED
         text += "".join(f"| `{r['code']}` | {r['planted']} | {r['step']} | {r['message']} |\n" for r in rows)
+    if rows := _rows(results / "rules_healthy.json"):
+        text += _HEALTHY
+        text += "".join(
+            f"| {r['method']} | {r['steps']} | {len(r['alerts'])} | {r['step_ms']:.0f} | {r['look_ms']:.2f} | "
+            f"{r['share']:.2%} |\n"
+            for r in rows
+        )
     return text + _OWN
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []

@@ -62,7 +62,7 @@ def _of_repository(root: Path) -> dict[Path, str | None]:
     files[pages / "search.html"] = listing.search_page(cards)
     files[root / "core" / CATALOGUE] = render.catalogue(cards)
     mark = render.MARK.replace("the card and the module", "the rules")
-    files[root / "docs" / "rules.md"] = rules_page.page(root / "benchmarks" / "results" / "rules.json", mark)
+    files[root / "docs" / "rules.md"] = rules_page.page(root / "benchmarks" / "results", mark)
     return files
 
 
