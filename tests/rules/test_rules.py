@@ -96,6 +96,21 @@ def test_a_dead_reward_is_said_after_two_steps_and_later_only_of_a_long_row():
     assert ask("no-signal", series("reward", [0.0] * 9, zero_spread_share=1.0)) is None, "dead-reward says it"
 
 
+@pytest.mark.parametrize(
+    ("plan", "line"),
+    [
+        ({"card": {"needs": ["generation", "teacher"]}}, {}),
+        ({"settings": {"group_size": 1}}, {}),
+        ({"card": {"needs": ["rewards"]}}, {"advantage_size": 0.3}),
+    ],
+)
+def test_who_does_not_compare_answers_of_a_prompt_misses_no_signal(plan, line):
+    """A teacher's pupil, a single answer a prompt, advantages that come from a value model."""
+    lines = series("reward", [0.5] * 5, zero_spread_share=1.0)
+    assert ask("no-signal", lines) is not None
+    assert ask("no-signal", [one | line for one in lines], plan=plan) is None
+
+
 def test_one_large_gradient_among_like_ones():
     norms = series("grad_norm", [1.0, 2.0] * 12)
     assert ask("gradient-spike", [*norms, {"grad_norm": 30.0}]) is None

@@ -29,6 +29,7 @@ def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> 
             "version": card.version,
             "tier": card.tier,
             "schema": card.schemas[0],
+            "needs": list(card.needs),
             "ranges": card.ranges,
         },
         "modifiers": described(run.plan.method),

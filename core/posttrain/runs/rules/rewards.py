@@ -35,6 +35,8 @@ def dead_reward(view: RunView) -> Finding | None:
 )
 def no_signal(view: RunView) -> Finding | None:
     """Speak where no group tells better answers from worse ones, unless the task is solved or nothing scores at all."""
+    if not view.compares_answers:
+        return None
     count = int(view.limits["steps"])
     shares, rewards = view.last("zero_spread_share", count), view.last("reward", count)
     if len(shares) < count or min(shares) < 1 or not any(rewards) or view.has_improved():

@@ -66,6 +66,13 @@ class RunView:
         """Return the first ``count`` values of a metric."""
         return _collected(iter(self.lines), name, count)
 
+    @property
+    def compares_answers(self) -> bool:
+        """Whether the method learns from how answers to one prompt differ in reward; true where that is not known."""
+        needs = self.plan.get("card", {}).get("needs")
+        rewarded = needs is None or any(str(need).startswith(("rewards", "preferences")) for need in needs)
+        return rewarded and int(self.settings.get("group_size") or 2) > 1 and not self.line.get("advantage_size")
+
     def has_improved(self) -> bool:
         """Tell whether the reward is clearly above that of the first steps: then less spread or entropy is no fault."""
         first, last = self.first("reward", 10), self.last("reward", 10)
