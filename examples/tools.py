@@ -1,8 +1,8 @@
 """Teach a small model to use tools: by imitation first (sft), then by trial in an environment (grpo, rloo, ppo, dapo).
 
 The environment is the calculator that comes with posttrain: two tools, worth half a point for the right one and half
-for the right answer. Half of the demonstrations call the wrong tool, so imitation teaches how to call and not which one;
-reinforcement learning mends that, and no method has a line about tools.
+for the right answer. Half of the demonstrations call the wrong tool, so imitation teaches how to call and not which
+one; reinforcement learning mends that, and no method has a line about tools.
 
     python examples/tools.py                 about three minutes on two processor cores, nothing is downloaded
     python examples/tools.py --methods ppo   another method

@@ -91,3 +91,13 @@ def test_files_and_names_of_the_code_exist(page):
         file = ROOT / "core" / f"{module.replace('.', '/')}.py"  # read, since some modules need vLLM
         found = file.is_file() and re.search(rf"(?m)^(class|def) {attribute}\b", file.read_text())
         assert found or pkgutil.resolve_name(name) is not None, name
+
+
+def test_the_page_of_environments_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((DOCS / "environments.md").read_text())
+    (code,) = [text for kind, text in blocks if kind == "python"]
+    (tmp_path / "digit.py").write_text(code)
+    for line in next(text for kind, text in blocks if kind == "bash").splitlines():
+        assert main(line.split()[1:]) == 0, line
+    assert json.loads((tmp_path / "runs/digit/episodes-kto.jsonl").read_text().splitlines()[0])["prompt"]
