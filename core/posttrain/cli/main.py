@@ -108,7 +108,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<16}{summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<19}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: posttrain COMMAND ...",
