@@ -36,8 +36,8 @@ SETTINGS: dict[str, Any] = {
 }
 #: With two updates per rollout the ratio moves away from 1, and what a method does with it shows.
 _ONLINE = {"group_size": 4, "max_new_tokens": 6, "updates_per_rollout": 2}
-#: What was asked for, what it cost, the accounts of prompts, and the rounding error of the sampler.
-_LEFT_OUT = ("step", "learning_rate", "seconds", "per_second", "memory_mb")
+#: What was asked for, what it cost, what the sampled texts look like, the accounts of prompts, the sampler's rounding.
+_LEFT_OUT = ("step", "learning_rate", "seconds", "per_second", "memory_mb", "empty_share", "common_share", "repetition")
 _LEFT_OUT_FAMILIES = ("sampler_", "prompts_")
 _SERIES = ("loss", "grad_norm")
 _WRITE = "Write it: posttrain promote NAME --store-trajectory"
