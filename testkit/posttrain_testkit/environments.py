@@ -54,7 +54,7 @@ def check_environment(kind: Callable[[], Any], rows: list[dict[str, Any]] | None
 def _rows(kind: Any) -> list[dict[str, Any]]:
     make = getattr(kind, "rows", None)
     found = make(size=EPISODES, seed=0) if make is not None else None
-    if not found:
+    if make is None or not found:
         raise CheckFailed("The environment makes no rows, and none were given.", "Give some: --data FILE")
     if found != make(size=EPISODES, seed=0):
         raise CheckFailed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from posttrain.assembly.environment import find_task
 from posttrain.cli.flags import Parser
 from posttrain.cli.testkit import testkit
@@ -22,7 +24,7 @@ def run(arguments: list[str]) -> int:
     if options.data:
         rows = list(read_rows(options.data, ("prompt",), Settings(limit=8).data))
     kit, registry = testkit("environments"), testkit("registry")
-    make = task.make
+    make: Any = task.make
     if not hasattr(make, "rows") and hasattr(task.kind, "rows"):
         make.rows = task.kind.rows  # options were bound, which leaves only the call
     try:
