@@ -84,6 +84,8 @@ def test_a_solved_task_is_no_fault():
     flat = [line | {"reward": 0.4} for line in lines]
     for code in ("no-signal", "entropy-collapse", "repeated-completions", "length-drift"):
         assert ask(code, flat) is not None, code
+    given = series("entropy", [line["entropy"] for line in lines])
+    assert ask("entropy-collapse", given) is None, "demonstrations are learnt by becoming certain of them"
 
 
 def test_a_dead_reward_is_said_after_two_steps_and_later_only_of_a_long_row():
