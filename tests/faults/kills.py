@@ -36,7 +36,7 @@ from posttrain.data.tokens import cache
 from posttrain.generation.local import process as sampling
 from posttrain.generation.local import worker
 from posttrain.models import save
-from posttrain.rollouts import ahead, collect
+from posttrain.rollouts import ahead, collect, episodes
 from posttrain.rollouts.ledger import audit
 from posttrain.runs import durable, manifest
 from posttrain.runs.directory import RunDirectory
@@ -50,6 +50,8 @@ PLACES = {
     "_finish": "final save",
     "save_checkpoint": "save",
     "evaluate": "evaluation",
+    "_answer": "episode",
+    "_continue": "episode",
     "collect": "generation",
     "prepare_data": "data",
     "create": "begin",
@@ -70,10 +72,22 @@ KINDS = {
     "grpo": f"grpo {ONLINE} --updates-per-rollout 2",
     "adapters": "sft --data {0}/rows.jsonl --lora --lora-dropout 0.3 --lora-rank 4 --cache off",
     "evaluation": "sft --data {0}/rows.jsonl --eval-data {0}/rows.jsonl --eval-every 1 --save-best --cache {1}-cache",
+    "episodes": "grpo --data {0}/rows.jsonl --environment {0}/game.py:Game --group-size 3 --max-new-tokens 5 "
+    "--cache off",
     "process": f"grpo {ONLINE} --generation-process",
     "ahead": f"grpo {ONLINE} --max-staleness 1",
     "ddp": "sft --data {0}/rows.jsonl --cache off",
 }
+#: An environment of three turns for the kind "episodes".
+GAME = """
+class Game:
+    def reset(self, row, seed):
+        self.turns = 0
+
+    def step(self, message):
+        self.turns += 1
+        return "hh", message["content"][:4].count("a") / 4, self.turns == 3
+"""
 #: Kinds whose samples depend on when weights arrive: their account is compared, not their numbers.
 TIMED = ("ahead",)
 RANKS = {"ddp": 2}
@@ -100,6 +114,7 @@ class Killer:
                 (run_data, "prepare"),
                 (ahead, "answer"),
                 (collect, "give_rewards"),
+                (episodes, "observation_of"),
             ),
             *((RunDirectory, "_append"), (checkpoint, "put_folder"), (durable, "replace_text")),
         ):
@@ -256,10 +271,11 @@ def _ended(session: int) -> bool:
 def result(path: Path, timed: bool) -> dict[str, object]:
     """What two runs must have in common: series without clocks, evaluations, accounts, weights."""
     directory = RunDirectory(path)
-    lines = [
-        {k: v for k, v in line.items() if "seconds" not in k and "second" not in k and k != "peak_memory_mb"}
-        for line in directory.read_metrics()
-    ]
+    played = path / "episodes.jsonl"
+    # Which episodes are sampled together depends on which environment was faster, and with it a sampler's rounding.
+    clocks = ("second", "peak_memory_mb", *(["sampler_"] if played.exists() else []))
+    lines = [{k: v for k, v in line.items() if not any(c in k for c in clocks)} for line in directory.read_metrics()]
+    episodes_played = played.read_text() if played.exists() else ""
     evaluations = directory.evaluations(10**9)
     account = audit(path / "ledger.jsonl") if (path / "ledger.jsonl").exists() else {}
     weights = {file.name: file.read_bytes() for file in sorted((path / "model").glob("*.safetensors"))}
@@ -267,7 +283,8 @@ def result(path: Path, timed: bool) -> dict[str, object]:
     assert directory.is_finished()
     if timed:
         return {"steps": [line["step"] for line in lines], "account": account}
-    return {"lines": lines, "evaluations": evaluations, "account": account, "weights": weights}
+    found = {"lines": lines, "evaluations": evaluations, "account": account, "weights": weights}
+    return found | {"episodes": episodes_played}
 
 
 class Harness:
@@ -291,6 +308,7 @@ class Harness:
             (place / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
         code = "def count(completions, **_):\n    return [c[:4].count('a') / 4 for c in completions]\n"
         (place / "rewards.py").write_text(code)
+        (place / "game.py").write_text(GAME)
 
     def words(self, kind: str, path: Path) -> list[str]:
         """The command that trains one kind of run."""
@@ -371,6 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--turns", default=",".join(TURNS), help="where to kill, in turn")
     parser.add_argument("--keep", help="folder for the runs, kept")
     options = parser.parse_args(arguments)
     load_api()
@@ -381,12 +400,14 @@ def main(arguments: list[str] | None = None) -> int:
     place = Path(options.keep or tempfile.mkdtemp(prefix="kills-"))
     place.mkdir(exist_ok=True)
     harness, bad, begun = Harness(place, options.seed), 0, time.monotonic()
-    kinds = options.kinds.split(",")
+    kinds, turns = options.kinds.split(","), options.turns.split(",")
     for number in range(options.kills):
-        turn = TURNS[number % len(TURNS)]
+        turn = turns[number % len(turns)]
         kind = kinds[number % len(kinds)]
-        if turn == "generation" and "grpo" not in KINDS[kind]:
-            turn = "evaluation" if kind == "evaluation" else "data"
+        if turn == "generation":
+            turn = {"evaluation": "evaluation", "episodes": "episode"}.get(
+                kind, turn if "grpo" in KINDS[kind] else "data"
+            )
         where, outcome = harness.kill(number, kind, turn)
         bad += outcome != "equal"
         outcomes[where.partition(":")[0], "equal" if outcome == "equal" else "bad"] += 1

@@ -1,7 +1,8 @@
 """Answers of several turns: the model writes, the environment answers, until the episode ends.
 
 An episode whose environment is slow holds up no other: those that have been answered go on sampling. A turn's tokens
-depend on the run's seed, the prompt, the sample and the turn alone, never on which environment was faster.
+depend on the run's seed, the prompt, the sample and the turn alone, never on which environment was faster; the rounding
+of their log-probs does, since that decides which turns are sampled together.
 """
 
 from __future__ import annotations
