@@ -138,3 +138,14 @@ def test_explain_says_why_a_run_ended_and_what_to_change_first(train, capsys, tm
     assert sorted(one["code"] for one in explain(silent.path)["wrong"]) == ["dead-reward", "plain-prompts"]
     assert main(["explain", str(silent.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "grpo"
+
+
+def test_an_explanation_compares_the_first_evaluation_with_the_last_and_no_step_with_itself(tmp_path):
+    folder = RunDirectory(tmp_path)
+    folder.create({"method": "sft", "total_steps": 3, "settings": {}})
+    for step, loss in enumerate((3.0, 2.0, 1.0), 1):
+        folder.metrics({"step": step, "loss": loss})
+    for step, loss in ((0, 4.0), (2, 2.5), (3, 1.5)):
+        folder.event("evaluation", "info", "", {"step": step, "eval_loss": loss})
+    moved = explain(folder.path)["moved"]
+    assert moved == {"loss": [3.0, 1.0], "eval_loss": [4.0, 1.5]}

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.rules.registry import active_rules
-from posttrain.runs.rules.rule import RunView, mean
+from posttrain.runs.rules.rule import mean
 from posttrain.runs.rules.watcher import replay
 from posttrain.runs.verdict import judge, ranked
 
@@ -29,7 +29,8 @@ def explain(path: str | Path) -> dict[str, Any]:
     verdict = judge(path)
     directory = RunDirectory(path, writes=False)
     lines, facts = directory.read_metrics(), directory.facts()
-    wrong = ranked([*_replayed(lines, facts, directory), *directory.alerts()])
+    evaluations = directory.evaluations(int(lines[-1]["step"])) if lines else []
+    wrong = ranked([*_replayed(lines, facts, evaluations), *directory.alerts()])
     first = next((one["suggestion"] for one in wrong if one["suggestion"]), verdict.todo)
     return {
         "run": str(path),
@@ -41,28 +42,34 @@ def explain(path: str | Path) -> dict[str, Any]:
         "wrong": [{name: one[name] for name in ("code", "severity", "message", "evidence", "suggestion")}
                   for one in wrong],
         "first": first,
-        "moved": {name: moved for name in SHOWN if (moved := _moved(lines, name))},
+        "moved": {name: moved for name in SHOWN if (moved := _moved(lines, evaluations, name))},
         "exit_code": verdict.exit_code,
     }  # fmt: skip
 
 
-def _replayed(lines: list[dict[str, Any]], facts: dict[str, Any], directory: RunDirectory) -> list[dict[str, Any]]:
+def _replayed(
+    lines: list[dict[str, Any]], facts: dict[str, Any], evaluations: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     if not lines:
         return []
-    evaluations = directory.evaluations(int(lines[-1]["step"]))
     ranges = {name: (low, high) for name, (low, high) in facts.get("card", {}).get("ranges", {}).items()}
     settings = facts.get("settings", {})
     rules = active_rules(None, settings.get("rule_options"))
     return [vars(one) for one in replay(rules, lines, facts, evaluations, ranges)]
 
 
-def _moved(lines: list[dict[str, Any]], name: str) -> list[float] | None:
-    """How a metric was at the beginning and is at the end; None where it has no two values."""
-    if not lines:
+def _moved(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]], name: str) -> list[float] | None:
+    """How a metric was at the beginning and is at the end; None where it has no two values.
+
+    Of evaluations the first, which is made before the first step, and the last; of steps the mean of a few on either
+    side, never of the same ones.
+    """
+    held_out = name.startswith("eval_")
+    values = [line[name] for line in (evaluations if held_out else lines) if name in line]
+    if len(values) < 2:
         return None
-    view = RunView(lines)
-    first, last = view.first(name, ENDS), view.last(name, ENDS)
-    return [mean(first), mean(last)] if len(last) > 1 else None
+    count = 1 if held_out else min(ENDS, len(values) // 2)
+    return [mean(values[:count]), mean(values[-count:])]
 
 
 def in_words(found: dict[str, Any]) -> str:
