@@ -55,6 +55,19 @@ class Rollouts:
         return {"reward": self.rewards}
 
     @property
+    def turn(self) -> Tensor:
+        """Turn of each token ``(B, T)``: the first half of a completion is one, the rest another."""
+        return (torch.arange(self.mask.shape[1]) >= self.lengths[:, None] / 2).long() * self.mask
+
+    @property
+    def turn_rewards(self) -> Tensor:
+        """Reward of each turn ``(B, 2)``: all of it in the last that has tokens."""
+        turns = self.turn.amax(1) if self.mask.shape[1] else torch.zeros(len(self.rewards), dtype=torch.long)
+        return torch.zeros(len(self.rewards), 2, dtype=self.rewards.dtype).scatter(
+            1, turns[:, None], self.rewards[:, None]
+        )
+
+    @property
     def lengths(self) -> Tensor:
         """Tokens of each completion ``(B,)``."""
         return self.mask.sum(-1)

@@ -37,6 +37,7 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
         ),
         prefer=lambda first, second: torch.sigmoid(_scores(inputs)[first] - _scores(inputs)[second]),
         lengths=role.mask.sum(-1),
+        **_turns_of(inputs, role.mask),
         finished=torch.ones(len(group), dtype=torch.bool),
         prompts=[f"prompt {one}" for one in groups],
         completions=[str(text) for text in inputs.others.get("answers", [""] * len(group))],
@@ -48,6 +49,16 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
             if re.fullmatch(r"rewards(_\d+)?", name) and len(value) == len(group)
         },
     )
+
+
+def _turns_of(inputs: Inputs, mask: Tensor) -> dict[str, Tensor]:
+    """One turn a completion; with ``turn_of_token`` each token is a turn, and the last one has the reward."""
+    rewards = torch.as_tensor(inputs.others.get("rewards", [0.0] * len(mask)), dtype=torch.float64)
+    if "turn_of_token" not in inputs.others:
+        return {"turn": torch.zeros(mask.shape, dtype=torch.long), "turn_rewards": rewards[:, None]}
+    last = mask.sum(-1, keepdim=True) - 1  # (B, 1)
+    place = torch.arange(mask.shape[1]).expand(mask.shape)  # (B, T)
+    return {"turn": place * mask, "turn_rewards": torch.where(place == last, rewards[:, None], 0.0)}
 
 
 def sources_of(inputs: Inputs) -> list[str]:
