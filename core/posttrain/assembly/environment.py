@@ -63,7 +63,7 @@ def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = N
     """
     if environment is not None and isinstance(environment, list | tuple):
         tools, environment = list(environment), None
-    functions = list(tools or []) or [function_in_file(spec, "tool") for spec in settings.tools or []]
+    functions = list(tools or []) or [one for spec in settings.tools or [] for one in _tools(spec)]
     if functions:
         kept = ToolUse(functions)  # functions have no state: one object serves all episodes
         return Task("tools", lambda: kept, ToolUse, tools_of(kept), False, {})
@@ -89,6 +89,15 @@ def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = N
     return Task(name, make, kind, schemas, True, options)
 
 
+def _tools(spec: str) -> list[Callable[..., Any]]:
+    """The function of ``FILE.py:FUNCTION``, or those of the server ``mcp:...``."""
+    if spec.startswith("mcp:"):
+        from posttrain.environments.mcp_tools import mcp_tools
+
+        return mcp_tools(spec)
+    return [function_in_file(spec, "tool")]
+
+
 def _parameters(kind: Any) -> list[str]:
     try:
         return list(inspect.signature(kind).parameters)
@@ -99,6 +108,14 @@ def _parameters(kind: Any) -> list[str]:
 def _named(spec: str) -> Any:
     if spec.startswith(("http://", "https://")):
         return functools.partial(HttpEnvironment, spec)
+    if spec.startswith("gym:"):
+        from posttrain.environments.gymnasium_text import GymnasiumText
+
+        name = spec.removeprefix("gym:")
+        game = functools.partial(GymnasiumText, name)
+        game.rows = GymnasiumText(name).task_rows  # type: ignore[attr-defined]
+        game.__name__ = name  # type: ignore[attr-defined]
+        return game
     if ":" in spec and spec.rpartition(":")[0].endswith(".py"):
         return function_in_file(spec, "environment")
     entry = one("environment", spec)

@@ -14,12 +14,13 @@ class EpisodeSettings:
     """Tools and environments that answer the model's turns (online methods)."""
 
     environment: str | None = None
-    """Environment that answers the model: an installed name (posttrain list-environments), file.py:CLASS, or the
-    address of an OpenEnv server (http://HOST:PORT)."""
+    """Environment that answers the model: an installed name (posttrain list-environments), file.py:CLASS, gym:NAME of
+    Gymnasium, or the address of an OpenEnv server (http://HOST:PORT)."""
     environment_options: dict[str, str] | None = None
     """Options of the environment, as NAME=VALUE; size and seed are those of the rows that it makes."""
     tools: list[str] | None = None
-    """Functions that the model may call before it answers: file.py:FUNCTION. May be repeated."""
+    """Functions that the model may call before it answers: file.py:FUNCTION, or all of an MCP server (mcp:COMMAND,
+    mcp:http://HOST:PORT/mcp). May be repeated."""
     max_turns: int = 8
     """Turns of the model in one episode."""
     episode_tokens: int | None = None
