@@ -305,3 +305,15 @@ def test_thinking_that_the_template_leaves_out_is_kept_or_refused(train, capsys)
     assert "Refuse with: --rewritten-history refuse" in capsys.readouterr().out
     with pytest.raises(SettingsError, match="leaves out of earlier turns what the model wrote there"):
         run(rewritten_history="refuse")
+
+
+def test_episodes_are_played_while_the_trainer_trains(train, tmp_path):
+    """A sampling process with its own weights: every prompt is issued once and trained, and no token is too old."""
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    run = train(model=str(folder), tokenizer=None, max_staleness=1, environment=Slow, steps=4)
+    last = run.metrics[-1]
+    assert (last["prompts_issued"], last["prompts_trained"], last["prompts_pending"]) == (8.0, 8.0, 0.0)
+    assert max(line.get("sampler_staleness_max", 0.0) for line in run.metrics) <= 1.0
+    assert run.metrics[0]["turns"] > 1
