@@ -160,3 +160,22 @@ def test_a_missing_library_is_one_line_with_the_command(monkeypatch):
     with pytest.raises(DependencyError) as caught:
         page.library()
     assert str(caught.value) == ("The report needs the package bokeh. Install it with: pip install 'posttrain[report]'")
+
+
+def test_episodes_are_shown_turn_by_turn():
+    from posttrain.runs.conversation import said_in
+    from posttrain.runs.report.completions import chosen_completions
+    from posttrain.runs.terminal.words import sample_words
+
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 3}}}
+    talk = [
+        {"role": "assistant", "content": "", "tool_calls": [call, {"error": "the tool call 'x' cannot be read"}]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "It is 7."},
+    ]
+    text = "assistant: add({\"a\": 3}) [the tool call 'x' cannot be read]\ntool: 7\nassistant: It is 7."
+    sample = {"step": 1, "prompt": "3?", "completion": "It is 7.", "messages": talk, "reward": 1.0}
+    assert said_in(sample) == text
+    assert chosen_completions([sample])[0]["completions"][0][1] == text
+    assert sample_words(sample).endswith(text)
+    assert said_in({"completion": "plain"}) == "plain"

@@ -9,6 +9,7 @@ from typing import Any
 from posttrain.cli.flags import Parser
 from posttrain.errors import SettingsError
 from posttrain.rollouts.episode_rows import KINDS, read_episodes, rows_of
+from posttrain.runs.conversation import turn_text
 
 
 def run(arguments: list[str]) -> int:
@@ -38,11 +39,9 @@ def _shown(line: dict[str, Any]) -> str:
     head = f"step {line['step']}, prompt {line['group']}: reward {line['reward']:g} (turns: {rewards}), {line['end']}"
     prompt = line["prompt"]
     talk = [*(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]), *line["messages"]]
-    return "\n".join([head, *(f"  {_said(message)}" for message in talk), ""])
+    return "\n".join([head, *(_said(message) for message in talk), ""])
 
 
 def _said(message: dict[str, Any]) -> str:
-    calls = [one["function"] for one in message.get("tool_calls", [])]
-    words = [str(message.get("content") or "").replace("\n", "\n    ")]
-    words += [f"{one['name']}({json.dumps(one['arguments'], ensure_ascii=False)})" for one in calls]
-    return f"{message['role']:<10}{' '.join(filter(None, words))}"
+    words = turn_text(message).replace("\n", "\n    ")
+    return f"  {message['role']:<10}{words}"

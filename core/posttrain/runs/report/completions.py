@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from posttrain.errors import short
+from posttrain.runs.conversation import said_in
 from posttrain.runs.metrics import is_number
 
 #: Bytes of all completions of a page together, and characters of one text.
@@ -70,7 +71,7 @@ def _row(sample: Sample) -> list[Any]:
     named = {name: round(v, 4) for name, v in parts.items() if is_number(v)} if isinstance(parts, dict) else {}
     reward: Any = sample.get("reward")
     shown = round(reward, 4) if is_number(reward) else None
-    return [sample.get("step"), _cut(str(sample.get("completion", ""))), shown, named, sample.get("finished")]
+    return [sample.get("step"), _cut(said_in(sample)), shown, named, sample.get("finished")]
 
 
 def _cut(text: str) -> str:

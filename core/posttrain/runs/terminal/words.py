@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.runs.conversation import said_in
 from posttrain.runs.metrics import HIGHER, LOWER, describe_metric, format_value, is_number, is_online, key_metrics
 
 #: Steps whose mean a metric is compared with to see where it goes.
@@ -66,6 +67,6 @@ def alert_words(event: dict[str, Any]) -> str:
 
 def sample_words(sample: dict[str, Any], at_most: int = 400) -> str:
     """Write a completion with its step and reward; a long one is cut."""
-    text = str(sample.get("completion", ""))
+    text = said_in(sample)
     cut = text if len(text) <= at_most else text[: at_most - 1] + "…"
     return f"step {sample.get('step')}, reward {format_value(sample.get('reward'))}: {cut or '(empty)'}"
