@@ -13,7 +13,6 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from posttrain.catalogue.cards import NAME, Card, read_card
 from posttrain.catalogue.catalogue import digest_of, known
 from posttrain.catalogue.entries import Entry, entries
 from posttrain.catalogue.versions import incompatible
-from posttrain.errors import CardError, MethodError
+from posttrain.errors import CardError, MethodError, closest
 
 CARD = "method.toml"
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
@@ -197,6 +196,5 @@ def _missing(name: str) -> str:
     if Path(name).is_dir():
         return f"No method is called '{name}'. There is a folder of that name; for a method in it write ./{name}"
     names = {row.name for row in installed()} | set(known())
-    close = get_close_matches(name, sorted(names), n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    hint = closest(name, sorted(names))
     return f"No method is called '{name}'.{hint}  All methods: posttrain list-methods --available"

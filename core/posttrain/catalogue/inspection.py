@@ -7,11 +7,11 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 from posttrain.catalogue.discovery import Installed
 from posttrain.contract import hookspecs
+from posttrain.errors import closest
 
 _HOOKS = [name for name in vars(hookspecs) if name.startswith("posttrain_")]
 #: Calls at module level that end the process which imports the module.
@@ -73,8 +73,7 @@ def _missing(module: str) -> str | None:
 def _unknown(name: str) -> str | None:
     if name in _HOOKS:
         return None
-    close = get_close_matches(name, _HOOKS, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    hint = closest(name, _HOOKS)
     return f"it implements unknown hook '{name}'.{hint}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from difflib import get_close_matches
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from posttrain.catalogue.defaults import shared_defaults
 from posttrain.catalogue.discovery import locate
 from posttrain.catalogue.entries import import_plugin
 from posttrain.contract import hookspecs
-from posttrain.errors import PluginError, PosttrainError, SettingsError
+from posttrain.errors import PluginError, PosttrainError, SettingsError, closest
 from posttrain.settings.options import cast
 
 if TYPE_CHECKING:
@@ -299,5 +298,4 @@ def _unknown_option(key: str, names: list[str], method: str) -> str:
 
 
 def _meant(word: str, words: list[str]) -> str:
-    close = get_close_matches(word, words, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return closest(word, words)

@@ -7,7 +7,6 @@ which their scorers count as wrong. The generators are deterministic, so the ent
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import re
@@ -15,7 +14,7 @@ import zlib
 from typing import Any
 from urllib.parse import unquote
 
-from posttrain.errors import DependencyError, RewardError, SettingsError
+from posttrain.errors import DependencyError, RewardError, SettingsError, closest
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 #: What scorers raise on answers that are not even of the right form. Such an answer is wrong.
@@ -127,5 +126,4 @@ def _dataset(task: str, options: str) -> Any:
 
 
 def _did_you_mean(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return closest(name, names)

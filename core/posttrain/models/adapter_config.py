@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ModelError, SettingsError, short
+from posttrain.errors import ModelError, SettingsError, closest, short
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
@@ -113,8 +112,7 @@ def read_adapter_config(text: str) -> Any:
 
 
 def _hint(word: str, names: Iterable[str]) -> str:
-    close = get_close_matches(word, list(names), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return closest(word, list(names))
 
 
 def values_of(text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.catalogue.entries import entries, load_entry, one
-from posttrain.errors import PosttrainError, RewardError, SettingsError
+from posttrain.errors import PosttrainError, RewardError, SettingsError, closest
 from posttrain.rewards.blame import reason
 from posttrain.rewards.guard import LIMIT, Broken, guarded
 from posttrain.rewards.process import EVERYBODY
@@ -244,5 +243,4 @@ def _convert(option: str, value: Any, hint: Any) -> Any:
 
 
 def _did_you_mean(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return closest(name, names)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from posttrain.catalogue.entries import entries, load_entry, one
-from posttrain.errors import PluginError, SettingsError
+from posttrain.errors import PluginError, SettingsError, closest
 from posttrain.runs.rules import evaluation, machine, optimiser, policy, rewards, sampler, start, texts
 from posttrain.runs.rules.rule import Rule
 
@@ -110,6 +109,5 @@ def _thresholds(options: dict[str, str]) -> dict[str, dict[str, float]]:
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, 1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    hint = closest(name, known)
     return f"Unknown {what} '{name}'.{hint} There are: {', '.join(sorted(known))}."
