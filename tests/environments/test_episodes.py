@@ -9,6 +9,7 @@ import torch
 from posttrain import Environment, Observation, api, tool
 from posttrain.contract.generation import Completion, Episode
 from posttrain.contract.rollout import Rollout, Rollouts
+from posttrain.environments.calculator import Calculator
 from posttrain.errors import RewardError, RunFailed, SettingsError
 from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 
@@ -83,6 +84,14 @@ def test_sampled_tokens_alone_are_trained_with_the_log_probs_of_the_sampler(trai
         torch.testing.assert_close(sequence.per_token["sampled_logps"], logps, rtol=0, atol=1e-4)
         seen += int((~trained).sum()) > len(tokenizer(rows[0]["prompt"] if rows is TEXTS else "a")["input_ids"])
     assert seen, "no episode went beyond its first turn"
+
+
+def test_plain_text_needs_no_chat_template(train):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    assert series(train(tokenizer=tokenizer)) == series(train())
+    with pytest.raises(SettingsError, match="has tools, and the tokenizer has no chat template to show them in"):
+        train(tokenizer=tokenizer, environment=Calculator, data=None)
 
 
 def test_rewards_of_turns_add_up_and_the_last_turn_gets_the_rest(train):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.data.tokens.forms import Forms, find_forms
 from posttrain.data.tokens.templates import Templates
 from posttrain.environments import parsing
 from posttrain.errors import DataError
@@ -31,7 +32,13 @@ class Turns:
         self.tokenizer = tokenizer
         self.templates = Templates(tokenizer, settings)
         self.stop_ids = stop_ids
+        self.tools: list[dict[str, Any]] | None = None
+        self.has_tool_role, self._form = False, parsing.DEFAULT[1]
+        self._forms: Forms | None = None
+        if not self.templates.source:
+            return  # episodes of plain text
         self.tools = tools if tools and self.shows_tools(tools) else None
+        self._forms = find_forms(lambda messages: self.templates.render(messages, self.tools, "this episode"))
         self.has_tool_role = self._has_tool_role()
         self._form = self._call_form()
 
@@ -135,6 +142,8 @@ class Turns:
         return text
 
     def _text(self, messages: list[Message], tools: Any, ask: bool = False) -> str:
+        if self._forms is not None:
+            messages = self._forms.adapted(messages)
         return self.templates.render(messages, tools, "this episode", ask)
 
     def _ids(self, text: str) -> Tensor:
