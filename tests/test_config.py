@@ -90,7 +90,10 @@ def test_values(key, text, value):
         ({"steps": "many"}, "run.yaml: Option 'steps' is 'many', expected a whole number or none."),
         ({"steps": True}, "run.yaml: Option 'steps' is True, expected a whole number or none."),
         ({"shuffle": 1}, "run.yaml: Option 'shuffle' is 1, expected true or false."),
-        ({"schedule": "flat"}, "Option 'schedule' is 'flat', expected one of constant, linear, cosine."),
+        (
+            {"schedule": "flat"},
+            "Option 'schedule' is 'flat', expected one of constant, linear, cosine, cosine_with_restarts,",
+        ),
         ({"columns": "prompt"}, "run.yaml: Option 'columns' is 'prompt', expected NAME=VALUE pairs or none."),
         ({"model": ["a"]}, "run.yaml: Option 'model' is ['a'], expected text."),
         ({"beta": []}, "run.yaml: Option 'beta' is [], expected a number."),

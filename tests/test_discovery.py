@@ -185,6 +185,7 @@ def test_other_files_under_a_stable_name_count_as_experimental_and_need_permissi
 
 
 def test_listings_and_show_say_that_a_stable_name_stands_for_other_files(site, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")  # tables are cut at a terminal's width
     package = site.add("fake", tier="stable")
     released(monkeypatch, package)
     (package / "__init__.py").write_text((package / "__init__.py").read_text() + "# more\n")

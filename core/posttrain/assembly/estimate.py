@@ -7,6 +7,7 @@ a strategy spreads over processes are divided; what it gathers for a moment is c
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -259,6 +260,7 @@ def peak(found: dict[str, float]) -> float:
     return rest + max(training, found.get("generation", 0.0))
 
 
+@functools.cache  # read once: what one strategy's estimate imports must not count for the next alone
 def process_bytes() -> float:
     """Resident bytes of a run's process before any weights.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from posttrain.contract.views import Sequence
 from posttrain.errors import CheckpointError
@@ -136,10 +137,16 @@ def plain_values(model: Any, proof: Proof) -> tuple[list[list[float]], list[floa
 
 @torch.no_grad()
 def continue_greedily(model: Any, row: list[int]) -> list[int]:
-    """The tokens that ``generate`` adds to ``row``, as somebody who has loaded the model gets them."""
+    """The likeliest tokens that ``generate`` adds to ``row``, whatever its configuration would forbid or force."""
     ids = torch.tensor([row], device=model.device)
-    options = {"max_new_tokens": CONTINUED, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+    own = model.generation_config
+    plain = {"max_new_tokens": CONTINUED, "do_sample": False, "pad_token_id": 0, "eos_token_id": own.eos_token_id}
+    # Penalties and forced tokens of the folder's configuration are no property of its weights.
+    model.generation_config = GenerationConfig(**plain)
+    try:
+        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        model.generation_config = own
     return made[0, len(row) :].tolist()
 
 

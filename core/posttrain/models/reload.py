@@ -13,6 +13,7 @@ import transformers
 
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base
+from posttrain.network.kernels.quantised import settle_kernels
 
 _KINDS = {
     "vocabulary": transformers.AutoModelForCausalLM,
@@ -41,8 +42,12 @@ def load_plainly(
     quantization: Any = None,
     base: str | None = None,
     trust: Any = None,
+    experts: str | None = None,
 ) -> tuple[Any, Any]:
     """The model in ``folder``, in evaluation mode, and its tokenizer.
+
+    ``experts``: how a mixture's experts are computed, where transformers has several ways and not all take the type.
+    Quantised layers use the kernels of training: those of evaluation round inputs too.
 
     An adapter lies over ``base``, or the one that it names, with ``quantization`` as training had it; the base gets as
     many rows as the tokenizer has tokens, as peft's own loaders do.
@@ -60,6 +65,10 @@ def load_plainly(
     model = foreign.read(_KINDS[head], source, trust_remote_code=trusted, **extra)
     if quantization is None:
         model = model.to(device)
+    else:
+        settle_kernels(model)
+    if experts is not None and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation(experts)
     if adapter:
         import peft
 

@@ -186,7 +186,12 @@ def _vllm(folder: Path, proof: Proof, tolerance: float | None, trust: str | None
             export(str(folder), str(source), dtype=_export_type(proof), trust_remote_code=trust)
         longest = max(map(len, proof.rows)) + 8
         engine = LLM(
-            str(source), dtype=proof.dtype, enforce_eager=True, max_model_len=longest, gpu_memory_utilization=0.4
+            str(source),
+            dtype=proof.dtype,
+            enforce_eager=True,
+            max_model_len=longest,
+            gpu_memory_utilization=0.4,
+            trust_remote_code=False,
         )
         prompts: Any = [{"prompt_token_ids": row} for row in proof.rows]
         # two of the likeliest, beside the token itself: by how much it is beaten

@@ -75,6 +75,9 @@ def prove_saved(compute: Compute, folder: Path, record: Path) -> Verdict | None:
         proof.rows, proof.continued = strategy.everyone((proof.rows, proof.continued))[0]
     if first or strategy.shards_forward:
         fill_from_memory(proof, policy)
+        for module in policy.modules():
+            if hasattr(module, "reshard"):  # FSDP keeps what the last pass has gathered
+                module.reshard()
     if not first:
         return None
     proof.write(record)
@@ -143,7 +146,10 @@ def _load(compute: Compute, folder: Path, proof: Proof) -> tuple[tuple[Any, Any]
             return None, "its base was handed over in memory"
     trust = compute.settings.model.trust_remote_code
     try:
-        model, tokenizer = load_plainly(folder, proof.dtype, device=device, quantization=quantization, trust=trust)
+        experts = getattr(inner.config, "_experts_implementation", None)
+        model, tokenizer = load_plainly(
+            folder, proof.dtype, device=device, quantization=quantization, trust=trust, experts=experts
+        )
         if proof.head == "vocabulary":
             made = continue_greedily(model, proof.rows[0])
             proof.rows[0], proof.continued = [*proof.rows[0], *made], len(made)
