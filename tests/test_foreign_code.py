@@ -198,6 +198,7 @@ def test_every_loading_call_says_whether_code_may_run():
             assert word != "from_pretrained" or path == ROOT / "core/posttrain/models/foreign.py", f"use foreign.{path}"
     assert sorted(asked) == [
         ("LLM", "engine.py"),
+        ("LLM", "verify_files.py"),
         ("from_config", "estimate.py"),
         ("from_pretrained", "foreign.py"),
     ]

@@ -76,8 +76,9 @@ def prove_saved(compute: Compute, folder: Path, record: Path) -> Verdict | None:
     if first or strategy.shards_forward:
         fill_from_memory(proof, policy)
         for module in policy.modules():
-            if hasattr(module, "reshard"):  # FSDP keeps what the last pass has gathered
-                module.reshard()
+            reshard: Any = getattr(module, "reshard", None)  # FSDP keeps what the last pass has gathered
+            if reshard is not None:
+                reshard()
     if not first:
         return None
     proof.write(record)

@@ -33,7 +33,8 @@ class Turns:
         self.templates = Templates(tokenizer, settings)
         self.stop_ids = stop_ids
         self.tools: list[dict[str, Any]] | None = None
-        self.has_tool_role, self._form = False, parsing.DEFAULT[1]
+        self.has_tool_role = False
+        self._form: Callable[[str], parsing.Parsed] = parsing.DEFAULT[1]
         self._forms: Forms | None = None
         if not self.templates.source:
             return  # episodes of plain text
