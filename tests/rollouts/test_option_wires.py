@@ -1,8 +1,10 @@
 """Options of rollouts come to where they are used."""
 
 import asyncio
+import math
 
 import pytest
+from posttrain import api
 from posttrain.errors import RunFailed
 from posttrain.generation import backends
 from posttrain.generation.local.hf import HfGenerator
@@ -50,3 +52,9 @@ def test_limits_of_the_sampler_reach_it_and_change_no_sample(train, monkeypatch)
     waves = train("grpo", steps=1, generation_batch_size=3, generation_cache_tokens=40)
     assert given == [(64, None), (3, 40)]
     assert (waves.path / "samples.jsonl").read_text() == (plain.path / "samples.jsonl").read_text()
+
+
+def test_greedy_rollouts_are_learnt_at_temperature_one(options):
+    greedy = api.train("grpo", **options(temperature=0.0, steps=2))
+    assert all(math.isfinite(line["loss"]) for line in greedy.metrics)
+    assert greedy.metrics[0]["sampler_difference"] < 1e-5

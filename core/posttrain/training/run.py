@@ -96,7 +96,7 @@ class Compute:
     @property
     def temperature(self) -> float:
         """At which log-probs are taken: the sampler's for online methods (G4), else 1."""
-        return self.settings.sampling.temperature if self.card.online else 1.0
+        return (self.settings.sampling.temperature or 1.0) if self.card.online else 1.0
 
     @property
     def head_chunk(self) -> int:
