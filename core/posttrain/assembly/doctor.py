@@ -95,6 +95,7 @@ def _one(
 ) -> dict[str, float]:
     if name == "qlora":
         settings = settings.replace(lora=True, quantize=settings.model.quantize or "nf4")
+        model = sizes_of(settings.model)  # only an adapter is trained
     if method is None:
         return estimate(model, settings, device, Load(), name, processes)
     return memory_of(method, method.config(options, settings), settings, model, device, name, processes)

@@ -7,7 +7,7 @@ a strategy spreads over processes are divided; what it gathers for a moment is c
 
 from __future__ import annotations
 
-import functools
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -232,7 +232,7 @@ def estimate(
         # the embedding and the head stay whole through a pass, gradient included; two layers come and go
         gathered = (model.outside * (2 if not settings.model.lora else 1) + 3 * layer) * size
     found = {
-        "process": process_bytes() + PEFT * settings.model.lora if device.type == "cpu" else 0.0,
+        "process": process_bytes(settings.model.lora) if device.type == "cpu" else 0.0,
         "weights": (base + adapter) * (share if spread else 1),
         "gradients": gradients * (share if spread or strategy == "zero-2" else 1),
         "optimizer": moments * (share if spread or strategy.startswith("zero") else 1),
@@ -260,16 +260,16 @@ def peak(found: dict[str, float]) -> float:
     return rest + max(training, found.get("generation", 0.0))
 
 
-@functools.cache  # read once: what one strategy's estimate imports must not count for the next alone
-def process_bytes() -> float:
-    """Resident bytes of a run's process before any weights.
+def process_bytes(lora: bool) -> float:
+    """Resident bytes of a run's process before any weights; ``lora``: it imports peft.
 
     Read off this process, which has imported the same libraries: how much of their files is resident depends on the
     file system, by a hundred megabytes and more.
     """
     import psutil
 
-    return float(psutil.Process().memory_info().rss + START)
+    here = "peft" in sys.modules  # some estimates import it, and what they find must not count for the others
+    return float(psutil.Process().memory_info().rss + START + PEFT * (lora - here))
 
 
 def free_bytes(device: torch.device) -> int:
