@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from posttrain.environments.environment import Observation, observation_of, takes, tools_of
+from posttrain.environments.environment import Observation, begin, close, observation_of, tools_of
 
 from posttrain_testkit.registry import CheckFailed
 
@@ -41,8 +41,8 @@ def check_environment(kind: Callable[[], Any], rows: list[dict[str, Any]] | None
             "Usual cause: state in the class or the module. It belongs in self, set by reset.",
         )
     game = kind()
-    twice = [_play(game, row, script, close=False) for row, script in zip(tasks, scripts, strict=True)]
-    _close(game)
+    twice = [_play(game, row, script, ends=False) for row, script in zip(tasks, scripts, strict=True)]
+    close(game)
     if twice != alone:
         raise CheckFailed(
             "An episode after another one in the same object went otherwise than in a new one.",
@@ -72,8 +72,8 @@ def _rows(kind: Any) -> list[dict[str, Any]]:
 
 def _tools(kind: Any) -> list[dict[str, Any]]:
     game = kind()
-    found = game.tools() if callable(getattr(game, "tools", None)) else tools_of(game)
-    _close(game)
+    found = tools_of(game)
+    close(game)
     return found
 
 
@@ -103,28 +103,21 @@ def _value(kind: Any, dice: random.Random) -> Any:
     )
 
 
-def _begin(game: Any, row: dict[str, Any], seed: int) -> Any:
-    reset = getattr(game, "reset", None)
-    if reset is None:
-        return None
-    return reset(dict(row), seed) if takes(reset, "seed") else reset(dict(row))
-
-
-def _play(game: Any, row: dict[str, Any], script: list[dict[str, Any]], close: bool = True) -> list[Any]:
-    seen: list[Any] = [_begin(game, row, 7)]
+def _play(game: Any, row: dict[str, Any], script: list[dict[str, Any]], ends: bool = True) -> list[Any]:
+    seen: list[Any] = [begin(game, dict(row), 7)]
     for turn in script:
         found = _step(game, turn)
         seen.append((found.messages, found.reward, found.done))
         if found.done:
             break
-    if close:
-        _close(game)
+    if ends:
+        close(game)
     return seen
 
 
 def _interleaved(kind: Any, tasks: list[dict[str, Any]], scripts: list[list[dict[str, Any]]]) -> list[list[Any]]:
     games = [kind() for _ in tasks]
-    seen: list[list[Any]] = [[_begin(game, row, 7)] for game, row in zip(games, tasks, strict=True)]
+    seen: list[list[Any]] = [[begin(game, dict(row), 7)] for game, row in zip(games, tasks, strict=True)]
     going = set(range(len(games)))
     for turn in range(max(map(len, scripts))):
         for place in sorted(going):
@@ -135,7 +128,7 @@ def _interleaved(kind: Any, tasks: list[dict[str, Any]], scripts: list[list[dict
             if found.done:
                 going.discard(place)
     for game in games:
-        _close(game)
+        close(game)
     return seen
 
 
@@ -150,7 +143,3 @@ def _step(game: Any, turn: dict[str, Any]) -> Observation:
     if found.reward is not None and not math.isfinite(found.reward):
         raise CheckFailed(f"A turn was worth {found.reward}.", "Rewards are finite numbers, or None.")
     return found
-
-
-def _close(game: Any) -> None:
-    getattr(game, "close", lambda: None)()

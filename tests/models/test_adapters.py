@@ -16,17 +16,9 @@ from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-ROWS = [{"prompt": "ab", "completion": "cab"}, {"prompt": "dcba", "completion": "a"}]
-PAIRS = [{"prompt": "ab", "chosen": "cab", "rejected": "fgh"}, {"prompt": "dcba", "chosen": "a", "rejected": "gg"}]
+from .conftest import PAIRS, ROWS
+
 OPTIONS = {"batch_size": 2, "steps": 2, "progress": "quiet", "cache": "off", "device": "cpu", "learning_rate": 1e-2}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from posttrain.models.load import load_policy, load_tokenizer
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
-ROWS = [{"prompt": "ab", "completion": "cab"}, {"prompt": "dcba", "completion": "a"}]
-PAIRS = [{"prompt": "ab", "chosen": "cab", "rejected": "fgh"}, {"prompt": "dcba", "chosen": "a", "rejected": "gg"}]
+from .conftest import PAIRS, ROWS
+
 OPTIONS = {"batch_size": 2, "steps": 2, "progress": "quiet", "cache": "off", "device": "cpu", "learning_rate": 1e-2}
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
 IDS = torch.tensor([[5, 6, 7, 8, 4]])

@@ -11,20 +11,12 @@ from posttrain.models import save
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-ROWS = [{"prompt": "ab", "completion": "cab"}, {"prompt": "dcba", "completion": "a"}]
-PAIRS = [{"prompt": "ab", "chosen": "cab", "rejected": "fgh"}, {"prompt": "dcba", "chosen": "a", "rejected": "gg"}]
+from .conftest import PAIRS, ROWS
+
 STEPS = [{"prompt": "ab", "completions": ["c", "gg"], "labels": [True, False]}] * 2
 DATA = {"sft": ROWS, "reward": PAIRS, "prm-step": STEPS, "dpo": PAIRS}
 OPTIONS = {"batch_size": 2, "steps": 2, "progress": "quiet", "cache": "off", "device": "cpu", "learning_rate": 1e-2}
 LORA = {"lora": True, "lora_rank": 2}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def train(base, out, method="sft", **options):

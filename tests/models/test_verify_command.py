@@ -8,20 +8,11 @@ import pytest
 from posttrain import api
 from posttrain.cli.main import main
 from posttrain.models.export import export
-from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-ROWS = [{"prompt": "ab", "completion": "cab"}, {"prompt": "dcba", "completion": "a"}]
-PAIRS = [{"prompt": "ab", "chosen": "cab", "rejected": "fgh"}, {"prompt": "dcba", "chosen": "a", "rejected": "gg"}]
+from .conftest import PAIRS, ROWS
+
 OPTIONS = {"batch_size": 2, "steps": 3, "progress": "quiet", "cache": "off", "device": "cpu", "learning_rate": 3e-2}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

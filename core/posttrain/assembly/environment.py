@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.catalogue.entries import entries, load_entry, one
-from posttrain.contract.messages import is_messages
+from posttrain.contract.messages import as_messages
 from posttrain.data.rows import Rows
 from posttrain.data.tokens.turns import Turns, describe_tools
-from posttrain.environments.environment import ToolUse, tools_of
+from posttrain.environments.environment import ToolUse, close, tools_of
 from posttrain.environments.http import HttpEnvironment
 from posttrain.errors import PluginError, SettingsError, closest
 from posttrain.rewards.load import convert_options, function_in_file
@@ -82,10 +82,8 @@ def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = N
             f"environment '{name}' has no method 'step', which answers a turn of the model. Derive it from "
             "posttrain.Environment, or give it one."
         )
-    schemas = example.tools() if callable(getattr(example, "tools", None)) else tools_of(example)
-    close = getattr(example, "close", None)
-    if close is not None:
-        close()
+    schemas = tools_of(example)
+    close(example)
     return Task(name, make, kind, schemas, True, options)
 
 
@@ -146,7 +144,7 @@ def with_tools(rows: Rows, task: Task, tokenizer: Any, settings: DataSettings) -
     shown = turns.shows_tools(task.tools)
 
     def told(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = row["prompt"] if is_messages(row["prompt"]) else [{"role": "user", "content": row["prompt"]}]
+        prompt = as_messages(row["prompt"])
         if shown:
             return row | {"prompt": prompt, "tools": task.tools}
         text = describe_tools(task.tools)

@@ -279,7 +279,7 @@ def _check_hooks(module: ModuleType, card: Card) -> None:
         if not name.startswith("posttrain_") or not inspect.isfunction(function):
             continue
         if name not in HOOKS:
-            raise PluginError(f"Plugin '{plugin}' implements unknown hook '{name}'.{_meant(name, list(HOOKS))}")
+            raise PluginError(f"Plugin '{plugin}' implements unknown hook '{name}'.{closest(name, list(HOOKS))}")
         if not hasattr(function, "posttrain_impl"):
             raise PluginError(f"'{name}' of '{plugin}' is not marked as a hook. Write @posttrain.hookimpl above it.")
         if card.modifier and name not in MODIFIER_HOOKS:
@@ -289,13 +289,9 @@ def _check_hooks(module: ModuleType, card: Card) -> None:
             if parameter.default is parameter.empty and argument not in known:
                 raise PluginError(
                     f"'{name}' of '{plugin}' takes '{argument}', which that hook does not have."
-                    f"{_meant(argument, known)} Arguments: {', '.join(known) or 'none'}"
+                    f"{closest(argument, known)} Arguments: {', '.join(known) or 'none'}"
                 )
 
 
 def _unknown_option(key: str, names: list[str], method: str) -> str:
-    return f"Unknown option '{key}' of method '{method}'.{_meant(key, names)}  Its options: posttrain show {method}"
-
-
-def _meant(word: str, words: list[str]) -> str:
-    return closest(word, words)
+    return f"Unknown option '{key}' of method '{method}'.{closest(key, names)}  Its options: posttrain show {method}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.cli.flags import Parser
+from posttrain.contract.messages import as_messages
 from posttrain.errors import SettingsError
 from posttrain.rollouts.episode_rows import KINDS, read_episodes, rows_of
 from posttrain.runs.conversation import turn_text
@@ -37,8 +38,7 @@ def run(arguments: list[str]) -> int:
 def _shown(line: dict[str, Any]) -> str:
     rewards = ", ".join(f"{value:g}" for value in line["turn_rewards"])
     head = f"step {line['step']}, prompt {line['group']}: reward {line['reward']:g} (turns: {rewards}), {line['end']}"
-    prompt = line["prompt"]
-    talk = [*(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]), *line["messages"]]
+    talk = [*as_messages(line["prompt"]), *line["messages"]]
     return "\n".join([head, *(_said(message) for message in talk), ""])
 
 

@@ -10,6 +10,11 @@ def is_messages(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
+def as_messages(prompt: Any) -> list[dict[str, Any]]:
+    """A prompt as messages: plain text is what the user says."""
+    return prompt if is_messages(prompt) else [{"role": "user", "content": prompt}]
+
+
 def message_text(message: dict[str, Any]) -> str:
     """The text of a message's content; text parts are joined."""
     content = message.get("content")

@@ -83,8 +83,23 @@ class ToolUse(Environment):
         return Observation(run_calls(calls, self._tools)) if calls else Observation(done=True)
 
 
+def begin(environment: Any, row: dict[str, Any], seed: int) -> list[Message] | str | None:
+    """Begin the episode of ``row``, with a seed where ``reset`` takes one; nothing to do for one without ``reset``."""
+    reset = getattr(environment, "reset", None)
+    if reset is None:
+        return None
+    return reset(row, seed) if takes(reset, "seed") else reset(row)
+
+
+def close(environment: Any) -> None:
+    """Give back what an episode holds, where its environment has something to give back."""
+    getattr(environment, "close", lambda: None)()
+
+
 def tools_of(environment: Any) -> list[dict[str, Any]]:
-    """JSON schemas of an environment's tools, as chat templates take them."""
+    """JSON schemas of an environment's tools, as chat templates take them: what it tells of, or its marked ones."""
+    if callable(getattr(environment, "tools", None)):
+        return environment.tools()
     own = getattr(environment, "_tools", None)
     return [schema_of(tool) for tool in (own if isinstance(own, dict) else tools_in(environment)).values()]
 

@@ -108,7 +108,7 @@ def _dataset(task: str, options: str) -> Any:
         ) from None
     if task not in DATASETS:
         raise SettingsError(
-            f"reasoning-gym has no task '{task}'.{_did_you_mean(task, list(DATASETS))} All tasks: "
+            f"reasoning-gym has no task '{task}'.{closest(task, list(DATASETS))} All tasks: "
             'python -c "import reasoning_gym.factory as f; print(*sorted(f.DATASETS))"'
         )
     given = json.loads(options)
@@ -116,14 +116,9 @@ def _dataset(task: str, options: str) -> Any:
     for name in given:
         if name not in known:
             raise SettingsError(
-                f"reasoning-gym task '{task}' has no option '{name}'.{_did_you_mean(name, known)} It has: "
-                f"{', '.join(known)}."
+                f"reasoning-gym task '{task}' has no option '{name}'.{closest(name, known)} It has: {', '.join(known)}."
             )
     try:
         return create_dataset(task, **given)
     except (AssertionError, ValueError, TypeError) as error:
         raise SettingsError(f"reasoning-gym task '{task}' refuses its options: {error}.") from None
-
-
-def _did_you_mean(name: str, names: list[str]) -> str:
-    return closest(name, names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ def read_adapter_config(text: str) -> Any:
     known = {kind.value.upper(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     named = str(values.pop("peft_type", "")).rpartition(".")[2].upper()
     if named not in known:
-        hint = _hint(named, known)
+        hint = closest(named, known)
         raise SettingsError(
             f"adapter-config: peft_type is {short(named)}, which peft {peft.__version__} does not know.{hint} Known: "
             f"{', '.join(sorted(known))}."
@@ -101,7 +100,7 @@ def read_adapter_config(text: str) -> Any:
     fields = {field.name for field in dataclasses.fields(kind) if field.init}
     unknown = [key for key in values if key not in fields and key not in ("auto_mapping", "peft_version")]
     if unknown:
-        hint = _hint(unknown[0], fields)
+        hint = closest(unknown[0], fields)
         raise SettingsError(f"adapter-config: {named} has no field '{unknown[0]}'.{hint}")
     ours = ("inference_mode", "task_type")
     chosen = {key: value for key, value in values.items() if key in fields and key not in ours}
@@ -109,10 +108,6 @@ def read_adapter_config(text: str) -> Any:
         return kind(task_type="CAUSAL_LM", inference_mode=False, **chosen)
     except (ValueError, TypeError) as error:
         raise SettingsError(f"adapter-config: peft refuses it: {str(error).splitlines()[0]}") from None
-
-
-def _hint(word: str, names: Iterable[str]) -> str:
-    return closest(word, list(names))
 
 
 def values_of(text: str) -> dict[str, Any]:

@@ -136,9 +136,9 @@ def plain_values(model: Any, proof: Proof) -> tuple[list[list[float]], list[floa
 
 
 @torch.no_grad()
-def continue_greedily(model: Any, row: list[int]) -> list[int]:
-    """The likeliest tokens that ``generate`` adds to ``row``, whatever its configuration would forbid or force."""
-    ids = torch.tensor([row], device=model.device)
+def continue_greedily(proof: Proof, model: Any) -> None:
+    """Add to the first row the likeliest tokens by ``generate``, whatever its configuration would forbid or force."""
+    ids = torch.tensor([proof.rows[0]], device=model.device)
     own = model.generation_config
     plain = {"max_new_tokens": CONTINUED, "do_sample": False, "pad_token_id": 0, "eos_token_id": own.eos_token_id}
     # Penalties and forced tokens of the folder's configuration are no property of its weights.
@@ -147,7 +147,8 @@ def continue_greedily(model: Any, row: list[int]) -> list[int]:
         made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         model.generation_config = own
-    return made[0, len(row) :].tolist()
+    proof.continued = made.shape[1] - len(proof.rows[0])
+    proof.rows[0] = made[0].tolist()
 
 
 def largest_difference(first: list[list[float]], second: list[list[float]]) -> float:

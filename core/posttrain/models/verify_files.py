@@ -107,8 +107,7 @@ def _proof_of_folder(folder: Path, settings: Settings, trust: str | None) -> Pro
     proof.tokenizer, proof.template = tokenizer_hash(tokenizer), template_hash(tokenizer)
     proof.samples = sample_tokens(tokenizer)
     if head == "vocabulary":
-        made = continue_greedily(model, proof.rows[0])
-        proof.rows[0], proof.continued = [*proof.rows[0], *made], len(made)
+        continue_greedily(proof, model)
     proof.values, proof.gaps = plain_values(model, proof)
     return proof
 

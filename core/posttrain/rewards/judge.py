@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import RewardError, SettingsError, short
+from posttrain.errors import RewardError, SettingsError, closest, short
 from posttrain.rewards.blame import Batch, failure
 from posttrain.rewards.guard import LIMIT, Broken, guarded
-from posttrain.rewards.load import _arguments, _did_you_mean, _from_file, _installed, installed_rewards
+from posttrain.rewards.load import _arguments, _from_file, _installed, installed_rewards
 from posttrain.rewards.process import Own
 from posttrain.rewards.reward import is_async
 from posttrain.rewards.scoring import await_all
@@ -113,7 +113,7 @@ def _model(spec: str, given: dict[str, str]) -> Judge:
     """A model in a folder or from the Hub."""
     folder = Path(spec).expanduser()
     if not folder.is_dir() and (spec.count("/") != 1 or spec.startswith((".", "/", "~"))):
-        raise RewardError(f"No judge is called '{spec}'.{_did_you_mean(spec, installed_rewards())} Expected {_FORMS}.")
+        raise RewardError(f"No judge is called '{spec}'.{closest(spec, installed_rewards())} Expected {_FORMS}.")
     from posttrain.rewards.judge_model import ModelJudge, RewardJudge, has_reward_head
 
     if folder.is_dir() and has_reward_head(spec):
@@ -186,9 +186,7 @@ def _checked(kind: type, given: dict[str, Any]) -> dict[str, Any]:
     arguments = {}
     for name, text in given.items():
         if name not in kinds:
-            raise SettingsError(
-                f"This judge has no option '{name}'.{_did_you_mean(name, names)} It has: {', '.join(names)}."
-            )
+            raise SettingsError(f"This judge has no option '{name}'.{closest(name, names)} It has: {', '.join(names)}.")
         arguments[name] = options.cast(f"judge-options {name}", text, kinds[name])
         least = _LEAST.get(name, 1)
         if isinstance(arguments[name], int | float) and not arguments[name] >= least:

@@ -126,7 +126,7 @@ def _from_file(path: Path, name: str, what: str = "reward") -> Callable[..., Any
     function = vars(module).get(name)
     if not callable(function):
         raise RewardError(
-            f"{what} file '{path}' has no function '{name}'.{_did_you_mean(name, functions)} "
+            f"{what} file '{path}' has no function '{name}'.{closest(name, functions)} "
             f"It has: {', '.join(functions) or 'none'}."
         )
     return function
@@ -137,8 +137,7 @@ def _installed(name: str) -> Callable[..., Any]:
     if entry is None:
         names = installed_rewards()
         raise RewardError(
-            f"No reward is called '{name}'.{_did_you_mean(name, names)} Installed: {', '.join(names) or 'none'}. "
-            f"{_FORMS}."
+            f"No reward is called '{name}'.{closest(name, names)} Installed: {', '.join(names) or 'none'}. {_FORMS}."
         )
     try:
         function = guarded(functools.partial(load_entry, entry), f"The import of reward '{name}'", own=EVERYBODY)
@@ -174,7 +173,7 @@ def _options_by_reward(options: dict[str, Any], names: list[str]) -> dict[str, d
             raise SettingsError(f"reward option '{key}' is not of the form REWARD.OPTION, like regex.pattern.")
         if name not in bound:
             raise SettingsError(
-                f"reward option '{key}': no reward '{name}' is used.{_did_you_mean(name, names)} "
+                f"reward option '{key}': no reward '{name}' is used.{closest(name, names)} "
                 f"Rewards of this run: {', '.join(names) or 'none'}."
             )
         bound[name][option] = value
@@ -202,7 +201,7 @@ def _arguments(
     for option, value in given.items():
         if option in standard or (option not in takes and not open_ended):
             raise SettingsError(
-                f"{what.capitalize()} '{name}' has no option '{option}'.{_did_you_mean(option, takes)} "
+                f"{what.capitalize()} '{name}' has no option '{option}'.{closest(option, takes)} "
                 f"It has: {', '.join(takes) or 'none'}."
             )
         result[option] = _convert(f"{what} option '{name}.{option}'", value, hints.get(option))
@@ -240,7 +239,3 @@ def _convert(option: str, value: Any, hint: Any) -> Any:
         return value
     expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
     raise SettingsError(f"{option} is '{value}', expected {expected}.")
-
-
-def _did_you_mean(name: str, names: list[str]) -> str:
-    return closest(name, names)

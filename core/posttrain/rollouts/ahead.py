@@ -42,15 +42,24 @@ class PendingBatch:
 
 
 class Producer:
-    """Rollouts by number of their batch of prompts. ``orders_of`` says who is asked what."""
+    """Rollouts by number of their batch of prompts. ``orders_of`` says who is asked what.
 
-    def __init__(self, run: Run, generator: Generator, orders_of: Callable[[int], list[PromptRequest]], ledger: Ledger):
+    ``player`` plays episodes, where an environment answers the model.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        generator: Generator,
+        orders_of: Callable[[int], list[PromptRequest]],
+        ledger: Ledger,
+        player: EpisodePlayer | None = None,
+    ):
         settings = run.plan.settings
         self.run, self.generator, self.orders_of, self.ledger = run, generator, orders_of, ledger
         self.per_rollout = settings.rollouts.updates_per_rollout * settings.rollouts.minibatches_per_rollout
         self.depth = settings.rollouts.max_staleness
-        self.player: EpisodePlayer | None = None
-        """What plays episodes, where an environment answers the model."""
+        self.player = player
         self.queue: dict[int, PendingBatch] = {}
         self.restarts = 0
         self._failed_restarts = 0

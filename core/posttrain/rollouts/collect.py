@@ -58,8 +58,7 @@ class Collector:
         self.run, self.prompts, self.rewards, self.judge = run, prompts, rewards, judge
         self.order = source.order_of(len(prompts), settings.data, settings.length)
         self.ledger = Ledger()
-        self.producer = Producer(run, generator, self._orders, self.ledger)
-        self.producer.player = player
+        self.producer = Producer(run, generator, self._orders, self.ledger, player)
 
     def collect(self, first: int, keep_old: bool) -> tuple[Collected, int]:
         """Rollouts from prompt batch ``first`` on, and how many batches they took.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from posttrain.contract.messages import as_messages
 from posttrain.errors import DataError
+from posttrain.runs.tail import Tail
 
 Row = dict[str, Any]
 KINDS = ("sft", "dpo", "kto")
@@ -32,11 +33,11 @@ def rows_of(run: str | Path, kind: str, at_least: float | None = None) -> list[R
 
 
 def read_episodes(run: str | Path) -> list[Row]:
-    """The lines of ``episodes.jsonl``. Raises DataError for a run that has none."""
+    """The lines of ``episodes.jsonl``, without one that is being written. Raises DataError for a run that has none."""
     file = Path(run) / "episodes.jsonl"
     if not file.is_file():
         raise DataError(f"'{run}' has no episodes.jsonl. Expected the folder of a run with --environment or --tools.")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return Tail(file).new()
 
 
 def _groups(run: str | Path) -> Iterator[list[Row]]:
@@ -44,11 +45,6 @@ def _groups(run: str | Path) -> Iterator[list[Row]]:
     lines = [line for line in read_episodes(run) if line["end"] != "error"]
     for _, group in groupby(lines, key=lambda line: (line["step"], line["group"])):
         yield list(group)
-
-
-def _prompt(line: Row) -> list[Row]:
-    prompt = line["prompt"]
-    return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
 
 
 def _tools(line: Row) -> Row:
@@ -62,7 +58,10 @@ def _mean(group: list[Row]) -> float:
 def _demonstrations(group: list[Row], at_least: float | None) -> list[Row]:
     mean = _mean(group)
     good = [line for line in group if (line["reward"] > mean if at_least is None else line["reward"] >= at_least)]
-    return [{"messages": [*_prompt(line), *line["messages"]], "score": line["reward"]} | _tools(line) for line in good]
+    return [
+        {"messages": [*as_messages(line["prompt"]), *line["messages"]], "score": line["reward"]} | _tools(line)
+        for line in good
+    ]
 
 
 def _pairs(group: list[Row], at_least: float | None) -> list[Row]:
@@ -70,7 +69,7 @@ def _pairs(group: list[Row], at_least: float | None) -> list[Row]:
     if best["reward"] == worst["reward"] or (at_least is not None and best["reward"] < at_least):
         return []
     scores = {"chosen_score": best["reward"], "rejected_score": worst["reward"]}
-    rows = {"prompt": _prompt(best), "chosen": best["messages"], "rejected": worst["messages"]}
+    rows = {"prompt": as_messages(best["prompt"]), "chosen": best["messages"], "rejected": worst["messages"]}
     return [rows | scores | _tools(best)]
 
 
@@ -79,6 +78,7 @@ def _labelled(group: list[Row], at_least: float | None) -> list[Row]:
     if at_least is None and len({line["reward"] for line in group}) == 1:
         return []
     return [
-        {"prompt": _prompt(line), "completion": line["messages"], "label": line["reward"] >= bar} | _tools(line)
+        {"prompt": as_messages(line["prompt"]), "completion": line["messages"], "label": line["reward"] >= bar}
+        | _tools(line)
         for line in group
     ]

@@ -7,6 +7,7 @@ of their log-probs does, since that decides which turns are sampled together.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,7 +20,7 @@ from torch import Tensor
 from posttrain.contract.generation import Completion, Episode, Generator, Sampling
 from posttrain.contract.messages import is_messages
 from posttrain.data.tokens.turns import Message, Turns
-from posttrain.environments.environment import Observation, observation_of, takes
+from posttrain.environments.environment import Observation, begin, close, observation_of
 from posttrain.errors import DataError, RunFailed, SettingsError
 from posttrain.rollouts.seeds import seed_of
 from posttrain.settings.episodes import EpisodeSettings
@@ -47,8 +48,8 @@ class _Play:
     end: str = ""
     text: str = ""
     began: float = field(default_factory=time.monotonic)
-    since: float = 0.0
-    """When its environment was asked last."""
+    since: float = math.inf
+    """When its environment began to answer; never while it waits for a worker."""
 
     @property
     def turn(self) -> int:
@@ -123,7 +124,7 @@ class EpisodePlayer:
             for used in filter(None, (pool, samplers)):
                 used.shutdown(wait=False, cancel_futures=True)
             for play in flat:
-                getattr(play.environment, "close", lambda: None)()
+                close(play.environment)
         return [[play.completion() for play in own] for own in plays]
 
     def _play_all(
@@ -143,7 +144,7 @@ class EpisodePlayer:
 
         def sampled(play: _Play, turn: Completion) -> None:
             if self._take(play, turn):
-                play.since = time.monotonic()
+                play.since = math.inf
                 tasks[pool.submit(self._answer, play)] = play, False
 
         def sample(ready: list[_Play]) -> None:
@@ -173,10 +174,7 @@ class EpisodePlayer:
         environment = self.make()
         chat = is_messages(row.get("prompt"))
         play = _Play(environment, row, seed, chat, prompt, list(row["prompt"]) if chat else [])
-        reset = getattr(environment, "reset", None)
-        if reset is None:
-            return play
-        said = reset(row, seed) if takes(reset, "seed") else reset(row)
+        said: Any = begin(environment, row, seed)
         if said:
             opening = _as_messages(said) if chat else []
             play.history += opening
@@ -231,6 +229,7 @@ class EpisodePlayer:
 
     def _answer(self, play: _Play) -> Observation:
         """What the environment says; runs in a thread of its own."""
+        play.since = time.monotonic()
         step = play.environment.step
         return observation_of(step(play.messages[-1]), f"step of {type(play.environment).__name__}")
 

@@ -152,8 +152,7 @@ def _load(compute: Compute, folder: Path, proof: Proof) -> tuple[tuple[Any, Any]
             folder, proof.dtype, device=device, quantization=quantization, trust=trust, experts=experts
         )
         if proof.head == "vocabulary":
-            made = continue_greedily(model, proof.rows[0])
-            proof.rows[0], proof.continued = [*proof.rows[0], *made], len(made)
+            continue_greedily(proof, model)
     except Exception as error:  # whatever keeps a user from loading it
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return None, f"it cannot be loaded: {type(error).__name__}: {first}"

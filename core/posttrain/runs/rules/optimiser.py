@@ -44,10 +44,10 @@ def loss_divergence(view: RunView) -> Finding | None:
     """Speak where training makes the loss worse. The loss of online methods is no measure of anything."""
     if "completion_length" in view.line or view.plan.get("card", {}).get("schema") == "prompt":
         return None
-    count = int(view.limits["steps"])
-    first, last = view.first("loss", count), view.last("loss", count)
-    if len(view.lines) < 2 * count or len(last) < count:
+    ends = view.both_ends("loss")
+    if ends is None:
         return None
+    first, last = ends
     start, end = mean(first), mean(last)
     spread = mean((value - start) ** 2 for value in first) ** 0.5
     risen = end > start + max((view.limits["factor"] - 1) * abs(start), view.limits["spread"] * spread)

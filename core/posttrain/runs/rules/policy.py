@@ -19,9 +19,11 @@ def entropy_collapse(view: RunView) -> Finding | None:
     """Speak where sampling has become certain and nothing was gained by it."""
     if not view.last("reward", 1):
         return None  # what learns from answers that are given becomes certain of them
-    count = int(view.limits["steps"])
-    first, last = view.first("entropy", count), view.last("entropy", count)
-    if len(view.lines) < 2 * count or len(last) < count or mean(last) >= view.limits["share"] * mean(first):
+    ends = view.both_ends("entropy")
+    if ends is None:
+        return None
+    first, last = ends
+    if mean(last) >= view.limits["share"] * mean(first):
         return None
     if view.has_improved():
         return None

@@ -60,16 +60,18 @@ def no_signal(view: RunView) -> Finding | None:
 )
 def spread_collapse(view: RunView) -> Finding | None:
     """Speak where the signal dies away though the reward did not rise."""
-    count = int(view.limits["steps"])
-    first, last = view.first("reward_std", count), view.last("reward_std", count)
-    if len(view.lines) < 2 * count or len(last) < count or mean(last) >= view.limits["share"] * mean(first):
+    ends = view.both_ends("reward_std")
+    if ends is None:
+        return None
+    first, last = ends
+    if mean(last) >= view.limits["share"] * mean(first):
         return None
     if mean(last) == 0 or view.has_improved():  # no spread at all is the rule no-signal
         return None
     return Finding(
         f"the reward's spread within a group fell from {mean(first):.3g} to {mean(last):.3g}: the advantage signal has "
         "collapsed",
-        {"reward_std": mean(last), "reward_std_first": mean(first), "reward": mean(view.last("reward", count))},
+        {"reward_std": mean(last), "reward_std_first": mean(first), "reward": mean(view.last("reward", len(last)))},
         "--temperature 1.0 and a lower --learning-rate keep answers apart; a larger --group-size finds rarer ones",
     )
 

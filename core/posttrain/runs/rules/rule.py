@@ -66,6 +66,12 @@ class RunView:
         """Return the first ``count`` values of a metric."""
         return _collected(iter(self.lines), name, count)
 
+    def both_ends(self, name: str) -> tuple[list[float], list[float]] | None:
+        """Return the first and newest ``steps`` values of a metric; None before so many steps lie on either side."""
+        count = int(self.limits["steps"])
+        last = self.last(name, count)
+        return None if len(self.lines) < 2 * count or len(last) < count else (self.first(name, count), last)
+
     @property
     def compares_answers(self) -> bool:
         """Whether the method learns from how answers to one prompt differ in reward; true where that is not known."""

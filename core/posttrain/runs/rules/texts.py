@@ -99,10 +99,10 @@ def length_saturation(view: RunView) -> Finding | None:
 )
 def length_drift(view: RunView) -> Finding | None:
     """Speak where the length moves and the reward does not."""
-    count = int(view.limits["steps"])
-    first, last = view.first("completion_length", count), view.last("completion_length", count)
-    if len(view.lines) < 2 * count or len(last) < count:
+    ends = view.both_ends("completion_length")
+    if ends is None:
         return None
+    first, last = ends
     was, is_now = mean(first), mean(last)
     far = max(was, is_now) > view.limits["factor"] * min(was, is_now)
     if not far or abs(is_now - was) < view.limits["tokens"] or view.has_improved():
