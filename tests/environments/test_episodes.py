@@ -296,6 +296,18 @@ def test_so_many_environments_answer_at_one_time(train):
     assert max(most) == 2
 
 
+def test_waiting_for_a_worker_is_no_answer_that_takes_too_long(train):
+    """Sixteen episodes of a twentieth of a second, one after the other, take longer than the limit of each."""
+
+    class Busy(Echo):
+        def step(self, message):
+            time.sleep(0.05)
+            return super().step(message)
+
+    run = train(environment=Busy, tool_workers=1, tool_timeout=0.25, steps=1, group_size=8, max_new_tokens=30)
+    assert {one["end"] for one in episodes(run)} <= {"done", "tokens"}
+
+
 def test_thinking_that_the_template_leaves_out_is_kept_or_refused(train, capsys):
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('g')[-1] }}"

@@ -193,6 +193,13 @@ def test_rows_are_made_of_what_went_well_and_what_went_better(run):
         rows_of(run, "sft", at_least=2.0)
 
 
+def test_a_line_that_is_being_written_is_not_read(run):
+    whole = rows_of(run, "kto")
+    with (run / "episodes.jsonl").open("a") as file:
+        file.write('{"step": 2, "group": 0, "pro')
+    assert rows_of(run, "kto") == whole
+
+
 def test_commands_about_environments(run, capsys, tmp_path):
     assert main(["episodes", str(run), "--to", "dpo"]) == 0
     assert json.loads((run / "episodes-dpo.jsonl").read_text())["chosen_score"] == 1.0
