@@ -1,6 +1,7 @@
 """Loading one method: good ones work, each way of being broken is one sentence that names the plugin."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ from posttrain.catalogue import methods
 from posttrain.catalogue.cards import Card
 from posttrain.errors import DependencyError, PluginError, SettingsError
 
+ROOT = Path(__file__).resolve().parent.parent
 CARD = Card("mine", "0.1.0", "experimental", "Mine.", ("preference",))
 OPTIONS = '''\
 from __future__ import annotations
@@ -197,3 +199,16 @@ def test_stable_methods_load_from_their_folders():
     folders = sorted((Path(__file__).parent.parent / "plugins").iterdir())
     names = {methods.load(str(folder)).name for folder in folders}
     assert names >= {"sft", "dpo", "reward", "grpo", "rloo"}
+
+
+def test_a_folder_of_the_same_name_does_not_stand_in_for_the_installed_method(tmp_path):
+    """In a notebook a changed copy is tried first and the method after it, in one process."""
+    copy = Path(shutil.copytree(ROOT / "plugins" / "sft", tmp_path / "sft"))
+    file = copy / "posttrain_method_sft" / "__init__.py"
+    file.write_text(file.read_text() + "\nCHANGED = True\n")
+    installed = methods.load("sft").module
+    assert hasattr(methods.load(str(copy)).module, "CHANGED")
+    again = methods.load("sft").module
+    assert not hasattr(again, "CHANGED")
+    assert again.__file__ == installed.__file__
+    assert methods.load("sft").module is again

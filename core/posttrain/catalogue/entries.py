@@ -93,7 +93,7 @@ def import_plugin(kind: str, name: str, module: str, origin: str, own: bool, fol
     if not own:
         permission.check(kind, name, origin)
     try:
-        return importlib.import_module(module) if folder is None else _from_folder(module, folder)
+        return _installed(module) if folder is None else _from_folder(module, folder)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == module.partition(".")[0]:
             raise PluginError(f"Plugin '{name}' cannot be imported: {error}.") from error
@@ -110,9 +110,24 @@ def import_plugin(kind: str, name: str, module: str, origin: str, own: bool, fol
         raise PluginError(f"Plugin '{name}' cannot be imported: {reason}") from error
 
 
-def _from_folder(name: str, folder: Path) -> ModuleType:
+#: Modules of ``sys.modules`` that were read from a folder: the installed plugin of the same name is another one.
+_FROM_FOLDERS: set[str] = set()
+
+
+def _installed(name: str) -> ModuleType:
+    if name in _FROM_FOLDERS:
+        _forget(name)
+    return importlib.import_module(name)
+
+
+def _forget(name: str) -> None:
     for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
-        del sys.modules[loaded]  # a folder is read anew each time: its author is editing it
+        del sys.modules[loaded]
+    _FROM_FOLDERS.discard(name)
+
+
+def _from_folder(name: str, folder: Path) -> ModuleType:
+    _forget(name)  # a folder is read anew each time: its author is editing it
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
@@ -120,10 +135,11 @@ def _from_folder(name: str, folder: Path) -> ModuleType:
         raise ImportError(f"{folder} is not a Python package")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _FROM_FOLDERS.add(name)
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        _forget(name)
         raise
     return module
 
