@@ -12,6 +12,7 @@ from posttrain.training.optim import build_optimizer
 from posttrain.training.schedule import build_schedule
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from torch import nn
+from transformers import get_scheduler
 
 from .conftest import ROWS
 
@@ -28,6 +29,18 @@ def rates(total=10, **options):
         optimizer.step()
         schedule.step()
     return found
+
+
+@pytest.mark.parametrize("warmup", [0, 3, 10, 12])
+@pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine"])
+def test_common_schedules_are_those_of_transformers_to_the_bit(name, warmup):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    wanted = get_scheduler("constant_with_warmup" if name == "constant" else name, optimizer, warmup, 10)
+    found = rates(schedule=name, warmup_steps=warmup)
+    for rate in found:
+        assert rate == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        wanted.step()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ModelError, SettingsError, closest, short
+from posttrain.models.import_peft import import_peft
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
@@ -22,8 +23,7 @@ def adapter_config(module: Any, settings: ModelSettings, head: str, added: dict[
     ``added`` are tokens by the name of the end (embedding, projection) whose rows for them are trained. Raises
     SettingsError or ModelError for what ``module`` or peft does not have.
     """
-    import peft
-
+    peft = import_peft()
     heads = [] if head == "vocabulary" else ["score" if hasattr(module, "score") else "classifier"]
     saved = [*(settings.lora_modules_to_save or []), *heads]
     known = {name.rpartition(".")[2] for name, _ in module.named_modules()}
@@ -84,7 +84,7 @@ def _add_to(config: Any, saved: list[str], added: dict[str, list[int]]) -> None:
 
 def read_adapter_config(text: str) -> Any:
     """A peft configuration from a JSON or YAML file, or from JSON text. Raises SettingsError."""
-    import peft
+    peft = import_peft()
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     values = values_of(text)

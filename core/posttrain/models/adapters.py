@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import ModelError
 from posttrain.example.example import MODELS as EXAMPLES
 from posttrain.models.adapter_config import adapter_config
+from posttrain.models.import_peft import import_peft
 from posttrain.models.vocabulary import grow_to_adapter, tie_if_equal, untie
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 REFERENCE_ADAPTER = "reference"
 #: Name of an adapter that the policy learns from.
 TEACHER_ADAPTER = "teacher"
-
-
-def _peft() -> Any:
-    """peft, imported when an adapter is wanted: it takes seconds where bitsandbytes is installed."""
-    import peft
-
-    return peft
 
 
 def adapter_base(model: str) -> str | None:
@@ -53,7 +47,7 @@ def add_adapter(module: Any, settings: ModelSettings, head: str, added: dict[str
     """
     config = adapter_config(module, settings, head, added or {})
     try:
-        return _peft().get_peft_model(module, config)
+        return import_peft().get_peft_model(module, config)
     except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
         raise ModelError(
             f"peft cannot put an adapter of the kind {config.peft_type.value} on {type(module).__name__}: "
@@ -91,7 +85,7 @@ def keep_start(model: Any) -> None:
 
     if REFERENCE_ADAPTER in model.peft_config or _changes_nothing(model):
         return
-    peft = _peft()
+    peft = import_peft()
     state = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     config = copy.deepcopy(model.peft_config["default"])
     if getattr(config, "init_lora_weights", True) not in (True, False):
@@ -164,14 +158,16 @@ def attach(module: Any, folder: str, name: str = "default", is_trainable: bool =
             model = module
         else:
             grow_to_adapter(module, file.parent)
-            model = _peft().PeftModel.from_pretrained(module, folder, adapter_name=name, is_trainable=is_trainable)
+            model = import_peft().PeftModel.from_pretrained(
+                module, folder, adapter_name=name, is_trainable=is_trainable
+            )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         reasons = [line.strip() for line in text.splitlines() if line.strip()]
         mismatch = [line for line in reasons if line.startswith("size mismatch")]  # the first line names no weight
         first = (mismatch or reasons or [type(error).__name__])[0]
         raise ModelError(f"Adapter '{folder}' cannot be loaded from {file.name}: {first}") from None
-    wanted = set(_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    wanted = set(import_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     beside = (".modules_to_save", ".original_module")  # peft writes resized ends a second time under these
     known = wanted | set(model.state_dict()) | {n for n in found for b in beside if n.replace(b, "") in wanted}
     lost, unknown = sorted(wanted - found), sorted(found - known)

@@ -13,6 +13,7 @@ import transformers
 
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base
+from posttrain.models.import_peft import import_peft
 from posttrain.network.kernels.quantised import settle_kernels
 
 _KINDS = {
@@ -70,8 +71,7 @@ def load_plainly(
     if experts is not None and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(experts)
     if adapter:
-        import peft
-
+        peft = import_peft()
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with warnings.catch_warnings():

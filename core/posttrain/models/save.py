@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +65,8 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
         ends = spread is None and hasattr(policy.inner, GROWN)
         model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=ends, state_dict=weights)
     elif spread is None:
-        model.save_pretrained(folder)
+        with _without_deepspeed():
+            model.save_pretrained(folder)
     elif getattr(model, "_weight_conversions", None):
         # the family's files hold other tensors than the modules do, and transformers converts all of them at once
         model.save_pretrained(folder, state_dict={name: value.cpu() for name, value in spread})
@@ -76,6 +79,22 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
         model.config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
+
+
+@contextmanager
+def _without_deepspeed() -> Iterator[None]:
+    """Keep accelerate from importing DeepSpeed, two seconds with all it brings, to see whether a model is an engine.
+
+    What is saved here is the module itself; and while DeepSpeed is not imported, nothing can be one.
+    """
+    from accelerate.utils import other
+
+    available = other.is_deepspeed_available
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules and available()
+    try:
+        yield
+    finally:
+        other.is_deepspeed_available = available
 
 
 def saved_tokenizer(inner: Any, tokenizer: Any) -> Any:

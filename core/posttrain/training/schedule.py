@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,13 @@ def build_schedule(
     optimizer: torch.optim.Optimizer, settings: OptimSettings, total: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """A schedule of ``total`` steps for every group of ``optimizer``. Raises SettingsError for options it lacks."""
-    from transformers import get_scheduler
-
     warmup = math.ceil(settings.warmup_ratio * total) if settings.warmup_ratio else settings.warmup_steps
     name, options = _named(settings, warmup, total)
     options |= {key: _number(value) for key, value in (settings.schedule_options or {}).items()}
+    if name in _COMMON and not options:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(_COMMON[name], warmup, total))
+    from transformers import get_scheduler  # imports peft, and with it torch's compiler: more than a second
+
     needs_warmup = name != "constant"
     try:
         schedule: Any = get_scheduler(
@@ -38,6 +41,33 @@ def build_schedule(
         said = str(error).splitlines()[0]
         raise SettingsError(f"schedule-options do not fit schedule {settings.schedule}: {said}") from None
     return schedule
+
+
+def _constant(warmup: int, total: int, step: int) -> float:
+    return 1.0
+
+
+def _constant_with_warmup(warmup: int, total: int, step: int) -> float:
+    return step / warmup if step < warmup else 1.0
+
+
+def _linear(warmup: int, total: int, step: int) -> float:
+    return step / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))
+
+
+def _cosine(warmup: int, total: int, step: int) -> float:
+    if step < warmup:
+        return step / warmup
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / max(1, total - warmup)))))
+
+
+#: Schedules of most runs, as shares of the learning rate: the same numbers as transformers' without its import.
+_COMMON = {
+    "constant": _constant,
+    "constant_with_warmup": _constant_with_warmup,
+    "linear": _linear,
+    "cosine": _cosine,
+}
 
 
 def _named(settings: OptimSettings, warmup: int, total: int) -> tuple[str, dict[str, Any]]:
