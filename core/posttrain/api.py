@@ -12,6 +12,7 @@ from posttrain.assembly.config import resolve
 from posttrain.assembly.data import Prepared, prepare_data
 from posttrain.assembly.facts import run_facts
 from posttrain.assembly.generate_text import generate_text
+from posttrain.assembly.held_out import as_named
 from posttrain.assembly.objects import InMemory
 from posttrain.assembly.plan import make_plan
 from posttrain.catalogue import methods
@@ -59,11 +60,11 @@ def train(
     """Train ``model`` on ``data`` with ``method`` and return the finished run.
 
     ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or
-    a ``datasets`` object; ``reward`` is a name, a callable ``(prompts, completions, **columns) -> list`` or a list of
-    these; ``teacher`` a name or a module with the same tokeniser; ``judge`` a name or a callable ``(prompts, firsts,
-    seconds) -> list``; ``environment`` a name, a class or a list of functions that the model may call, as ``tools`` is;
-    ``adapter`` a configuration of peft or its fields. ``keywords`` are the options of the run and of the method, in
-    snake_case. The result has
+    a ``datasets`` object, ``eval_data`` also a dictionary of these by the names of the sets; ``reward`` is a name, a
+    callable ``(prompts, completions, **columns) -> list`` or a list of these; ``teacher`` a name or a module with the
+    same tokeniser; ``judge`` a name or a callable ``(prompts, firsts, seconds) -> list``; ``environment`` a name, a
+    class or a list of functions that the model may call, as ``tools`` is; ``adapter`` a configuration of peft or its
+    fields. ``keywords`` are the options of the run and of the method, in snake_case. The result has
     ``metrics``, ``model``, ``tokenizer`` and ``path``. SIGTERM, the first Ctrl-C and a notebook's stop button end the
     run after the step that it is taking: it is saved and returned as ``interrupted``, and ``resume`` goes on.
     ``take_over`` owns a run directory whose owner is a process of another host. Raises PosttrainError for what a user
@@ -73,7 +74,7 @@ def train(
     objects = InMemory(tokenizer=tokenizer, observers=observers or [])
     keywords |= _name_or_object(objects, "model", model, str)
     keywords |= _name_or_object(objects, "data", data, str, list_of=str)
-    keywords |= _name_or_object(objects, "eval_data", eval_data, str, list_of=str)
+    keywords |= _name_or_object(objects, "eval_data", as_named(eval_data), str, list_of=str)
     if isinstance(teacher, str):
         keywords["teacher_model"] = teacher
     else:

@@ -174,7 +174,10 @@ def test_check_data_report(write, tokenizer):
         "form": "plain",
         "rows": 1,
         "columns": {"prompt": 1, "chosen": 1, "rejected": 1, "source": 1},
-        "notes": ["implicit prompts extracted from chosen and rejected (1 row)"],
+        "notes": [
+            "implicit prompts extracted from chosen and rejected (1 row)",
+            "not learnt, since no preference row has them: source (they stay beside the tokens, for the method)",
+        ],
         "tokens": prepared.report,
     }
     json.dumps(report)

@@ -28,7 +28,7 @@ from posttrain.runs.trackers import Tracker
 from posttrain.settings import Settings
 from posttrain.settings.sections import WatchSettings
 from posttrain.training.correction import choose_correction
-from posttrain.training.evaluate import HeldOutLoss
+from posttrain.training.evaluate import HeldOutLoss, evaluation_of
 from posttrain.training.reference_use import begin_reference
 from posttrain.training.router_loss import find_router_loss
 from posttrain.training.run import Compute, Outputs, Plan, Progress, Run
@@ -112,16 +112,22 @@ def _sources(run: Run, data: Prepared) -> None:
         )
         player = None if data.task is None else make_player(run, data.task)
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge, player))
-        if data.held_out is not None and (data.rewards or data.task is not None or run.compute.teacher is not None):
+        if data.rewards or data.task is not None or run.compute.teacher is not None:
             limit = settings.watch.eval_batches and settings.watch.eval_batches * settings.length.batch_size
-            run.evaluation = GreedyAnswers(Collector(run, data.held_out, generator, data.rewards, player=player), limit)
+            sets = {
+                name: GreedyAnswers(Collector(run, rows, generator, data.rewards, player=player), limit)
+                for name, rows in data.held_out.items()
+            }
+            run.evaluation = evaluation_of(sets)
         return
     if settings.data.streaming:
         run.source = Stream(data.train, settings.length)
     else:
         run.source = Offline(data.train, order_of(len(data.train), settings.data, settings.length), settings.length)
-    if data.held_out is not None:
-        run.evaluation = HeldOutLoss(data.held_out, settings.watch.eval_batches, settings.length.batch_size)
+    watch, size = settings.watch, settings.length.batch_size
+    run.evaluation = evaluation_of(
+        {name: HeldOutLoss(rows, watch.eval_batches, size) for name, rows in data.held_out.items()}
+    )
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from posttrain.assembly.check import check_episodes, check_needed_columns, check_settings
 from posttrain.assembly.environment import Task, find_task, with_tools
+from posttrain.assembly.held_out import LOOKED_AT, compare_sets, read_sets
 from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
-from posttrain.data import prepare, read_rows, stream
+from posttrain.data import prepare, stream
+from posttrain.data.check import beside_tokens
 from posttrain.data.reshape import reshape
 from posttrain.data.tokens.notes import notes_of, within_positions
 from posttrain.distillation.teacher import check_teacher
@@ -37,7 +36,8 @@ class Prepared:
     tokenizer: Any
     stop_ids: set[int]
     train: Any
-    held_out: Any
+    held_out: dict[str, Any]
+    """Held-out rows by the name of their set, "" for the one without."""
     rewards: list[Reward]
     judge: Any
     report: dict[str, Any]
@@ -65,14 +65,9 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
         given = task.rows()
         if not given:
             raise SettingsError(f"Environment '{task.name}' makes no rows. Give the prompts: --data FILE")
-    rows = read_rows(given, accepted, settings.data)
-    held_out: Any = None
-    if objects.eval_data is not None or settings.data.eval_data:
-        source = objects.eval_data if objects.eval_data is not None else settings.data.eval_data
-        whole = dataclasses.replace(settings.data, limit=None, streaming=False)
-        held_out = read_rows(source, accepted, whole, what="eval-data")
-    elif settings.data.eval_fraction:
-        rows, held_out = _split(rows, settings.data)
+    asked: Any = objects.eval_data if objects.eval_data is not None else settings.data.eval_data or None
+    rows, held_out = read_sets(given, asked, accepted, settings.data)
+    overlap, doubled = compare_sets(rows, held_out, LOOKED_AT)
     tokenizer = objects.tokenizer
     if tokenizer is None:
         tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
@@ -85,33 +80,42 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     )
     if task is not None:
         rows = with_tools(rows, task, tokenizer, settings.data)
-        held_out = None if held_out is None else with_tools(held_out, task, tokenizer, settings.data)
+        held_out = {name: with_tools(some, task, tokenizer, settings.data) for name, some in held_out.items()}
     wanted, cut = _within_positions(settings, objects)
     if not card.online:
         rows = reshape(rows, method, config)
-        held_out = None if held_out is None else reshape(held_out, method, config)
-    for some in (rows, held_out):
-        if some is not None:
-            check_needed_columns(card, config, some)
+        held_out = {name: reshape(some, method, config) for name, some in held_out.items()}
+    for some in (rows, *held_out.values()):
+        check_needed_columns(card, config, some)
     if card.needs_now("teacher", config):
         aligned = method.takes("posttrain_token_statistics", "alignment")
         check_teacher(card.name, settings.teacher, settings.model, objects.teacher, tokenizer, aligned)
     rewards = (
         _rewards(card, settings.rollouts, settings.data.data, objects, tokenizer, rows, task) if card.online else []
     )
-    notes = [*rows.notes, *cut]
-    if settings.data.streaming:
-        train: Any = lambda skip: stream(rows, tokenizer, wanted, stops, wanted.seed, skip)  # noqa: E731
-        report: dict[str, Any] = {"streaming": True}
-    else:
-        train = prepare(rows, tokenizer, wanted, stops, cache_folder(settings.model))
-        report = dict(train.report)
-        notes += notes_of(report, tokenizer, stops)
-    if held_out is not None:
-        held_out = prepare(held_out, tokenizer, wanted, stops, cache_folder(settings.model))
-        report["eval"] = dict(held_out.report)
+    notes = [*rows.notes, *cut, *doubled]
+    if not (card.online or rows.streaming):
+        columns = dict.fromkeys(name for row in rows for name in row)
+        notes += beside_tokens(rows.schema, columns, card.columns_now(config))
+    train, report, found = _tokenised(rows, tokenizer, wanted, stops, settings)
+    notes += found
+    prepared = {}
+    for name, some in held_out.items():
+        prepared[name] = prepare(some, tokenizer, wanted, stops, cache_folder(settings.model))
+        about = prepared[name].report | ({"in_training": overlap[name]} if name in overlap else {})
+        report[f"eval_{name}" if name else "eval"] = about
     judge = _judge(settings.rollouts, objects, tokenizer) if card.online else None
-    return Prepared(tokenizer, stops, train, held_out, rewards, judge, report, notes, task)
+    return Prepared(tokenizer, stops, train, prepared, rewards, judge, report, notes, task)
+
+
+def _tokenised(
+    rows: Any, tokenizer: Any, wanted: DataSettings, stops: set[int], settings: Settings
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """The training rows as tokens, or how to open their stream; the report, and lines about it."""
+    if rows.streaming:
+        return (lambda skip: stream(rows, tokenizer, wanted, stops, wanted.seed, skip)), {"streaming": True}, []
+    train = prepare(rows, tokenizer, wanted, stops, cache_folder(settings.model))
+    return train, dict(train.report), notes_of(train.report, tokenizer, stops)
 
 
 def _within_positions(settings: Settings, objects: InMemory) -> tuple[DataSettings, list[str]]:
@@ -128,17 +132,6 @@ def _judge(settings: RolloutsSettings, objects: InMemory, tokenizer: Any) -> Any
     named: Any = objects.judge if objects.judge is not None else settings.judge
     limit = settings.reward_timeout or None
     return None if named is None else load_judge(named, settings.judge_options or {}, tokenizer, limit)
-
-
-def _split(rows: Any, settings: DataSettings) -> tuple[Any, Any]:
-    count = round(len(rows) * settings.eval_fraction)
-    if not 0 < count < len(rows):
-        raise SettingsError(
-            f"eval-fraction {settings.eval_fraction} of {len(rows)} rows is {count}. "
-            "Expected at least one row on both sides."
-        )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    return rows.subset(sorted(order[count:])), rows.subset(sorted(order[:count]))
 
 
 def _rewards(

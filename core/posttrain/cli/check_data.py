@@ -17,7 +17,8 @@ from posttrain.settings.options import Option
 
 #: Settings that decide how rows are read and cut.
 _SHARED = ("model", "columns", "split", "max_length", "truncation", "end_of_sequence", "train_on", "chat_template")
-_MORE = ("chat_template_kwargs", "learn_scaffold", "max_lost", "limit", "system_prompt")
+_MORE = ("chat_template_kwargs", "learn_scaffold", "max_lost", "limit", "system_prompt", "exhausted")
+_HELD_OUT = ("eval_data", "eval_fraction", "seed")
 _OTHER = ("trust_remote_code", "streaming")
 OWN = [
     Option(name, kind, default, text, "This command")
@@ -40,7 +41,7 @@ OWN = [
 def run(arguments: list[str]) -> int:
     """Print what the data are; DataError names the first row that does not fit."""
     words = ["--help" if word == "-h" else word for word in arguments]
-    shared = [option for option in shared_options() if option.name in _SHARED + _MORE + _OTHER]
+    shared = [option for option in shared_options() if option.name in _SHARED + _MORE + _OTHER + _HELD_OUT]
     data, flags = parse(words, [*OWN, *shared], "check-data")
     own = {option.name: flags.pop(option.name) for option in OWN if option.name in flags}
     if own.get("help"):
@@ -53,6 +54,8 @@ def run(arguments: list[str]) -> int:
     if shown and not settings.model.model:
         raise SettingsError("Tokens need a tokenizer. Name the model: --show 3 --model MODEL")
     report, prepared, tokenizer = _check(data, schemas, settings)
+    if settings.data.eval_data or settings.data.eval_fraction:
+        report |= _held_out(data, schemas, settings)
     if own.get("json"):
         from posttrain.data import examples_as_data
 
@@ -64,6 +67,15 @@ def run(arguments: list[str]) -> int:
 
             print(f"\n{show(prepared, tokenizer, shown, colour=sys.stdout.isatty())}")
     return 0
+
+
+def _held_out(data: list[str], schemas: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+    """How many held-out rows of each set there are, and which of them are trained on too."""
+    from posttrain.assembly.held_out import compare_sets, read_sets
+
+    rows, sets = read_sets(data, settings.data.eval_data, schemas, settings.data)
+    found, _ = compare_sets(rows, sets)
+    return {"held_out": {name or "eval": {"rows": len(some), **found.get(name, {})} for name, some in sets.items()}}
 
 
 def _wanted(own: dict[str, Any], flags: dict[str, Any]) -> tuple[tuple[str, ...], Settings]:

@@ -15,6 +15,11 @@ def as_messages(prompt: Any) -> list[dict[str, Any]]:
     return prompt if is_messages(prompt) else [{"role": "user", "content": prompt}]
 
 
+def is_learnt(message: dict[str, Any]) -> bool:
+    """Whether an assistant's message is one to learn from: ``weight`` 0, OpenAI's key, says that it is not."""
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
 def message_text(message: dict[str, Any]) -> str:
     """The text of a message's content; text parts are joined."""
     content = message.get("content")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.contract.messages import is_messages
 from posttrain.data.rows import Rows, read_rows
+from posttrain.data.schemas import SHAPES, column_names
 from posttrain.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -53,14 +54,29 @@ def describe_rows(rows: Rows) -> dict[str, Any]:
         for name in row:
             columns[name] = columns.get(name, 0) + 1
     form = "conversational" if conversational == count else "mixed" if conversational else "plain"
+    if columns.keys() & {"input_ids", "chosen_ids"}:
+        form = "tokens"
     return {
         "files": rows.names,
         "schema": rows.schema,
         "form": form,
         "rows": count,
         "columns": columns,
-        "notes": rows.notes,
+        "notes": [*rows.notes, *beside_tokens(rows.schema, columns)],
     }
+
+
+def beside_tokens(schema: str, columns: Iterable[str], known: Iterable[str] = ()) -> list[str]:
+    """A line that names the columns that rows of ``schema`` do not have by themselves; none for prompts.
+
+    ``known`` are columns that the method asks for. All columns of prompts go to rewards.
+    """
+    own = {name for shape in SHAPES[schema] for name in shape.kinds} | {"group_scores", *known}
+    rest = [name for name in columns if name not in own]
+    if not rest or schema == "prompt":
+        return []
+    names = column_names(dict.fromkeys(rest))
+    return [f"not learnt, since no {schema} row has them: {names} (they stay beside the tokens, for the method)"]
 
 
 def show(examples: Iterable[Example], tokenizer: Any, n: int, colour: bool) -> str:

@@ -23,23 +23,6 @@ class Unconvertible(ValueError):
     """A row cannot be converted; the text names the column."""
 
 
-def from_share_format(row: Row, notes: Notes) -> Row:
-    """``conversations`` of from/value pairs become ``messages`` of role/content pairs."""
-    turns = row.get("conversations")
-    if "messages" in row or not is_messages(turns) or not turns:
-        return row
-    if all("role" in turn for turn in turns):
-        messages = turns
-    elif all("from" in turn and "value" in turn for turn in turns):
-        roles = {"human": "user", "gpt": "assistant"}
-        names = [roles.get(name, name) if isinstance(name := turn["from"], str) else name for turn in turns]
-        messages = [{"role": role, "content": turn["value"]} for role, turn in zip(names, turns, strict=True)]
-    else:
-        return row
-    note(notes, "column 'conversations' read as messages")
-    return {**{name: value for name, value in row.items() if name != "conversations"}, "messages": messages}
-
-
 def same_form(row: Row, schema: str, notes: Notes) -> Row:
     """A text prompt beside conversational completions becomes a user's message, and the reverse."""
     names = ("chosen", "rejected") if schema == "preference" else ("completion",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,8 +11,9 @@ from itertools import islice
 from typing import Any
 
 from posttrain.contract.messages import is_messages
-from posttrain.data import convert, schemas
+from posttrain.data import conversations, convert, pretokenised, schemas
 from posttrain.data.convert import CONVERSIONS, Conversion, Row
+from posttrain.data.mixture import Turns, chosen_rows, rows_of_each
 from posttrain.data.sources import Source, open_sources
 from posttrain.errors import DataError
 from posttrain.settings import DataSettings
@@ -124,8 +124,8 @@ def read_rows(sources: Any, accepted: tuple[str, ...], settings: DataSettings, w
         raise DataError(f"{what}: limit is {settings.limit}, which leaves no row. Expected at least 1.")
     facts = [digests, [s.weight for s in opened], settings.columns, settings.limit, rows.schema, settings.seed]
     rows.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    if any(source.weight != 1 for source in opened):
-        rows = rows.subset(_weighted(before_weights, opened, settings.seed))
+    if settings.exhausted != "leave" or any(source.weight != 1 for source in opened):
+        rows = rows.subset(_weighted(before_weights, opened, settings))
     return rows
 
 
@@ -138,16 +138,16 @@ def _agree(schema: str, reader: _Reader, opened: list[Source]) -> str:
     return reader.schema
 
 
-def _weighted(parts: list[tuple[int, int]], opened: list[Source], seed: int) -> list[int]:
-    """Row numbers with each source repeated by its weight; of a fraction, a random choice of that share."""
-    chosen: list[int] = []
-    for place, ((first, end), source) in enumerate(zip(parts, opened, strict=True)):
-        whole, fraction = divmod(source.weight, 1)
-        numbers = list(range(first, end))
-        part = random.Random(seed * 1000 + place).sample(numbers, round(fraction * len(numbers)))
-        chosen += numbers * int(whole) + sorted(part)
-    if not chosen:
+def _weighted(parts: list[tuple[int, int]], opened: list[Source], settings: DataSettings) -> list[int]:
+    """Row numbers with those of each source as often as its weight says."""
+    sizes, weights = [end - first for first, end in parts], [source.weight for source in opened]
+    counts = rows_of_each(sizes, weights, settings.exhausted)
+    if not sum(counts):
         raise DataError(f"{opened[0].name}: weight {opened[0].weight:g} leaves no row. Choose a larger weight.")
+    chosen: list[int] = []
+    for place, ((first, _), size, count) in enumerate(zip(parts, sizes, counts, strict=True)):
+        if size:
+            chosen += chosen_rows(first, size, count, settings.seed * 1000 + place)
     return chosen
 
 
@@ -175,19 +175,10 @@ class _Stream:
         return islice(self._turns(notes), self.settings.limit)
 
     def _turns(self, notes: dict[str, int]) -> Iterator[tuple[Source, int, Row]]:
-        readers = [iter(_Reader(source, self.accepted, self.settings, notes)) for source in self.sources]
-        credit = [0.0] * len(readers)
-        alive = list(range(len(readers)))
-        while alive:
-            for index in alive:
-                credit[index] += self.sources[index].weight
-            place = max(alive, key=lambda index: credit[index])
-            credit[place] -= sum(self.sources[index].weight for index in alive)
-            found = next(readers[place], None)
-            if found is None:
-                alive.remove(place)
-            else:
-                yield self.sources[place], *found
+        readers = [_Reader(source, self.accepted, self.settings, notes) for source in self.sources]
+        weights = [source.weight for source in self.sources]
+        for place, found in Turns(readers, weights, self.settings.exhausted):
+            yield self.sources[place], *found
 
 
 class _Reader:
@@ -214,7 +205,10 @@ class _Reader:
 
     def _checked(self, number: int, raw: Row) -> list[Row]:
         origin = self.source.origin(number)
-        row = convert.from_share_format(self._renamed(origin, raw), self.notes)
+        try:
+            row = conversations.usual_names(self._renamed(origin, raw), self.notes)
+        except convert.Unconvertible as error:
+            raise DataError(f"{origin}: {error}") from None
         if self._fit is None:
             self._fit, self._conversion = self._detect(origin, row)
             self.schema = self._conversion.target if self._conversion else self._fit[0]
@@ -229,6 +223,9 @@ class _Reader:
             if text := schemas.problem(row, shape):
                 raise DataError(f"{origin}: {text}")
             self._same_form_as_first(origin, number, row)
+            if shape.tokens:
+                made = pretokenised.token_pair if schema == "preference" else pretokenised.plain_tokens
+                return made(row, self.notes)
             if schema == "preference" and "prompt" not in row:
                 row = convert.explicit_prompt(row, self.notes)
             if schema == "ranked":

@@ -27,6 +27,11 @@ class Shape:
     """Lists of the same length."""
 
     @property
+    def tokens(self) -> bool:
+        """Whether the rows are tokens already."""
+        return values.token_ids in self.required.values()
+
+    @property
     def kinds(self) -> dict[str, Kind]:
         """Every column that this shape knows, those for the chat template included."""
         return {
@@ -38,9 +43,26 @@ class Shape:
 
 
 _PROMPTED = (("prompt", "completion"),)
+#: Columns of one entry a token that say which tokens are learnt; one that is absent forbids none.
+TOKEN_MASKS = ("completion_mask", "assistant_masks", "loss_mask")
+#: Columns of rows that are tokens already. ``aligned`` is checked for those that a row has.
+TOKEN_COLUMNS: dict[str, Kind] = {
+    "labels": values.token_labels,
+    **dict.fromkeys((*TOKEN_MASKS, "attention_mask"), values.token_mask),
+    "position_ids": values.token_counts,
+}
+_TOKENS = Shape(
+    {"input_ids": values.token_ids},
+    {**TOKEN_COLUMNS, "seq_lengths": values.token_counts, "token_type_ids": values.token_counts},
+    aligned=tuple(("input_ids", name) for name in TOKEN_COLUMNS),
+)
+_TOKEN_PAIRS = Shape(
+    {"chosen_ids": values.token_ids, "rejected_ids": values.token_ids},
+    {"prompt_ids": values.token_ids, "margin": values.number},
+)
 #: Schema -> the shapes it accepts.
 SHAPES: dict[str, tuple[Shape, ...]] = {
-    "language-modeling": (Shape({"messages": values.conversation}), Shape({"text": values.text})),
+    "language-modeling": (Shape({"messages": values.conversation}), Shape({"text": values.text}), _TOKENS),
     "prompt-completion": (Shape({"prompt": values.prompt, "completion": values.completion}, pairs=_PROMPTED),),
     "preference": (
         Shape(
@@ -48,6 +70,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
             {"prompt": values.prompt, "margin": values.number, "gold": values.completion},
             pairs=(("chosen", "rejected"), ("prompt", "chosen")),
         ),
+        _TOKEN_PAIRS,
     ),
     "unpaired-preference": (
         Shape({"prompt": values.prompt, "completion": values.completion, "label": values.boolean}, pairs=_PROMPTED),
@@ -85,7 +108,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
 }
 #: What a message says that the schema needs.
 NEEDS = {
-    "language-modeling": "text (text) or messages (messages)",
+    "language-modeling": "text (text), messages (messages) or input_ids (tokens)",
     "prompt-completion": "prompt, completion (text or messages)",
     "preference": "prompt, chosen, rejected (text or messages)",
     "unpaired-preference": "prompt, completion (text or messages), label (true or false)",
@@ -99,9 +122,9 @@ NEEDS = {
 
 
 def fitting(row: dict[str, Any], schemas: tuple[str, ...]) -> tuple[str, Shape] | None:
-    """Schema whose required columns are all in ``row``: the one that needs most, among equals the first."""
+    """Schema whose required columns are all in ``row``: tokens before texts, then the one that needs most."""
     found = [(schema, shape) for schema in schemas for shape in SHAPES[schema] if all(n in row for n in shape.required)]
-    return max(found, key=lambda pair: len(pair[1].required), default=None)
+    return max(found, key=lambda pair: (pair[1].tokens, len(pair[1].required)), default=None)
 
 
 def missing(row: dict[str, Any], schemas: tuple[str, ...]) -> str:
@@ -135,6 +158,8 @@ def problem(row: dict[str, Any], shape: Shape) -> str | None:
         if second in row and len(row[first]) != len(row[second]):
             return f"column '{second}' has {len(row[second])} entries, expected {len(row[first])}, one per '{first}'."
     for name, value in row.items():
+        if shape.tokens and name in shape.kinds:
+            continue  # numbers, looked at one by one already
         if _has_nan(value):
             return f"column '{name}' has NaN, expected a finite number or null."
         if (text := _half_character(value)) is not None:

@@ -106,7 +106,7 @@ def _named(text: str, accepted: tuple[str, ...], settings: DataSettings, what: s
     name, weight = split_weight(text)
     path = Path(name).expanduser()
     if name == _EXAMPLE:
-        rows = partial(example_rows, accepted[0], held_out=what == "eval-data")
+        rows = partial(example_rows, accepted[0], held_out=what.startswith("eval-data"))
         found = [Source(name, lambda: iter(enumerate(rows(), 1)), schema=accepted[0])]
     elif name.startswith(_GYM):
         found = [Source(name, partial(_generated, name))]
@@ -120,6 +120,11 @@ def _named(text: str, accepted: tuple[str, ...], settings: DataSettings, what: s
         raise DataError(f"{name}: no such file.{_near(path)}")
     else:
         found = [Source(name, partial(_hub_rows, name, settings), filled=True)]
+    if settings.exhausted != "leave" and len(found) > 1:
+        raise SettingsError(
+            f"data '{text}' is a folder of {len(found)} files, and with exhausted '{settings.exhausted}' a weight is "
+            "the share of one file. Name the files: --data FILE=WEIGHT --data FILE=WEIGHT"
+        )
     for source in found:
         source.weight = weight
     return found

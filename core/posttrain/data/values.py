@@ -30,6 +30,8 @@ def _message(value: dict[str, Any], number: int) -> str | None:
         return f"has no role in message {number}, expected one of {', '.join(ROLES)}"
     if role not in ROLES:
         return f"has role {describe(role)} in message {number}, expected one of {', '.join(ROLES)}"
+    if (weight := value.get("weight")) not in (None, 0, 1):
+        return f"has weight {describe(weight)} in message {number}, expected 0 (not learnt) or 1"
     content = value.get("content")
     if content is None and value.get("tool_calls"):
         return None
@@ -180,6 +182,41 @@ def template_kwargs(value: Any) -> str | None:
     if not isinstance(value, dict):
         return f"is {describe(value)}, expected an object with variables of the chat template"
     return None
+
+
+def token_ids(value: Any) -> str | None:
+    """Tokens by their numbers in a vocabulary."""
+    if not isinstance(value, list):
+        return f"is {describe(value)}, expected a list of token numbers"
+    if not value:
+        return "is empty, expected at least one token"
+    return _first_wrong(value, lambda item: type(item) is int and item >= 0, "a token number, 0 or more")
+
+
+def token_labels(value: Any) -> str | None:
+    """Labels of tokens: -100 for a token that is not learnt, else the token itself."""
+    if not isinstance(value, list):
+        return f"is {describe(value)}, expected a list with -100 or the token at each place"
+    return _first_wrong(value, lambda item: type(item) is int and (item >= 0 or item == -100), "-100 or the token")
+
+
+def token_mask(value: Any) -> str | None:
+    """Zeros and ones, or false and true, one a token."""
+    if not isinstance(value, list):
+        return f"is {describe(value)}, expected a list of 0 and 1"
+    return _first_wrong(value, lambda item: item in (0, 1), "0 or 1")
+
+
+def token_counts(value: Any) -> str | None:
+    """Whole numbers from 0: places of tokens, lengths of texts."""
+    if not isinstance(value, list):
+        return f"is {describe(value)}, expected a list of whole numbers"
+    return _first_wrong(value, lambda item: type(item) is int and item >= 0, "a whole number, 0 or more")
+
+
+def _first_wrong(items: list[Any], right: Callable[[Any], bool], expected: str) -> str | None:
+    place = next((place for place, item in enumerate(items) if not right(item)), None)
+    return None if place is None else f"has {describe(items[place])} at place {place}, expected {expected}"
 
 
 completions = _listed(completion, "completions")

@@ -59,9 +59,13 @@ class DataSettings:
 
     data: list[str] | None = None
     """Training data: a file (JSONL, JSON, CSV, Parquet, Arrow), a Hub id, reasoning-gym:TASK, or example: a small
-    task with rows for every method. May be repeated; a weight follows after '=' (a.jsonl=2)."""
+    task with rows for every method. May be repeated; after '=' follows how often its rows are read (a.jsonl=2)."""
     eval_data: list[str] | None = None
-    """Held-out data in the same forms."""
+    """Held-out data in the same forms. Several sets get names, and metrics of their own: math=a.jsonl, chat=b.jsonl
+    (eval_math_loss); without a name stands then the mean over them."""
+    exhausted: Literal["leave", "repeat", "stop"] = "leave"
+    """What a set of a mixture does once all its rows were read: leave (a weight says how often its rows are read in an
+    epoch), or with weights as shares: repeat until every set was read, or stop the epoch there."""
     columns: dict[str, str] | None = None
     """Columns under other names: prompt=question,completion=answer."""
     split: str = "train"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,6 +48,42 @@ class HeldOutLoss:
         )
         terms = outcome.terms if len(outcome.terms) > 1 else {}
         return {"loss": outcome.loss, **terms, **outcome.metrics}
+
+
+class EvaluationSets:
+    """Several sets of held-out rows under names, each evaluated by itself; its name goes before its metrics.
+
+    Where every set has a name, a metric without one is the mean over the sets that have it.
+    """
+
+    def __init__(self, sets: Mapping[str, Evaluation]):
+        self.sets = sets
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        """All metrics: ``loss``, ``math_loss``, ``chat_loss``."""
+        found = {name: evaluation(run) for name, evaluation in self.sets.items()}
+        common = found.pop("", None)
+        if common is None:
+            names = dict.fromkeys(metric for metrics in found.values() for metric in metrics)
+            common = {name: _mean([metrics[name] for metrics in found.values() if name in metrics]) for name in names}
+        return common | {f"{name}_{metric}": v for name, metrics in found.items() for metric, v in metrics.items()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def evaluation_of(sets: Mapping[str, Evaluation]) -> Evaluation | None:
+    """The evaluation of these sets of held-out rows; None for none."""
+    if not sets:
+        return None
+    return sets[""] if list(sets) == [""] else EvaluationSets(sets)
+
+
+def held_out_examples(evaluation: Evaluation | None) -> list[Example]:
+    """The examples whose loss an evaluation takes; none where it samples answers."""
+    sets = evaluation.sets.values() if isinstance(evaluation, EvaluationSets) else [evaluation]
+    return [one.data[index] for one in sets if isinstance(one, HeldOutLoss) for index in range(one.count)]
 
 
 def is_better(plan: Plan, progress: Progress, found: dict[str, float]) -> bool:

@@ -27,7 +27,7 @@ from posttrain.models.load import choose_dtype
 from posttrain.models.reference import Reference
 from posttrain.models.reference_cache import ReferenceCache
 from posttrain.network.chunked_head import TokenQuery
-from posttrain.training.evaluate import HeldOutLoss
+from posttrain.training.evaluate import held_out_examples
 from posttrain.training.source import Offline
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def fill_reference(run: Run) -> None:
     try:
         for number in range(min(run.progress.total, source.order.per_epoch)):
             _run_over(run.compute, run.compute.strategy.scatter(source.examples(number)))
-        if isinstance(run.evaluation, HeldOutLoss):
-            held_out = [run.evaluation.data[index] for index in range(run.evaluation.count)]
+        if held_out := held_out_examples(run.evaluation):
             with reference.cache.evaluation_scope():
                 _run_over(run.compute, run.compute.strategy.scatter(held_out))
     finally:
@@ -162,12 +161,12 @@ def _coverage(run: Run, known: ReferenceCache) -> tuple[int, int]:
     assert isinstance(source, Offline)
     steps = range(min(run.progress.total, source.order.per_epoch))
     train = sorted({index for number in steps for index in source.order.at(number)})
-    held_out = range(run.evaluation.count) if isinstance(run.evaluation, HeldOutLoss) else range(0)
+    held_out = held_out_examples(run.evaluation)
     if not len(known):
         return 0, len(train) + len(held_out)
     covered = sum(_all_in(known, source.data[index]) for index in train)
     with known.evaluation_scope():
-        covered += sum(_all_in(known, run.evaluation.data[index]) for index in held_out)
+        covered += sum(_all_in(known, example) for example in held_out)
     return covered, len(train) + len(held_out)
 
 

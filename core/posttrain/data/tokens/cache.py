@@ -43,6 +43,11 @@ _CODE = (
     "preparation.py",
     "token_arrays.py",
     "cache.py",
+    "../conversations.py",
+    "../convert.py",
+    "../pretokenised.py",
+    "../rows.py",
+    "../schemas.py",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.contract.messages import is_messages, message_text
+from posttrain.contract.messages import is_learnt, is_messages, message_text
 from posttrain.data.convert import Row
 from posttrain.data.values import MEDIA, last_turn
 from posttrain.errors import DataError, ModelError, SettingsError
@@ -20,9 +20,9 @@ SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
 _OF_TEMPLATE = ("tools", "chat_template_kwargs")
 #: Columns that become tokens; all others are kept for the loss and the rewards.
 _TOKENISED = {
-    "language-modeling": ("text", "messages", *_OF_TEMPLATE),
+    "language-modeling": ("text", "messages", "input_ids", "loss_mask", *_OF_TEMPLATE),
     "trajectory": ("messages", *_OF_TEMPLATE),
-    "preference": ("prompt", "chosen", "rejected", "gold", *_OF_TEMPLATE),
+    "preference": ("prompt", "chosen", "rejected", "gold", "prompt_ids", "chosen_ids", "rejected_ids", *_OF_TEMPLATE),
     "forget-retain": (*SAMPLES, *_OF_TEMPLATE),
     "stepwise": ("prompt", "completions", "labels", *_OF_TEMPLATE),
     "prompt": (),
@@ -47,6 +47,10 @@ class SequenceSpec:
     """One label a step."""
     template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template that this row sets."""
+    ids: list[int] | None = None
+    """The tokens themselves, of rows that are tokens already."""
+    learnt: list[int] | None = None
+    """Of those, 1 for each token that is learnt and 0 for the others; None for all."""
 
 
 def extra_columns(row: Row, schema: str) -> Row:
@@ -57,6 +61,8 @@ def extra_columns(row: Row, schema: str) -> Row:
 
 def examples_of(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...] = ()) -> list[Roles]:
     """What ``sequence_specs`` gives, once; with train-on each-turn once for each turn of the assistant."""
+    if "input_ids" in row or "chosen_ids" in row:
+        return [_of_tokens(row, origin, settings, roles)]
     name = "messages" if "messages" in row else "completion"
     if settings.train_on != "each-turn" or schema not in _FREE:
         return [sequence_specs(row, schema, origin, settings, roles)]
@@ -65,9 +71,26 @@ def examples_of(row: Row, schema: str, origin: str, settings: DataSettings, role
         raise _text_has_no_turns(origin, "each-turn")
     start: Any = row["prompt"] if name == "completion" else []
     messages = [*start, *row[name]]
-    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= len(start)]
+    turns = [n for n, message in enumerate(messages) if is_learnt(message) and n >= len(start)]
     drafts = [SequenceSpec(messages[:n] or None, [messages[n]], row.get("tools")) for n in turns]
     return [{"completion": [_told(draft, row)]} for draft in drafts]
+
+
+def _of_tokens(row: Row, origin: str, settings: DataSettings, roles: tuple[str, ...]) -> Roles:
+    """What a row of tokens is made of. Raises SettingsError where options choose among words."""
+    if settings.train_on is not None:
+        raise SettingsError(
+            f"train-on '{settings.train_on}' chooses among texts, but {origin} has tokens: labels or a loss_mask say "
+            "which are learnt. Leave train-on out."
+        )
+    if "input_ids" in row:
+        return {"completion": [SequenceSpec(None, None, ids=row["input_ids"], learnt=row.get("loss_mask"))]}
+    prompt = row.get("prompt_ids", [])
+    answers = {name: row[f"{name}_ids"] for name in roles or ("chosen", "rejected")}
+    return {
+        name: [SequenceSpec(None, None, ids=prompt + answer, learnt=[0] * len(prompt) + [1] * len(answer))]
+        for name, answer in answers.items()
+    }
 
 
 def sequence_specs(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...] = ()) -> Roles:

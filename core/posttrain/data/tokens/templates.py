@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from posttrain.contract.messages import is_messages
+from posttrain.contract.messages import is_learnt, is_messages
 from posttrain.data.tokens.answers import Chat, Turn, UnclearTurn, find_turns, next_opener, with_scaffold, within_marks
 from posttrain.data.tokens.forms import Forms, find_forms
 from posttrain.data.tokens.lost_text import Loss, find_loss
@@ -48,6 +48,8 @@ class Layout:
     """The template renders the start of the answer in another way when it asks for one than when it has it."""
     loss: Loss | None = None
     """What of a learnt answer the template does not write."""
+    given: tuple[list[int], list[int] | None] | None = None
+    """Tokens that the row has instead of a text, and which of them are learnt."""
     opener: str | None = None
     """Token that opens the next message: it ends the last answer where the template writes no other end."""
 
@@ -82,11 +84,28 @@ class Templates:
 
     def layout(self, draft: SequenceSpec, origin: str) -> Layout:
         """Text and positions of one draft. Raises DataError or ModelError naming ``origin``."""
+        if draft.ids is not None:
+            return self._given(draft, origin)
         if self.settings.chat and isinstance(draft.prompt, str) and draft.prompt:
             draft = _as_messages(draft)
         if isinstance(draft.prompt, list) or isinstance(draft.completion, list):
             return self._conversation(draft, origin)
         return self._plain(draft)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """One more than the largest number of a token."""
+        return max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values(), default=0))
+
+    def _given(self, draft: SequenceSpec, origin: str) -> Layout:
+        assert draft.ids is not None
+        if max(draft.ids) >= self.vocabulary:
+            place = next(n for n, token in enumerate(draft.ids) if token >= self.vocabulary)
+            raise DataError(
+                f"{origin}: has token {draft.ids[place]} at place {place}, and the tokenizer knows {self.vocabulary}. "
+                "The row was made with another tokenizer: make it anew, or train the model that it was made for."
+            )
+        return Layout("", True, 0, [], given=(draft.ids, draft.learnt))
 
     def render(
         self, messages: Messages, tools: Any, origin: str, ask: bool = False, variables: dict[str, Any] | None = None
@@ -162,7 +181,7 @@ class Templates:
             origin,
         )
         first = len(prompt) if draft.train_on == "completion" else 0
-        wanted = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= first]
+        wanted = [n for n, message in enumerate(messages) if is_learnt(message) and n >= first]
         alone = wanted == [len(prompt)]
         if draft.train_on == "all":
             return self._layout(draft, chat, [], asked)

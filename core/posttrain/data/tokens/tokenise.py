@@ -80,7 +80,25 @@ class Encoder:
             for index, place in enumerate(places):
                 offsets = encoded["offset_mapping"][index] if self.offsets else None
                 found[place] = self._tokens(layouts[place], encoded["input_ids"][index], offsets)
+        for place, layout in enumerate(layouts):
+            if layout.given is not None:
+                found[place] = self._given(*layout.given)
         return [tokens or Tokens(np.zeros(0, np.int32), np.zeros(0, bool), 0) for tokens in found]
+
+    def _given(self, ids: list[int], learnt: list[int] | None) -> Tokens:
+        """Tokens that a row has already: nothing is added and nothing taken away."""
+        trained = np.ones(len(ids), bool) if learnt is None else np.asarray(learnt, dtype=bool)
+        trained[:1] = False  # nothing predicts the first token
+        places = np.flatnonzero(trained)
+        last = ids[places[-1]] if len(places) else None
+        return Tokens(
+            np.asarray(ids, dtype=np.int32),
+            trained,
+            int(places[0]) if learnt is not None and len(places) else 0,
+            begins=ids[0] == self.bos,
+            last=last,
+            stops=last is None or last in self.stop_ids,
+        )
 
     def _tokens(self, layout: Layout, ids: list[int], offsets: list[tuple[int, int]] | None) -> Tokens:
         if layout.plain:
