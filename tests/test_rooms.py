@@ -22,7 +22,9 @@ ORDER = (
     ("models", "data"),
     ("runs", "example"),
     ("network", "catalogue"),
-    ("contract", "environments", "servers", "settings"),
+    ("contract", "environments", "settings"),
+    ("sandbox",),
+    ("servers",),
     ("errors",),
 )
 #: Imports that go upwards all the same: (file, module) -> why. This list only gets shorter.
