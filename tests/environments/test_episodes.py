@@ -296,6 +296,31 @@ def test_so_many_environments_answer_at_one_time(train):
     assert max(most) == 2
 
 
+def test_another_episode_begins_as_one_ends(train):
+    begun, ended, most = [], [], []
+
+    class Held(Echo):
+        def reset(self, row, seed):
+            begun.append(self)
+            most.append(len(begun) - len(ended))
+
+        def close(self):
+            ended.extend([self] * (self in begun))  # one is made and closed to see what it is
+
+    limited = train(environment=Held, episodes_at_once=3, steps=2)
+    assert (len(begun), len(ended), max(most)) == (16, 16, 3)
+    assert series(limited) == series(train(steps=2))
+
+
+def test_an_environment_that_does_not_begin_ends_the_run(train):
+    class Late(Echo):
+        def reset(self, row, seed):
+            raise OSError("no room")
+
+    with pytest.raises(RunFailed, match=r"An environment does not begin the prompt 'ab.*': OSError: no room"):
+        train(environment=Late)
+
+
 def test_waiting_for_a_worker_is_no_answer_that_takes_too_long(train):
     """Sixteen episodes of a twentieth of a second, one after the other, take longer than the limit of each."""
 

@@ -113,7 +113,7 @@ def test_only_plain_attention_can_be_joined():
 
 def test_layers_keep_their_kind():
     cache = DynamicCache(config=config("mistral"))
-    assert [layer.window for layer in SlotCache(cache).layers] == [4] * 4
+    assert [layer.window for layer in SlotCache.like(cache).layers] == [4] * 4
 
 
 def test_affordable_tokens_follow_from_the_size_of_one(monkeypatch):

@@ -134,3 +134,32 @@ def test_its_death_is_told_and_another_one_takes_its_place(generator):
 def test_what_keeps_it_from_starting_is_told(tmp_path):
     with pytest.raises(ModelError, match=r"has no config.json"):
         ProcessGenerator(start(tmp_path))
+
+
+def test_calls_that_come_one_by_one_go_on_from_what_was_read(generator):
+    """Turns as threads ask for them, of unlike limits, against a model that reads everything; weights change."""
+    alone = HfGenerator(tiny_model(), tiny_tokenizer(), set(), 8)
+    for version, scale in ((0, 1.0), (1, 1.5)):
+        generator.accept(weights(version, scale))
+        alone.accept(weights(version, scale))
+        with torch.no_grad():
+            alone.model.lm_head.weight.copy_(tiny_model().lm_head.weight * scale)
+        texts = [PROMPT] * 3
+        for turn in range(3):
+            found = [None] * 3
+
+            def ask(place, texts=texts, turn=turn, found=found):
+                sampling = Sampling(4 + place, stop=("a", "b", "c"), continued=True)
+                ((found[place],),) = generator.generate([texts[place]], sampling, [[7 * turn + place]])
+
+            threads = [threading.Thread(target=ask, args=(place,)) for place in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for place, one in enumerate(found):
+                sampling = Sampling(4 + place, stop=("a", "b", "c"))
+                ((plain,),) = alone.generate([texts[place]], sampling, [[7 * turn + place]])
+                assert one.ids.tolist() == plain.ids.tolist()
+                torch.testing.assert_close(one.logps, plain.logps, atol=1e-5, rtol=0)
+                texts[place] = torch.cat([texts[place], one.ids, torch.tensor([8, 9])])

@@ -43,14 +43,14 @@ def test_options_of_the_judge_reach_it(train, tmp_path):
 def test_limits_of_the_sampler_reach_it_and_change_no_sample(train, monkeypatch):
     given = []
 
-    def recorded(model, tokenizer, stop_ids, *limits):
-        given.append(limits)
-        return HfGenerator(model, tokenizer, stop_ids, *limits)
+    def recorded(model, tokenizer, stop_ids, *limits, prefix_tokens):
+        given.append((*limits, prefix_tokens))
+        return HfGenerator(model, tokenizer, stop_ids, *limits, prefix_tokens=prefix_tokens)
 
     monkeypatch.setattr(backends, "HfGenerator", recorded)
     plain = train("grpo", steps=1)
-    waves = train("grpo", steps=1, generation_batch_size=3, generation_cache_tokens=40)
-    assert given == [(64, None), (3, 40)]
+    waves = train("grpo", steps=1, generation_batch_size=3, generation_cache_tokens=40, generation_prefix_tokens=7)
+    assert given == [(64, None, None), (3, 40, 7)]
     assert (waves.path / "samples.jsonl").read_text() == (plain.path / "samples.jsonl").read_text()
 
 

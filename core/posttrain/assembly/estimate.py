@@ -179,12 +179,16 @@ def head_bytes(model: Sizes, settings: MemorySettings, device: torch.device, tok
 
 
 def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
-    """Keys and values of the rows sampled together, their logits, and the copies that ``generation.packed`` makes."""
+    """Keys and values of rows sampled together and of waiting episodes, logits, copies that ``onednn_weights`` makes."""
     length = settings.data.max_new_tokens + min(settings.data.max_length or 256, 256)
     rows = min(settings.generation.generation_batch_size, settings.length.batch_size * settings.rollouts.group_size)
     tokens = rows * length
     if settings.generation.generation_cache_tokens is not None:
         tokens = min(tokens, settings.generation.generation_cache_tokens)
+    if settings.episodes.environment is not None or settings.episodes.tools:  # what stays between turns
+        kept = settings.length.batch_size * settings.rollouts.group_size * length
+        budget = settings.generation.generation_prefix_tokens
+        tokens += kept if budget is None else min(kept, budget)
     size = choose_dtype(settings.model, device).itemsize
     base = weight_bytes(model, settings.model, device)
     plain = device.type == "cpu" and size in (2, 4) and settings.model.quantize is None

@@ -34,6 +34,8 @@ class Sampling:
     """Strings that end a completion; they stay part of it."""
     greedy: bool = False
     """Take the likeliest token; seeds have no effect."""
+    continued: bool = False
+    """A later call may go on from an answer: keep what the model has read of it, as far as memory allows."""
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -147,6 +149,8 @@ class Abilities:
     """Knows the plain architecture only: "full" weights are to have adapters merged into them."""
     adapters: bool = False
     """Takes weights of the kind "adapter"."""
+    sessions: bool = False
+    """Has ``session``: others may join between two tokens, in the thread that asks."""
     exact: bool = False
     """Computes as the trainer does, so that log-probs of both differ by rounding alone."""
     images: bool = False

@@ -79,7 +79,8 @@ def _hf(compute: Compute) -> Generator:
     )
     if not apart:
         limits = settings.generation.generation_batch_size, settings.generation.generation_cache_tokens
-        return HfGenerator(compute.policy.model, compute.tokenizer, compute.stop_ids, *limits)
+        kept = settings.generation.generation_prefix_tokens
+        return HfGenerator(compute.policy.model, compute.tokenizer, compute.stop_ids, *limits, prefix_tokens=kept)
     from posttrain.generation.local.process import ProcessGenerator, start_of
 
     return ProcessGenerator(functools.partial(start_of, compute, _threads(compute)))

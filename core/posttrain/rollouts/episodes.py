@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from posttrain.data.tokens.turns import Message, Turns
 from posttrain.environments.environment import Observation, begin, close, observation_of
 from posttrain.errors import DataError, RunFailed, SettingsError
 from posttrain.rollouts.seeds import seed_of
+from posttrain.rollouts.turn_samplers import Asked, turn_sampler
 from posttrain.settings.episodes import EpisodeSettings
 
 
@@ -30,12 +33,12 @@ from posttrain.settings.episodes import EpisodeSettings
 class _Play:
     """One episode while it is played."""
 
-    environment: Any
     row: dict[str, Any]
     seed: int
     chat: bool
     prompt: Tensor  # (p,)
-    history: list[Message]
+    environment: Any = None
+    history: list[Message] = field(default_factory=list)
     """The conversation as the template is shown it."""
     messages: list[Message] = field(default_factory=list)
     ids: list[Tensor] = field(default_factory=list)
@@ -72,6 +75,12 @@ class _Play:
         elif self.versions:  # made by nobody: as old as what it follows
             self.versions.append(self.versions[-1][-1:].expand(len(ids)))
 
+    def close(self) -> None:
+        """Give back what the environment holds, once."""
+        environment, self.environment = self.environment, None
+        if environment is not None:
+            close(environment)
+
     def completion(self) -> Completion:
         """The whole episode as one completion."""
         counted = sum(map(len, self.versions)) == self.length and self.versions
@@ -94,6 +103,35 @@ class _Play:
         )
 
 
+class _Events:
+    """What other threads have done: begun or answered an episode, or sampled a turn of it."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[tuple[str, _Play, Future[Any]]] = SimpleQueue()
+        self.open: dict[Future[Any], tuple[str, _Play]] = {}
+        """What environments are at, but for those that were given up."""
+
+    def watch(self, what: str, play: _Play, future: Future[Any]) -> None:
+        """Tell of ``future`` once it is done."""
+        self.open[future] = what, play
+        future.add_done_callback(lambda done: self._queue.put((what, play, done)))
+
+    def sampled(self, future: Future[Completion], play: _Play) -> None:
+        """A turn was sampled; called in the thread that did."""
+        self._queue.put(("sample", play, future))
+
+    def since(self, seconds: float) -> list[tuple[str, _Play, Future[Any]]]:
+        """What has happened since the last call; waits ``seconds`` at most for anything to happen."""
+        found = []
+        try:
+            found.append(self._queue.get(timeout=seconds) if seconds else self._queue.get_nowait())
+            while True:
+                found.append(self._queue.get_nowait())
+        except Empty:
+            pass
+        return [one for one in found if one[0] == "sample" or self.open.pop(one[2], None) is not None]
+
+
 @dataclass
 class EpisodePlayer:
     """Plays episodes with a generator. ``make`` gives a new environment for each."""
@@ -112,96 +150,92 @@ class EpisodePlayer:
     ) -> list[list[Completion]]:  # fmt: skip
         """Complete each prompt ``(n,)`` once per seed; answers in the order of the seeds. Raises RunFailed."""
         plays = [
-            [self._begin(prompt, row, seed) for seed in own]
+            [_Play(row, seed, is_messages(row.get("prompt")), prompt) for seed in own]
             for prompt, row, own in zip(prompts, rows, seeds, strict=True)
         ]
         flat = [play for own in plays for play in own]
         pool = ThreadPoolExecutor(self.settings.tool_workers, "environments")
-        samplers = ThreadPoolExecutor(len(flat) or 1, "turns") if generator.abilities.ahead else None
         try:
-            self._play_all(generator, flat, sampling, pool, samplers)
+            self._play_all(generator, flat, sampling, pool)
         finally:
-            for used in filter(None, (pool, samplers)):
-                used.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             for play in flat:
-                close(play.environment)
+                play.close()
         return [[play.completion() for play in own] for own in plays]
 
-    def _play_all(
-        self,
-        generator: Generator,
-        plays: list[_Play],
-        sampling: Sampling,
-        pool: ThreadPoolExecutor,
-        samplers: ThreadPoolExecutor | None,
-    ) -> None:
-        """Sample for the episodes that have been answered, while the others' environments work.
+    def _play_all(self, generator: Generator, plays: list[_Play], sampling: Sampling, pool: ThreadPoolExecutor) -> None:
+        """Begin, sample and answer, whatever can go on; an episode that ends makes room for one that waits."""
+        most = min(self.settings.episodes_at_once or len(plays), len(plays)) or 1
+        waiting, events = deque(plays), _Events()
+        running: set[_Play] = set()
+        with turn_sampler(generator, sampling, most, events.sampled) as sampler:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    play = waiting.popleft()
+                    running.add(play)
+                    events.watch("begin", play, pool.submit(self._begin, play))
+                turns, ready = sampler.advance() if sampler.busy else [], []
+                for what, play, future in events.since(0.0 if sampler.busy or turns else self._patience()):
+                    if what == "sample":
+                        turns.append((play, future.result()))
+                    elif self._began(play, future) if what == "begin" else self._continue(play, future):
+                        ready.append(play)
+                for play, turn in turns:
+                    if self._take(play, turn):
+                        play.since = math.inf
+                        events.watch("answer", play, pool.submit(self._answer, play))
+                self._give_up(events)
+                sampler.ask([self._asked(play, sampling) for play in ready])
+                for play in [play for play in running if play.end]:
+                    running.remove(play)
+                    play.close()
 
-        With ``samplers`` the generator takes calls of several threads, and each episode asks it by itself; without, the
-        episodes that are ready are asked for together.
-        """
-        tasks: dict[Future[Any], tuple[_Play, bool]] = {}  # with whether it is the model's turn
+    def _patience(self) -> float:
+        """Seconds to wait for anything to happen before it is looked for an environment that takes too long."""
+        return min(1.0, self.settings.tool_timeout or 1.0)
 
-        def sampled(play: _Play, turn: Completion) -> None:
-            if self._take(play, turn):
-                play.since = math.inf
-                tasks[pool.submit(self._answer, play)] = play, False
+    def _give_up(self, events: _Events) -> None:
+        """End the wait for environments that take too long."""
+        limit = self.settings.tool_timeout
+        for future, (_, play) in list(events.open.items()) if limit else []:
+            if time.monotonic() - play.since > limit and not future.done():
+                del events.open[future]
+                try:
+                    self._failed(play, TimeoutError(f"no answer in {limit:g} seconds"))
+                finally:
+                    play.environment = None  # it is still at work, and closing it might wait as long
 
-        def sample(ready: list[_Play]) -> None:
-            if samplers is not None:
-                tasks.update(
-                    {samplers.submit(self._sample, generator, [play], sampling): (play, True) for play in ready}
-                )
-            elif ready:
-                for play, turn in zip(ready, self._sample(generator, ready, sampling), strict=True):
-                    sampled(play, turn)
+    def _begin(self, play: _Play) -> Any:
+        """What the environment says first; runs in a thread of its own."""
+        play.environment = self.make()
+        return begin(play.environment, play.row, play.seed)
 
-        sample(plays)
-        while tasks:
-            done, _ = wait(tasks, min(1.0, self.settings.tool_timeout or 1.0), FIRST_COMPLETED)
-            ready = []
-            for task in done:
-                play, of_model = tasks.pop(task)
-                if of_model:
-                    sampled(play, task.result()[0])
-                elif self._continue(play, task):
-                    ready.append(play)
-            for task in [one for one, (play, of_model) in tasks.items() if not of_model and self._overdue(play)]:
-                self._failed(tasks.pop(task)[0], TimeoutError(f"no answer in {self.settings.tool_timeout:g} seconds"))
-            sample(ready)
-
-    def _begin(self, prompt: Tensor, row: dict[str, Any], seed: int) -> _Play:
-        environment = self.make()
-        chat = is_messages(row.get("prompt"))
-        play = _Play(environment, row, seed, chat, prompt, list(row["prompt"]) if chat else [])
-        said: Any = begin(environment, row, seed)
+    def _began(self, play: _Play, future: Future[Any]) -> bool:
+        """Put what the environment said first behind the prompt. Raises RunFailed where it does not begin."""
+        try:
+            said: Any = future.result()
+        except (DataError, SettingsError, RunFailed):
+            raise
+        except Exception as error:
+            raise RunFailed(
+                f"An environment does not begin the prompt {str(play.row.get('prompt'))[:80]!r}: "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Try it alone: posttrain "
+                "check-environment"
+            ) from error
+        play.began = time.monotonic()
+        play.history = list(play.row["prompt"]) if play.chat else []
         if said:
-            opening = _as_messages(said) if chat else []
+            opening = _as_messages(said) if play.chat else []
             play.history += opening
-            play.prompt = self.turns.opening(play.history) if chat else torch.cat([prompt, self.turns.text(said)])
-        return play
-
-    def _sample(self, generator: Generator, plays: list[_Play], sampling: Sampling) -> list[Completion]:
-        """The next turn of each episode. Those that have read the same tokens are asked for together."""
-        places: dict[tuple[int, bytes], list[int]] = {}
-        contexts = [torch.cat([play.prompt, *play.ids]) for play in plays]
-        for place, (play, context) in enumerate(zip(plays, contexts, strict=True)):
-            places.setdefault((self._room(play, sampling), context.numpy().tobytes()), []).append(place)
-        found: list[Any] = [None] * len(plays)
-        for room in sorted({room for room, _ in places}, reverse=True):
-            groups = [own for (size, _), own in places.items() if size == room]
-            made = generator.generate(
-                [contexts[own[0]] for own in groups],
-                replace(sampling, max_new_tokens=room),
-                [
-                    [seed_of(plays[i].seed, "turn", plays[i].turn) if plays[i].turn else plays[i].seed for i in own]
-                    for own in groups
-                ],
+            play.prompt = (
+                self.turns.opening(play.history) if play.chat else torch.cat([play.prompt, self.turns.text(said)])
             )
-            for own, completions in zip(groups, made, strict=True):
-                for place, completion in zip(own, completions, strict=True):
-                    found[place] = completion
-        return found
+        return True
+
+    def _asked(self, play: _Play, sampling: Sampling) -> Asked:
+        """What is asked of the generator for the next turn."""
+        seed = seed_of(play.seed, "turn", play.turn) if play.turn else play.seed
+        return play, torch.cat([play.prompt, *play.ids]), seed, self._room(play, sampling)
 
     def _room(self, play: _Play, sampling: Sampling) -> int:
         """Tokens that the next turn may have."""
@@ -294,9 +328,6 @@ class EpisodePlayer:
             "The chat template shows earlier turns without the thinking in them; episodes keep the tokens that were "
             "sampled. Refuse with: --rewritten-history refuse"
         )
-
-    def _overdue(self, play: _Play) -> bool:
-        return bool(self.settings.tool_timeout) and time.monotonic() - play.since > self.settings.tool_timeout
 
     def _failed(self, play: _Play, error: Exception) -> None:
         """What an environment that raised or took too long means for its episode."""

@@ -26,6 +26,8 @@ class EpisodeSettings:
     episode_tokens: int | None = None
     """Longest episode in tokens behind the prompt, answers of the environment included. [as many as the model has
     positions]"""
+    episodes_at_once: int | None = None
+    """Episodes that are played at the same time; another begins as one ends. [all of a step]"""
     episode_seconds: float = 600.0
     """Seconds after which an episode ends with the turn it is in; 0 sets no limit."""
     tool_timeout: float = 60.0
@@ -44,6 +46,7 @@ class EpisodeSettings:
         at_least("max-turns", self.max_turns, 1)
         at_least("episode-tokens", self.episode_tokens, 1)
         at_least("tool-workers", self.tool_workers, 1)
+        at_least("episodes-at-once", self.episodes_at_once, 1)
         if self.environment is not None and self.tools:
             raise SettingsError(
                 f"environment is '{self.environment}' and tools are {', '.join(self.tools)}. Expected one of the two: "

@@ -262,6 +262,9 @@ class GenerationSettings:
     generation_cache_tokens: int | None = None
     """Tokens of prompts and completions, padding included, whose keys and values are kept while sampling. [as many as a
     quarter of the memory holds]"""
+    generation_prefix_tokens: int | None = None
+    """Tokens of episodes whose keys and values are kept between turns, with hf; 0 reads every turn's whole text anew.
+    [as many as an eighth of the memory holds]"""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from posttrain.generation.local.cache import SlotCache
 from posttrain.generation.local.prefill import Network, Prefill
+from posttrain.generation.local.prefixes import Prefix, prefix_of
 from posttrain.generation.local.sample import Sample
 
 #: Where rows cannot be exchanged, the share that must be done before the cache is copied without them.
@@ -50,7 +51,7 @@ class Batch:
         index = torch.tensor(rows, device=self.network.device)  # (k,)
         if stem.joinable:
             if not isinstance(self._cache, SlotCache):
-                self._cache = SlotCache(stem.cache)
+                self._cache = SlotCache.like(stem.cache)
             self._cache.add(stem.cache, index, columns, capacity)
             self.width = max(self.width, columns)
         else:
@@ -76,6 +77,13 @@ class Batch:
         self._cache, self.width = None, 0
         self._take(stem, list(range(len(self.samples))), stem.width, len(self.samples))
         return stem.logits
+
+    def prefix(self, row: int) -> Prefix | None:
+        """A copy of what was read of a sample, all but its newest token; None where rows cannot be told apart."""
+        if not isinstance(self._cache, SlotCache):
+            return None
+        tokens = self.samples[row].length - 1
+        return prefix_of(self._cache, row, tokens, self.network.factors(tokens))
 
     def remove_done(self) -> None:
         """Let go of the samples that are done, at once or, where that means a copy of the whole cache, in groups."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from posttrain.generation.local.prefixes import Prefix
+
 #: Columns of room after a move: at least this many, at least this share of those that are held.
 ROOM, ROOM_SHARE = 32, 1 / 4
 
@@ -70,6 +72,20 @@ class SlotLayer(CacheLayerMixin):
             self.values[place] = source.values[:, :, -states:].index_select(0, index)
         self.rows, self.width = rows, width
 
+    def fill(self, texts: list[tuple[Tensor, Tensor]], width: int, new: int) -> None:
+        """Hold rows of keys and values ``(heads, c, d)``, aligned at ``width``, with room for ``new`` columns."""
+        keys, values = texts[0]
+        self.rows, self.width = len(texts), width
+        self.end = self.held
+        self.keys = keys.new_zeros(self.rows, keys.size(0), self.end + new, keys.size(2))
+        self.values = values.new_zeros(self.rows, values.size(0), self.end + new, values.size(2))
+        self.is_initialized = True
+        for row, (keys, values) in enumerate(texts):
+            states = min(keys.size(1), self.end)
+            place = (row, slice(None), slice(self.end - states, self.end))
+            self.keys[place] = keys[:, keys.size(1) - states :]
+            self.values[place] = values[:, values.size(1) - states :]
+
     def shrink(self, to: Tensor, source: Tensor, rows: int, width: int) -> None:
         """Copy rows ``source`` ``(k,)`` over rows ``to`` ``(k,)``, then keep the first ``rows``, ``width`` columns."""
         if to.numel():
@@ -116,10 +132,28 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """The layers of one model."""
 
-    def __init__(self, like: DynamicCache):
-        """Layers of the same kinds as those of ``like``, which has to be ``joinable``."""
-        self.slots = [SlotLayer(getattr(layer, "sliding_window", None)) for layer in like.layers]
+    def __init__(self, windows: list[int | None]):
+        """Layers that see so many tokens, the newest included; None for all."""
+        self.slots = [SlotLayer(window) for window in windows]
         super().__init__(layers=list(self.slots))
+
+    @classmethod
+    def like(cls, cache: Any) -> SlotCache:
+        """An empty cache with layers of the same kinds as those of ``cache``, which has to be ``joinable`` or one."""
+        return cls([getattr(layer, "sliding_window", getattr(layer, "window", None)) for layer in cache.layers])
+
+    @classmethod
+    def of(cls, prefixes: list[Prefix], used: list[int], new: int) -> SlotCache:
+        """The first ``used`` tokens of each prefix as a row, with room for ``new`` columns."""
+        cache = cls(prefixes[0].windows)
+        for number, slot in enumerate(cache.slots):
+            rows = []
+            for prefix, tokens in zip(prefixes, used, strict=True):
+                keys, values = prefix.layers[number]
+                left = keys.size(1) - (prefix.tokens - tokens)
+                rows.append((keys[:, :left], values[:, :left]))
+            slot.fill(rows, max(used), new)
+        return cache
 
     def add(self, source: Any, index: Tensor, columns: int, capacity: int) -> None:
         """``SlotLayer.add`` for every layer."""

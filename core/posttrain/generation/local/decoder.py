@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,9 +12,10 @@ from posttrain.contract.generation import Sampling
 from posttrain.generation.local.batch import Batch
 from posttrain.generation.local.cache import affordable_tokens
 from posttrain.generation.local.prefill import Network, Prefill
+from posttrain.generation.local.prefixes import Prefix, Prefixes, prefix_of
 from posttrain.generation.local.sample import Sample, Stops
 from posttrain.generation.local.sampling import choose
-from posttrain.generation.local.ways import settle
+from posttrain.generation.local.ways import resumes, settle
 
 #: Tokens of prompts, padding included, that one forward pass reads: enough to keep the machine busy, and so few that
 #: prompts of about the same length meet.
@@ -38,6 +40,13 @@ class Group:
     """Where the text has been read already."""
     row: int = 0
     """Its row of ``stem``."""
+    prefix: Prefix | None = None
+    """What has been read of the text in an earlier call."""
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the model has to read before the first sample grows."""
+        return self.text.numel() - (0 if self.prefix is None else self.prefix.tokens)
 
 
 class Decoder:
@@ -56,8 +65,10 @@ class Decoder:
         batch_size: int,
         cache_tokens: int | None,
         version: int = -1,
+        prefixes: Prefixes | None = None,
     ):
-        """Nothing waits yet."""
+        """Nothing waits yet. ``prefixes`` holds what earlier calls have read, and is given what these samples leave."""
+        self.prefixes = prefixes
         self.version = version
         """Of the weights that make the next token."""
         self.network = network
@@ -72,9 +83,22 @@ class Decoder:
 
     def run(self, groups: list[Group]) -> None:
         """Complete all samples of ``groups``; those with like lengths should lie next to each other."""
-        self.waiting.extend(groups)
+        self.add(groups)
         while self.advance():
             pass
+
+    def add(self, groups: Iterable[Group]) -> None:
+        """Let groups wait, each behind what has been read of it already."""
+        for group in groups:
+            if self.prefixes is not None:
+                group.prefix = self._known(group.text)
+            self.waiting.append(group)
+
+    def renew(self, version: int) -> None:
+        """Go on with other weights: what is in the making keeps what it has read, what waits is read anew."""
+        self.version = version
+        for group in self.waiting:
+            group.prefix = None
 
     def advance(self) -> bool:
         """Let samples join and make one token of each in the batch; False where nothing is left to do."""
@@ -107,26 +131,47 @@ class Decoder:
             free = min(free, self.cache_tokens // (max(self.batch.width, length) + room) - running)
         return free if running else max(free, 1)
 
+    def _known(self, text: Tensor) -> Prefix | None:
+        """What has been read of ``text``, where the model goes on from it as if it read the whole."""
+        assert self.prefixes is not None
+        found = self.prefixes.find(text)
+        usable = found is not None and found.factors == self.network.factors(text.numel()) and resumes(self.network)
+        return found if usable else None
+
     def _read(self) -> None:
         """Read the texts of the first groups together, as many as may join and as one forward pass should hold."""
         settle(self.network)
-        most = READ_TOKENS.get(self.network.device.type, READ_TOKENS_ELSEWHERE)
-        groups: list[Group] = []
-        samples = longest = 0
-        for group in self.waiting:
-            samples += len(group.samples)
-            longest = max(longest, group.text.numel())
-            too_long = self._joinable and (len(groups) + 1) * longest > most
-            unlike = group.text.numel() != self.waiting[0].text.numel() and not self.network.pads
-            if groups and (group.stem is not None or too_long or unlike or samples > self._free(longest)):
-                break
-            groups.append(group)
-        stem = self.network.read([group.text for group in groups])
+        groups = self._next_groups()
+        rows: dict[bytes, Group] = {}  # calls that came one by one may ask behind the same text
+        for group in groups:
+            rows.setdefault(group.text.numpy().tobytes(), group)
+        texts, prefixes = [row.text for row in rows.values()], [row.prefix for row in rows.values() if row.prefix]
+        stem = self.network.resume(texts, prefixes) if prefixes else self.network.read(texts)
         self._joinable = stem.joinable
         if not self._measured:
             self.cache_tokens, self._measured = affordable_tokens(stem.cache, self.network.device), True
-        for row, group in enumerate(groups):
-            group.stem, group.row = stem, row
+        if self.prefixes is not None and self.prefixes.budget is None:
+            self.prefixes.afford((affordable_tokens(stem.cache, self.network.device) or 0) // 2)
+        places = {text: row for row, text in enumerate(rows)}
+        for group in groups:
+            group.stem, group.row = stem, places[group.text.numpy().tobytes()]
+
+    def _next_groups(self) -> list[Group]:
+        """The first groups that may be read in one forward pass."""
+        most = READ_TOKENS.get(self.network.device.type, READ_TOKENS_ELSEWHERE)
+        groups: list[Group] = []
+        samples = longest = unread = 0
+        first = self.waiting[0]
+        for group in self.waiting:
+            samples += len(group.samples)
+            longest, unread = max(longest, group.text.numel()), max(unread, group.unread)
+            too_long = self._joinable and (len(groups) + 1) * unread > most
+            unlike = group.text.numel() != first.text.numel() and not self.network.pads
+            unlike = unlike or not _alike(first, group)
+            if groups and (group.stem is not None or too_long or unlike or samples > self._free(longest)):
+                break
+            groups.append(group)
+        return groups
 
     def _join(self, stem: Prefill, free: int) -> None:
         """Let the samples of the first ``stem`` join, ``free`` at most, with the first token that follows it."""
@@ -141,6 +186,11 @@ class Decoder:
             if not group.samples:
                 self.waiting.popleft()
         self._extend(samples, stem.logits[rows])
+        if self._joinable and self.prefixes is not None:
+            for row, sample in zip(rows, samples, strict=True):
+                tokens = sample.length - 1
+                if self._stays(sample):
+                    self._keep(sample, prefix_of(stem.cache, row, tokens, self.network.factors(tokens)))
         grow = [i for i, sample in enumerate(samples) if sample.alive]
         rest = sum(len(group.samples) for group in self.waiting)
         capacity = min(len(grow) + rest, self._free(stem.width)) + len(self.batch.samples)
@@ -158,7 +208,20 @@ class Decoder:
                 self.waiting.appendleft(Group(sample.text, [sample]))
         logits = self.batch.step()
         self._extend(self.batch.samples, logits)
+        for row, sample in enumerate(self.batch.samples):
+            if self._stays(sample) and (prefix := self.batch.prefix(row)) is not None:
+                self._keep(sample, prefix)
         self.batch.remove_done()
+
+    def _stays(self, sample: Sample) -> bool:
+        """Whether what was read of a sample is to be kept: it has ended by itself, made by these weights alone."""
+        if self.prefixes is None or not sample.finished or set(sample.versions) != {self.version}:
+            return False
+        return self.prefixes.wants(sample.text[:-1])
+
+    def _keep(self, sample: Sample, prefix: Prefix) -> None:
+        assert self.prefixes is not None
+        self.prefixes.keep(sample.text[:-1], prefix, self.prefixes.find(sample.prompt))
 
     def _too_wide(self) -> bool:
         """Whether the next token of every sample would not find room."""
@@ -170,3 +233,10 @@ class Decoder:
         for sample, token, logp in zip(samples, tokens.tolist(), logps.tolist(), strict=True):
             if sample.alive:
                 sample.append(token, logp, self.stops, self.version)
+
+
+def _alike(first: Group, group: Group) -> bool:
+    """Whether both are read the same way: from the start, or from prefixes that lack about as much."""
+    if first.prefix is None or group.prefix is None:
+        return first.prefix is group.prefix
+    return first.unread == group.unread or (first.prefix.whole and group.prefix.whole)

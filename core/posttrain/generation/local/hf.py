@@ -8,7 +8,8 @@ from the sequence's own seed, so neither the other sequences nor the random stat
 from __future__ import annotations
 
 import random
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from posttrain.contract.generation import Abilities, Completion, Health, Samplin
 from posttrain.errors import DataError, SettingsError
 from posttrain.generation.local.decoder import Decoder, Group
 from posttrain.generation.local.prefill import Network
+from posttrain.generation.local.prefixes import Prefixes
 from posttrain.generation.local.sample import Sample, Stops
 from posttrain.generation.weights import put
 
@@ -35,22 +37,26 @@ class HfGenerator:
         batch_size: int,
         cache_tokens: int | None = None,
         own_weights: bool = False,
+        prefix_tokens: int | None = None,
     ):
         """Wrap ``model``, whose weights may go on changing between calls; ``own_weights`` if only ``accept`` does that.
 
         ``stop_ids`` are all tokens that end a completion; at most ``batch_size`` completions are in the making at one
         time, and they keep the keys and values of at most ``cache_tokens`` tokens, padding included (None: as many as a
-        quarter of the memory holds). The others wait.
+        quarter of the memory holds). The others wait. Between calls that go on from each other, those of
+        ``prefix_tokens`` tokens are kept (None: as many as an eighth of the memory holds).
         """
-        for name, value in (("generation-batch-size", batch_size), ("generation-cache-tokens", cache_tokens)):
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} is {value}. It must be 1 or more.")
+        limits = {"generation-batch-size": (batch_size, 1), "generation-cache-tokens": (cache_tokens, 1)}
+        for name, (value, least) in (limits | {"generation-prefix-tokens": (prefix_tokens, 0)}).items():
+            if value is not None and value < least:
+                raise SettingsError(f"{name} is {value}. It must be {least} or more.")
         self.model = model
         self.tokenizer = tokenizer
         self.stop_ids = frozenset(stop_ids)
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens
-        self.abilities = Abilities(own_weights, adapters=True, exact=True)
+        self.prefixes = Prefixes(prefix_tokens)
+        self.abilities = Abilities(own_weights, adapters=True, exact=True, sessions=True)
         self.version = -1
         """Of the weights; -1 before any were accepted, and then completions carry none."""
         self._network = Network(model)
@@ -87,7 +93,17 @@ class HfGenerator:
     def decoder(self, sampling: Sampling) -> Decoder:
         """What completes groups with these settings; it is to run inside ``sampling()``."""
         stops = Stops(self.stop_ids, sampling.stop, self.tokenizer)
-        return Decoder(self._network, sampling, stops, self.batch_size, self.cache_tokens, self.version)
+        prefixes = self.prefixes if sampling.continued and self.prefixes.budget != 0 else None
+        return Decoder(self._network, sampling, stops, self.batch_size, self.cache_tokens, self.version, prefixes)
+
+    @contextmanager
+    def session(self, sampling: Sampling) -> Iterator[Session]:
+        """Answers that are asked for and taken between two tokens; keys and values are forgotten at the end."""
+        try:
+            with self._network.sampling():
+                yield Session(self, sampling)
+        finally:
+            self.prefixes.clear()
 
     def sampling(self) -> AbstractContextManager[None]:
         """The model in the state that sampling needs."""
@@ -97,6 +113,7 @@ class HfGenerator:
         """The trainer's own weights need no copy."""
         if self.abilities.own_weights:
             put(self.model, weights)
+        self.prefixes.clear()
         self.version = weights.version
 
     def pause(self) -> None:
@@ -131,6 +148,45 @@ class HfGenerator:
                 "answer. Shorten the prompts with --max-length."
             )
         return min(sampling.max_new_tokens, positions - length)
+
+
+class Session:
+    """Answers in the making that others may join at any token. Made by ``HfGenerator.session``."""
+
+    def __init__(self, generator: HfGenerator, sampling: Sampling):
+        """Nothing is asked for yet."""
+        self._generator, self._sampling = generator, sampling
+        self._decoder = generator.decoder(sampling)
+        self._open: list[tuple[Any, Sample]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is in the making."""
+        return bool(self._open)
+
+    def ask(self, asked: list[tuple[Any, Tensor, int, int]]) -> None:
+        """Ask for answers: what each is for, the text ``(n,)``, its seed, and how many tokens it may have."""
+        places: dict[bytes, list[tuple[Any, int, int]]] = {}
+        texts: dict[bytes, Tensor] = {}
+        for what, text, seed, limit in asked:
+            key = text.numpy().tobytes()
+            texts[key] = text
+            places.setdefault(key, []).append((what, seed, limit))
+        groups, samples = self._generator.groups(
+            list(texts.values()), self._sampling, [[seed for _, seed, _ in own] for own in places.values()]
+        )
+        for own, made in zip(places.values(), samples, strict=True):
+            for (what, _, limit), sample in zip(own, made, strict=True):
+                sample.limit = min(sample.limit, limit)
+                self._open.append((what, sample))
+        self._decoder.add(groups)
+
+    def advance(self) -> list[tuple[Any, Completion]]:
+        """Make one token of each answer; those that have ended, with what they are for."""
+        self._decoder.advance()
+        ended = [(what, sample) for what, sample in self._open if not sample.alive]
+        self._open = [(what, sample) for what, sample in self._open if sample.alive]
+        return [(what, sample.completion(self._generator.tokenizer)) for what, sample in ended]
 
 
 def refuse_images(images: list[list[Any]] | None) -> None:

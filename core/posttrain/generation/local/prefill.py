@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.generation.local.attention import grouped
-from posttrain.generation.local.cache import joinable
+from posttrain.generation.local.cache import SlotCache, joinable
+from posttrain.generation.local.prefixes import Prefix
 from posttrain.network import rope
 from posttrain.network.kernels.cpu.onednn_weights import prepacked_weights
 from posttrain.network.modes import evaluating
@@ -67,6 +68,27 @@ class Network:
             row[width - text.numel() :] = text
         logits, cache = self.forward(ids, mask.long(), (mask.cumsum(-1) - 1).clamp(min=0), None)
         return Prefill(cache, width, logits, self.placed and joinable(cache))
+
+    def resume(self, texts: list[Tensor], prefixes: list[Prefix]) -> Prefill:
+        """What ``read`` gives, from prefixes of the texts: each row reads as many tokens as the one with the most new.
+
+        Prefixes that are not whole have to lack the same number of tokens.
+        """
+        new = max(text.numel() - prefix.tokens for text, prefix in zip(texts, prefixes, strict=True))
+        used = [max(0, text.numel() - new) for text in texts]
+        lengths = torch.tensor([text.numel() for text in texts], device=self.device)  # (p,)
+        width = max(used) + new
+        mask = torch.arange(width, device=self.device) >= (width - lengths)[:, None]  # (p, width)
+        ids = torch.zeros(len(texts), new, dtype=torch.long, device=self.device)
+        for row, text in zip(ids, texts, strict=True):
+            row[max(0, new - text.numel()) :] = text[-new:]
+        positions = (lengths[:, None] + torch.arange(-new, 0, device=self.device)).clamp(min=0)  # (p, new)
+        logits, cache = self.forward(ids, mask.long(), positions, SlotCache.of(prefixes, used, new))
+        return Prefill(cache, width, logits, True)
+
+    def factors(self, length: int) -> tuple[int, ...]:
+        """A key of the rotary factors that a text of ``length`` tokens takes."""
+        return rope.factors_of(self._scaled, length)
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last column, ``(n, V)``, and the cache that now holds ``ids`` ``(n, t)`` too.

@@ -17,17 +17,21 @@ from torch import Tensor, nn
 from posttrain.errors import ModelError
 from posttrain.generation.local.batch import Batch
 from posttrain.generation.local.prefill import Network
+from posttrain.generation.local.prefixes import prefix_of
 from posttrain.generation.local.sample import Sample
 from posttrain.models.shrunk import CONTEXT, shrunk
 
 #: Tokens of the two texts that are tried, beyond the window and up to the context of that time, and what they grow by.
 _LENGTHS = (CONTEXT - 1, 3)
 _STEPS = 3
+#: Tokens of the two texts that are read on, to within that context.
+_READ = (CONTEXT - 1 - _STEPS, 3)
 #: How far logits may be off, relative to their size: the worst text's in float32, the middle one's in half precision.
 _BOUND, _HALF_BOUND = 1e-3, 1e-1
 #: Whether to go on from a cache, and to read texts of unlike length together; the fastest way first.
 _WAYS = ((True, True), (True, False), (False, True), (False, False))
 
+_resumed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _settled: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
 
@@ -46,6 +50,37 @@ def settle(network: Network) -> None:
         if not found[0] and os.environ.get("RANK", "0") == "0":
             print(f"note: {without_cache(inner)}", file=sys.stderr)
     network.caches, network.pads = _settled[inner]
+
+
+def resumes(network: Network) -> bool:
+    """Whether several tokens are read behind a cached text as if all were read at once; it runs inside ``sampling()``.
+
+    The fastest way to sample has been settled. Tried once for each model, like that.
+    """
+    inner = network.inner
+    if inner not in _resumed:
+        with shrunk(inner):
+            _resumed[inner] = network.caches and _resumes(network)
+    return _resumed[inner]
+
+
+def _resumes(network: Network) -> bool:
+    texts = [_text(network, length, length) for length in _READ]
+    longer = [torch.cat([text, _text(network, _STEPS, 5)]) for text in texts]
+    try:
+        if not network.pads:
+            texts, longer = texts[:1], longer[:1]
+        stem = network.read(texts)
+        if not stem.joinable:
+            return False
+        prefixes = [prefix_of(stem.cache, row, len(text), ()) for row, text in enumerate(texts)]
+        found = network.resume(longer, prefixes).logits
+        plain = torch.cat([network.whole([text]) for text in longer])
+        return _difference(network, found, plain) <= (_BOUND if _wide(network) else _HALF_BOUND)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):  # the family's own code
+        return False
 
 
 def without_cache(inner: nn.Module) -> str:

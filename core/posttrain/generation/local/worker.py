@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -115,16 +115,16 @@ class Worker:
         self.generator.accept(Weights(version, kind, lambda: iter(tensors.items()), adapter=adapter))  # type: ignore[arg-type]  # kinds come from Weights
         torch.clear_autocast_cache()  # it holds casts of the old weights
         if self.decoder is not None:
-            self.decoder.version = version
+            self.decoder.renew(version)
 
     def _begin(self) -> None:
         """Let calls with the settings of those in the making join them; others wait until these are done."""
-        while self.waiting and (self.decoder is None or self.waiting[0].sampling == self.decoder.sampling):
+        while self.waiting and (self.decoder is None or _alike(self.waiting[0].sampling, self.decoder.sampling)):
             call = self.waiting.popleft()
             if self.decoder is None:
                 self.decoder = self.generator.decoder(call.sampling)
             self.asked.append(call)
-            self.decoder.waiting.extend(call.groups)
+            self.decoder.add(call.groups)
 
     def _advance(self) -> None:
         assert self.decoder is not None
@@ -159,6 +159,11 @@ class Worker:
         self.connection.send_bytes(pickle.dumps((number, fine, result)))
 
 
+def _alike(one: Sampling, other: Sampling) -> bool:
+    """Whether tokens are chosen alike; each sample has a limit of its own."""
+    return replace(one, max_new_tokens=1) == replace(other, max_new_tokens=1)
+
+
 def build(start: Start) -> HfGenerator:
     """The generator around this process's own copy of the model."""
     torch.set_num_threads(start.threads)
@@ -170,8 +175,16 @@ def build(start: Start) -> HfGenerator:
             config._attn_implementation = "sdpa"  # what a model is loaded with; loading chooses ours again
         model = kind(config).to(dtype)
     policy = load_policy(model, start.tokenizer, settings.model).policy
-    limits = settings.generation.generation_batch_size, settings.generation.generation_cache_tokens
-    generator = HfGenerator(policy.model, start.tokenizer, start.stop_ids, *limits, own_weights=True)
+    own = settings.generation
+    generator = HfGenerator(
+        policy.model,
+        start.tokenizer,
+        start.stop_ids,
+        own.generation_batch_size,
+        own.generation_cache_tokens,
+        own_weights=True,
+        prefix_tokens=own.generation_prefix_tokens,
+    )
     if start.weights is not None:
         tensors = load_file(start.weights)
         generator.accept(Weights(-1, "full", lambda: iter(tensors.items())))

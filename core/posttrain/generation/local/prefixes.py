@@ -1,0 +1,96 @@
+"""Keys and values of texts that a later call may go on from: the next turn of an episode reads only what is new."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What the model has read of one text."""
+
+    tokens: int
+    """Tokens of the text."""
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values ``(heads, c, d)`` of each layer, of the last ``c`` tokens."""
+    windows: list[int | None]
+    """Tokens that each layer sees; None for all."""
+    factors: tuple[int, ...]
+    """The rotary factors that it was read with."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every layer has all of its tokens, so that some may be left off at the end."""
+        return all(keys.size(1) == self.tokens for keys, _ in self.layers)
+
+
+class Prefixes:
+    """Texts that were read, the least recently used leave first.
+
+    ``budget`` bounds their tokens; None is settled by ``afford``, once the size of a token is known.
+    """
+
+    def __init__(self, budget: int | None):
+        """Nothing is held yet."""
+        self.budget = budget
+        self.held = 0
+        """Tokens of all texts."""
+        self._texts: OrderedDict[bytes, Prefix] = OrderedDict()
+
+    def afford(self, tokens: int | None) -> None:
+        """Bound the tokens by ``tokens`` where no setting does."""
+        if self.budget is None:
+            self.budget = tokens
+
+    def find(self, text: Tensor) -> Prefix | None:
+        """The longest text that ``text`` ``(n,)`` goes on from; None for none."""
+        if not self._texts:
+            return None
+        data, size = text.numpy().tobytes(), text.element_size()
+        lengths = {prefix.tokens for prefix in self._texts.values()}
+        for length in sorted((one for one in lengths if one < text.numel()), reverse=True):
+            key = data[: length * size]
+            if key in self._texts:
+                self._texts.move_to_end(key)
+                return self._texts[key]
+        return None
+
+    def wants(self, text: Tensor) -> bool:
+        """Whether ``text`` is to be kept: it is not there yet, and no longer than the budget."""
+        fits = self.budget is None or text.numel() <= self.budget
+        return fits and text.numpy().tobytes() not in self._texts
+
+    def keep(self, text: Tensor, prefix: Prefix, instead: Prefix | None = None) -> None:
+        """Keep what was read of ``text``; it takes the place of ``instead``, of which it is the continuation."""
+        for key in [key for key, other in self._texts.items() if other is instead]:
+            self._drop(key)
+        self._texts[text.numpy().tobytes()] = prefix
+        self.held += prefix.tokens
+        while self.budget is not None and self.held > self.budget:
+            self._drop(next(iter(self._texts)))
+
+    def _drop(self, key: bytes) -> None:
+        self.held -= self._texts.pop(key).tokens
+
+    def clear(self) -> None:
+        """Forget everything: the weights have changed, or the memory is wanted."""
+        self._texts.clear()
+        self.held = 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def prefix_of(cache: Any, row: int, tokens: int, factors: tuple[int, ...]) -> Prefix:
+    """A copy of the last ``tokens`` columns of one row of a cache of transformers, or of a ``SlotCache``."""
+    layers = []
+    for layer in cache.layers:
+        end = getattr(layer, "end", layer.keys.size(2))
+        begin = end - min(tokens, getattr(layer, "held", end))
+        layers.append((layer.keys[row, :, begin:end].clone(), layer.values[row, :, begin:end].clone()))
+    windows = [getattr(layer, "sliding_window", getattr(layer, "window", None)) for layer in cache.layers]
+    return Prefix(tokens, layers, windows, factors)
