@@ -179,7 +179,7 @@ def head_bytes(model: Sizes, settings: MemorySettings, device: torch.device, tok
 
 
 def generation_bytes(model: Sizes, settings: Settings, device: torch.device) -> float:
-    """Keys and values of rows sampled together and of waiting episodes, logits, copies that ``onednn_weights`` makes."""
+    """Keys and values of rows in the making and of waiting episodes, logits, copies that ``onednn_weights`` makes."""
     length = settings.data.max_new_tokens + min(settings.data.max_length or 256, 256)
     rows = min(settings.generation.generation_batch_size, settings.length.batch_size * settings.rollouts.group_size)
     tokens = rows * length
