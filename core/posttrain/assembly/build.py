@@ -12,7 +12,14 @@ from torch import nn
 from posttrain.assembly.check import check_strategy
 from posttrain.assembly.data import cache_folder
 from posttrain.assembly.environment import make_player
-from posttrain.assembly.models import add_extra_modules, build_reference, head_kind, place_models, untrained_policy
+from posttrain.assembly.models import (
+    add_extra_modules,
+    build_reference,
+    head_kind,
+    make_average,
+    place_models,
+    untrained_policy,
+)
 from posttrain.catalogue.methods import Method
 from posttrain.distillation.teacher import load_teacher
 from posttrain.distributed.select import choose_strategy
@@ -84,7 +91,10 @@ def build_run(
         sizes={"trained": _count(parameters), "all": _count(loaded.policy.parameters())},
         model_in_memory=objects.model is not None,
         router_loss=router_loss,
+        average=make_average(loaded.policy, settings.optim, strategy),
     )
+    if settings.optim.neftune_alpha:
+        loaded.policy.noise_alpha, loaded.policy.shared = settings.optim.neftune_alpha, False
     watching = [*_own_observers(settings.watch), *(settings.watch.observers or []), *objects.observers]
     watching = watching if strategy.rank == 0 else []
     run = Run(compute.plan, compute, Progress(), Outputs(directory, Observers(watching)))

@@ -69,6 +69,18 @@ def check_settings(card: Card, settings: Settings, objects: InMemory) -> None:
         raise SettingsError(
             "offload-activations moves them out of a GPU's memory, and this run has none. Leave it out."
         )
+    if settings.optim.neftune_alpha and card.online:
+        raise SettingsError(
+            f"neftune-alpha adds noise to given texts, and '{card.name}' compares the policy with its own samples, "
+            "which are made without. Leave it out."
+        )
+    for name in ("ema_decay", "average_last"):
+        if getattr(settings.optim, name) is not None and settings.watch.save_best:
+            raise SettingsError(
+                f"save-best saves one checkpoint and {name.replace('_', '-')} an average. Leave one of them out."
+            )
+    if settings.optim.average_last is not None and settings.watch.save_every is None:
+        raise SettingsError("average-last averages the checkpoints that --save-every N makes. Add it.")
     evaluated = bool(settings.data.eval_data or settings.data.eval_fraction or objects.eval_data is not None)
     for name in ("save_best", "early_stopping", "eval_every"):
         if getattr(settings.watch, name) and not evaluated:

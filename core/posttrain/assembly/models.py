@@ -9,11 +9,12 @@ from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
 from posttrain.distillation.teacher import ModelTeacher
 from posttrain.errors import SettingsError
+from posttrain.models.average import WeightAverage
 from posttrain.models.ema import EmaModel
 from posttrain.models.load import choose_device, load_module
 from posttrain.models.reference import MovingReference, Reference
 from posttrain.network.token_model import TokenModel
-from posttrain.settings import ModelSettings, ReferenceSettings
+from posttrain.settings import ModelSettings, OptimSettings, ReferenceSettings
 from posttrain.training.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ def place_models(teacher: Any, reference: Any, strategy: Strategy) -> None:
             )
         if isinstance(model, EmaModel):
             model.start()
+
+
+def make_average(policy: TokenModel, settings: OptimSettings, strategy: Strategy) -> WeightAverage | None:
+    """The moving average that the end saves, if one was asked for. Raises SettingsError where weights are spread."""
+    if strategy.shards_forward and (settings.ema_decay is not None or settings.average_last is not None):
+        name = "ema-decay" if settings.average_last is None else "average-last"
+        raise SettingsError(
+            f"{name} keeps a second set of whole weights, and --strategy {strategy.name} spreads them. "
+            "Use --strategy ddp."
+        )
+    return None if settings.ema_decay is None else WeightAverage(policy, settings.ema_decay)
 
 
 def untrained_policy(

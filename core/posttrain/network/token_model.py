@@ -7,6 +7,7 @@ How the sequences are laid out is the core's business alone: behind each other w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from posttrain.contract.pad import pad_tokens, roles_of, token_mask
 from posttrain.contract.views import Example, Sequence, View, Views
 from posttrain.network import attention, rope
 from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
+from posttrain.network.embedding_noise import noised
 from posttrain.network.modes import Modes
 from posttrain.network.packing import PackedRow, beside, pack_sequences
 from posttrain.network.routing import recorded, routing_sums
@@ -41,6 +43,8 @@ class TokenModel(nn.Module):
         """Which modules train in training mode; None for all."""
         self.place: torch.device | None = None
         """Where passes are computed, when the weights rest elsewhere."""
+        self.noise_alpha = 0.0
+        """NEFTune's alpha: noise on the embedded tokens in training mode; common prompts are then not shared."""
         self.scaled = rope.find_scaled(model)
         """Rotary modules whose factors depend on a row's length."""
 
@@ -72,11 +76,24 @@ class TokenModel(nn.Module):
         for row, sequence in enumerate(sequences):
             kinds.setdefault(rope.factors_of(self.scaled, len(sequence)), []).append(row)
         alike = list(kinds.values())
-        if self.packed:
-            states, places = packed_states(self.decoder, sequences, self.device, self.shared, alike)
-        else:
-            states, places = padded_states(self.decoder, sequences, self.device, alike)
+        with self._noise(sequences, alike):
+            if self.packed:
+                states, places = packed_states(self.decoder, sequences, self.device, self.shared, alike)
+            else:
+                states, places = padded_states(self.decoder, sequences, self.device, alike)
         return self._as_weights(states), places
+
+    def _noise(self, sequences: list[Sequence], kinds: list[list[int]]) -> AbstractContextManager[None]:
+        """The noise of a training pass: each token's by the length of its own row, however rows are laid out."""
+        if not (self.training and self.noise_alpha):
+            return nullcontext()
+        lengths = torch.tensor([len(s) for s in sequences])
+        if self.packed:  # nothing is shared, so rows of one kind stand behind each other in their order
+            order = torch.tensor([row for members in kinds for row in members])
+            lengths = lengths[order].repeat_interleave(lengths[order])[None]  # (1, N)
+        else:
+            lengths = lengths[:, None]  # (R, 1)
+        return noised(self.inner.get_input_embeddings(), self.noise_alpha, lengths)
 
     def _as_weights(self, states: Tensor) -> Tensor:
         """Hidden states in the weights' type, where a family (Mamba) keeps wider ones until its head."""

@@ -43,6 +43,14 @@ class OptimSettings:
     """Peak learning rate of the vocabulary projection or the reward head. [learning-rate]"""
     lora_plus_ratio: float | None = None
     """How many times as fast as the rest of an adapter its B matrices learn (LoRA+, arXiv:2402.12354: 16). [1]"""
+    neftune_alpha: float = 0.0
+    """NEFTune: noise of at most this over the root of tokens times width on the embedded tokens of training rows
+    (arXiv:2310.05914: 5). 0 is none."""
+    ema_decay: float | None = None
+    """Save the moving average of the trained weights: after each step so much of it stays, the rest is the new weights
+    (0.999). [the last weights are saved]"""
+    average_last: int | None = None
+    """Save the mean of the trained weights of the last so many checkpoints that save-every makes, and the end's."""
     optimizer: str = "adamw"
     """adamw, sgd, rmsprop, adagrad, adafactor, lion, or a name that transformers knows (adamw_torch_fused, ...)."""
     weight_decay: float = 0.0
@@ -61,6 +69,12 @@ class OptimSettings:
         for name in ("learning_rate", "embedding_learning_rate", "head_learning_rate", "min_learning_rate"):
             at_least(name.replace("_", "-"), getattr(self, name), 0)
         at_least("warmup-steps", self.warmup_steps, 0)
+        at_least("neftune-alpha", self.neftune_alpha, 0)
+        at_least("average-last", self.average_last, 1)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise SettingsError(f"ema-decay is {self.ema_decay:g}, expected a number between 0 and 1.")
+        if self.ema_decay is not None and self.average_last is not None:
+            raise SettingsError("ema-decay and average-last are two averages, and one is saved. Leave one of them out.")
         if self.lora_plus_ratio is not None and self.lora_plus_ratio <= 0:
             raise SettingsError(f"lora-plus-ratio is {self.lora_plus_ratio:g}, expected a number above 0.")
         if not 0 <= self.warmup_ratio < 1:

@@ -44,6 +44,7 @@ SECTIONS: dict[str, type] = {
 EXPERT = frozenset(
     {
         *("schedule_options", "embedding_learning_rate", "head_learning_rate", "lora_plus_ratio"),
+        *("neftune_alpha", "ema_decay", "average_last"),
         *("adam_beta1", "adam_beta2", "adam_epsilon", "double_quantization", "bfloat16_gradients", "attention"),
         *("lora_target_parameters", "train_only", "freeze"),
         *("router_loss_coefficient", "head_chunk_tokens", "micro_batch_tokens", "offload_activations", "packing"),

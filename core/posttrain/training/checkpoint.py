@@ -18,6 +18,7 @@ from posttrain.runs.checkpoints import find_checkpoints, none_is_good
 from posttrain.runs.directory import is_checkpoint, step_of
 from posttrain.runs.durable import put_folder, writing
 from posttrain.runs.manifest import find_damage, write_manifest
+from posttrain.training.averaging import scheduled
 from posttrain.training.finite import nonfinite_weights, refuse_nonfinite
 from posttrain.training.reference_use import kept_in_checkpoint, restore_kept
 
@@ -68,6 +69,7 @@ def _write(run: Run, aside: Path) -> None:
             "state": run.compute.state,
             "teacher": getattr(run.compute.teacher, "saved", lambda: {})(),
             "moving_reference": getattr(run.compute.reference, "saved", lambda: {})(),
+            "average": {} if run.compute.average is None else run.compute.average.saved(),
             "source": getattr(run.source, "saved", lambda: {})(),
             "reference": reference,
             "random": generators,
@@ -133,6 +135,8 @@ def restore_checkpoint(run: Run, folder: Path) -> list[str]:
         run.compute.teacher.restore(training["teacher"])
     if isinstance(run.compute.reference, MovingReference):
         run.compute.reference.restore(training["moving_reference"])
+    if run.compute.average is not None:
+        run.compute.average.restore(training.get("average", {}))
     restore_kept(run.compute, training["reference"])
     if training["source"]:
         run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
@@ -151,7 +155,11 @@ def _prune(run: Run) -> None:
     """Delete checkpoints beyond ``save_total``, but never the best one where a run keeps it."""
     found = [path for path in run.outputs.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
     found.sort(key=step_of)
+    wanted = run.plan.settings.optim.average_last
+    averaged = scheduled(run)[-wanted:] if wanted else []
     for path in found[: -run.plan.settings.watch.save_total or None]:
+        if path in averaged:
+            continue
         if path.name != f"step-{run.progress.best.get('step')}" or not run.plan.settings.watch.save_best:
             path.rename(path.with_name(f".{path.name}.tmp"))  # half a checkpoint never has the name of a whole one
     for path in run.outputs.directory.checkpoints.glob(".step-*"):  # what kills have left

@@ -14,6 +14,7 @@ from posttrain.runs.progress import ProgressLine
 from posttrain.training.alerts import look, make_watcher, stop
 from posttrain.training.annotate import annotate
 from posttrain.training.asked import SaveClock, ask_around
+from posttrain.training.averaging import put_average
 from posttrain.training.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.training.evaluate import best_metric, is_better
 from posttrain.training.movement import Movement
@@ -72,6 +73,8 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
         and not run.progress.interrupted
     ):
         restore_best(run, progress)
+    if not run.progress.interrupted:
+        put_average(run)
 
 
 def _save(run: Run, clock: SaveClock) -> None:
@@ -92,6 +95,8 @@ def _one_step(run: Run) -> dict[str, Any]:
     for model in (run.compute.teacher, run.compute.reference):
         if isinstance(model, EmaModel):
             model.step_done(run.progress.step)
+    if run.compute.average is not None:
+        run.compute.average.add()
     seconds = time.monotonic() - begun
     line = _line(run, outcome, rate, seconds)
     if not run.plan.card.online:

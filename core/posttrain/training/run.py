@@ -16,6 +16,7 @@ from posttrain.catalogue.cards import Card
 from posttrain.catalogue.methods import Method
 from posttrain.contract.views import Example, Sequence
 from posttrain.distillation.teacher_inputs import attach_teacher_logits
+from posttrain.models.average import WeightAverage
 from posttrain.models.reference import MovingReference, Reference
 from posttrain.network.chunked_head import TokenQuery, chunk_tokens
 from posttrain.network.kernels.offload import offloaded
@@ -67,6 +68,8 @@ class Compute:
     """Importance-sampling correction for the gap between sampler and trainer; None when off."""
     router_loss: RouterLoss | None = None
     """Load-balancing loss of a mixture of experts that is added to the method's; None for none."""
+    average: WeightAverage | None = None
+    """The moving average of the weights that the end saves; None for none."""
     state: dict[str, Any] = field(default_factory=dict)
     """The method's own, kept in every checkpoint."""
     optimizer: torch.optim.Optimizer = field(init=False)
