@@ -79,6 +79,8 @@ class Episode:
     """Why it ended: "done", "turns", "tokens", "seconds", or "error"."""
     scored: bool = True
     """Whether the environment gave any reward; if not, the run's rewards alone count."""
+    breaks: tuple[int, ...] = ()
+    """Where in ``t`` texts of their own begin, with the whole conversation as the template shows it by then."""
 
 
 @dataclass

@@ -21,6 +21,11 @@ def sequences_of(examples: list[Example]) -> list[Sequence]:
     return [s for role in roles_of(examples) for e in examples for s in e.sequences[role]]
 
 
+def texts_of(sequences: list[Sequence]) -> list[Sequence]:
+    """The texts of which ``sequences`` are made, in order: their trained tokens are the same, in the same order."""
+    return [text for sequence in sequences for text in sequence.texts]
+
+
 def token_mask(counts: list[int]) -> Tensor:
     """``(R, T)`` bool: True for the first ``counts[i]`` places of row i; T is at least 1."""
     longest = max([1, *counts])

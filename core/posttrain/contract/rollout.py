@@ -49,8 +49,9 @@ class Rollout:
             trained[len(self.prompt_ids) :] = True if episode is None else episode.sampled
         teacher = self.teacher
         if teacher is not None and not learn:
-            teacher = Sequence(teacher.ids, torch.zeros_like(teacher.trained))
-        return Sequence(ids, trained, teacher=teacher, alignment=self.alignment if learn else None)
+            teacher = Sequence(teacher.ids, torch.zeros_like(teacher.trained), breaks=teacher.breaks)
+        breaks = () if episode is None else tuple(len(self.prompt_ids) + place for place in episode.breaks)
+        return Sequence(ids, trained, teacher=teacher, alignment=self.alignment if learn else None, breaks=breaks)
 
     def kept(self) -> dict[str, Any]:
         """This rollout as plain values, to be kept in a method's state beyond its step."""

@@ -131,6 +131,20 @@ class Sequence:
     alignment: Any = None
     """Which of the trained tokens stand for which of the teacher's (``posttrain.distillation.align.Alignment``), where
     the teacher has another tokeniser."""
+    breaks: tuple[int, ...] = ()
+    """Where texts of their own begin, which see nothing of what stands before: turns of an episode whose earlier turns
+    the chat template rewrites."""
+
+    @property
+    def texts(self) -> list[Sequence]:
+        """What the model reads, text by text; this sequence alone where it has no breaks."""
+        if not self.breaks:
+            return [self]
+        ends = [*self.breaks, len(self)]
+        return [
+            Sequence(self.ids[begin:end], self.trained[begin:end])
+            for begin, end in zip([0, *self.breaks], ends, strict=True)
+        ]
 
     @property
     def count(self) -> int:

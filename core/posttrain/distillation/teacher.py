@@ -60,7 +60,9 @@ class ModelTeacher(Frozen):
         if self.tokenizer is not None:
             return super().logits(sequences, temperature)
         last = self.model.inner.get_input_embeddings().weight.shape[0] - 1
-        give = super().logits([Sequence(s.ids.clamp(max=last), s.trained) for s in sequences], temperature)
+        give = super().logits(
+            [Sequence(s.ids.clamp(max=last), s.trained, breaks=s.breaks) for s in sequences], temperature
+        )
 
         def chunk(at: slice) -> Tensor:
             logits = give(at)  # (c, W)

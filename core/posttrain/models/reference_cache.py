@@ -124,6 +124,8 @@ class ReferenceCache:
         digest.update(len(sequence).to_bytes(8, "little"))
         digest.update(sequence.ids.numpy().astype("<i8", copy=False).tobytes())
         digest.update(np.packbits(sequence.trained.numpy()).tobytes())
+        if sequence.breaks:
+            digest.update(repr(sequence.breaks).encode())
         return digest.digest()
 
     def _read(self, file: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.contract.pad import pad_tokens, roles_of, token_mask
+from posttrain.contract.pad import pad_tokens, roles_of, texts_of, token_mask
 from posttrain.contract.views import Example, Sequence, View, Views
 from posttrain.network import attention, rope
 from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
@@ -106,6 +106,7 @@ class TokenModel(nn.Module):
         With a reward head: ``score`` ``(R,)`` of each sequence's last token; with one for steps: ``scores`` ``(n,)``.
         Where it is asked for ``routing`` ``(2, E)`` (see ``routing.routing_sums``).
         """
+        sequences = texts_of(sequences)
         if request.routing:
             return self._routed(sequences, request)
         return self._results(*self.hidden(sequences), sequences, request)
@@ -147,7 +148,7 @@ class TokenModel(nn.Module):
         The hidden states are computed now, the vocabulary projection when a chunk asks.
         """
         assert self.head is not None
-        head = self.head
+        head, sequences = self.head, texts_of(sequences)
         with torch.no_grad():
             states, places = self.hidden(sequences)
             states = states[_predicted(sequences, places, states.device)[0]]  # (n, H)

@@ -243,8 +243,13 @@ class Collector:
                 ids, _ = encode_prompt(
                     prompt, run.compute.tokenizer, run.plan.settings.data, run.compute.stop_ids, item.columns
                 )
-                learnt = item.sequence().trained[len(item.prompt_ids) :]
-                item.teacher = Sequence(torch.cat([ids, answer]), torch.cat([torch.zeros(len(ids)).bool(), learnt]))
+                own = item.sequence()
+                learnt, moved = own.trained[len(item.prompt_ids) :], len(ids) - len(item.prompt_ids)
+                item.teacher = Sequence(
+                    torch.cat([ids, answer]),
+                    torch.cat([torch.zeros(len(ids)).bool(), learnt]),
+                    breaks=tuple(place + moved for place in own.breaks),
+                )
 
     def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
         """Advantages, and what else the method works out from the step, each ``(B,)`` or ``(B, T)``."""

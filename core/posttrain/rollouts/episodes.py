@@ -47,6 +47,8 @@ class _Play:
     turns: list[Tensor] = field(default_factory=list)
     versions: list[Tensor] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    breaks: list[int] = field(default_factory=list)
+    """Where texts of their own begin, in tokens behind the prompt."""
     scored: bool = False
     end: str = ""
     text: str = ""
@@ -61,6 +63,13 @@ class _Play:
     @property
     def length(self) -> int:
         return sum(len(part) for part in self.ids)
+
+    @property
+    def context(self) -> Tensor:
+        """What the next turn is sampled behind, ``(n,)``."""
+        if not self.breaks:
+            return torch.cat([self.prompt, *self.ids])
+        return torch.cat(self.ids)[self.breaks[-1] :]
 
     def add(self, ids: Tensor, logps: Tensor | None, version: Tensor | None, turn: int) -> None:
         """Append tokens ``(n,)``: sampled ones with log-probs, or the environment's with None."""
@@ -99,6 +108,7 @@ class _Play:
                 self.messages,
                 self.end,
                 self.scored,
+                tuple(self.breaks),
             ),
         )
 
@@ -235,15 +245,15 @@ class EpisodePlayer:
     def _asked(self, play: _Play, sampling: Sampling) -> Asked:
         """What is asked of the generator for the next turn."""
         seed = seed_of(play.seed, "turn", play.turn) if play.turn else play.seed
-        return play, torch.cat([play.prompt, *play.ids]), seed, self._room(play, sampling)
+        return play, play.context, seed, self._room(play, sampling)
 
     def _room(self, play: _Play, sampling: Sampling) -> int:
         """Tokens that the next turn may have."""
         left = [sampling.max_new_tokens]
         if self.positions is not None:
-            left.append(self.positions - len(play.prompt) - play.length)
+            left.append(self.positions - len(play.context))
         if self.settings.episode_tokens is not None:
-            left.append(self.settings.episode_tokens - play.length)
+            left.append(self.settings.episode_tokens - (len(play.context) - len(play.prompt)))
         return max(1, min(left))
 
     def _take(self, play: _Play, turn: Completion) -> bool:
@@ -299,19 +309,26 @@ class EpisodePlayer:
 
     def _append(self, play: _Play, answers: list[Message], raw: Any) -> None:
         last = play.ids[-1] if play.ids else play.prompt
+        anew: Tensor | None = None
         if play.chat:
             said, shown = self.turns.plain(play.messages[-1], answers, last)
             self._say_rewritten(play, said, shown)
             between = self.turns.between(play.history, said, shown, last)
             play.history += [said, *shown]
+            if self.settings.rewritten_history == "split":
+                anew = self.turns.anew(play.history, torch.cat([play.context, between]))
         else:
             between = self.turns.text(raw if isinstance(raw, str) else "".join(str(one["content"]) for one in answers))
         play.messages += answers
-        limits = [self.positions and self.positions - len(play.prompt), self.settings.episode_tokens]
-        if play.length + len(between) >= min([one for one in limits if one is not None], default=1 << 62):
+        length = len(play.context) + len(between) if anew is None else len(anew)
+        limits = [self.positions, self.settings.episode_tokens and self.settings.episode_tokens + len(play.prompt)]
+        if length >= min([one for one in limits if one is not None], default=1 << 62):
             play.end = "tokens"
-        else:
+        elif anew is None:
             play.add(between, None, None, play.turn)
+        else:
+            play.breaks.append(play.length)
+            play.add(anew, None, None, play.turn)
 
     def _say_rewritten(self, play: _Play, said: Message, shown: list[Message]) -> None:
         """Once: that the template shows what was sampled in another way afterwards."""
@@ -321,13 +338,15 @@ class EpisodePlayer:
             raise SettingsError(
                 "The chat template leaves out of earlier turns what the model wrote there (thinking), so a later turn "
                 "would be sampled behind other tokens than those that are trained. Choose another --chat-template, or "
-                "--rewritten-history keep."
+                "--rewritten-history keep or split."
             )
         self._told = True
-        self.say(
-            "The chat template shows earlier turns without the thinking in them; episodes keep the tokens that were "
-            "sampled. Refuse with: --rewritten-history refuse"
-        )
+        what = {
+            "keep": "keep the tokens that were sampled. Refuse with: --rewritten-history refuse, or train each turn "
+            "behind what the template shows with: --rewritten-history split",
+            "split": "are split, so that each turn is trained behind what the template shows.",
+        }[self.settings.rewritten_history]
+        self.say(f"The chat template shows earlier turns without the thinking in them; episodes {what}")
 
     def _failed(self, play: _Play, error: Exception) -> None:
         """What an environment that raised or took too long means for its episode."""

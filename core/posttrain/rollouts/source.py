@@ -139,15 +139,16 @@ def spread_over_groups(groups: list[int], count: int) -> list[int]:
 def _plain(sequence: Sequence) -> list[Any]:
     teacher = None if sequence.teacher is None else _plain(sequence.teacher)
     alignment = None if sequence.alignment is None else vars(sequence.alignment)
-    return [sequence.ids, sequence.trained, sequence.per_token, teacher, alignment]
+    return [sequence.ids, sequence.trained, sequence.per_token, teacher, alignment, sequence.breaks]
 
 
 def _sequence(plain: list[Any]) -> Sequence:
-    ids, trained, per_token, teacher, alignment = plain
+    ids, trained, per_token, teacher, alignment, breaks = plain
     return Sequence(
         ids,
         trained,
         per_token,
         None if teacher is None else _sequence(teacher),
         None if alignment is None else Alignment(**alignment),
+        tuple(breaks),
     )

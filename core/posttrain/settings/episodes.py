@@ -37,9 +37,10 @@ class EpisodeSettings:
     environment_errors: Literal["end", "drop", "stop"] = "stop"
     """What an environment that raises or takes too long does: end its episode there, drop it (nothing is learnt from
     it), or stop the run. Errors of a tool are told to the model."""
-    rewritten_history: Literal["keep", "refuse"] = "keep"
+    rewritten_history: Literal["keep", "split", "refuse"] = "keep"
     """Where a chat template shows earlier turns in another way later on (thinking left out): keep what was sampled and
-    say so, or refuse to train."""
+    say so; split the episode there, so that each turn is sampled and trained behind what the template shows; or refuse
+    to train."""
 
     def check(self) -> None:
         """Raise SettingsError for a value that no run can have."""

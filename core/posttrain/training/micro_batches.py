@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.contract.pad import pad_tokens, roles_of, sequences_of, token_mask
+from posttrain.contract.pad import pad_tokens, roles_of, sequences_of, texts_of, token_mask
 from posttrain.contract.views import Batch, Example, Sequence
 from posttrain.network.packing import PackedCost
 
@@ -43,7 +43,7 @@ def micro_batches(
     current: list[Example] = []
     cost: PackedCost | PaddedCost = PackedCost(shared) if packed else PaddedCost()
     for example in ordered:
-        rows = sequences_of([example])
+        rows = texts_of(sequences_of([example]))
         if cost.add(rows) > tokens and current:
             yield current
             current, cost = [], PackedCost(shared) if packed else PaddedCost()
@@ -54,7 +54,7 @@ def micro_batches(
 
 
 def _longest(example: Example) -> int:
-    return max(len(s) for s in sequences_of([example]))
+    return max(len(s) for s in texts_of(sequences_of([example])))
 
 
 class PaddedCost:

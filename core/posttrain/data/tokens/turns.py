@@ -114,6 +114,11 @@ class Turns:
         """Tokens ``(p,)`` of a prompt."""
         return self._ids(self._text(messages, self.tools, ask=True))
 
+    def anew(self, messages: list[Message], ids: Tensor) -> Tensor | None:
+        """Tokens ``(p,)`` of the conversation where the template shows it otherwise than ``ids`` ``(n,)`` say it."""
+        text = self._text(messages, self.tools, ask=True)
+        return None if text == self.tokenizer.decode(ids, skip_special_tokens=False) else self._ids(text)
+
     def text(self, text: str) -> Tensor:
         """Tokens ``(n,)`` of plain text in the middle of an episode."""
         return self._ids(text)
