@@ -131,14 +131,14 @@ def _qwen(kind: str, text: dict[str, Any]) -> Pair:
     )
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     tower = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32}
-    own: dict[str, Any] = {
+    own: dict[str, dict[str, Any]] = {
         "Qwen2VL": {"embed_dim": 32, "mlp_ratio": 2},
         "Qwen2_5_VL": {"intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]},
         "Qwen3VL": {"intermediate_size": 48, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
-    }[kind]
+    }
     config = getattr(transformers, f"{kind}Config")(
         text_config=text | {"vocab_size": len(tokenizer), "head_dim": 16, "rope_parameters": rope},
-        vision_config=tower | own,
+        vision_config=tower | own[kind],
         image_token_id=image,
         video_token_id=video,
         vision_start_token_id=start,
@@ -214,7 +214,7 @@ def _llava(text: dict[str, Any]) -> Pair:
     config = transformers.LlavaConfig(
         text_config=text | {"model_type": "llama", "vocab_size": len(tokenizer)},
         vision_config=_VISION | {"model_type": "clip_vision_model", "projection_dim": 32},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     return transformers.LlavaForConditionalGeneration(config), processor
 
@@ -249,7 +249,7 @@ def _paligemma(text: dict[str, Any]) -> Pair:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     tokenizer = _tokenizer(["<image>"], "<image>")
-    pictures = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    pictures: Any = SiglipImageProcessorPil(size={"height": 16, "width": 16})
     pictures.image_seq_length = 16
     processor = transformers.PaliGemmaProcessor(
         image_processor=pictures, tokenizer=tokenizer, chat_template=tokenizer.chat_template

@@ -126,8 +126,8 @@ def _handed_over(tokenizer: Any, settings: ModelSettings, objects: InMemory) -> 
         return tokenizer
     if objects.model is None:
         raise SettingsError(
-            "A processor was handed over, and the model only named. Expected a model in memory beside it; the processor "
-            "of one that is named is loaded with it."
+            "A processor was handed over, and the model only named. Expected a model in memory beside it; one that is "
+            "named brings its own processor."
         )
     return with_reader(tokenizer.tokenizer, reader_for(tokenizer, objects.model.config, settings.max_pixels))
 

@@ -139,11 +139,14 @@ def without_videos(kind: Any) -> Any:
 
     def from_args_and_dict(cls: Any, args: Any, processor_dict: dict[str, Any], **options: Any) -> Any:
         known = {name: value for name, value in processor_dict.items() if name != _BESIDE}
-        return super(made, cls).from_args_and_dict([*args[:place], None, *args[place:]], known, **options)
+        return kind.from_args_and_dict.__func__(cls, [*args[:place], None, *args[place:]], known, **options)
 
-    own = {"get_attributes": lambda cls: left, "from_args_and_dict": from_args_and_dict}
-    made = type(kind.__name__, (kind,), {n: classmethod(f) for n, f in own.items()} | {"__module__": kind.__module__})
-    return made
+    own: dict[str, Any] = {
+        "get_attributes": classmethod(lambda cls: left),
+        "from_args_and_dict": classmethod(from_args_and_dict),
+        "__module__": kind.__module__,
+    }
+    return type(kind.__name__, (kind,), own)
 
 
 def _configuration(source: str, options: dict[str, Any]) -> Any:
