@@ -22,8 +22,6 @@ from posttrain.models.added_tokens import with_tokens
 from posttrain.models.generation_config import stop_ids
 from posttrain.models.load import load_tokenizer, stop_ids_of
 from posttrain.models.positions import learnt_positions, learnt_positions_of
-from posttrain.models.processor import reader_for
-from posttrain.network.image_reader import with_reader
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.settings import DataSettings, ModelSettings, RolloutsSettings, Settings
 
@@ -74,7 +72,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     if tokenizer is None:
         tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
     else:
-        tokenizer = with_tokens(_handed_over(tokenizer, settings.model, objects), settings.model.add_tokens)
+        tokenizer = with_tokens(tokenizer, settings.model.add_tokens)
     stops = (
         stop_ids_of(settings.model.model, tokenizer, settings.model)
         if objects.model is None
@@ -120,18 +118,6 @@ def _tokenised(
     return train, dict(train.report), notes_of(train.report, tokenizer, stops)
 
 
-def _handed_over(tokenizer: Any, settings: ModelSettings, objects: InMemory) -> Any:
-    """The tokenizer that a program hands over; of a processor its own, which carries what reads images."""
-    if not hasattr(tokenizer, "image_processor"):
-        return tokenizer
-    if objects.model is None:
-        raise SettingsError(
-            "A processor was handed over, and the model only named. Expected a model in memory beside it; one that is "
-            "named brings its own processor."
-        )
-    return with_reader(tokenizer.tokenizer, reader_for(tokenizer, objects.model.config, settings.max_pixels))
-
-
 def _within_positions(settings: Settings, objects: InMemory) -> tuple[DataSettings, list[str]]:
     if objects.model is None:
         positions = learnt_positions_of(settings.model.model, settings.model)
@@ -174,6 +160,8 @@ def _rewards(
             )
         return []
     limit = settings.reward_timeout or None
-    rewards = load_rewards(list(named), settings.reward_options or {}, tokenizer, limit=limit)
+    rewards = load_rewards(
+        list(named), settings.reward_options or {}, tokenizer, limit=limit, apart=settings.reward_process
+    )
     check_columns(rewards, rows[0] if task is None else {**rows[0], "messages": None})
     return rewards

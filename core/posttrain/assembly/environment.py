@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.assembly.environment_process import Apart
 from posttrain.catalogue.entries import entries, load_entry, one
 from posttrain.contract.messages import as_messages
 from posttrain.data.rows import Rows
@@ -69,6 +70,8 @@ def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = N
         return Task("tools", lambda: kept, ToolUse, tools_of(kept), False, {})
     if environment is None and settings.environment is None:
         return None
+    if settings.environment_process:
+        return _apart(settings, environment)
     kind = environment if environment is not None else _named(str(settings.environment))
     if not callable(kind):
         raise SettingsError(f"environment is {kind!r}, expected a class or a function that makes one. {_FORMS}.")
@@ -85,6 +88,17 @@ def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = N
     schemas = tools_of(example)
     close(example)
     return Task(name, make, kind, schemas, True, options)
+
+
+def _apart(settings: EpisodeSettings, environment: Any) -> Task:
+    """The environment that is named, each of whose episodes has a process of its own."""
+    if environment is not None:
+        raise SettingsError(
+            f"environment-process is on, and environment {environment!r} is an object of this process. Name it by its "
+            "file (file.py:CLASS) or its installed name, or leave out environment-process."
+        )
+    apart = Apart(settings)
+    return Task(apart.name, apart, apart, apart.tools, True, dict(settings.environment_options or {}))
 
 
 def _tools(spec: str) -> list[Callable[..., Any]]:

@@ -16,6 +16,7 @@ from posttrain.catalogue.entries import entries, load_entry, one
 from posttrain.errors import PosttrainError, RewardError, SettingsError, closest
 from posttrain.rewards.blame import reason
 from posttrain.rewards.guard import LIMIT, Broken, guarded
+from posttrain.rewards.own_process import OwnProcess
 from posttrain.rewards.process import EVERYBODY
 from posttrain.rewards.reward import STANDARD, Reward, is_async
 from posttrain.settings.secret_options import revealed
@@ -29,6 +30,7 @@ def load_rewards(
     tokenizer: Any = None,
     model_loader: Callable[[Path], Callable[..., Any]] | None = None,
     limit: float | None = LIMIT,
+    apart: bool = False,
 ) -> list[Reward]:
     """Load exactly the rewards named by ``specs``, in their order.
 
@@ -36,14 +38,18 @@ def load_rewards(
     ``=WEIGHT``. ``options`` are ``{"NAME.OPTION": value}``; texts are turned into the type of the parameter, and
     ``env:VARIABLE`` of an option named like a secret into what the environment has. A function with a parameter
     ``tokenizer`` gets the run's. ``model_loader`` makes the function for a reward model's folder
-    [``posttrain.rewards.model.reward_model``]; ``limit`` are the seconds for a call, None for no limit. Raises
-    RewardError and SettingsError.
+    [``posttrain.rewards.model.reward_model``]; ``limit`` are the seconds for a call, None for no limit. ``apart``:
+    functions by name or file run in processes of their own. Raises RewardError and SettingsError.
     """
-    found = [_find(spec, model_loader) for spec in specs or []]
+    found = [_find(spec, model_loader, apart) for spec in specs or []]
     names = _unique([name for name, _, _ in found], [isinstance(spec, str) for spec in specs or []])
     bound = _options_by_reward(revealed("reward_options", options or {}), names)
     rewards = []
     for name, (_, weight, function) in zip(names, found, strict=True):
+        if isinstance(function, OwnProcess):
+            function.begin(name, bound[name], limit)
+            rewards.append(Reward(name, weight, function, True, None))
+            continue
         arguments = _arguments(name, function, bound[name])
         if tokenizer is not None and "tokenizer" in inspect.signature(function).parameters:
             arguments.setdefault("tokenizer", tokenizer)
@@ -64,8 +70,13 @@ def installed_rewards() -> list[str]:
     return sorted({entry.name for entry in entries("reward")})
 
 
-def _find(spec: str | Callable[..., Any], model_loader: Any) -> tuple[str, float, Callable[..., Any]]:
+def _find(spec: str | Callable[..., Any], model_loader: Any, apart: bool) -> tuple[str, float, Callable[..., Any]]:
     """Name, weight and function of one spec."""
+    if not isinstance(spec, str) and apart:
+        raise SettingsError(
+            f"reward-process is on, and reward {spec!r} is a function of this process. Name it by its file "
+            "(file.py:function) or its installed name, or leave out reward-process."
+        )
     if not isinstance(spec, str):
         if not callable(spec):
             raise RewardError(f"reward {spec!r} ({type(spec).__name__}) is neither a function nor a name. {_FORMS}.")
@@ -77,12 +88,12 @@ def _find(spec: str | Callable[..., Any], model_loader: Any) -> tuple[str, float
         return "worker", weight, RemoteReward(place)
     file, colon, function = place.rpartition(":")
     if colon and file.endswith(".py"):
-        return function, weight, _from_file(Path(file), function)
+        return function, weight, OwnProcess(place, function) if apart else _from_file(Path(file), function)
     if place not in installed_rewards() and Path(place).is_dir():
         if model_loader is None:
             from posttrain.rewards.model import reward_model as model_loader
         return Path(place).resolve().name, weight, model_loader(Path(place))
-    return place, weight, _installed(place)
+    return place, weight, OwnProcess(place, place) if apart else _installed(place)
 
 
 def function_in_file(spec: str, what: str) -> Callable[..., Any]:

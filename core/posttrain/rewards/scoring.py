@@ -50,6 +50,13 @@ def score(
     return torch.tensor(total, dtype=torch.float32), by_name  # (B,)
 
 
+def raw_scores(reward: Reward, available: dict[str, list[Any]], remarks: dict[str, list[Any]] | None) -> list[float]:
+    """What one reward says of completions, NaN for None; the errors are those of ``score``."""
+    if reward.async_:
+        return _awaited([reward], available, remarks)[reward.name]
+    return _plain(reward, available, remarks)
+
+
 def _plain(reward: Reward, available: dict[str, list[Any]], remarks: dict[str, list[Any]] | None) -> list[float]:
     """What a reward that is not async says."""
     positional, named = reward.arguments(available)

@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -26,6 +26,7 @@ from posttrain.environments.environment import Observation, begin, close, observ
 from posttrain.errors import DataError, RunFailed, SettingsError
 from posttrain.rollouts.seeds import seed_of
 from posttrain.rollouts.turn_samplers import Asked, turn_sampler
+from posttrain.servers.daemon_pool import DaemonPool
 from posttrain.settings.episodes import EpisodeSettings
 
 
@@ -164,16 +165,16 @@ class EpisodePlayer:
             for prompt, row, own in zip(prompts, rows, seeds, strict=True)
         ]
         flat = [play for own in plays for play in own]
-        pool = ThreadPoolExecutor(self.settings.tool_workers, "environments")
+        pool = DaemonPool(self.settings.tool_workers, "environments")
         try:
             self._play_all(generator, flat, sampling, pool)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown()
             for play in flat:
                 play.close()
         return [[play.completion() for play in own] for own in plays]
 
-    def _play_all(self, generator: Generator, plays: list[_Play], sampling: Sampling, pool: ThreadPoolExecutor) -> None:
+    def _play_all(self, generator: Generator, plays: list[_Play], sampling: Sampling, pool: DaemonPool) -> None:
         """Begin, sample and answer, whatever can go on; an episode that ends makes room for one that waits."""
         most = min(self.settings.episodes_at_once or len(plays), len(plays)) or 1
         waiting, events = deque(plays), _Events()
@@ -207,16 +208,20 @@ class EpisodePlayer:
     def _give_up(self, events: _Events) -> None:
         """End the wait for environments that take too long."""
         limit = self.settings.tool_timeout
-        for future, (_, play) in list(events.open.items()) if limit else []:
+        for future, (what, play) in list(events.open.items()) if limit else []:
             if time.monotonic() - play.since > limit and not future.done():
                 del events.open[future]
+                error = TimeoutError(f"no answer in {limit:g} seconds")
                 try:
-                    self._failed(play, TimeoutError(f"no answer in {limit:g} seconds"))
+                    if what == "begin":  # an episode in which nothing was sampled is none
+                        raise _not_begun(play, error)
+                    self._failed(play, error)
                 finally:
                     play.environment = None  # it is still at work, and closing it might wait as long
 
     def _begin(self, play: _Play) -> Any:
         """What the environment says first; runs in a thread of its own."""
+        play.since = time.monotonic()
         play.environment = self.make()
         return begin(play.environment, play.row, play.seed)
 
@@ -227,11 +232,7 @@ class EpisodePlayer:
         except (DataError, SettingsError, RunFailed):
             raise
         except Exception as error:
-            raise RunFailed(
-                f"An environment does not begin the prompt {str(play.row.get('prompt'))[:80]!r}: "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Try it alone: posttrain "
-                "check-environment"
-            ) from error
+            raise _not_begun(play, error) from error
         play.began = time.monotonic()
         play.history = list(play.row["prompt"]) if play.chat else []
         if said:
@@ -362,6 +363,13 @@ class EpisodePlayer:
         play.end = "error"
         if self.settings.environment_errors == "drop":
             play.logps = [torch.full_like(part, torch.nan) for part in play.logps]
+
+
+def _not_begun(play: _Play, error: Exception) -> RunFailed:
+    return RunFailed(
+        f"An environment does not begin the prompt {str(play.row.get('prompt'))[:80]!r}: "
+        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Try it alone: posttrain check-environment"
+    )
 
 
 def _as_messages(said: Any) -> list[Message]:

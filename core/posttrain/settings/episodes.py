@@ -34,6 +34,9 @@ class EpisodeSettings:
     """Seconds that an environment may take to answer one turn; 0 sets no limit."""
     tool_workers: int = 32
     """Episodes whose environments answer at the same time."""
+    environment_process: bool = False
+    """Play each episode in a process of its own, forked from one that has loaded the environment: one that hangs is
+    killed after tool-timeout seconds, one that ends its process ends no other. Rows go there as JSON."""
     environment_errors: Literal["end", "drop", "stop"] = "stop"
     """What an environment that raises or takes too long does: end its episode there, drop it (nothing is learnt from
     it), or stop the run. Errors of a tool are told to the model."""
@@ -53,6 +56,8 @@ class EpisodeSettings:
                 f"environment is '{self.environment}' and tools are {', '.join(self.tools)}. Expected one of the two: "
                 "an environment brings its own tools."
             )
+        if self.environment_process and self.environment is None and self.tools:
+            raise SettingsError("environment-process is for environments; tools run in the trainer's process.")
         for name in ("episode_seconds", "tool_timeout"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name.replace('_', '-')} is {getattr(self, name)}, expected 0 or more seconds.")

@@ -102,10 +102,6 @@ class DataSettings:
     """Shuffle the rows anew in each epoch."""
     seed: int = 0
     """Seed of everything random: order, initial adapters, sampling."""
-    image_folder: str | None = None
-    """Folder in which the paths of images begin. [the working folder]"""
-    image_urls: bool = False
-    """Fetch images that rows name by an address (http, https)."""
     streaming: bool = False
     """Read rows while training instead of before; needs steps."""
     limit: int | None = None
@@ -209,6 +205,9 @@ class RolloutsSettings:
     """Options of the judge, as NAME=VALUE: both_orders=false, template=FILE, key_env=NAME."""
     reward_timeout: float = 1200.0
     """Seconds that a reward or judge function may take for one batch; 0 sets no limit. Other ranks wait 30 minutes."""
+    reward_process: bool = False
+    """Run rewards that are named or in files in processes of their own, all at the same time: one that hangs is killed,
+    one that ends its process ends no other. Columns go there as JSON."""
     modifier: list[str] | None = None
     """Modifiers of an online method, applied in the order given: NAME, or
     NAME:OPTION=VALUE,OPTION=VALUE. May be repeated."""
