@@ -14,8 +14,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 #: Modules of posttrain itself, whose names are put together at run time, and the kit that ``posttrain check`` starts.
 OWN = {"posttrain", "posttrain_testkit", "a name made at run time"}
-#: Extras that are no library of the core: methods, the kit, and trackers that accelerate alone imports.
-NOT_IMPORTED = {"stable", "check", "tensorboard", "wandb"}
+#: Extras that are no library of the core: methods, the kit, and what accelerate or transformers alone imports.
+NOT_IMPORTED = {"stable", "check", "tensorboard", "wandb", "smolvlm"}
 
 
 def imported_beside(declared):

@@ -22,6 +22,8 @@ from posttrain.models.added_tokens import with_tokens
 from posttrain.models.generation_config import stop_ids
 from posttrain.models.load import load_tokenizer, stop_ids_of
 from posttrain.models.positions import learnt_positions, learnt_positions_of
+from posttrain.models.processor import reader_for
+from posttrain.network.image_reader import with_reader
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.settings import DataSettings, ModelSettings, RolloutsSettings, Settings
 
@@ -72,7 +74,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     if tokenizer is None:
         tokenizer = load_tokenizer(settings.model.model, settings.model, settings.data.chat_template)
     else:
-        tokenizer = with_tokens(tokenizer, settings.model.add_tokens)
+        tokenizer = with_tokens(_handed_over(tokenizer, settings.model, objects), settings.model.add_tokens)
     stops = (
         stop_ids_of(settings.model.model, tokenizer, settings.model)
         if objects.model is None
@@ -116,6 +118,18 @@ def _tokenised(
         return (lambda skip: stream(rows, tokenizer, wanted, stops, wanted.seed, skip)), {"streaming": True}, []
     train = prepare(rows, tokenizer, wanted, stops, cache_folder(settings.model))
     return train, dict(train.report), notes_of(train.report, tokenizer, stops)
+
+
+def _handed_over(tokenizer: Any, settings: ModelSettings, objects: InMemory) -> Any:
+    """The tokenizer that a program hands over; of a processor its own, which carries what reads images."""
+    if not hasattr(tokenizer, "image_processor"):
+        return tokenizer
+    if objects.model is None:
+        raise SettingsError(
+            "A processor was handed over, and the model only named. Expected a model in memory beside it; one that is "
+            "named brings its own processor."
+        )
+    return with_reader(tokenizer.tokenizer, reader_for(tokenizer, objects.model.config, settings.max_pixels))
 
 
 def _within_positions(settings: Settings, objects: InMemory) -> tuple[DataSettings, list[str]]:

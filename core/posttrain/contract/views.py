@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.contract.images import Image
+
 
 @dataclass(frozen=True)
 class PerToken:
@@ -134,6 +136,8 @@ class Sequence:
     breaks: tuple[int, ...] = ()
     """Where texts of their own begin, which see nothing of what stands before: turns of an episode whose earlier turns
     the chat template rewrites."""
+    images: tuple[Image, ...] = ()
+    """The pictures behind its placeholders, in order; all of them stand before the first token that was sampled."""
 
     @property
     def texts(self) -> list[Sequence]:
@@ -150,6 +154,28 @@ class Sequence:
     def count(self) -> int:
         """Number of trained tokens."""
         return int(self.trained.sum())
+
+    @property
+    def image_places(self) -> Tensor:
+        """Places ``(m,)`` of the placeholders, those of one picture after those of the one before."""
+        if not self.images:
+            return torch.zeros(0, dtype=torch.long)
+        return (self.ids == self.images[0].token).nonzero()[: sum(image.tokens for image in self.images), 0]
+
+    @property
+    def image_mask(self) -> Tensor:
+        """Which tokens are placeholders, ``(n,)`` bool."""
+        return torch.zeros(len(self), dtype=torch.bool).index_fill(0, self.image_places, True)
+
+    @property
+    def content(self) -> Tensor:
+        """What the model reads, ``(n,)`` int64: ``ids``, with numbers of each picture alone for its placeholders.
+
+        Whatever tells sequences apart (shared prompts, caches) compares this: ids are alike behind any picture.
+        """
+        if not self.images:
+            return self.ids
+        return self.ids.index_put((self.image_places,), torch.cat([image.marks for image in self.images]))
 
     def __len__(self) -> int:
         return int(self.ids.numel())

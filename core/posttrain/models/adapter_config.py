@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ModelError, SettingsError, closest, short
 from posttrain.models.import_peft import import_peft
+from posttrain.models.reach import frozen_vision
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
@@ -46,6 +47,7 @@ def adapter_config(module: Any, settings: ModelSettings, head: str, added: dict[
             target_modules=settings.lora_targets or "all-linear",
             target_parameters=_parameters(module, settings),
             use_dora=settings.dora,
+            exclude_modules=None if settings.lora_targets else (frozen_vision(module, settings) or None),
             modules_to_save=saved or None,
             trainable_token_indices=added or None,
             task_type=TASKS[head],

@@ -21,9 +21,12 @@ from posttrain.models.adapters import adapter_base, add_adapter, check_handed_ov
 from posttrain.models.added_tokens import grow_to_tokens, with_tokens
 from posttrain.models.generation_config import configured_stops, notes_on, stop_ids
 from posttrain.models.probe import check_logits, check_training, choose_layout, silence
-from posttrain.models.reach import choose_trained, reach_note
+from posttrain.models.processor import auto_class, load_reader
+from posttrain.models.reach import choose_trained, freeze_vision, reach_note
 from posttrain.network import attention
 from posttrain.network.find_head import find_head
+from posttrain.network.image_reader import reader_of, with_reader
+from posttrain.network.images import ImagePlacer
 from posttrain.network.kernels.cpu.matmul import prefer_onednn
 from posttrain.network.kernels.cpu.recompute_ops import use_recomputing_ops
 from posttrain.network.kernels.liger import use_liger
@@ -79,7 +82,8 @@ def choose_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | None = None) -> Any:
     """Load the tokenizer of ``model``; ``chat_template`` is a file that replaces its chat template.
 
-    Raises ModelError where the tokenizer is absent or broken.
+    The tokenizer of a vision-language model carries what reads its images (``image_reader.reader_of``). Raises
+    ModelError where the tokenizer or the processor is absent or broken.
     """
     base = adapter_base(model) or model
     own = base != model and (Path(model).expanduser() / "tokenizer_config.json").is_file()
@@ -92,6 +96,7 @@ def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | Non
     _check_round_trip(tokenizer, model)
     if model == settings.model:
         tokenizer = with_tokens(tokenizer, settings.add_tokens)
+    tokenizer = with_reader(tokenizer, load_reader(source, extra, tokenizer, settings.max_pixels))
     if chat_template is not None:
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return tokenizer
@@ -166,6 +171,7 @@ def finish(
     added = _added(module, inner, tokenizer, settings)
     _check_vocabulary(inner, tokenizer)
     settle_kernels(module)
+    seen = freeze_vision(inner, settings)
     if settings.gradient_checkpointing:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         inner.enable_input_require_grads()
@@ -181,6 +187,9 @@ def finish(
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.modes = Modes(module, noise=True)
     policy.eval()
+    reader = reader_of(tokenizer)
+    if reader is not None and seen:
+        policy.images = ImagePlacer(reader, policy.decoder)
     notes += choose_layout(policy, settings.packing)
     if head == "vocabulary":
         check_logits(policy)
@@ -189,7 +198,7 @@ def finish(
         silence(policy, adapters=settings.lora_dropout > 0)
     policy.train()
     notes += _noise_notes(inner, noise) + notes_on(inner)
-    if hasattr(module, "peft_config") or settings.train_only or settings.freeze:
+    if hasattr(module, "peft_config") or settings.train_only or settings.freeze or seen:
         notes.append(reach_note(module))
     if not any(p.requires_grad for p in policy.parameters()):
         raise ModelError(
@@ -247,12 +256,10 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
         extra["device_map"] = {"": device}
     if "gguf_file" not in extra:
         extra["use_safetensors"] = True
-    kind: Any = transformers.AutoModelForCausalLM
+    kind = auto_class(source, extra, head)
     if head == "score":
-        kind = transformers.AutoModelForSequenceClassification
         extra |= {"num_labels": 1, "problem_type": "regression"}
     if head == "steps":
-        kind = transformers.AutoModelForTokenClassification
         extra |= {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     try:
         dtype = choose_dtype(settings, device)

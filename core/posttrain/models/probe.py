@@ -11,6 +11,7 @@ from torch import Tensor
 
 from posttrain.contract.views import Sequence
 from posttrain.errors import ModelError
+from posttrain.models.shown import plain_inputs, shown_rows
 from posttrain.models.shrunk import shrunk
 from posttrain.network import attention, rope
 from posttrain.network.kernels.quantised import has_int8
@@ -40,7 +41,10 @@ def _rows(policy: TokenModel) -> list[Sequence]:
     prompts = [torch.cat([trunk, _sample(policy, 2, offset).ids]) for offset in (1, 1, 3)]
     ends = [_sample(policy, n, offset).ids for n, offset in ((5, 5), (5, 9), (4, 4))]
     texts = [torch.cat([prompt, end]) for prompt, end in zip(prompts, ends, strict=True)]
-    return [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= _PROMPT) for ids in texts)]
+    found = [_sample(policy, 9, 3), *(Sequence(ids, torch.arange(len(ids)) >= _PROMPT) for ids in texts)]
+    if policy.images is None:
+        return found
+    return [*found, *shown_rows(policy.images.reader, policy.inner.config.get_text_config().vocab_size)]
 
 
 def _tolerance(policy: TokenModel) -> float:
@@ -100,8 +104,18 @@ def _say(policy: TokenModel, asked: str, packing: bool) -> list[str]:
     if policy.packed and not policy.shared:
         found.append(f"{kind} cannot share prompts under {now}; each row reads its own.")
     if packing and not policy.packed:
-        found.append(f"{kind} cannot keep packed rows apart here; rows are padded instead.")
+        found.append(f"{kind} cannot keep packed rows apart here; rows are padded instead{_why(policy)}.")
     return found
+
+
+def _why(policy: TokenModel) -> str:
+    """The reason, where pictures are it."""
+    images = policy.images
+    if images is not None and images.prefix:
+        return ": it reads a prompt in both directions"
+    if images is not None and "token_type_ids" in images.accepted:
+        return ": it reads images in both directions"
+    return ""
 
 
 def use_attention(inner: Any, name: str) -> None:
@@ -130,7 +144,8 @@ def _alone(policy: TokenModel, rows: list[Sequence]) -> list[Tensor]:
             for module in policy.scaled:
                 rope.forget(module)
             with _in_one_line(policy, f"cannot read a row of {len(row)} tokens"):
-                output = policy.decoder(input_ids=row.ids[None].to(policy.device), use_cache=False)
+                shown = plain_inputs(policy.images, row, policy.device)
+                output = policy.decoder(input_ids=row.ids[None].to(policy.device), use_cache=False, **shown)
             found.append(output.last_hidden_state[0])
     return found
 
@@ -217,7 +232,8 @@ def check_logits(policy: TokenModel) -> None:
             f"vocabulary projection ({policy.head.projection.in_features}) that are unknown here. Choose another model."
         )
     ours = policy.head.logits(states)  # (8, V)
-    theirs = policy.inner(input_ids=row.ids[None].to(policy.device), use_cache=False).logits[0].to(ours.dtype)
+    shown = plain_inputs(policy.images, row, policy.device)
+    theirs = policy.inner(input_ids=row.ids[None].to(policy.device), use_cache=False, **shown).logits[0].to(ours.dtype)
     worst = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else torch.inf
     if not worst <= _tolerance(policy) * max(1.0, float(theirs.abs().max())):
         raise ModelError(

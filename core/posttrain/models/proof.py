@@ -18,7 +18,9 @@ from transformers import GenerationConfig
 
 from posttrain.contract.views import Sequence
 from posttrain.errors import CheckpointError
+from posttrain.models.shown import placer_of, plain_inputs, shown_rows
 from posttrain.network.chunked_head import TokenQuery
+from posttrain.network.image_reader import reader_of
 from posttrain.network.modes import evaluating
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ FILE = "proof.json"
 LENGTH, CONTINUED = 24, 6
 #: Largest difference of a log-prob (or score) that two ways to compute the same weights may have, by their type.
 TOLERANCES = {"float64": 1e-4, "float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
+#: What a model ends in -> what its passes call the numbers of a row.
+_NAMES = {"vocabulary": "logps", "score": "score", "steps": "scores"}
 _TEXT = "The answer is 42, and that is all there is to say."
 
 
@@ -54,6 +58,10 @@ class Proof:
     """Hash of the chat template."""
     samples: list[list[int]] = field(default_factory=list)
     """Tokens of fixed texts."""
+    shown: list[int] = field(default_factory=list)
+    """Tokens of a row with a picture; empty where the model reads text alone."""
+    shown_values: list[float] = field(default_factory=list)
+    """Of that row: log-probs of what follows the picture, or its score."""
 
     @property
     def tolerance(self) -> float:
@@ -99,10 +107,14 @@ def fill_from_memory(proof: Proof, policy: TokenModel) -> None:
     sequences = [Sequence(torch.tensor(ids), torch.arange(len(ids)) >= (proof.head != "steps")) for ids in proof.rows]
     with evaluating(policy):
         found = policy(sequences, TokenQuery(statistics=_gap if proof.head == "vocabulary" else None))
+        if policy.images is not None:
+            row = shown_rows(policy.images.reader, policy.inner.config.get_text_config().vocab_size)[0]
+            proof.shown = row.ids.tolist()
+            proof.shown_values = policy([row], TokenQuery())[_NAMES[proof.head]].double().tolist()
     if proof.head == "score":
         proof.values = [[value] for value in found["score"].double().tolist()]
         return
-    name = "logps" if proof.head == "vocabulary" else "scores"
+    name = _NAMES[proof.head]
     counts = [int(sequence.trained.sum()) for sequence in sequences]
     proof.values = [part.tolist() for part in found[name].double().split(counts)]
     if proof.continued:
@@ -114,12 +126,14 @@ def _gap(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def plain_values(model: Any, proof: Proof) -> tuple[list[list[float]], list[float]]:
+def plain_values(model: Any, proof: Proof, tokenizer: Any = None) -> tuple[list[list[float]], list[float]]:
     """Values and gaps of a plain transformers or peft model, one row at a time."""
     values, gaps = [], []
+    images = placer_of(model, reader_of(tokenizer))
     for place, row in enumerate(proof.rows):
         ids = torch.tensor([row], device=model.device)
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        shown = plain_inputs(images, _causal(row), model.device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **shown).logits[0]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if proof.head == "score":
             values.append([float(logits[0])])
@@ -135,8 +149,35 @@ def plain_values(model: Any, proof: Proof) -> tuple[list[list[float]], list[floa
     return values, gaps
 
 
+def _causal(row: list[int]) -> Sequence:
+    """A row of text that is learnt from its second token on."""
+    return Sequence(torch.tensor(row), torch.arange(len(row)) > 0)
+
+
 @torch.no_grad()
-def continue_greedily(proof: Proof, model: Any) -> None:
+def shown_values(model: Any, proof: Proof, tokenizer: Any) -> list[float] | None:
+    """What a plain model says of the row with a picture, which its own processor reads; None without a processor."""
+    images = placer_of(model, reader_of(tokenizer))
+    if images is None:
+        return None
+    row = shown_rows(images.reader, model.config.get_text_config().vocab_size)[0]
+    if row.ids.tolist() != proof.shown:
+        return []
+    ids = row.ids[None].to(model.device)
+    logits = model(
+        input_ids=ids, attention_mask=torch.ones_like(ids), **plain_inputs(images, row, model.device)
+    ).logits[0]
+    if proof.head == "score":
+        return [float(logits[0])]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if proof.head == "steps":
+        return (logits[:, 1] - logits[:, 0])[row.trained.to(logits.device)].tolist()
+    logps = logits[:-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return logps[row.trained[1:].to(logps.device)].tolist()
+
+
+@torch.no_grad()
+def continue_greedily(proof: Proof, model: Any, tokenizer: Any = None) -> None:
     """Add to the first row the likeliest tokens by ``generate``, whatever its configuration would forbid or force."""
     ids = torch.tensor([proof.rows[0]], device=model.device)
     own = model.generation_config
@@ -144,7 +185,8 @@ def continue_greedily(proof: Proof, model: Any) -> None:
     # Penalties and forced tokens of the folder's configuration are no property of its weights.
     model.generation_config = GenerationConfig(**plain)
     try:
-        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+        shown = plain_inputs(placer_of(model, reader_of(tokenizer)), _causal(proof.rows[0]), model.device)
+        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **shown)
     finally:
         model.generation_config = own
     proof.continued = made.shape[1] - len(proof.rows[0])

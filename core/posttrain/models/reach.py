@@ -7,10 +7,14 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import SettingsError
+from posttrain.models.processor import reads_images
+from posttrain.network.images import language_part
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
 
+#: Part of a name that what projects images into the language part has.
+_PROJECTOR = re.compile(r"(projector|connector|merger|aligner|embed_vision|modality_projection)")
 #: Kind of weight -> part of a parameter's name that shows it, tried in this order.
 _KINDS = (
     ("router", re.compile(r"(router|\.gate\.(weight|wg)|\.gate\.e_score)")),
@@ -41,6 +45,41 @@ def choose_trained(inner: Any, settings: ModelSettings) -> None:
         parameter.requires_grad_(bool(parameter.requires_grad and only and not frozen))
 
 
+def freeze_vision(inner: Any, settings: ModelSettings) -> bool:
+    """Freeze what of a vision-language model ``train_vision`` leaves out; False for a model of text.
+
+    With ``train_only`` or ``freeze`` those alone decide; an adapter freezes everything, and ``vision_linears`` says
+    where it lies.
+    """
+    if not reads_images(inner.config):
+        return False
+    if not (settings.train_only or settings.freeze):
+        for name, parameter in _vision(inner):
+            wanted = settings.train_vision == "all" or (settings.train_vision == "projector" and _is_projector(name))
+            parameter.requires_grad_(bool(parameter.requires_grad and wanted))
+    return True
+
+
+def frozen_vision(inner: Any, settings: ModelSettings) -> list[str]:
+    """Names of the linear layers outside of the language part that get no adapter."""
+    if not reads_images(inner.config) or settings.train_vision == "all":
+        return []
+    names = {name.rpartition(".")[0] for name, parameter in _vision(inner) if parameter.ndim >= 2}
+    return sorted(n for n in names if settings.train_vision == "none" or not _is_projector(n))
+
+
+def _vision(inner: Any) -> list[tuple[str, Any]]:
+    """Names and weights outside of the language part and its head."""
+    prefix = inner.base_model_prefix
+    decoder = getattr(inner, prefix)
+    language = {id(parameter) for parameter in language_part(decoder).parameters()}
+    return [(f"{prefix}.{n}", p) for n, p in decoder.named_parameters() if id(p) not in language]
+
+
+def _is_projector(name: str) -> bool:
+    return _PROJECTOR.search(name) is not None
+
+
 def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, f"*{pattern}*")
 
@@ -49,9 +88,12 @@ def reach_of(module: Any) -> dict[str, float]:
     """Share of each kind of weight, counted in numbers, that is trained or lies under an adapter."""
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
     ends = {id(inner.get_output_embeddings()): "head", id(inner.get_input_embeddings()): "embeddings"}
+    vision = {id(parameter): name for name, parameter in _vision(inner)} if reads_images(inner.config) else {}
     totals: dict[str, list[int]] = {}
     for name, parameter, owner, reached in _base_parameters(module, inner):
         kind = next((ends[id(one)] for one in owner if id(one) in ends), None) or _kind(name)
+        if id(parameter) in vision:
+            kind = "image projector" if _is_projector(name) else "image encoder"
         count = totals.setdefault(kind, [0, 0])
         count[0] += _numbers(parameter)
         count[1] += _numbers(parameter) if reached else 0

@@ -54,6 +54,7 @@ class Reference(Frozen):
     def _use(self, module: Any) -> None:
         policy = self.policy
         self.model = TokenModel(module, find_head(module), policy.packed, policy.shared)
+        self.model.images = None if policy.images is None else policy.images.fresh()
         self.model.requires_grad_(False)
         self.model.eval()
         if type(module) is not type(policy.model):

@@ -122,7 +122,7 @@ class ReferenceCache:
     def _key(self, sequence: Sequence) -> bytes:
         digest = hashlib.blake2b(digest_size=_KEY_BYTES, person=self._scope)
         digest.update(len(sequence).to_bytes(8, "little"))
-        digest.update(sequence.ids.numpy().astype("<i8", copy=False).tobytes())
+        digest.update(sequence.content.numpy().astype("<i8", copy=False).tobytes())
         digest.update(np.packbits(sequence.trained.numpy()).tobytes())
         if sequence.breaks:
             digest.update(repr(sequence.breaks).encode())

@@ -14,13 +14,10 @@ import transformers
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base
 from posttrain.models.import_peft import import_peft
+from posttrain.models.processor import auto_class, load_reader
+from posttrain.network.image_reader import with_reader
 from posttrain.network.kernels.quantised import settle_kernels
 
-_KINDS = {
-    "vocabulary": transformers.AutoModelForCausalLM,
-    "score": transformers.AutoModelForSequenceClassification,
-    "steps": transformers.AutoModelForTokenClassification,
-}
 _TASKS = {"SEQ_CLS": "score", "TOKEN_CLS": "steps"}
 
 
@@ -63,7 +60,9 @@ def load_plainly(
         extra["num_labels"] = {"score": 1, "steps": 2}[head]
     trusted = trust is not None and trust in (source, str(folder))
     tokenizer = foreign.read(transformers.AutoTokenizer, folder, trust_remote_code=trusted)
-    model = foreign.read(_KINDS[head], source, trust_remote_code=trusted, **extra)
+    tokenizer = with_reader(tokenizer, load_reader(str(folder if not adapter else source), {}, tokenizer, None))
+    kind = auto_class(str(source), {"trust_remote_code": trusted}, head)
+    model = foreign.read(kind, source, trust_remote_code=trusted, **extra)
     if quantization is None:
         model = model.to(device)
     else:

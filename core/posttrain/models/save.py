@@ -19,6 +19,7 @@ from posttrain.models.adapters import REFERENCE_ADAPTER, TEACHER_ADAPTER
 from posttrain.models.generation_config import saved_form
 from posttrain.models.vocabulary import GROWN
 from posttrain.network import attention
+from posttrain.network.image_reader import reader_of
 
 if TYPE_CHECKING:
     from posttrain.models.placement import Placement
@@ -52,7 +53,11 @@ def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Place
             _save(policy, folder, spread)
     finally:
         config._attn_implementation = implementation
-    saved_tokenizer(policy.inner, tokenizer).save_pretrained(folder)
+    kept = saved_tokenizer(policy.inner, tokenizer)
+    reader = reader_of(tokenizer)
+    if reader is not None:
+        reader.save(folder, kept)
+    kept.save_pretrained(folder)
     if extra:
         save_file(extra, folder / EXTRA_FILE)
 

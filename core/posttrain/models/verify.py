@@ -15,6 +15,7 @@ from posttrain.models.proof import (
     largest_difference,
     plain_values,
     sample_tokens,
+    shown_values,
     template_hash,
     tokenizer_hash,
 )
@@ -72,11 +73,27 @@ def compare_numbers(verdict: Verdict, proof: Proof, values: list[list[float]], g
             verdict.problems.append(f"greedy decoding gives other tokens (another one is likelier by {beaten:.3g})")
 
 
-def compare_model(verdict: Verdict, proof: Proof, model: Any) -> None:
-    """Hold a loaded transformers or peft model against the proof."""
-    compare_numbers(verdict, proof, *plain_values(model, proof))
+def compare_model(verdict: Verdict, proof: Proof, model: Any, tokenizer: Any = None) -> None:
+    """Hold a loaded transformers or peft model, and the processor that its tokenizer carries, against the proof."""
+    compare_numbers(verdict, proof, *plain_values(model, proof, tokenizer))
+    if proof.shown:
+        _compare_shown(verdict, proof, shown_values(model, proof, tokenizer))
     if proof.head == "score":
         _compare_padded(verdict, proof, model)
+
+
+def _compare_shown(verdict: Verdict, proof: Proof, values: list[float] | None) -> None:
+    """What is said behind a picture, read by the processor beside the model."""
+    if values is None:
+        verdict.problems.append("the folder has no processor that reads images")
+        return
+    if not values:
+        verdict.problems.append("its processor gives an image other tokens")
+        return
+    difference = largest_difference([proof.shown_values], [values])
+    verdict.found["image_difference"] = difference
+    if not difference <= verdict.tolerance:
+        verdict.problems.append(f"behind an image a value differs by {difference:.3g}")
 
 
 @torch.no_grad()

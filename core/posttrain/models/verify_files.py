@@ -24,11 +24,14 @@ from posttrain.models.proof import (
     plain_values,
     rows_for,
     sample_tokens,
+    shown_values,
     template_hash,
     tokenizer_hash,
 )
 from posttrain.models.reload import head_of, load_plainly
+from posttrain.models.shown import shown_rows
 from posttrain.models.verify import Verdict, compare_model, compare_numbers, compare_texts
+from posttrain.network.image_reader import reader_of
 from posttrain.settings import Settings
 
 #: What quantised tensors of a GGUF file may do to a log-prob of a model that is not small.
@@ -93,7 +96,7 @@ def _hold(verdict: Verdict, proof: Proof, load: Callable[[], tuple[Any, Any]]) -
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         verdict.problems.append(f"it cannot be loaded: {type(error).__name__}: {first}")
         return
-    compare_model(verdict, proof, model)
+    compare_model(verdict, proof, model, tokenizer)
     compare_texts(verdict, proof, tokenizer, getattr(model, "generation_config", None))
 
 
@@ -107,8 +110,12 @@ def _proof_of_folder(folder: Path, settings: Settings, trust: str | None) -> Pro
     proof.tokenizer, proof.template = tokenizer_hash(tokenizer), template_hash(tokenizer)
     proof.samples = sample_tokens(tokenizer)
     if head == "vocabulary":
-        continue_greedily(proof, model)
-    proof.values, proof.gaps = plain_values(model, proof)
+        continue_greedily(proof, model, tokenizer)
+    proof.values, proof.gaps = plain_values(model, proof, tokenizer)
+    reader = reader_of(tokenizer)
+    if reader is not None:
+        proof.shown = shown_rows(reader, config.vocab_size)[0].ids.tolist()
+        proof.shown_values = shown_values(model, proof, tokenizer) or []
     return proof
 
 

@@ -32,8 +32,8 @@ _row: ContextVar[Segments | None] = ContextVar("row", default=None)
 
 
 @contextmanager
-def reading(segments: Segments) -> Iterator[None]:
-    """Have masks that a model asks for meanwhile be those of a packed row."""
+def reading(segments: Segments | None) -> Iterator[None]:
+    """Have masks that a model asks for meanwhile be those of a packed row; with None the usual ones again."""
     before = _row.set(segments)
     try:
         yield

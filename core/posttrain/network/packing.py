@@ -43,7 +43,7 @@ def pack_sequences(sequences: list[Sequence], share: bool) -> PackedRow:
     for index, sequence in enumerate(sequences):
         length, key = _prompt(sequence, share)
         if key is not None and key not in groups:
-            families.setdefault(_family(key), _PrefixGroup()).add(sequence.ids[:length], key)
+            families.setdefault(_family(key), _PrefixGroup()).add(sequence.content[:length], key)
         groups.setdefault(index if key is None else key, []).append(index)
     row = _Row(sequences)
     for name in groups:
@@ -51,7 +51,8 @@ def pack_sequences(sequences: list[Sequence], share: bool) -> PackedRow:
         if family is None or not family.saved:
             row.branch(groups[name], _ROOT)
         elif name == family.keys[0]:  # all of the family follows
-            trunk = row.add(family.first[: family.shared], _ROOT)
+            first = sequences[groups[name][0]]
+            trunk = row.add(first.ids[: family.shared], _ROOT)
             for key in family.keys:
                 row.branch(groups[key], trunk)
     ordered = [row.places[index] for index in range(len(sequences))]
@@ -96,7 +97,7 @@ class PackedCost:
                 self._prompts.add(key)
                 family = self._families.setdefault(_family(key), _PrefixGroup())
                 before = family.saved
-                family.add(sequence.ids[:length], key)
+                family.add(sequence.content[:length], key)
                 self._total -= family.saved - before
         return self._total
 
@@ -107,6 +108,7 @@ class _PrefixGroup:
 
     keys: list[bytes] = field(default_factory=list)
     first: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """The first of them, as what the model reads of it."""
     shared: int = 0
     """Tokens that all of them begin with."""
 
@@ -131,11 +133,13 @@ def _family(key: bytes) -> bytes:
 def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
     """Tokens before the first trained one and a key that equal prompts share; None where it is not to be shared.
 
+    Prompts with unlike pictures have unlike keys.
+
     Never the whole sequence: a segment has at least one token.
     """
     trained = sequence.trained.nonzero()
     length = int(trained[0]) if share and len(trained) else 0
-    return length, sequence.ids[:length].numpy().tobytes() if length >= SHORTEST_PREFIX else None
+    return length, sequence.content[:length].numpy().tobytes() if length >= SHORTEST_PREFIX else None
 
 
 @dataclass

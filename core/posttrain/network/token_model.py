@@ -18,6 +18,7 @@ from posttrain.contract.views import Example, Sequence, View, Views
 from posttrain.network import attention, rope
 from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
 from posttrain.network.embedding_noise import noised
+from posttrain.network.images import ImagePlacer, Slots
 from posttrain.network.modes import Modes
 from posttrain.network.packing import PackedRow, beside, pack_sequences
 from posttrain.network.routing import recorded, routing_sums
@@ -47,6 +48,8 @@ class TokenModel(nn.Module):
         """NEFTune's alpha: noise on the embedded tokens in training mode; common prompts are then not shared."""
         self.scaled = rope.find_scaled(model)
         """Rotary modules whose factors depend on a row's length."""
+        self.images: ImagePlacer | None = None
+        """Puts pictures into a pass; None for a model of text."""
 
     def train(self, mode: bool = True) -> TokenModel:
         """Set the mode; in training, modules that would only make noise stay in evaluation mode."""
@@ -78,9 +81,9 @@ class TokenModel(nn.Module):
         alike = list(kinds.values())
         with self._noise(sequences, alike):
             if self.packed:
-                states, places = packed_states(self.decoder, sequences, self.device, self.shared, alike)
+                states, places = packed_states(self.decoder, sequences, self.device, self.shared, alike, self.images)
             else:
-                states, places = padded_states(self.decoder, sequences, self.device, alike)
+                states, places = padded_states(self.decoder, sequences, self.device, alike, self.images)
         return self._as_weights(states), places
 
     def _noise(self, sequences: list[Sequence], kinds: list[list[int]]) -> AbstractContextManager[None]:
@@ -184,14 +187,21 @@ def decoder_of(inner: Any) -> Any:
 
 
 def packed_states(
-    decoder: Any, sequences: list[Sequence], device: torch.device, share: bool, kinds: list[list[int]]
+    decoder: Any,
+    sequences: list[Sequence],
+    device: torch.device,
+    share: bool,
+    kinds: list[list[int]],
+    images: ImagePlacer | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Hidden states ``(N, H)`` of sequences behind each other, and where the tokens of each lie."""
     rows = [pack_sequences([sequences[row] for row in members], share) for members in kinds]
     row = rows[0] if len(rows) == 1 else beside(rows, kinds)
     ids, positions = row.ids[None].to(device), row.positions[None].to(device)  # (1, N)
     inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
-    with rope.rows_of(_kinds(sequences, kinds, row)):
+    placed = _placed(decoder, images, Slots(sequences, row.places, (1, len(row.ids))), ids)
+    with rope.rows_of(_kinds(sequences, kinds, row)), placed as pictures:
+        inputs |= pictures
         if decoder.config._attn_implementation != attention.NAME:
             return decoder(**inputs).last_hidden_state[0], row.places  # (N, H)
         # Of a row without a mask transformers would look for the beginnings of texts.
@@ -201,7 +211,11 @@ def packed_states(
 
 
 def padded_states(
-    decoder: nn.Module, sequences: list[Sequence], device: torch.device, kinds: list[list[int]]
+    decoder: nn.Module,
+    sequences: list[Sequence],
+    device: torch.device,
+    kinds: list[list[int]],
+    images: ImagePlacer | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Hidden states ``(N, H)`` of right-padded sequences, and where the tokens of each lie."""
     lengths = [len(s) for s in sequences]
@@ -209,11 +223,22 @@ def padded_states(
     mask = token_mask(lengths).to(device)  # (R, L)
     # What stands on the right is seen by nothing on its left. Hidden, it would see nothing itself where a window has
     # left the row, and some families' softmax over nothing is not a number.
-    everything = torch.ones_like(ids)
-    with rope.rows_of(_kinds(sequences, kinds, None)):
-        states = decoder(input_ids=ids, attention_mask=everything, use_cache=False).last_hidden_state  # (R, L, H)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    columns = [torch.arange(n) + place * ids.shape[1] for place, n in enumerate(lengths)]
+    placed = _placed(decoder, images, Slots(sequences, columns, (len(lengths), ids.shape[1])), ids)
+    with rope.rows_of(_kinds(sequences, kinds, None)), placed as pictures:
+        states = decoder(**inputs, **pictures).last_hidden_state  # (R, L, H)
     ends = torch.tensor(lengths).cumsum(0).tolist()
     return states[mask], [torch.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
+
+
+def _placed(
+    decoder: Any, images: ImagePlacer | None, slots: Slots, ids: Tensor
+) -> AbstractContextManager[dict[str, Any]]:
+    """What the decoder is given for the pictures of a pass over ``ids``; nothing where there are none."""
+    if images is None or not images.needs(slots.sequences):
+        return nullcontext({})
+    return images.placed(decoder, slots, ids)
 
 
 def _kinds(sequences: list[Sequence], kinds: list[list[int]], row: PackedRow | None) -> list[rope.Kind]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from posttrain.errors import SettingsError
+from posttrain.settings.limits import at_least
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class ModelSettings:
     """Recompute activations in the backward pass: less memory, more time."""
     liger: bool = False
     """Use the kernels of the package liger-kernel for norms and gated layers (NVIDIA GPUs)."""
+    max_pixels: int | None = None
+    """Most pixels of an image, width times height; larger ones are scaled down before the model's own processor sees
+    them. [as many as it has]"""
+    train_vision: Literal["none", "projector", "all"] = "projector"
+    """What of a vision-language model is trained beside its language part: nothing, what projects images into it, or
+    the image encoder too. An adapter lies on the same parts."""
     trust_remote_code: str | None = None
     """Name of the one model whose own Python code may run."""
     cache: str | None = None
@@ -75,6 +82,7 @@ class ModelSettings:
 
     def check(self) -> None:
         """Raise SettingsError for options that contradict each other."""
+        at_least("max-pixels", self.max_pixels, 1)
         chosen = [name for name in ("train_only", "freeze") if getattr(self, name)]
         if chosen and (self.lora or self.dora or self.quantize or self.adapter_config):
             raise SettingsError(

@@ -102,6 +102,10 @@ class DataSettings:
     """Shuffle the rows anew in each epoch."""
     seed: int = 0
     """Seed of everything random: order, initial adapters, sampling."""
+    image_folder: str | None = None
+    """Folder in which the paths of images begin. [the working folder]"""
+    image_urls: bool = False
+    """Fetch images that rows name by an address (http, https)."""
     streaming: bool = False
     """Read rows while training instead of before; needs steps."""
     limit: int | None = None

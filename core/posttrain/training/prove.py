@@ -91,7 +91,7 @@ def prove_saved(compute: Compute, folder: Path, record: Path) -> Verdict | None:
             verdict.problems.append(why)
         return verdict
     model, tokenizer = loaded
-    compare_model(verdict, proof, model)
+    compare_model(verdict, proof, model, tokenizer)
     compare_texts(verdict, proof, tokenizer, getattr(model, "generation_config", None))
     if not strategy.shards_forward:
         compare_weights(verdict, _tensors(policy.model), _tensors(model))
@@ -152,7 +152,7 @@ def _load(compute: Compute, folder: Path, proof: Proof) -> tuple[tuple[Any, Any]
             folder, proof.dtype, device=device, quantization=quantization, trust=trust, experts=experts
         )
         if proof.head == "vocabulary":
-            continue_greedily(proof, model)
+            continue_greedily(proof, model, tokenizer)
     except Exception as error:  # whatever keeps a user from loading it
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return None, f"it cannot be loaded: {type(error).__name__}: {first}"

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from posttrain.data.tokens.token_arrays import Arrays
 from posttrain.errors import SettingsError
+from posttrain.network.image_reader import reader_of
 from posttrain.settings import DataSettings
 
 #: Options that change tokens.
@@ -31,9 +32,12 @@ _OPTIONS = (
     "max_lost",
     "chat_template_kwargs",
     "system_prompt",
+    "image_folder",
+    "image_urls",
 )
 _CODE = (
     "sequence_specs.py",
+    "images.py",
     "templates.py",
     "forms.py",
     "answers.py",
@@ -60,6 +64,11 @@ class Entry:
     report: dict[str, Any]
     rendered: list[str] | None
     """Online: the prompts as text."""
+    images: dict[str, list[list[Any]]] = field(default_factory=dict)
+    """By the number of a sequence: for each of its pictures which of its row's it is, its digest, its placeholders.
+
+    What the pictures are named by stands in the rows, and what they show in no cache.
+    """
 
 
 @cache
@@ -83,6 +92,8 @@ def key(
     """Name of the entry for these rows and everything that turns them into tokens."""
     options = {name: getattr(settings, name) for name in _OPTIONS}
     facts = [fingerprint, schema, tokenizer_content(tokenizer), template, options, sorted(stop_ids), _code()]
+    reader = reader_of(tokenizer)
+    facts += [] if reader is None else [reader.source]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -93,7 +104,7 @@ def load(folder: Path) -> Entry | None:
         if hashlib.sha256((folder / "tokens.safetensors").read_bytes()).hexdigest() != about["sha256"]:
             raise ValueError("the tokens are not those that were written")
         arrays = load_file(folder / "tokens.safetensors")
-        return Entry(arrays, about["roles"], about["report"], about["rendered"])
+        return Entry(arrays, about["roles"], about["report"], about["rendered"], about["images"])
     except (OSError, ValueError, KeyError, SafetensorError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
@@ -117,6 +128,7 @@ def save(folder: Path, entry: Entry) -> None:
             "roles": entry.roles,
             "report": entry.report,
             "rendered": entry.rendered,
+            "images": entry.images,
         }
         (aside / "about.json").write_text(json.dumps(about), encoding="utf-8")
         os.rename(aside, folder)

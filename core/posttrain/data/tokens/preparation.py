@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.contract.images import Image
 from posttrain.contract.views import Example
 from posttrain.data.convert import Row
 from posttrain.data.rows import Rows
 from posttrain.data.tokens import cache
+from posttrain.data.tokens.images import with_pictures
 from posttrain.data.tokens.lost_text import ADVICE, Loss
 from posttrain.data.tokens.sequence_specs import SequenceSpec, examples_of, extra_columns
 from posttrain.data.tokens.templates import Layout, Templates
 from posttrain.data.tokens.token_arrays import Builder, Prepared
 from posttrain.data.tokens.tokenise import Encoder, Tokens
-from posttrain.data.tokens.truncate import cut_example
+from posttrain.data.tokens.truncate import CutsImage, cut_example
 from posttrain.errors import DataError, SettingsError
+from posttrain.network.image_reader import ImageReader, reader_of
 from posttrain.settings import DataSettings
 
 #: Rows that go through the tokenizer together.
@@ -118,7 +122,7 @@ class Pipeline:
             planned = [
                 (number, origin, row, roles)
                 for number, (origin, row) in part
-                for roles in examples_of(row, self.schema, origin, self.settings, self.roles)
+                for roles in examples_of(row, self.schema, origin, self.settings, self.roles, self.templates.reader)
             ]
             layouts = [
                 self.templates.layout(draft, origin) for _, origin, _, roles in planned for draft in _flat(roles)
@@ -175,7 +179,14 @@ class Pipeline:
             if self.settings.truncation == "drop":
                 self.counts.drop("too long")
                 return None
-            sequences = cut_example(sequences, self.limit)
+            try:
+                sequences = cut_example(sequences, self.limit)
+            except CutsImage:
+                raise DataError(
+                    f"{origin}: has {longest} tokens with its images, more than the {self.limit} that max-length "
+                    "allows, and a picture is not cut. Raise --max-length, lower --max-pixels, or choose --truncation "
+                    "drop."
+                ) from None
         if reason := self._worthless(sequences):
             self.counts.drop(reason)
             return None
@@ -204,7 +215,9 @@ class Pipeline:
 
 
 def _equal(first: Tokens, second: Tokens) -> bool:
-    return np.array_equal(first.ids, second.ids) and np.array_equal(first.trained, second.trained)
+    pictures = [[image.digest for image in one.images] for one in (first, second)]
+    same = np.array_equal(first.ids, second.ids) and np.array_equal(first.trained, second.trained)
+    return same and pictures[0] == pictures[1]
 
 
 def _flat(roles: dict[str, list[SequenceSpec]]) -> list[SequenceSpec]:
@@ -229,8 +242,11 @@ def prepare(rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[in
     if cache_dir is not None and rows.fingerprint:
         template = pipeline.templates.source
         folder = cache_dir / cache.key(rows.fingerprint, rows.schema, tokenizer, template, settings, stop_ids)
-        if entry := cache.load(folder):
-            return _assembled(entry, rows)
+        entry = cache.load(folder)
+        found = None if entry is None else _assembled(entry, rows, settings, reader_of(tokenizer))
+        if found is not None:
+            return found
+        shutil.rmtree(folder, ignore_errors=True)
     builder = Builder(steps=rows.schema == "stepwise")
     rendered: list[str] | None = [] if rows.schema == "prompt" else None
     for number, columns, roles in pipeline.run(rows.located(), _CHUNK):
@@ -238,17 +254,37 @@ def prepare(rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[in
         if rendered is not None:
             rendered.append(columns["prompt_text"])
     pipeline.require_some(rows.names)
-    entry = cache.Entry(builder.arrays(), builder.roles, asdict(pipeline.counts), rendered)
+    named = {str(at): [[one.place, one.digest, one.tokens] for one in own] for at, own in builder.images.items()}
+    entry = cache.Entry(builder.arrays(), builder.roles, asdict(pipeline.counts), rendered, named)
     if folder is not None:
         cache.save(folder, entry)
-    return _assembled(entry, rows)
+    return _prepared(entry, rows, builder.images)
 
 
-def _assembled(entry: cache.Entry, rows: Rows) -> Prepared:
+def _assembled(entry: cache.Entry, rows: Rows, settings: DataSettings, reader: ImageReader | None) -> Prepared | None:
+    """What a cache held, with the pictures that the rows name; None where one of them is another than it was."""
+    images: dict[int, tuple[Image, ...]] = {}
+    if entry.images and reader is not None:
+        row_of = np.repeat(entry.arrays["rows"], np.diff(entry.arrays["examples"]))  # (S,)
+        digests: dict[str, str] = {}
+        for at, named in entry.images.items():
+            row = int(row_of[int(at)])
+            _, sources = with_pictures(rows[row], rows.origin(row), settings)
+            images[int(at)] = tuple(Image(sources[p], digest, n, reader.token, p) for p, digest, n in named)
+            for image in images[int(at)]:
+                name = image.source if isinstance(image.source, str) else f"{row} {image.place}"
+                if name not in digests:
+                    digests[name] = reader.digest(image.source)
+                if digests[name] != image.digest:
+                    return None
+    return _prepared(entry, rows, images)
+
+
+def _prepared(entry: cache.Entry, rows: Rows, images: dict[int, tuple[Image, ...]]) -> Prepared:
     columns = [extra_columns(rows[row], rows.schema) for row in entry.arrays["rows"].tolist()]
     for row, text in zip(columns, entry.rendered or [], strict=False):
         row["prompt_text"] = text
-    return Prepared(entry.arrays, entry.roles, columns, entry.report)
+    return Prepared(entry.arrays, entry.roles, columns, entry.report, images=images)
 
 
 def stream(
@@ -278,7 +314,7 @@ def _passes(rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[in
 def _example(columns: Row, roles: dict[str, list[Tokens]], steps: bool) -> Example:
     builder = Builder(steps)
     builder.add(0, roles)
-    return Prepared(builder.arrays(), builder.roles, [columns], {}, np.zeros(1, np.int64))[0]
+    return Prepared(builder.arrays(), builder.roles, [columns], {}, np.zeros(1, np.int64), builder.images)[0]
 
 
 def _mixed(located: Iterator[tuple[str, Row]], random_state: random.Random) -> Iterator[tuple[str, Row]]:

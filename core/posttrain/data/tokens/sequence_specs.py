@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.contract.messages import is_learnt, is_messages, message_text
 from posttrain.data.convert import Row
-from posttrain.data.values import MEDIA, last_turn
-from posttrain.errors import DataError, ModelError, SettingsError
+from posttrain.data.tokens.images import places_in, refuse_media, with_pictures
+from posttrain.data.values import last_turn
+from posttrain.errors import DataError, SettingsError
+from posttrain.network.image_reader import ImageReader
 from posttrain.settings import DataSettings
 
 Content = str | list[dict[str, Any]]
@@ -51,6 +53,10 @@ class SequenceSpec:
     """The tokens themselves, of rows that are tokens already."""
     learnt: list[int] | None = None
     """Of those, 1 for each token that is learnt and 0 for the others; None for all."""
+    sources: list[Any] = field(default_factory=list)
+    """What the row's pictures are named by."""
+    places: list[int] = field(default_factory=list)
+    """Which of them stand in this sequence, in order."""
 
 
 def extra_columns(row: Row, schema: str) -> Row:
@@ -59,21 +65,29 @@ def extra_columns(row: Row, schema: str) -> Row:
     return {name: value for name, value in row.items() if name not in tokenised}
 
 
-def examples_of(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...] = ()) -> list[Roles]:
+def examples_of(
+    row: Row,
+    schema: str,
+    origin: str,
+    settings: DataSettings,
+    roles: tuple[str, ...] = (),
+    reader: ImageReader | None = None,
+) -> list[Roles]:
     """What ``sequence_specs`` gives, once; with train-on each-turn once for each turn of the assistant."""
     if "input_ids" in row or "chosen_ids" in row:
+        refuse_media(row, origin, None)
         return [_of_tokens(row, origin, settings, roles)]
     name = "messages" if "messages" in row else "completion"
     if settings.train_on != "each-turn" or schema not in _FREE:
-        return [sequence_specs(row, schema, origin, settings, roles)]
-    _refuse_media(row, origin)
+        return [sequence_specs(row, schema, origin, settings, roles, reader)]
+    row, sources = _shown(row, origin, settings, reader)
     if not is_messages(row.get(name)):
         raise _text_has_no_turns(origin, "each-turn")
     start: Any = row["prompt"] if name == "completion" else []
     messages = [*start, *row[name]]
     turns = [n for n, message in enumerate(messages) if is_learnt(message) and n >= len(start)]
     drafts = [SequenceSpec(messages[:n] or None, [messages[n]], row.get("tools")) for n in turns]
-    return [{"completion": [_told(draft, row)]} for draft in drafts]
+    return [{"completion": [_told(draft, row, sources)]} for draft in drafts]
 
 
 def _of_tokens(row: Row, origin: str, settings: DataSettings, roles: tuple[str, ...]) -> Roles:
@@ -93,19 +107,37 @@ def _of_tokens(row: Row, origin: str, settings: DataSettings, roles: tuple[str, 
     }
 
 
-def sequence_specs(row: Row, schema: str, origin: str, settings: DataSettings, roles: tuple[str, ...] = ()) -> Roles:
-    """Role -> sequences of a validated row. Raises where the options do not suit the row, or it has images.
+def sequence_specs(
+    row: Row,
+    schema: str,
+    origin: str,
+    settings: DataSettings,
+    roles: tuple[str, ...] = (),
+    reader: ImageReader | None = None,
+) -> Roles:
+    """Role -> sequences of a validated row. Raises where the options do not suit the row, or nothing reads its images.
 
     ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
     """
-    _refuse_media(row, origin)
+    row, sources = _shown(row, origin, settings, reader)
     found = _by_role(row, schema, origin, settings, roles)
-    return {role: [_told(draft, row) for draft in drafts] for role, drafts in found.items()}
+    return {role: [_told(draft, row, sources) for draft in drafts] for role, drafts in found.items()}
 
 
-def _told(draft: SequenceSpec, row: Row) -> SequenceSpec:
-    """The draft with the variables of the chat template that its row sets."""
+def _shown(row: Row, origin: str, settings: DataSettings, reader: ImageReader | None) -> tuple[Row, list[Any]]:
+    """The row with numbered parts for its pictures, and what they are named by. Raises ModelError for other media."""
+    refuse_media(row, origin, reader)
+    return (row, []) if reader is None else with_pictures(row, origin, settings)
+
+
+def _told(draft: SequenceSpec, row: Row, sources: list[Any]) -> SequenceSpec:
+    """The draft with the variables of the chat template that its row sets, and its pictures."""
     draft.template_kwargs = row.get("chat_template_kwargs")
+    if sources:
+        draft.sources = sources
+        draft.places = [place for content in (draft.prompt, draft.completion) for place in places_in(content)]
+        if not is_messages(draft.completion if draft.prompt is None else draft.prompt):
+            draft.places = list(range(len(sources)))  # text has placeholders of its own
     return draft
 
 
@@ -177,22 +209,3 @@ def _stepwise(row: Row) -> SequenceSpec:
     return SequenceSpec(
         prompt, completion, row.get("tools"), steps=steps, labels=[float(label) for label in row["labels"]]
     )
-
-
-def _refuse_media(row: Row, origin: str) -> None:
-    found = next((name for name in ("images", "image", "videos", "audios") if row.get(name)), None)
-    if found is None:
-        conversations = [value for value in row.values() if is_messages(value)]
-        parts = (
-            part
-            for messages in conversations
-            for message in messages
-            if isinstance(message.get("content"), list)
-            for part in message["content"]
-        )
-        found = next((part["type"] for part in parts if isinstance(part, dict) and part.get("type") in MEDIA), None)
-    if found is not None:
-        raise ModelError(
-            f"{origin}: the row has '{found}', but the model is loaded as a text model without an image processor. "
-            "Remove these rows, or the column, from the data."
-        )

@@ -13,12 +13,15 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from posttrain.contract.images import Image
 from posttrain.contract.messages import is_learnt, is_messages
 from posttrain.data.tokens.answers import Chat, Turn, UnclearTurn, find_turns, next_opener, with_scaffold, within_marks
 from posttrain.data.tokens.forms import Forms, find_forms
+from posttrain.data.tokens.images import expanded
 from posttrain.data.tokens.lost_text import Loss, find_loss
 from posttrain.data.tokens.sequence_specs import SequenceSpec
 from posttrain.errors import DataError, ModelError, SettingsError, short
+from posttrain.network.image_reader import ImageReader, reader_of
 from posttrain.settings import DataSettings
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -52,6 +55,8 @@ class Layout:
     """Tokens that the row has instead of a text, and which of them are learnt."""
     opener: str | None = None
     """Token that opens the next message: it ends the last answer where the template writes no other end."""
+    images: tuple[Image, ...] = ()
+    """The pictures whose placeholders stand in the text, in order."""
 
 
 class Templates:
@@ -60,6 +65,7 @@ class Templates:
     def __init__(self, tokenizer: Any, settings: DataSettings):
         self.tokenizer = tokenizer
         self.settings = settings
+        self.reader = reader_of(tokenizer)
         self.override = _read_template(settings.chat_template)
         self.options = {name: _parsed(value) for name, value in (settings.chat_template_kwargs or {}).items()}
         self.special = _special_tokens(tokenizer)
@@ -69,7 +75,7 @@ class Templates:
 
     @property
     def source(self) -> str:
-        """The template's text, for the cache; empty if there is none."""
+        """The template's text; empty if there is none."""
         return self.override or str(getattr(self.tokenizer, "chat_template", None) or "")
 
     @cached_property
@@ -87,10 +93,12 @@ class Templates:
         if draft.ids is not None:
             return self._given(draft, origin)
         if self.settings.chat and isinstance(draft.prompt, str) and draft.prompt:
-            draft = _as_messages(draft)
-        if isinstance(draft.prompt, list) or isinstance(draft.completion, list):
-            return self._conversation(draft, origin)
-        return self._plain(draft)
+            draft = _as_messages(draft, self.reader)
+        messages = isinstance(draft.prompt, list) or isinstance(draft.completion, list)
+        layout = self._conversation(draft, origin) if messages else self._plain(draft)
+        if self.reader is None:
+            return layout
+        return expanded(layout, draft.sources, draft.places, self.reader, origin)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -282,12 +290,16 @@ def _step_marks(draft: SequenceSpec, text: str, boundary: int, origin: str) -> l
     return marks
 
 
-def _as_messages(draft: SequenceSpec) -> SequenceSpec:
-    """Turn a prompt and an answer of plain text into a user's message and an assistant's."""
+def _as_messages(draft: SequenceSpec, reader: ImageReader | None) -> SequenceSpec:
+    """Turn a prompt and an answer of plain text into a user's message and an assistant's, its pictures before it."""
     answer = draft.completion
     if isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]
-    return replace(draft, prompt=[{"role": "user", "content": draft.prompt}], completion=answer)
+    content: Any = draft.prompt
+    if draft.places and reader is not None and reader.placeholder not in str(content):
+        parts = [{"type": "image", "place": place} for place in draft.places]
+        content = [*parts, {"type": "text", "text": content}]
+    return replace(draft, prompt=[{"role": "user", "content": content}], completion=answer)
 
 
 def _read_template(path: str | None) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from posttrain.contract.images import Image
 from posttrain.contract.views import Example, Sequence
 from posttrain.data.tokens.tokenise import Tokens
 
@@ -32,6 +33,8 @@ class Prepared:
     columns: list[dict[str, Any]]
     report: dict[str, Any]
     order: np.ndarray | None = None  # (E,) example numbers
+    images: dict[int, tuple[Image, ...]] = field(default_factory=dict)
+    """Pictures of the sequences that have some, by the sequence's number."""
 
     def __len__(self) -> int:
         return len(self.columns) if self.order is None else len(self.order)
@@ -58,7 +61,8 @@ class Prepared:
             for name in _STEP_COLUMNS
             if name in self.arrays
         }
-        return Sequence(torch.from_numpy(self.arrays["ids"][start:end].astype(np.int64)), trained, per_token)
+        ids = torch.from_numpy(self.arrays["ids"][start:end].astype(np.int64))
+        return Sequence(ids, trained, per_token, images=self.images.get(at, ()))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -69,9 +73,8 @@ class Prepared:
     def subset(self, indices: list[int] | np.ndarray) -> Prepared:
         """The examples at ``indices``, sharing the tokens; the report stays that of the whole."""
         numbers = np.arange(len(self)) if self.order is None else self.order
-        return Prepared(
-            self.arrays, self.roles, self.columns, self.report, numbers[np.asarray(indices, dtype=np.int64)]
-        )
+        chosen = numbers[np.asarray(indices, dtype=np.int64)]
+        return Prepared(self.arrays, self.roles, self.columns, self.report, chosen, self.images)
 
     def shuffled(self, seed: int) -> Prepared:
         """The same examples in a random order that depends on ``seed`` alone."""
@@ -86,6 +89,7 @@ class Builder:
 
     steps: bool
     roles: list[str] = field(default_factory=list)
+    images: dict[int, tuple[Image, ...]] = field(default_factory=dict)
     _ids: array[int] = field(default_factory=lambda: array("i"))
     _trained: bytearray = field(default_factory=bytearray)
     _step_end: bytearray = field(default_factory=bytearray)
@@ -104,6 +108,8 @@ class Builder:
                 self._ids.frombytes(tokens.ids.tobytes())
                 self._trained += tokens.trained.tobytes()
                 self._starts.append(len(self._ids))
+                if tokens.images:
+                    self.images[len(self._roles)] = tokens.images
                 self._roles.append(self.roles.index(role))
                 if self.steps:
                     self._add_steps(tokens)

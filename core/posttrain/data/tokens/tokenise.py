@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.contract.images import Image
 from posttrain.data.tokens.templates import Layout
-from posttrain.errors import ModelError
+from posttrain.errors import DataError, ModelError
+from posttrain.network.image_reader import reader_of
 
 _PROBE = "Hello world"
 
@@ -33,6 +35,8 @@ class Tokens:
     """The last trained token is a stop token."""
     last: int | None = None
     """The last trained token, before anything is cut."""
+    images: tuple[Image, ...] = ()
+    """The pictures behind its placeholders, in order."""
 
     @property
     def count(self) -> int:
@@ -49,6 +53,8 @@ class Encoder:
         self.bos: int | None = tokenizer.bos_token_id
         self.stop_ids = stop_ids | ({self.eos} if self.eos is not None else set())
         self.offsets = bool(getattr(tokenizer, "is_fast", False))
+        reader = reader_of(tokenizer)
+        self.placeholder = None if reader is None else reader.token
         try:
             ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         except Exception as error:  # the Rust side raises nothing more precise
@@ -82,6 +88,8 @@ class Encoder:
                 found[place] = self._tokens(layouts[place], encoded["input_ids"][index], offsets)
         for place, layout in enumerate(layouts):
             if layout.given is not None:
+                if self.placeholder is not None:
+                    self._check_placeholders(layout, layout.given[0], self.placeholder)
                 found[place] = self._given(*layout.given)
         return [tokens or Tokens(np.zeros(0, np.int32), np.zeros(0, bool), 0) for tokens in found]
 
@@ -122,6 +130,9 @@ class Encoder:
             trained = trained[: len(ids)]
             ids, trained = self._opened(layout, ids, trained)
         trained[:1] = False  # nothing predicts the first token
+        if self.placeholder is not None:
+            self._check_placeholders(layout, ids, self.placeholder)
+            trained[np.asarray(ids) == self.placeholder] = False  # a picture is read, not written
         learnt = np.flatnonzero(trained)
         return Tokens(
             np.asarray(ids, dtype=np.int32),
@@ -135,7 +146,17 @@ class Encoder:
             # A solution of steps ends with the mark of its last step.
             last=ids[learnt[-1]] if len(learnt) else None,
             stops=not len(learnt) or bool(layout.marks) or ids[learnt[-1]] in self.stop_ids,
+            images=layout.images,
         )
+
+    def _check_placeholders(self, layout: Layout, ids: list[int], placeholder: int) -> None:
+        """Raise DataError where text names the token that stands for pictures."""
+        found, wanted = ids.count(placeholder), sum(image.tokens for image in layout.images)
+        if found != wanted:
+            raise DataError(
+                f"A row's text has {found} tokens {self.tokenizer.convert_ids_to_tokens(placeholder)!r}, and its "
+                f"{len(layout.images)} images take {wanted}. Expected no more than those: {layout.text[:60]!r}"
+            )
 
     def _opened(self, layout: Layout, ids: list[int], trained: np.ndarray) -> tuple[list[int], np.ndarray]:
         """With the token that opens the next message learnt, where generation stops at it and at nothing before."""

@@ -9,6 +9,10 @@ import numpy as np
 from posttrain.data.tokens.tokenise import Tokens
 
 
+class CutsImage(Exception):
+    """A row is too long by more than can be cut without cutting a picture."""
+
+
 def kept(prompt: int, completion: int, limit: int) -> tuple[int, int]:
     """Tokens that stay of a prompt's end and a completion's start, together at most ``limit``.
 
@@ -20,7 +24,10 @@ def kept(prompt: int, completion: int, limit: int) -> tuple[int, int]:
 
 
 def cut_example(rows: list[Tokens], limit: int) -> list[Tokens]:
-    """All sequences of one example cut to ``limit`` tokens; completions of one prompt keep the same part of it."""
+    """All sequences of one example cut to ``limit`` tokens; completions of one prompt keep the same part of it.
+
+    Raises CutsImage where a picture would not stay whole.
+    """
     longest_prompt = max(tokens.prompt for tokens in rows)
     longest_completion = max(len(tokens.ids) - tokens.prompt for tokens in rows)
     keep, _ = kept(longest_prompt, longest_completion, limit)
@@ -35,6 +42,8 @@ def _cut(tokens: Tokens, keep: int, limit: int) -> Tokens:
     tail = range(tokens.prompt - keep + len(head), tokens.prompt)
     completion = range(tokens.prompt, min(length, tokens.prompt + limit - keep))
     index = np.array([*head, *tail, *completion], dtype=np.int64)
+    if tokens.images and (tokens.ids == (token := tokens.images[0].token)).sum() > (tokens.ids[index] == token).sum():
+        raise CutsImage
     trained = tokens.trained[index].copy()
     trained[:1] = False
     places = {old: new for new, old in enumerate(index.tolist())}

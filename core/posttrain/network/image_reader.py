@@ -1,0 +1,179 @@
+"""A transformers processor as the core uses it: pictures to the text that stands for them, and to a model's inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.contract.images import Image, content_of, open_picture
+from posttrain.errors import ModelError
+
+Inputs = dict[str, Tensor]
+#: Bytes of processed pictures that are kept for the next time.
+_KEPT = 2**28
+#: What a processor gives beside what belongs to pictures.
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+_OFFSETS = "text_replacement_offsets"
+
+
+class ImageReader:
+    """Reads pictures with ``processor``, of which the model knows the placeholder as ``token``.
+
+    The reader travels with a tokenizer (``reader_of``), wherever that goes. Pictures of more than ``max_pixels`` are
+    scaled down before the processor sees them. ``files`` are what the model's folder has beside what the processor
+    writes, by name, kept so that a saved folder has it too.
+    """
+
+    def __init__(
+        self, processor: Any, token: int, max_pixels: int | None = None, files: dict[str, bytes] | None = None
+    ):
+        self.processor = processor
+        self.token = token
+        self.max_pixels = max_pixels
+        self.files = files or {}
+        self.placeholder: str = processor.image_token
+        """What stands for a picture in text that is not yet expanded."""
+        self._texts: dict[tuple[int, int], str] = {}
+        self._inputs: OrderedDict[str, Inputs] = OrderedDict()
+        self._size = 0
+        self._facts = hashlib.sha256(f"{_configuration(processor)} {max_pixels}".encode()).hexdigest()
+
+    @property
+    def source(self) -> str:
+        """Text that differs whenever the same picture could become other tokens or other inputs."""
+        return self._facts
+
+    def digest(self, source: Any) -> str:
+        """Name of a picture under this processor. Raises DataError where it cannot be read."""
+        return hashlib.blake2b(self._facts.encode() + content_of(source), digest_size=16).hexdigest()
+
+    def read(self, source: Any, place: int = 0) -> tuple[Image, str]:
+        """A picture as a sequence carries it, and the text that stands for it. Raises DataError."""
+        picture = self._limited(open_picture(source))
+        if picture.size not in self._texts:  # what stands for a picture follows from its size
+            self._texts[picture.size] = self._expansion(picture)
+        text = self._texts[picture.size]
+        return Image(source, self.digest(source), self._count(text), self.token, place), text
+
+    def prompt(self, text: str, pictures: int) -> str:
+        """The text of a plain prompt with placeholders, as the processor itself arranges it before an answer."""
+        blank = [[_blank()] * pictures]
+        arranged = self.processor.prepare_inputs_layout(images=blank, text=[text])[1]
+        return str(arranged[0])
+
+    def inputs(self, image: Image) -> Inputs:
+        """What the model takes for one picture."""
+        if image.digest in self._inputs:
+            self._inputs.move_to_end(image.digest)
+            return self._inputs[image.digest]
+        found = self.together([image])
+        self._inputs[image.digest] = found
+        self._size += _bytes(found)
+        while self._size > _KEPT and len(self._inputs) > 1:
+            self._size -= _bytes(self._inputs.popitem(last=False)[1])
+        return found
+
+    def together(self, images: list[Image]) -> Inputs:
+        """What the model takes for the pictures of one row, as the processor lays them out."""
+        pictures = [self._limited(image.picture()) for image in images]
+        found = self._processed(self.placeholder * len(pictures), pictures)
+        return {name: value for name, value in found.items() if name not in _OF_TEXT and isinstance(value, Tensor)}
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Write the processor beside a model, with ``tokenizer`` in the place of its own."""
+        before = self.processor.tokenizer
+        self.processor.tokenizer = tokenizer
+        try:
+            self.processor.save_pretrained(folder)
+        finally:
+            self.processor.tokenizer = before
+        for name, content in self.files.items():
+            if not (folder / name).exists():
+                (folder / name).write_bytes(content)
+        _keep_sections(folder / "processor_config.json", self.files.get("processor_config.json"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be computed again."""
+        return self.__dict__ | {"_inputs": OrderedDict(), "_size": 0}
+
+    def _limited(self, picture: Any) -> Any:
+        width, height = picture.size
+        if self.max_pixels is None or width * height <= self.max_pixels:
+            return picture
+        scale = (self.max_pixels / (width * height)) ** 0.5
+        return picture.resize((max(1, int(width * scale)), max(1, int(height * scale))))
+
+    def _expansion(self, picture: Any) -> str:
+        found = self._processed(self.placeholder, [picture], return_text_replacement_offsets=True)
+        return str(found[_OFFSETS][0][0]["replacement"])
+
+    def _count(self, text: str) -> int:
+        return text.count(self.processor.tokenizer.convert_ids_to_tokens(self.token))
+
+    def _processed(self, text: str, pictures: list[Any], **options: Any) -> Any:
+        try:
+            return self.processor(text=[text], images=[pictures], return_tensors="pt", **options)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            sizes = ", ".join(f"{one.size[0]}x{one.size[1]}" for one in pictures)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"{type(self.processor).__name__} cannot read pictures of {sizes} ({reason}). Expected larger ones, or "
+                "of a less extreme shape."
+            ) from None
+
+
+def reader_of(tokenizer: Any) -> ImageReader | None:
+    """The reader that travels with a tokenizer; None where the model reads text alone."""
+    return getattr(tokenizer, "image_reader", None)
+
+
+def with_reader(tokenizer: Any, reader: ImageReader | None) -> Any:
+    """The tokenizer with its reader, and with the chat template that the processor brings."""
+    tokenizer.image_reader = reader
+    if reader is not None and reader.processor.chat_template:
+        tokenizer.chat_template = reader.processor.chat_template
+    return tokenizer
+
+
+def _blank() -> Any:
+    import PIL.Image
+
+    return PIL.Image.new("RGB", (8, 8))
+
+
+def _bytes(inputs: Inputs) -> int:
+    return sum(value.numel() * value.element_size() for value in inputs.values())
+
+
+def _configuration(processor: Any) -> str:
+    """All options of the processor but its template, which decides text that has its own key."""
+    facts = json.loads(processor.to_json_string())
+    facts.pop("chat_template", None)
+    return json.dumps([facts, json.loads(processor.image_processor.to_json_string())], sort_keys=True)
+
+
+def _keep_sections(file: Path, before: bytes | None) -> None:
+    """Put parts of the processor that are not loaded here, such as one for videos, back into its file."""
+    if before is None or not file.is_file():
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))
+    lost = {name: value for name, value in json.loads(before).items() if name not in found}
+    if lost:
+        file.write_text(json.dumps(found | lost, indent=2) + "\n", encoding="utf-8")
+
+
+def literal_places(text: str, placeholder: str) -> list[tuple[int, int]]:
+    """Where placeholders stand in a text, as (first, behind the last) characters."""
+    return [match.span() for match in re.finditer(re.escape(placeholder), text)]
+
+
+def stack(inputs: list[Inputs]) -> Inputs:
+    """Inputs of several pictures as one, each behind the other in the first dimension."""
+    return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
