@@ -120,6 +120,10 @@ def _parameters(kind: Any) -> list[str]:
 def _named(spec: str) -> Any:
     if spec.startswith(("http://", "https://")):
         return functools.partial(HttpEnvironment, spec)
+    if spec.startswith("chat:"):
+        from posttrain.assembly.partner import partner_at
+
+        return partner_at(spec.removeprefix("chat:"))
     if spec.startswith("gym:"):
         from posttrain.environments.gymnasium_text import GymnasiumText
 
