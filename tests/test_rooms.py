@@ -14,6 +14,7 @@ ORDER = (
     ("authoring",),
     ("__init__",),
     ("api",),
+    ("evaluation",),
     ("assembly",),
     ("rollouts",),
     ("generation", "distributed"),

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from posttrain import errors
-    from posttrain.api import resume, train
+    from posttrain.api import evaluate, resume, train
     from posttrain.catalogue.discovery import installed as list_methods
     from posttrain.catalogue.methods import load as load_method
     from posttrain.contract import prompts, samples, tensors, views
@@ -38,6 +38,7 @@ _HOMES = {
     "Rollout": ("posttrain.contract.rollout", "Rollout"),
     "Selection": ("posttrain.contract.planning", "Selection"),
     "errors": ("posttrain.errors", ""),
+    "evaluate": ("posttrain.api", "evaluate"),
     "hookimpl": ("posttrain.contract.hookspecs", "hookimpl"),
     "list_methods": ("posttrain.catalogue.discovery", "installed"),
     "load_method": ("posttrain.catalogue.methods", "load"),
@@ -61,6 +62,7 @@ __all__ = [
     "Selection",
     "__version__",
     "errors",
+    "evaluate",
     "hookimpl",
     "list_methods",
     "load_method",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from posttrain.catalogue.modifiers import apply_modifiers, described
 from posttrain.distributed.restart import resumed_settings
 from posttrain.distributed.world import lost_contact, rank_here
 from posttrain.errors import CheckpointError, RunFailed, RunStopped
+from posttrain.evaluation import Asked, Evaluation
+from posttrain.evaluation import evaluate as evaluate_model
 from posttrain.models.adapter_config import as_text
 from posttrain.models.save import save_model, write_model_card
 from posttrain.runs.checkpoints import find_checkpoints
@@ -84,12 +87,7 @@ def train(
     keywords |= _name_or_object(objects, "tools", tools, str, list_of=str)
     if adapter is not None:
         keywords["adapter_config"] = as_text(adapter)
-    if reward is not None:
-        given = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
-        if all(isinstance(item, str) for item in given):
-            keywords["reward"] = given
-        else:
-            objects.reward = given
+    keywords |= _rewards_of(objects, reward)
     if settings is None:
         own = _options_of(loaded)
         settings, options = resolve(loaded.card, own, {}, keywords)
@@ -111,6 +109,17 @@ def _options_of(method: methods.Method) -> list[Any]:
     if method.card.path is not None:
         return method_options(method.card)
     return read_options(Path(method.module.__file__ or ""))
+
+
+def _rewards_of(objects: InMemory, reward: Any) -> dict[str, Any]:
+    """The option ``reward`` where all are names; else they are kept as objects."""
+    if reward is None:
+        return {}
+    given = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
+    if all(isinstance(item, str) for item in given):
+        return {"reward": given}
+    objects.reward = given
+    return {}
 
 
 def _name_or_object(
@@ -339,4 +348,44 @@ def _say_what_changed(directory: RunDirectory, method: methods.Method, facts: di
             directory.event("version", "warning", f"method {name} is {version} now, was {was.get(name)}")
 
 
-__all__ = ["Run", "generate_text", "plan", "resume", "train"]
+def evaluate(
+    model: Any,
+    *,
+    tokenizer: Any = None,
+    data: Any = None,
+    reward: Any = None,
+    judge: Any = None,
+    environment: Any = None,
+    tools: Any = None,
+    against: str | None = None,
+    suite: list[str] | None = None,
+    samples: int = 1,
+    temperature: float | None = None,
+    k: list[int] | None = None,
+    right_at: float | None = None,
+    say: Callable[[str], None] = print,
+    **keywords: Any,
+) -> Evaluation:
+    """Measure how good ``model`` is on ``data``: a name, the directory of a run, or a module with its ``tokenizer``.
+
+    With rewards, an environment or a judge it answers ``samples`` times a prompt and the answers are scored; rows of
+    pairs give its preference accuracy, rows of texts their perplexity; ``suite`` names tasks of
+    lm-evaluation-harness. ``against`` is measured on the same rows and compared row by row. ``keywords`` are options
+    of a run. Raises PosttrainError.
+    """
+    objects = InMemory(tokenizer=tokenizer)
+    given = dict(keywords) | _name_or_object(objects, "data", as_named(data), str, list_of=str)
+    for name, value, many in (("judge", judge, None), ("environment", environment, None), ("tools", tools, str)):
+        given |= _name_or_object(objects, name, value, str, list_of=many)
+    given |= _rewards_of(objects, reward)
+    if not isinstance(model, str | Path):
+        objects.model, model = model, ""
+    if suite:
+        from posttrain.evaluation.suites import run_suite
+
+        return run_suite(str(model), suite, given, objects, against, say)
+    drawn = (1.0 if samples > 1 else 0.0) if temperature is None else temperature
+    return evaluate_model(str(model), given, objects, Asked(samples, drawn, tuple(k or ()), right_at), against, say)
+
+
+__all__ = ["Run", "evaluate", "generate_text", "plan", "resume", "train"]

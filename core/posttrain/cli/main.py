@@ -25,6 +25,7 @@ COMMANDS = {
     "mcp": ("posttrain.cli.mcp", "serve tools about runs to an agent"),
     "export": ("posttrain.cli.export", "put a trained adapter into its base's weights"),
     "verify": ("posttrain.cli.verify", "compare a saved model with the one that was trained"),
+    "evaluate": ("posttrain.cli.evaluate", "how good a model is: scores with intervals, two models compared"),
     "generate": ("posttrain.cli.generate", "let a model answer prompts"),
     "serve-rewards": ("posttrain.cli.serve_rewards", "score completions for runs, over HTTP"),
     "place": ("posttrain.cli.place", "run servers on a Ray cluster and train with them"),

@@ -1,0 +1,56 @@
+"""One HTML page about an evaluation, complete in itself."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from posttrain.evaluation.result import Evaluation, SetResult
+
+#: Prompts whose answers the page shows; all are in samples.jsonl.
+SHOWN = 100
+
+
+def render(found: Evaluation) -> str:
+    """Return the page as text. Whatever answers contain is shown as text, never run."""
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True).from_string(
+        (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    )
+    return template.render(
+        found=found,
+        tables=[
+            (name, one, found.others.get(name), found.comparisons.get(name, {})) for name, one in found.sets.items()
+        ],
+        prompts={name: _prompts(one, found.others.get(name)) for name, one in found.sets.items()},
+        number=number,
+        shown=SHOWN,
+    )
+
+
+def number(value: float) -> str:
+    """A figure in four digits."""
+    return f"{value:.4g}"
+
+
+def _prompts(first: SetResult, second: SetResult | None) -> list[dict[str, Any]]:
+    """The answers of one model or both to the first prompts."""
+    if first.kind != "answers":
+        return []
+    sides = [_by_prompt(first), {} if second is None else _by_prompt(second)]
+    return [
+        {"text": _text(lines[0]["text"]), "first": lines, "second": sides[1].get(place, [])}
+        for place, lines in list(sides[0].items())[:SHOWN]
+    ]
+
+
+def _by_prompt(result: SetResult) -> dict[int, list[dict[str, Any]]]:
+    return {place: list(lines) for place, lines in groupby(result.lines, key=lambda line: line["prompt"])}
+
+
+def _text(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt or [])
