@@ -244,10 +244,11 @@ def test_suites_run_through_the_real_harness(tmp_path, folders):
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: [a, b]\n"
         "doc_to_target: '{{answer}}'\ntarget_delimiter: ''\nmetric_list: [{metric: acc}]\n"
     )
-    paths = [*map(str, [ROOT / "core", place])]
+    paths = [str(ROOT / "core"), str(place)]
+    words = [sys.executable, "-m", "posttrain", "evaluate", folders[0], "--against", folders[1]]
+    words += ["--json", "--device", "cpu", "--cache", "off", "--suite", str(tmp_path / "letters.yaml")]
     done = subprocess.run(
-        [sys.executable, "-m", "posttrain", "evaluate", folders[0], "--against", folders[1], "--json", "--device", "cpu"]
-        + ["--suite", str(tmp_path / "letters.yaml"), "--cache", "off"],
+        words,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_DATASETS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
@@ -257,7 +258,9 @@ def test_suites_run_through_the_real_harness(tmp_path, folders):
     for key, folder in (("sets", folders[0]), ("others", folders[1])):
         model = LlamaForCausalLM.from_pretrained(folder)
         right = [
-            float(_logp(model, row["question"], "ab"[row["answer"]]) > _logp(model, row["question"], "ba"[row["answer"]]))
+            float(
+                _logp(model, row["question"], "ab"[row["answer"]]) > _logp(model, row["question"], "ba"[row["answer"]])
+            )
             for row in rows
         ]
         assert said[key]["letters"]["figures"]["acc"]["mean"] == pytest.approx(sum(right) / 8)

@@ -15,6 +15,7 @@ from posttrain.evaluation.statistics import pass_at_k
 from posttrain.rollouts.collect import Collector
 from posttrain.rollouts.requests import PromptRequest, give_rewards
 from posttrain.rollouts.seeds import seed_of
+from posttrain.rollouts.source import Online
 
 if TYPE_CHECKING:
     from posttrain.evaluation.opened import Opened
@@ -53,8 +54,8 @@ class Asked:
 def score_answers(opened: Opened, asked: Asked, say: Any) -> SetResult:
     """Let the model answer every prompt of the set, score the answers, and tell the means over prompts."""
     run, data = opened.run, opened.data
-    generator = run.source.collector.producer.generator
-    player = run.source.collector.producer.player
+    assert isinstance(run.source, Online)  # which rows of prompts make of a run
+    generator, player = run.source.collector.producer.generator, run.source.collector.producer.player
     collector = Collector(run, data.train, generator, data.rewards, data.judge, player)
     seed = run.plan.settings.data.seed
     groups: list[list[Rollout]] = []

@@ -138,5 +138,5 @@ def _is_reward_model(settings: Settings, objects: InMemory) -> bool:
         return head_of(folder) == "score"
     if settings.model.model in EXAMPLES or settings.model.model.endswith(".gguf"):
         return False
-    config = foreign.read(AutoConfig, settings.model.model, trust_remote_code=settings.model.trust_remote_code)
+    config = foreign.read(AutoConfig, settings.model.model)
     return any("SequenceClassification" in kind for kind in config.architectures or ())
