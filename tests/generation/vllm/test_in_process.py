@@ -5,9 +5,15 @@ import random
 import numpy
 import pytest
 import torch
+from posttrain import Environment, Observation
 from posttrain.contract.generation import Sampling
+from posttrain.contract.rollout import Rollout
+from posttrain.data.tokens.turns import Turns
 from posttrain.errors import SettingsError
 from posttrain.generation.local.hf import HfGenerator
+from posttrain.rollouts.episodes import EpisodePlayer
+from posttrain.settings import DataSettings
+from posttrain.settings.episodes import EpisodeSettings
 
 STOPS = frozenset({256, 257, 65})
 
@@ -120,3 +126,33 @@ def test_frozen_layers_keep_their_weights(kit, engine, policy, prompts):
     kit.give(engine, policy, 9)
     assert kit.differing(engine, policy.model) == []
     policy.model.requires_grad_(True)
+
+
+def test_episodes_are_sampled_with_the_trainers_numbers_turn_by_turn(kit, engine, policy, tokenizer, prompts):
+    """Every sampled token is trained, nothing else is, and its log-prob is transformers' of the whole episode."""
+
+    class Echo(Environment):
+        turns = 0
+
+        def step(self, message):
+            self.turns += 1
+            return Observation(f" {self.turns} of 3. ", 1.0, done=self.turns == 3)
+
+    settings = EpisodeSettings(max_turns=3)
+    player = EpisodePlayer(Echo, Turns(tokenizer, DataSettings(), set(STOPS), None), settings, 128)
+    rows = [{"prompt": tokenizer.decode(prompt)} for prompt in prompts]
+    found = player.play(engine, prompts, rows, Sampling(40, 0.7), [[1, 2, 3, 4]] * len(prompts))
+    turns = []
+    for prompt, group in zip(prompts, found, strict=True):
+        for one in group:
+            sequence = Rollout(0, prompt, one, {}).sequence()
+            said = [
+                one.ids[(one.episode.turn == turn) & one.episode.sampled] for turn in range(len(one.episode.rewards))
+            ]
+            assert sequence.ids[sequence.trained].tolist() == torch.cat(said).tolist()
+            between = tokenizer.decode(one.ids[~one.episode.sampled])
+            assert between == "".join(f" {turn + 1} of 3. " for turn in range(len(said) - 1))
+            expected = kit.logps_of(policy.model, prompt, one, 0.7)  # of every token behind the prompt
+            assert torch.allclose(one.sampled_logps, expected[one.episode.sampled], atol=1e-4, rtol=0)
+            turns.append(len(said))
+    assert max(turns) == 3
