@@ -19,12 +19,16 @@ from posttrain_testkit.registry import CheckFailed
 EPISODES, TURNS = 3, 6
 
 
-def check_environment(kind: Callable[[], Any], rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def check_environment(
+    kind: Callable[[], Any],
+    rows: list[dict[str, Any]] | None = None,
+    make_rows: Callable[..., list[dict[str, Any]] | None] | None = None,
+) -> dict[str, Any]:
     """Play episodes of ``kind``; returns what was seen. Raises CheckFailed with what was broken and its usual cause.
 
-    ``rows`` are needed where the environment makes none.
+    ``rows`` are needed where the environment makes none; ``make_rows(size, seed)`` makes them [``kind.rows``].
     """
-    rows = rows or _rows(kind)
+    rows = rows or _rows(make_rows or getattr(kind, "rows", None))
     scripts = [_script(kind, place) for place in range(EPISODES)]
     tasks = [rows[place % len(rows)] for place in range(EPISODES)]
     alone = [_play(kind(), row, script) for row, script in zip(tasks, scripts, strict=True)]
@@ -51,8 +55,7 @@ def check_environment(kind: Callable[[], Any], rows: list[dict[str, Any]] | None
     return {"episodes": EPISODES, "tools": [one["function"]["name"] for one in _tools(kind)], "rows": len(rows)}
 
 
-def _rows(kind: Any) -> list[dict[str, Any]]:
-    make = getattr(kind, "rows", None)
+def _rows(make: Callable[..., list[dict[str, Any]] | None] | None) -> list[dict[str, Any]]:
     found = make(size=EPISODES, seed=0) if make is not None else None
     if make is None or not found:
         raise CheckFailed("The environment makes no rows, and none were given.", "Give some: --data FILE")

@@ -333,6 +333,28 @@ def test_waiting_for_a_worker_is_no_answer_that_takes_too_long(train):
     assert {one["end"] for one in episodes(run)} <= {"done", "tokens"}
 
 
+def test_a_row_tells_the_template_what_it_wants(train):
+    """Both variables of the template at every turn, the row's before the run's."""
+    template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{{ first }}{{ second }}"
+    )
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    rows = [TALKS[0] | {"chat_template_kwargs": {"second": "d"}}, TALKS[1]]
+    own = {"chat_template_kwargs": {"first": "g", "second": "c"}, "updates_per_rollout": 2}
+    run = train(tokenizer=tokenizer, data=rows, steps=1, **own)
+    seen = set()
+    for example, line in zip(run.source.buffer, episodes(run), strict=True):
+        (sequence,) = example.sequences["completion"]
+        end = "gd" if line["prompt"][0]["content"] == "ab" else "gc"
+        untrained = tokenizer.decode(sequence.ids[~sequence.trained])
+        turns = len(line["turn_rewards"])
+        assert untrained == line["prompt"][0]["content"] + end + ("hh" + end) * (turns - 1)
+        seen.add((end, turns > 1))
+    assert {("gd", True), ("gc", True)} <= seen
+
+
 def test_thinking_that_the_template_leaves_out_is_kept_or_refused(train, capsys):
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('g')[-1] }}"

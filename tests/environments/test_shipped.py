@@ -1,7 +1,9 @@
 """Environments that come with posttrain, the checks of environments, and rows made of episodes."""
 
+import functools
 import json
 import random
+import sys
 
 import pytest
 from posttrain import Environment, Observation
@@ -215,6 +217,38 @@ def test_commands_about_environments(run, capsys, tmp_path):
     assert main(["check-environment", "guess"]) == 0
     assert main(["list-environments", "calculater"]) == 2
     assert "Did you mean 'calculator'?" in capsys.readouterr().err
+
+
+def test_listing_reads_the_code_of_packages_and_runs_none(tmp_path, monkeypatch, capsys):
+    """A package of somebody else, whose import would end the process, and one that is broken."""
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "__init__.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "foreign" / "games.py").write_text(
+        "import posttrain, nothing\n\n\nclass Chess(posttrain.Environment):\n    'A game.'\n\n"
+        "    @posttrain.tool\n    def move(self, to: str) -> str:\n        pass\n\n    def other(self):\n        pass\n"
+    )
+    (tmp_path / "foreign" / "broken.py").write_text("class (:\n")
+    facts = tmp_path / "foreign-1.2.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.4\nName: foreign\nVersion: 1.2\nLicense-Expression: MIT\n")
+    (facts / "entry_points.txt").write_text(
+        "[posttrain.environments]\nchess = foreign.games:Chess\nnone = foreign.none:None_\nbad = foreign.broken:Bad\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["list-environments", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["chess"] == {
+        "name": "chess", "package": "foreign 1.2", "license": "MIT", "tools": ["move"], "summary": "A game.",
+    }  # fmt: skip
+    assert rows["none"]["problem"] == "there is no module 'foreign.none'."
+    assert "broken.py: invalid syntax" in rows["bad"]["problem"]
+    assert rows["calculator"]["tools"] == ["add", "multiply"]
+    assert "foreign" not in sys.modules
+
+
+def test_rows_of_an_environment_whose_options_are_bound():
+    seen = check_environment(functools.partial(Guess, highest=9), None, Guess.rows)
+    assert seen["rows"] == 3
 
 
 def test_a_new_environment_works_as_it_stands(tmp_path, monkeypatch, capsys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from posttrain.assembly.environment import find_task
 from posttrain.cli.flags import Parser
 from posttrain.cli.testkit import testkit
@@ -24,11 +22,8 @@ def run(arguments: list[str]) -> int:
     if options.data:
         rows = list(read_rows(options.data, ("prompt",), Settings(limit=8).data))
     kit, registry = testkit("environments"), testkit("registry")
-    make: Any = task.make
-    if not hasattr(make, "rows") and hasattr(task.kind, "rows"):
-        make.rows = task.kind.rows  # options were bound, which leaves only the call
     try:
-        seen = kit.check_environment(make, rows)
+        seen = kit.check_environment(task.make, rows, getattr(task.kind, "rows", None))
     except registry.CheckFailed as error:
         print(f"{task.name}: {error.what} {error.cause}")
         return 1

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 from posttrain.assembly.environment import find_task
+from posttrain.catalogue.described import described
 from posttrain.catalogue.entries import Entry, entries
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
-from posttrain.errors import PosttrainError
 from posttrain.settings.episodes import EpisodeSettings
 
 
@@ -35,14 +35,20 @@ def run(arguments: list[str]) -> int:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    """What is known of one environment; what cannot be loaded says why."""
-    found = {"name": entry.name, "package": f"{entry.package} {entry.version}", "tools": [], "summary": ""}
-    try:
-        task = find_task(EpisodeSettings(environment=entry.name))
-    except PosttrainError as error:
-        return found | {"summary": str(error), "problem": str(error)}
-    assert task is not None
-    return found | {"tools": [one["function"]["name"] for one in task.tools], "summary": _summary(task.kind)}
+    """What the code of one environment says, which is read and not run; what cannot be read says why."""
+    seen = described(entry)
+    found: dict[str, Any] = {
+        "name": entry.name,
+        "package": f"{entry.package} {entry.version}",
+        "license": _license(entry),
+    }
+    found |= {"tools": seen.tools, "summary": seen.problem or seen.summary}
+    return found | ({"problem": seen.problem} if seen.problem else {})
+
+
+def _license(entry: Entry) -> str | None:
+    facts = entry.distribution.metadata if entry.distribution is not None else None
+    return None if facts is None else facts.get("License-Expression") or facts.get("License")
 
 
 def _summary(kind: Any) -> str:

@@ -38,6 +38,7 @@ class _Play:
     seed: int
     chat: bool
     prompt: Tensor  # (p,)
+    turns: Turns
     environment: Any = None
     history: list[Message] = field(default_factory=list)
     """The conversation as the template is shown it."""
@@ -45,7 +46,8 @@ class _Play:
     ids: list[Tensor] = field(default_factory=list)
     logps: list[Tensor] = field(default_factory=list)
     sampled: list[Tensor] = field(default_factory=list)
-    turns: list[Tensor] = field(default_factory=list)
+    numbers: list[Tensor] = field(default_factory=list)
+    """Turn of each token."""
     versions: list[Tensor] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     breaks: list[int] = field(default_factory=list)
@@ -79,7 +81,7 @@ class _Play:
         self.ids.append(ids)
         self.logps.append(torch.zeros(len(ids)) if logps is None else logps)
         self.sampled.append(torch.full((len(ids),), logps is not None))
-        self.turns.append(torch.full((len(ids),), turn, dtype=torch.long))
+        self.numbers.append(torch.full((len(ids),), turn, dtype=torch.long))
         if version is not None:
             self.versions.append(version)
         elif self.versions:  # made by nobody: as old as what it follows
@@ -104,7 +106,7 @@ class _Play:
             Episode(
                 self.prompt,
                 torch.cat(self.sampled),
-                torch.cat(self.turns),
+                torch.cat(self.numbers),
                 self.rewards,
                 self.messages,
                 self.end,
@@ -161,7 +163,7 @@ class EpisodePlayer:
     ) -> list[list[Completion]]:  # fmt: skip
         """Complete each prompt ``(n,)`` once per seed; answers in the order of the seeds. Raises RunFailed."""
         plays = [
-            [_Play(row, seed, is_messages(row.get("prompt")), prompt) for seed in own]
+            [_Play(row, seed, is_messages(row.get("prompt")), prompt, self.turns.of_row(row)) for seed in own]
             for prompt, row, own in zip(prompts, rows, seeds, strict=True)
         ]
         flat = [play for own in plays for play in own]
@@ -239,7 +241,7 @@ class EpisodePlayer:
             opening = _as_messages(said) if play.chat else []
             play.history += opening
             play.prompt = (
-                self.turns.opening(play.history) if play.chat else torch.cat([play.prompt, self.turns.text(said)])
+                play.turns.opening(play.history) if play.chat else torch.cat([play.prompt, play.turns.text(said)])
             )
         return True
 
@@ -263,7 +265,7 @@ class EpisodePlayer:
         play.text = turn.text
         said: Message = {"role": "assistant", "content": turn.text}
         if play.chat:
-            said = self.turns.message(turn.ids)
+            said = play.turns.message(turn.ids)
             play.text = str(said.get("content") or "")
         play.messages.append(said)
         play.rewards.append(0.0)
@@ -312,14 +314,14 @@ class EpisodePlayer:
         last = play.ids[-1] if play.ids else play.prompt
         anew: Tensor | None = None
         if play.chat:
-            said, shown = self.turns.plain(play.messages[-1], answers, last)
+            said, shown = play.turns.plain(play.messages[-1], answers, last)
             self._say_rewritten(play, said, shown)
-            between = self.turns.between(play.history, said, shown, last)
+            between = play.turns.between(play.history, said, shown, last)
             play.history += [said, *shown]
             if self.settings.rewritten_history == "split":
-                anew = self.turns.anew(play.history, torch.cat([play.context, between]))
+                anew = play.turns.anew(play.history, torch.cat([play.context, between]))
         else:
-            between = self.turns.text(raw if isinstance(raw, str) else "".join(str(one["content"]) for one in answers))
+            between = play.turns.text(raw if isinstance(raw, str) else "".join(str(one["content"]) for one in answers))
         play.messages += answers
         length = len(play.context) + len(between) if anew is None else len(anew)
         limits = [self.positions, self.settings.episode_tokens and self.settings.episode_tokens + len(play.prompt)]
@@ -333,7 +335,7 @@ class EpisodePlayer:
 
     def _say_rewritten(self, play: _Play, said: Message, shown: list[Message]) -> None:
         """Once: that the template shows what was sampled in another way afterwards."""
-        if self._told or not said.get("reasoning_content") or not self.turns.rewrites(play.history, said, shown):
+        if self._told or not said.get("reasoning_content") or not play.turns.rewrites(play.history, said, shown):
             return
         if self.settings.rewritten_history == "refuse":
             raise SettingsError(

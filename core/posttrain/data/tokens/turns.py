@@ -6,6 +6,7 @@ shows what an environment answers, is found by rendering a conversation with and
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,8 @@ class Turns:
         self.templates = Templates(tokenizer, settings)
         self.stop_ids = stop_ids
         self.tools: list[dict[str, Any]] | None = None
+        self.variables: dict[str, Any] | None = None
+        """What a row tells the template, before what the run tells it."""
         self.has_tool_role = False
         self._form: Callable[[str], parsing.Parsed] = parsing.DEFAULT[1]
         self._forms: Forms | None = None
@@ -42,6 +45,14 @@ class Turns:
         self._forms = find_forms(lambda messages: self.templates.render(messages, self.tools, "this episode"))
         self.has_tool_role = self._has_tool_role()
         self._form = self._call_form()
+
+    def of_row(self, row: dict[str, Any]) -> Turns:
+        """The same for a row, which may have a column ``chat_template_kwargs``."""
+        if not row.get("chat_template_kwargs"):
+            return self
+        own = copy.copy(self)
+        own.variables = dict(row["chat_template_kwargs"])
+        return own
 
     def shows_tools(self, tools: list[dict[str, Any]]) -> bool:
         """Whether the template tells the model of tools."""
@@ -150,7 +161,7 @@ class Turns:
     def _text(self, messages: list[Message], tools: Any, ask: bool = False) -> str:
         if self._forms is not None:
             messages = self._forms.adapted(messages)
-        return self.templates.render(messages, tools, "this episode", ask)
+        return self.templates.render(messages, tools, "this episode", ask, self.variables)
 
     def _ids(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
