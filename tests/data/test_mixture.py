@@ -53,6 +53,15 @@ def test_an_epoch_has_the_same_rows_at_once_and_streamed(write, streaming, exhau
     assert all(max(some) - min(some) <= 1 for some in counts.values())
 
 
+@pytest.mark.parametrize(("exhausted", "count"), [("repeat", 10), ("stop", 4)])
+def test_streamed_halves_of_unlike_sets(write, exhausted, count):
+    """One row of each in turn: until the larger set has been read, or the smaller one."""
+    texts = [row["text"] for row in read(write, exhausted, True, (1, 1))]
+    for name in "ab":
+        assert abs(sum(text[0] == name for text in texts) - count) <= 1
+    assert set(texts) >= {f"b{n}" for n in range(4)}
+
+
 def test_streamed_sets_keep_their_shares_all_along(write):
     """Of any first n rows three quarters come from the first set, give or take one row."""
     texts = [row["text"] for row in read(write, "repeat", True)]

@@ -78,11 +78,11 @@ def test_steps_are_marked_at_their_last_token(made, tokenizer, text_of, form):
 
 def test_prompts_keep_every_column_and_train_nothing(made, text_of, build):
     """T13: the ids are those of the rendered prompt, special tokens included."""
-    tokenizer = build("chatml")
+    tokenizer = build("tools")
     row = {"prompt": [ASK], "answer": "42", "tools": [{"name": "add"}]}
     (example,) = made([row], "prompt", tokenizer)
     (sequence,) = example.sequences["prompt"]
-    rendered = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    rendered = 'TOOLS[{"name": "add"}]\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n'
     assert text_of(sequence, tokenizer) == rendered
     assert sequence.count == 0
     assert example.columns == {**row, "prompt_text": rendered}

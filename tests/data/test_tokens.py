@@ -6,6 +6,8 @@ from posttrain.data.tokens.notes import notes_of, within_positions
 from posttrain.errors import DataError, ModelError, SettingsError
 from posttrain.settings import Settings
 
+from .conftest import CHATML
+
 
 def _one(examples, role="completion"):
     ((sequence,),) = [example.sequences[role] for example in examples]
@@ -324,3 +326,35 @@ def test_a_tokenizer_that_gives_no_ids_is_refused(build, made, slow):
     broken.convert_tokens_to_ids = lambda text: 0
     with pytest.raises(ModelError, match="turns 'Hello world' into no token at all"):
         made([{"text": "a"}], "language-modeling", broken)
+
+
+SYSTEM_LOST = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+
+
+@pytest.mark.parametrize("schema", ["language-modeling", "prompt"])
+@pytest.mark.parametrize(
+    ("template", "row", "kind", "text"),
+    [
+        (SYSTEM_LOST, [{"role": "system", "content": "be brief"}], "system prompt", "of message 1 ('be brief')"),
+        ("chatml", [], "tools", "shows no tools ('add')"),
+    ],
+)
+def test_a_system_prompt_and_tools_that_the_template_ignores_are_lost(build, made, schema, template, row, kind, text):
+    """One row of four loses something: left out and counted, or named where it is more than max-lost allows."""
+    tokenizer = build(template)
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}] if kind == "tools" else None
+    asked = [*row, {"role": "user", "content": "q"}]
+
+    def full(some):
+        return {"prompt": some} if schema == "prompt" else {"messages": [*some, {"role": "assistant", "content": "a"}]}
+
+    rows = [full(asked) | ({"tools": tools} if tools else {})] + [full(asked[-1:])] * 3
+    prepared = made(rows, schema, tokenizer, "<|im_end|>", max_lost=0.5)
+    assert len(prepared) == 3
+    assert prepared.report["dropped"] == {f"{kind} lost in the chat template": 1}
+    with pytest.raises(DataError) as refused:
+        made(rows, schema, tokenizer, "<|im_end|>")
+    assert str(refused.value).startswith("data row 1: the chat template ")
+    assert text in str(refused.value)
+    kept = build("tools") if kind == "tools" else build("chatml")
+    assert len(made(rows, schema, kept, "<|im_end|>")) == 4

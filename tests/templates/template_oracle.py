@@ -58,12 +58,31 @@ class Oracle:
     def expected(self, shape, tools):
         """The texts that are learnt of the shape's meaning, one a turn. Raises Refused."""
         kwargs = shape.row.get("chat_template_kwargs", {})
+        self._check_read(shape, tools, kwargs)
         first = shape.prompt or 0
         each = shape.options.get("train_on") == "each-turn"
         learnt = [n for n, m in enumerate(shape.messages) if m["role"] == "assistant" and n >= first]
         if not each:
             return [self._turn(shape.messages, n, tools, kwargs, shape.literal) for n in learnt]
         return [self._turn(shape.messages[: n + 1], n, tools, kwargs, shape.literal) for n in learnt]
+
+    def _check_read(self, shape, tools, kwargs):
+        """A template that writes the same with and without tools, or whatever a system message says, loses them."""
+        system = any(m["role"] == "system" for m in shape.messages)
+        said = [("system", "qzsystemqz")] * system + [("user", "qzuserqz"), ("assistant", "qzsaidqz")]
+        with_tools, without, contents = set(), set(), set()
+        for parts in (False, True):
+            plain = [{"role": r, "content": [{"type": "text", "text": t}] if parts else t} for r, t in said]
+            try:
+                with_tools.add(self.render(plain, tools, **kwargs))
+                without.add(self.render(plain, None, **kwargs))
+            except Refused:
+                continue
+        contents = with_tools | without
+        if tools and with_tools and with_tools == without:
+            raise Refused("loses the tools")
+        if system and contents and not any("qzsystemqz" in text for text in contents):
+            raise Refused("loses the system prompt")
 
     def _turn(self, messages, index, tools, kwargs, literal):
         problems = []

@@ -71,6 +71,10 @@ ORIGINALS = {
 }
 
 #: Fault -> a template with it, the shape of row that meets it, and what the refusal says.
+#: Those with a place for calls also tell of the tools.
+_TOOLS = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+ORIGINALS = {name: _TOOLS + source if "tool_calls" in source else source for name, source in ORIGINALS.items()}
+
 FAULTS = {
     "drops content": (_chatml("{{ m.content if loop.last else '' }}"), "several turns", "leaves out or rewrites text"),
     "drops tool calls": (_chatml("{{ m.content }}"), "call without text", "leaves out or rewrites tool calls"),

@@ -14,6 +14,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "chat-templates.md"
 BEGIN, END = "<!-- outcomes: python tests/templates/template_table.py -->", "<!-- end of outcomes -->"
 #: What a refusal says -> its letter in the table.
 REASONS = {
+    "shows no tools": "l",
+    "leaves out or rewrites system prompt": "s",
     "leaves out or rewrites text beside calls": "b",
     "leaves out or rewrites text": "t",
     "leaves out or rewrites reasoning": "r",

@@ -86,8 +86,8 @@ class DataSettings:
     learn_scaffold: bool = False
     """Also learn what the chat template writes whatever the answer is, such as an empty thought before it."""
     max_lost: float = 0.01
-    """Share of rows of whose answers the chat template leaves something out. They are dropped and counted; more of
-    them end the run, because the template then does not suit the data."""
+    """Share of rows of whose answers, system prompt or tools the chat template leaves something out. They are dropped
+    and counted; more of them end the run, because the template then does not suit the data."""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's chat template."""
     chat_template_kwargs: dict[str, str] | None = None

@@ -25,6 +25,10 @@ ADVICE = {
         "it in the last answer alone learns it from one answer at a time: --train-on each-turn"
     ),
     "place": f"Learn from one answer at a time with --train-on each-turn, or give another template {_TEMPLATE}",
+    "system prompt": (
+        f"Give a template with a place for a system message, {_TEMPLATE}, or put its text before the question"
+    ),
+    "tools": f"Give a template that shows tools, {_TEMPLATE}, or leave the column tools out",
     "tool calls": f"Give a template with a place for tool calls, {_TEMPLATE}, or remove the rows",
 }
 
@@ -41,9 +45,25 @@ class Loss:
 
     def describe(self) -> str:
         """The loss in words, without a full stop."""
+        if self.kind == "tools":
+            return f"shows no tools ({short(self.text)})"
         if self.kind == "place":
             return f"rewrites message {self.index + 1} depending on what follows, so its tokens cannot be told apart"
         return f"leaves out or rewrites {self.kind} of message {self.index + 1} ({short(self.text)})"
+
+    def reason(self) -> str:
+        """Why a row is left out."""
+        whose = "" if self.kind in ("system prompt", "tools") else " of an answer"
+        return f"{self.kind}{whose} lost in the chat template"
+
+
+def find_unread(messages: list[Message], written: str) -> Loss | None:
+    """The first system message whose text does not stand in ``written``, the rendered conversation."""
+    for index, message in enumerate(messages):
+        text = message_text(message) if message["role"] in ("system", "developer") else ""
+        if not _stands(text, written) and not _spelt(text.strip(), written):
+            return Loss("system prompt", index, text)
+    return None
 
 
 def find_loss(message: Message, index: int, written: str) -> Loss | None:

@@ -151,7 +151,7 @@ class Pipeline:
         loss = next((layout.loss for layout in layouts if layout.loss), None)
         if loss is None:
             return False
-        self.counts.drop(f"{loss.kind} of an answer lost in the chat template")
+        self.counts.drop(loss.reason())
         self.lost += 1
         self.first_loss = self.first_loss or (origin, loss)
         return True

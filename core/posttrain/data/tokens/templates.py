@@ -18,7 +18,7 @@ from posttrain.contract.messages import is_learnt, is_messages
 from posttrain.data.tokens.answers import Chat, Turn, UnclearTurn, find_turns, next_opener, with_scaffold, within_marks
 from posttrain.data.tokens.forms import Forms, find_forms
 from posttrain.data.tokens.images import expanded
-from posttrain.data.tokens.lost_text import Loss, find_loss
+from posttrain.data.tokens.lost_text import Loss, find_loss, find_unread
 from posttrain.data.tokens.sequence_specs import SequenceSpec
 from posttrain.errors import DataError, ModelError, SettingsError, short
 from posttrain.network.image_reader import ImageReader, reader_of
@@ -72,6 +72,7 @@ class Templates:
         self._forms: dict[str, Forms] = {}
         self._ends: dict[str, set[str]] = {}
         self._openers: dict[str, str | None] = {}
+        self._shown: dict[str, bool] = {}
 
     @property
     def source(self) -> str:
@@ -179,7 +180,9 @@ class Templates:
         prompt = forms.adapted(draft.prompt) if is_messages(draft.prompt) else []  # type: ignore[arg-type]
         asked = self._rendered(prompt, draft, origin, ask=True) if prompt else None
         if draft.completion is None:
-            return Layout(asked or "", False, len(asked or ""), [])
+            return Layout(
+                asked or "", False, len(asked or ""), [], loss=self._unread(draft, prompt, asked or "", origin)
+            )
         messages = prompt + forms.adapted(draft.completion)  # type: ignore[arg-type]  # rows mix no forms
         chat = Chat(
             messages,
@@ -203,6 +206,7 @@ class Templates:
     def _layout(self, draft: SequenceSpec, chat: Chat, turns: list[Turn], asked: str | None) -> Layout:
         """The layout of a conversation in which ``turns`` are learnt, behind ``asked``, the prompt."""
         loss = next((found for turn in turns if (found := _loss(turn, chat))), None)
+        loss = loss or self._unread(draft, chat.messages, chat.text, chat.origin)
         spans = self._spans(draft, chat, with_scaffold(turns, chat) if self.settings.learn_scaffold else turns)
         mismatch = asked is not None and not chat.text.startswith(asked)
         if asked is not None and not mismatch:
@@ -223,6 +227,24 @@ class Templates:
             loss=loss,
             opener=self._opener(draft, chat, turns),
         )
+
+    def _unread(self, draft: SequenceSpec, messages: Messages, text: str, origin: str) -> Loss | None:
+        """What the model is told that the template does not write: a system prompt, tools."""
+        if draft.tools and not self._shows_tools(draft, origin):
+            return Loss("tools", 0, str((draft.tools[0].get("function") or draft.tools[0]).get("name")))
+        return find_unread(messages, text)
+
+    def _shows_tools(self, draft: SequenceSpec, origin: str) -> bool:
+        """Whether a question reads otherwise with tools than without; one that the template refuses says nothing."""
+        key = self._key(draft)
+        if key not in self._shown:
+            asked = self._known(draft, origin)[0].adapted([{"role": "user", "content": "a"}])
+            try:
+                bare = self.render(asked, None, origin, True, draft.template_kwargs)
+                self._shown[key] = self._rendered(asked, draft, origin, True) != bare
+            except DataError:
+                self._shown[key] = True
+        return self._shown[key]
 
     def _opener(self, draft: SequenceSpec, chat: Chat, turns: list[Turn]) -> str | None:
         """What opens the next message, if the last answer has no end of its own. Steps end with their last mark."""
