@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from posttrain.models.processor import without_videos
+from posttrain.network.image_reader import without_videos
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .:?\n<>_-"

@@ -23,7 +23,7 @@ from posttrain.models.generation_config import stop_ids
 from posttrain.models.load import load_tokenizer, stop_ids_of
 from posttrain.models.positions import learnt_positions, learnt_positions_of
 from posttrain.models.processor import reader_for
-from posttrain.network.image_reader import with_reader
+from posttrain.network.image_reader import reader_of, with_reader
 from posttrain.rewards import Reward, check_columns, load_rewards
 from posttrain.settings import DataSettings, ModelSettings, RolloutsSettings, Settings
 
@@ -177,5 +177,6 @@ def _rewards(
     rewards = load_rewards(
         list(named), settings.reward_options or {}, tokenizer, limit=limit, apart=settings.reward_process
     )
-    check_columns(rewards, rows[0] if task is None else {**rows[0], "messages": None})
+    given = {**rows[0]} if reader_of(tokenizer) is None else {**rows[0], "images": None}
+    check_columns(rewards, given if task is None else {**given, "messages": None})
     return rewards

@@ -18,7 +18,11 @@ def reworded(prompt: Prompt, template: str, **values: str) -> Prompt:
     if isinstance(prompt, str):
         return template.format(prompt=prompt, **values)
     asked = max((place for place, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
-    text = template.format(prompt=message_text(prompt[asked]), **values)
+    text: Any = template.format(prompt=message_text(prompt[asked]), **values)
+    content = prompt[asked].get("content")
+    beside = [part for part in content if part.get("type") != "text"] if isinstance(content, list) else []
+    if beside:  # pictures
+        text = [*beside, {"type": "text", "text": text}]
     return [*prompt[:asked], {**prompt[asked], "content": text}, *prompt[asked + 1 :]]
 
 

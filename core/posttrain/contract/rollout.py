@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.generation import Completion, Episode
+from posttrain.contract.images import Image
 from posttrain.contract.pad import pad_tokens, token_mask
 from posttrain.contract.views import Example, Sequence
 
@@ -39,6 +40,8 @@ class Rollout:
     """Which tokens of the completion stand for which of the teacher's, where it has another tokeniser."""
     taught: bool = True
     """Whether anything is to be learnt from the teacher."""
+    images: tuple[Image, ...] = ()
+    """The pictures of its prompt."""
 
     def sequence(self, learn: bool = True) -> Sequence:
         """Exactly the sampled tokens behind the prompt's, never text encoded again (G11)."""
@@ -49,9 +52,10 @@ class Rollout:
             trained[len(self.prompt_ids) :] = True if episode is None else episode.sampled
         teacher = self.teacher
         if teacher is not None and not learn:
-            teacher = Sequence(teacher.ids, torch.zeros_like(teacher.trained), breaks=teacher.breaks)
+            teacher = replace(teacher, trained=torch.zeros_like(teacher.trained), per_token={})
         breaks = () if episode is None else tuple(len(self.prompt_ids) + place for place in episode.breaks)
-        return Sequence(ids, trained, teacher=teacher, alignment=self.alignment if learn else None, breaks=breaks)
+        alignment = self.alignment if learn else None
+        return Sequence(ids, trained, teacher=teacher, alignment=alignment, breaks=breaks, images=self.images)
 
     def kept(self) -> dict[str, Any]:
         """This rollout as plain values, to be kept in a method's state beyond its step."""
@@ -63,6 +67,7 @@ class Rollout:
             "reward": self.reward,
             "parts": self.parts,
             "source": self.source,
+            "images": self.images,
             "old_logps": completion.sampled_logps if self.old_logps is None else self.old_logps,
             "episode": None if completion.episode is None else vars(completion.episode),
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.views import Sequence
-from posttrain.data.tokens.encode_one import encode_prompt
+from posttrain.data.tokens.encode_one import encode_shown
 from posttrain.distillation.align import Alignment, align, shared_vocabulary
 from posttrain.distillation.token_bytes import token_bytes
 from posttrain.network.chunked_head import TokenQuery
@@ -67,14 +67,14 @@ def translate(
     The teacher's own chat template writes the prompt; where the answer ended, the teacher's end token stands.
     """
     own = replace(settings, chat_template=None)
-    ids, _ = encode_prompt(prompt, teacher.tokenizer, own, {teacher.tokenizer.eos_token_id}, columns)
+    asked, _ = encode_shown(prompt, teacher.tokenizer, own, {teacher.tokenizer.eos_token_id}, columns)
     text = b"".join(token_bytes(tokenizer, completion.tolist())).decode("utf-8", errors="replace")
     answer = teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(completion) and int(completion[-1]) in stop_ids and teacher.tokenizer.eos_token_id is not None:
         answer = [*answer, teacher.tokenizer.eos_token_id]
-    whole = torch.cat([ids, torch.tensor(answer, dtype=torch.int64)])
+    whole = torch.cat([asked.ids, torch.tensor(answer, dtype=torch.int64)])
     found = align(tokenizer, completion.tolist(), teacher.tokenizer, answer)
-    return Sequence(whole, torch.arange(len(whole)) >= len(ids)), found
+    return Sequence(whole, torch.arange(len(whole)) >= len(asked), images=asked.images), found
 
 
 def matching(tokenizer: Any, teacher_tokenizer: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -16,14 +17,12 @@ from transformers.models.auto.modeling_auto import (
 
 from posttrain.errors import DependencyError, ModelError
 from posttrain.models import foreign
-from posttrain.network.image_reader import ImageReader
+from posttrain.network.image_reader import ImageReader, without_videos
 
 #: Files that say how pictures are read.
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 #: Configurations for which a class with a score was made.
 _made: set[type] = set()
-#: Parts of a processor that are not needed for pictures, and need packages of their own.
-_BESIDE = "video_processor"
 
 
 def reads_images(config: Any) -> bool:
@@ -62,7 +61,12 @@ def _register_score(config: Any) -> None:
     family = next(kind for kind in decoder.__mro__ if kind.__name__.endswith("PreTrainedModel"))
     name = f"{decoder.__name__.removesuffix('Model')}ForSequenceClassification"
     made = type(name, (GenericForSequenceClassification, family), {"__module__": __name__})
-    transformers.AutoModelForSequenceClassification.register(type(config), made)
+    # Files of some families have other names than the modules, and transformers renames them by the model's class.
+    with_head = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type]
+    renamed = get_checkpoint_conversion_mapping(with_head)
+    if renamed is not None:
+        register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
+    transformers.AutoModelForSequenceClassification.register(type(config), made, exist_ok=True)
     _made.add(type(config))
 
 
@@ -127,26 +131,6 @@ def _read(source: str, options: dict[str, Any], config: Any) -> Any:
     if kind is None or not hasattr(kind, "get_attributes"):
         return foreign.read(transformers.AutoProcessor, source, **options)
     return foreign.read(without_videos(kind), source, **options)
-
-
-def without_videos(kind: Any) -> Any:
-    """A class of processors without the part for videos, under the same name."""
-    parts = list(kind.get_attributes())
-    if _BESIDE not in parts:
-        return kind
-    place = parts.index(_BESIDE)
-    left = parts[:place] + parts[place + 1 :]
-
-    def from_args_and_dict(cls: Any, args: Any, processor_dict: dict[str, Any], **options: Any) -> Any:
-        known = {name: value for name, value in processor_dict.items() if name != _BESIDE}
-        return kind.from_args_and_dict.__func__(cls, [*args[:place], None, *args[place:]], known, **options)
-
-    own: dict[str, Any] = {
-        "get_attributes": classmethod(lambda cls: left),
-        "from_args_and_dict": classmethod(from_args_and_dict),
-        "__module__": kind.__module__,
-    }
-    return type(kind.__name__, (kind,), own)
 
 
 def _configuration(source: str, options: dict[str, Any]) -> Any:

@@ -18,6 +18,8 @@ from posttrain.errors import ModelError
 Inputs = dict[str, Tensor]
 #: Bytes of processed pictures that are kept for the next time.
 _KEPT = 2**28
+#: Part of a processor that is not needed for pictures, and needs packages of its own.
+_BESIDE = "video_processor"
 #: What a processor gives beside what belongs to pictures.
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 _OFFSETS = "text_replacement_offsets"
@@ -100,8 +102,17 @@ class ImageReader:
         _keep_sections(folder / "processor_config.json", self.files.get("processor_config.json"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what can be computed again."""
-        return self.__dict__ | {"_inputs": OrderedDict(), "_size": 0}
+        """Without what can be computed again, and with a class that can be found by its name."""
+        kind = getattr(type(self.processor), "whole", type(self.processor))
+        parts = kind, kind is not type(self.processor), self.processor.__dict__
+        return self.__dict__ | {"_inputs": OrderedDict(), "_size": 0, "processor": parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Undo ``__getstate__``."""
+        kind, cut, values = state["processor"]
+        self.__dict__.update(state)
+        self.processor = object.__new__(without_videos(kind) if cut else kind)
+        self.processor.__dict__.update(values)
 
     def _limited(self, picture: Any) -> Any:
         width, height = picture.size
@@ -140,6 +151,27 @@ def with_reader(tokenizer: Any, reader: ImageReader | None) -> Any:
     if reader is not None and reader.processor.chat_template:
         tokenizer.chat_template = reader.processor.chat_template
     return tokenizer
+
+
+def without_videos(kind: Any) -> Any:
+    """A class of processors without the part for videos, under the same name."""
+    parts = list(kind.get_attributes())
+    if _BESIDE not in parts:
+        return kind
+    place = parts.index(_BESIDE)
+    left = parts[:place] + parts[place + 1 :]
+
+    def from_args_and_dict(cls: Any, args: Any, processor_dict: dict[str, Any], **options: Any) -> Any:
+        known = {name: value for name, value in processor_dict.items() if name != _BESIDE}
+        return kind.from_args_and_dict.__func__(cls, [*args[:place], None, *args[place:]], known, **options)
+
+    own: dict[str, Any] = {
+        "whole": kind,
+        "get_attributes": classmethod(lambda cls: left),
+        "from_args_and_dict": classmethod(from_args_and_dict),
+        "__module__": kind.__module__,
+    }
+    return type(kind.__name__, (kind,), own)
 
 
 def _blank() -> Any:

@@ -14,7 +14,7 @@ from posttrain.contract.generation import Generator
 from posttrain.contract.planning import SampleRequest, Selection
 from posttrain.contract.rollout import Rollout, Rollouts
 from posttrain.contract.views import Example, Sequence
-from posttrain.data.tokens.encode_one import encode_prompt
+from posttrain.data.tokens.encode_one import encode_shown
 from posttrain.distillation.teacher_inputs import translate
 from posttrain.errors import RunFailed
 from posttrain.rewards import Reward
@@ -240,15 +240,16 @@ class Collector:
                     item.columns,
                 )
             elif privileged:
-                ids, _ = encode_prompt(
+                asked, _ = encode_shown(
                     prompt, run.compute.tokenizer, run.plan.settings.data, run.compute.stop_ids, item.columns
                 )
                 own = item.sequence()
-                learnt, moved = own.trained[len(item.prompt_ids) :], len(ids) - len(item.prompt_ids)
+                learnt, moved = own.trained[len(item.prompt_ids) :], len(asked) - len(item.prompt_ids)
                 item.teacher = Sequence(
-                    torch.cat([ids, answer]),
-                    torch.cat([torch.zeros(len(ids)).bool(), learnt]),
+                    torch.cat([asked.ids, answer]),
+                    torch.cat([asked.trained, learnt]),
                     breaks=tuple(place + moved for place in own.breaks),
+                    images=asked.images,
                 )
 
     def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.generation import Completion, Sampling
+from posttrain.contract.images import Image
 from posttrain.contract.planning import SampleRequest
 from posttrain.contract.rollout import Rollout, Rollouts
 from posttrain.data.tokens.encode_one import encode_answer
@@ -66,12 +67,23 @@ class GenerateCall:
         """Tokens ``(n,)`` of each prompt."""
         return [order.row.sequences["prompt"][0].ids for order in self.orders]
 
+    @property
+    def images(self) -> list[list[Image]]:
+        """Pictures of each prompt."""
+        return [list(order.row.sequences["prompt"][0].images) for order in self.orders]
+
     def run(self, generator: Any) -> list[list[Completion]]:
-        """Let ``generator`` answer."""
+        """Let ``generator`` answer. Raises SettingsError where it cannot be shown the prompts' pictures."""
         seeds = [order.seeds[self.place] for order in self.orders]
+        shown = any(self.images)
+        if shown and (self.player is not None or self.kind.mixture):
+            who = "an environment's episodes" if self.player is not None else "a mixture of two models"
+            raise SettingsError(f"Prompts have images, which {who} cannot show. Leave the images or the other out.")
         if self.player is not None:
             rows = [order.row.columns for order in self.orders]
             return self.player.play(generator, self.prompts, rows, self.sampling, seeds)
+        if shown:
+            return generator.generate(self.prompts, self.sampling, seeds, self.images)
         return generator.generate(self.prompts, self.sampling, seeds)
 
 
@@ -149,6 +161,7 @@ def _rollout(order: PromptRequest, place: int, prompt_ids: Tensor, completion: C
         source=source,
         reward_as=ask.reward_as,
         compared_as=ask.compared_as,
+        images=order.row.sequences["prompt"][0].images,
     )
 
 
@@ -217,6 +230,8 @@ def give_rewards(compute: Compute, rewards: list[Reward], items: list[Rollout]) 
     mine = compute.strategy.scatter(list(range(len(items))))
     names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
     columns = {name: [items[i].columns.get(name) for i in mine] for name in names}
+    if any(item.images for item in items):
+        columns["images"] = [[image.picture() for image in items[i].images] for i in mine]
     prompts = [items[i].columns.get("prompt") for i in mine]
     remarks: dict[str, list[Any]] = {}
     total, parts = score(rewards, prompts, [items[i].completion.text for i in mine], columns, remarks)

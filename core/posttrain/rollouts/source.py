@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain.contract.images import printable
 from posttrain.contract.views import Example, Sequence
 from posttrain.distillation.align import Alignment
 from posttrain.errors import SettingsError
@@ -86,7 +87,11 @@ class Online:
             episode = item.completion.episode
             if episode is None:
                 continue
-            line = {"step": number * self.per_rollout + 1, "group": item.group, "prompt": item.columns.get("prompt")}
+            line = {
+                "step": number * self.per_rollout + 1,
+                "group": item.group,
+                "prompt": printable(item.columns.get("prompt")),
+            }
             line |= {"messages": episode.messages, "reward": item.reward, "turn_rewards": episode.rewards}
             line |= {"end": episode.end} | ({"tools": tools} if (tools := item.columns.get("tools")) else {})
             self.run.outputs.directory.episode(line)
@@ -96,7 +101,11 @@ class Online:
         for row in spread_over_groups([item.group for item in items], self.run.plan.settings.watch.samples_per_step):
             item = items[row]
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
-            line |= {"prompt": item.columns.get("prompt"), "completion": item.completion.text, "reward": item.reward}
+            line |= {
+                "prompt": printable(item.columns.get("prompt")),
+                "completion": item.completion.text,
+                "reward": item.reward,
+            }
             line |= {"rewards": item.parts, "finished": item.completion.finished}
             if item.completion.versions is not None and len(item.completion.versions):
                 line["version"] = int(item.completion.versions.min())

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.messages import is_messages, message_text
-from posttrain.data.tokens.sequence_specs import Content, SequenceSpec, with_system
+from posttrain.contract.views import Sequence
+from posttrain.data.tokens.images import COLUMNS as IMAGES
+from posttrain.data.tokens.images import with_pictures
+from posttrain.data.tokens.sequence_specs import Content, SequenceSpec, as_told, with_system
 from posttrain.data.tokens.templates import Templates
 from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.errors import DataError
+from posttrain.network.image_reader import reader_of
 from posttrain.settings import DataSettings
 
 
@@ -22,9 +26,18 @@ def encode_prompt(
 
     ``columns`` are those of its row; the chat template is given its tools and its own variables.
     """
-    draft = _draft(with_system(prompt, settings.system_prompt), None, columns)
+    sequence, text = encode_shown(prompt, tokenizer, settings, stop_ids, columns)
+    return sequence.ids, text
+
+
+def encode_shown(
+    prompt: Content, tokenizer: Any, settings: DataSettings, stop_ids: set[int], columns: dict[str, Any]
+) -> tuple[Sequence, str]:
+    """The same as a sequence with the row's pictures, of which nothing is learnt."""
+    draft = _draft(with_system(prompt, settings.system_prompt), None, columns, tokenizer, settings)
     tokens, text = _encode(draft, tokenizer, settings, stop_ids)
-    return torch.from_numpy(tokens.ids).long(), text
+    ids = torch.from_numpy(tokens.ids).long()
+    return Sequence(ids, torch.zeros(len(ids), dtype=torch.bool), images=tokens.images), text
 
 
 def encode_answer(
@@ -34,7 +47,8 @@ def encode_answer(
     prompt, completion = with_system(columns["prompt"], settings.system_prompt), columns["completion"]
     if is_messages(prompt) and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
-    tokens, _ = _encode(_draft(prompt, completion, columns), tokenizer, settings, stop_ids)
+    draft = _draft(prompt, completion, columns, tokenizer, settings)
+    tokens, _ = _encode(draft, tokenizer, settings, stop_ids)
     learnt = tokens.trained.nonzero()[0]
     if not len(learnt):
         raise DataError(f"The answer {str(completion)[:60]!r} has no tokens. Expected text to learn from.")
@@ -44,8 +58,13 @@ def encode_answer(
     return ids[:first], ids[first : int(learnt[-1]) + 1][: settings.max_new_tokens], text
 
 
-def _draft(prompt: Content, completion: Content | None, columns: dict[str, Any]) -> SequenceSpec:
-    return SequenceSpec(prompt, completion, columns.get("tools"), template_kwargs=columns.get("chat_template_kwargs"))
+def _draft(
+    prompt: Content, completion: Content | None, columns: dict[str, Any], tokenizer: Any, settings: DataSettings
+) -> SequenceSpec:
+    row = {"prompt": prompt, "completion": completion, "chat_template_kwargs": columns.get("chat_template_kwargs")}
+    row |= {name: columns[name] for name in IMAGES if name in columns}
+    row, sources = with_pictures(row, "this row", settings) if reader_of(tokenizer) is not None else (row, [])
+    return as_told(SequenceSpec(row["prompt"], row["completion"], columns.get("tools")), row, sources)
 
 
 def _encode(draft: SequenceSpec, tokenizer: Any, settings: DataSettings, stop_ids: set[int]) -> tuple[Tokens, str]:

@@ -87,7 +87,7 @@ def examples_of(
     messages = [*start, *row[name]]
     turns = [n for n, message in enumerate(messages) if is_learnt(message) and n >= len(start)]
     drafts = [SequenceSpec(messages[:n] or None, [messages[n]], row.get("tools")) for n in turns]
-    return [{"completion": [_told(draft, row, sources)]} for draft in drafts]
+    return [{"completion": [as_told(draft, row, sources)]} for draft in drafts]
 
 
 def _of_tokens(row: Row, origin: str, settings: DataSettings, roles: tuple[str, ...]) -> Roles:
@@ -121,7 +121,7 @@ def sequence_specs(
     """
     row, sources = _shown(row, origin, settings, reader)
     found = _by_role(row, schema, origin, settings, roles)
-    return {role: [_told(draft, row, sources) for draft in drafts] for role, drafts in found.items()}
+    return {role: [as_told(draft, row, sources) for draft in drafts] for role, drafts in found.items()}
 
 
 def _shown(row: Row, origin: str, settings: DataSettings, reader: ImageReader | None) -> tuple[Row, list[Any]]:
@@ -130,7 +130,7 @@ def _shown(row: Row, origin: str, settings: DataSettings, reader: ImageReader | 
     return (row, []) if reader is None else with_pictures(row, origin, settings)
 
 
-def _told(draft: SequenceSpec, row: Row, sources: list[Any]) -> SequenceSpec:
+def as_told(draft: SequenceSpec, row: Row, sources: list[Any]) -> SequenceSpec:
     """The draft with the variables of the chat template that its row sets, and its pictures."""
     draft.template_kwargs = row.get("chat_template_kwargs")
     if sources:

@@ -68,12 +68,13 @@ class Batch:
         ids = torch.tensor([[sample.ids[-1]] for sample in self.samples], device=device)  # (n, 1)
         self.width += 1
         mask = torch.arange(self.width, device=device) >= self.width - lengths  # (n, width)
-        logits, self._cache = self.network.forward(ids, mask.long(), lengths - 1, self._cache)
+        shifts = torch.tensor([[sample.shift] for sample in self.samples], device=device)  # (n, 1)
+        logits, self._cache = self.network.forward(ids, mask.long(), lengths - 1 + shifts, self._cache)
         return logits
 
     def _anew(self) -> Tensor:
         """Read every sample's whole text; gives back what ``step`` does."""
-        stem = self.network.read([sample.text for sample in self.samples])
+        stem = self.network.read([sample.text for sample in self.samples], [sample.shown for sample in self.samples])
         self._cache, self.width = None, 0
         self._take(stem, list(range(len(self.samples))), stem.width, len(self.samples))
         return stem.logits

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.contract.generation import Sampling
+from posttrain.contract.views import Sequence
 from posttrain.generation.local.batch import Batch
 from posttrain.generation.local.cache import affordable_tokens
 from posttrain.generation.local.prefill import Network, Prefill
@@ -42,6 +43,16 @@ class Group:
     """Its row of ``stem``."""
     prefix: Prefix | None = None
     """What has been read of the text in an earlier call."""
+
+    @property
+    def shown(self) -> Sequence:
+        """The text with its pictures."""
+        return self.samples[0].shown_as(self.text)
+
+    @property
+    def content(self) -> bytes:
+        """What equal texts with equal pictures have in common."""
+        return self.shown.content.numpy().tobytes()
 
     @property
     def unread(self) -> int:
@@ -90,7 +101,7 @@ class Decoder:
     def add(self, groups: Iterable[Group]) -> None:
         """Let groups wait, each behind what has been read of it already."""
         for group in groups:
-            if self.prefixes is not None:
+            if self.prefixes is not None and self.network.resumable and not group.samples[0].images:
                 group.prefix = self._known(group.text)
             self.waiting.append(group)
 
@@ -144,9 +155,10 @@ class Decoder:
         groups = self._next_groups()
         rows: dict[bytes, Group] = {}  # calls that came one by one may ask behind the same text
         for group in groups:
-            rows.setdefault(group.text.numpy().tobytes(), group)
+            rows.setdefault(group.content, group)
         texts, prefixes = [row.text for row in rows.values()], [row.prefix for row in rows.values() if row.prefix]
-        stem = self.network.resume(texts, prefixes) if prefixes else self.network.read(texts)
+        shown = [row.shown for row in rows.values()]
+        stem = self.network.resume(texts, prefixes) if prefixes else self.network.read(texts, shown)
         self._joinable = stem.joinable
         if not self._measured:
             self.cache_tokens, self._measured = affordable_tokens(stem.cache, self.network.device), True
@@ -154,7 +166,7 @@ class Decoder:
             self.prefixes.afford((affordable_tokens(stem.cache, self.network.device) or 0) // 2)
         places = {text: row for row, text in enumerate(rows)}
         for group in groups:
-            group.stem, group.row = stem, places[group.text.numpy().tobytes()]
+            group.stem, group.row = stem, places[group.content]
 
     def _next_groups(self) -> list[Group]:
         """The first groups that may be read in one forward pass."""
@@ -215,7 +227,7 @@ class Decoder:
 
     def _stays(self, sample: Sample) -> bool:
         """Whether what was read of a sample is to be kept: it has ended by itself, made by these weights alone."""
-        if self.prefixes is None or not sample.finished or set(sample.versions) != {self.version}:
+        if self.prefixes is None or sample.images or not sample.finished or set(sample.versions) != {self.version}:
             return False
         return self.prefixes.wants(sample.text[:-1])
 

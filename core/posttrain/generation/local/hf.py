@@ -15,12 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from posttrain.contract.generation import Abilities, Completion, Health, Sampling, Weights
+from posttrain.contract.images import Image
+from posttrain.contract.views import Sequence
 from posttrain.errors import DataError, SettingsError
 from posttrain.generation.local.decoder import Decoder, Group
 from posttrain.generation.local.prefill import Network
 from posttrain.generation.local.prefixes import Prefixes
 from posttrain.generation.local.sample import Sample, Stops
 from posttrain.generation.weights import put
+from posttrain.network.image_reader import reader_of
 
 
 class HfGenerator:
@@ -56,10 +59,12 @@ class HfGenerator:
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens
         self.prefixes = Prefixes(prefix_tokens)
-        self.abilities = Abilities(own_weights, adapters=True, exact=True, sessions=True)
+        self.abilities = Abilities(
+            own_weights, adapters=True, exact=True, sessions=True, images=reader_of(tokenizer) is not None
+        )
         self.version = -1
         """Of the weights; -1 before any were accepted, and then completions carry none."""
-        self._network = Network(model)
+        self._network = Network(model, reader_of(tokenizer))
 
     def generate(
         self,
@@ -72,20 +77,29 @@ class HfGenerator:
 
         Seeds are integers of any size, not negative.
         """
-        refuse_images(images)
-        groups, samples = self.groups(prompts, sampling, seeds)
+        if self._network.images is None:
+            refuse_images(images)
+        groups, samples = self.groups(prompts, sampling, seeds, images)
         with self._network.sampling():
             self.decoder(sampling).run(groups)
         return [[sample.completion(self.tokenizer) for sample in own] for own in samples]
 
     def groups(
-        self, prompts: list[Tensor], sampling: Sampling, seeds: list[list[int]]
+        self,
+        prompts: list[Tensor],
+        sampling: Sampling,
+        seeds: list[list[int]],
+        images: list[list[Image]] | None = None,
     ) -> tuple[list[Group], list[list[Sample]]]:
         """Samples that have no token yet, in groups for a decoder, and by prompt as they were asked for."""
-        samples = [
-            [Sample(index, prompt, random.Random(seed), self.limit(index, prompt, sampling)) for seed in own]
-            for index, (prompt, own) in enumerate(zip(prompts, seeds, strict=True))
-        ]
+        samples: list[list[Sample]] = []
+        for index, (prompt, own) in enumerate(zip(prompts, seeds, strict=True)):
+            pictures = tuple(images[index]) if images is not None else ()
+            shift = self._network.shift(Sequence(prompt, prompt < 0, images=pictures)) if pictures else 0
+            limit = self.limit(index, prompt, sampling)
+            samples.append(
+                [Sample(index, prompt, random.Random(seed), limit, images=pictures, shift=shift) for seed in own]
+            )
         groups = [Group(prompt, own) for prompt, own in zip(prompts, samples, strict=True) if own]
         groups.sort(key=lambda group: group.text.numel())  # stable: prompts of like length are read together
         return groups, samples
@@ -192,4 +206,7 @@ class Session:
 def refuse_images(images: list[list[Any]] | None) -> None:
     """Raise SettingsError where a prompt has images."""
     if images is not None and any(images):
-        raise SettingsError("Prompts have images, and no backend shows these to a model yet. Leave them out.")
+        raise SettingsError(
+            "Prompts have images, which this generator cannot show to a model. Sample with --generation hf and a "
+            "vision-language model that has its processor."
+        )

@@ -32,6 +32,7 @@ from posttrain.contract.generation import Abilities, Completion, Health, Samplin
 from posttrain.errors import GeneratorLost
 from posttrain.generation.local.hf import refuse_images
 from posttrain.generation.local.worker import Start
+from posttrain.network.image_reader import reader_of
 from posttrain.runs.owner import started
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ProcessGenerator:
         self._folder = tempfile.TemporaryDirectory(prefix=_prefix(), dir=place, ignore_cleanup_errors=True)
         ours, theirs = Pipe()
         start = dataclasses.replace(self._start(Path(self._folder.name)), folder=Path(self._folder.name))
+        self.abilities = dataclasses.replace(self.abilities, images=reader_of(start.tokenizer) is not None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "posttrain.generation.local.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -110,8 +112,9 @@ class ProcessGenerator:
         images: list[list[Any]] | None = None,
     ) -> list[list[Completion]]:
         """Complete each prompt ``(n,)`` once per seed."""
-        refuse_images(images)
-        return self._ask("generate", prompts, sampling, seeds)
+        if not self.abilities.images:
+            refuse_images(images)
+        return self._ask("generate", prompts, sampling, seeds, images)
 
     def accept(self, weights: Weights) -> None:
         """Copy the tensors over; returns when the process samples from them."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.generation import Completion
+from posttrain.contract.images import Image
+from posttrain.contract.views import Sequence
 from posttrain.errors import RunFailed
 
 
@@ -29,6 +31,10 @@ class Sample:
     logps: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     finished: bool = False
+    images: tuple[Image, ...] = ()
+    """The pictures of its prompt."""
+    shift: int = 0
+    """By how much the positions of its tokens differ from their places in the text, for those pictures."""
 
     @property
     def alive(self) -> bool:
@@ -44,6 +50,15 @@ class Sample:
     def text(self) -> Tensor:
         """Prompt and completion so far, ``(length,)``."""
         return torch.cat([self.prompt, torch.tensor(self.ids, dtype=torch.long)])
+
+    @property
+    def shown(self) -> Sequence:
+        """Prompt and completion so far, with the pictures."""
+        return self.shown_as(self.text)
+
+    def shown_as(self, text: Tensor) -> Sequence:
+        """A text that begins with the prompt, with the pictures; behind the prompt it is as if learnt."""
+        return Sequence(text, torch.arange(text.numel()) >= self.prompt.numel(), images=self.images)
 
     def append(self, token: int, logp: float, stops: Stops, version: int) -> None:
         """Add a token that weights of ``version`` made. Raises RunFailed where its log-probability is no number."""

@@ -14,11 +14,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from posttrain.contract.images import Image
+from posttrain.contract.views import Sequence
 from posttrain.errors import ModelError
 from posttrain.generation.local.batch import Batch
 from posttrain.generation.local.prefill import Network
 from posttrain.generation.local.prefixes import prefix_of
 from posttrain.generation.local.sample import Sample
+from posttrain.models.shown import shown_rows
 from posttrain.models.shrunk import CONTEXT, shrunk
 
 #: Tokens of the two texts that are tried, beyond the window and up to the context of that time, and what they grow by.
@@ -96,12 +99,14 @@ def _choose(network: Network) -> tuple[bool, bool] | None:
     problem = ""
     for network.caches, network.pads in _WAYS:
         try:
-            texts, found = _grown(network)
-            plain = torch.cat([network.whole([text]) for text in texts])  # (m, V)
-            if bool(plain.isnan().any()):
-                network.caches = network.pads = True
-                return None
-            off = _difference(network, found, plain)
+            off = 0.0
+            for pictures in (False, True) if network.images is not None else (False,):
+                texts, found = _grown(network, pictures)
+                plain = torch.cat([network.whole([one.ids], [one]) for one in texts])  # (m, V)
+                if bool(plain.isnan().any()):
+                    network.caches = network.pads = True
+                    return None
+                off = max(off, _difference(network, found, plain))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:  # the family's own code
@@ -116,17 +121,35 @@ def _choose(network: Network) -> tuple[bool, bool] | None:
     )
 
 
-def _grown(network: Network) -> tuple[list[Tensor], Tensor]:
+def _grown(network: Network, pictures: bool) -> tuple[list[Sequence], Tensor]:
     """Texts as they come to be while samples grow, and the logits ``(m, V)`` of what follows each.
 
-    The first text has two samples, one of which leaves. The second has one, which joins where that is possible.
+    The first text has two samples, one of which leaves, and a picture if ``pictures``. The second has one, which joins
+    where that is possible.
     """
-    texts = [_text(network, length, length) for length in _LENGTHS]
-    stems = [network.read(texts)] if network.pads else [network.read([text]) for text in texts]
+    prompts = [_prompt(_text(network, length, length)) for length in _LENGTHS]
+    if pictures and network.images is not None:
+        row = shown_rows(network.images.reader, network.inner.config.get_text_config(decoder=True).vocab_size)[0]
+        prompts[0] = _prompt(row.ids[~row.trained], row.images)
+    texts = [prompt.ids for prompt in prompts]
+    if network.pads:
+        stems = [network.read(texts, prompts)]
+    else:
+        stems = [network.read([text], [prompt]) for text, prompt in zip(texts, prompts, strict=True)]
     if network.caches and stems[0].cache is None:
         raise ValueError("no past_key_values")
     batch = Batch(network)
-    samples = [Sample(place, texts[place], random.Random(0), _STEPS + 1) for place in (0, 0, 1)]
+    samples = [
+        Sample(
+            place,
+            texts[place],
+            random.Random(0),
+            _STEPS + 1,
+            images=prompts[place].images,
+            shift=network.shift(prompts[place]),
+        )
+        for place in (0, 0, 1)
+    ]
     for number, sample in enumerate(samples):
         sample.ids.append(int(_text(network, 1, 2 + number)))
     if network.pads:
@@ -135,15 +158,19 @@ def _grown(network: Network) -> tuple[list[Tensor], Tensor]:
         batch.join(stems[0], [0, 0], samples[:2], 3)
         if batch.open:
             batch.join(stems[1], [0], samples[2:], 3)
-    found, logits = list(texts), [stem.logits for stem in stems]
+    found, logits = list(prompts), [stem.logits for stem in stems]
     for step in range(_STEPS):
         logits.append(batch.step())
-        found += [sample.text for sample in batch.samples]
+        found += [sample.shown for sample in batch.samples]
         for number, sample in enumerate(batch.samples):
             sample.ids.append(int(_text(network, 1, 7 + step + number)))
         if step == 0:
             batch.remove(0)
     return found, torch.cat(logits)
+
+
+def _prompt(text: Tensor, images: tuple[Image, ...] = ()) -> Sequence:
+    return Sequence(text, torch.zeros(len(text), dtype=torch.bool), images=images)
 
 
 def _text(network: Network, length: int, offset: int) -> Tensor:

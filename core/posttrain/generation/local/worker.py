@@ -91,8 +91,8 @@ class Worker:
             raise EOFError
         try:
             if what == "generate":
-                prompts, sampling, seeds = arguments
-                groups, samples = self.generator.groups(prompts, sampling, seeds)
+                prompts, sampling, seeds, images = arguments
+                groups, samples = self.generator.groups(prompts, sampling, seeds, images)
                 self.waiting.append(Asked(number, sampling, groups, samples))
             elif what == "accept":
                 weights, file = arguments
