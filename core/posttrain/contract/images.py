@@ -92,16 +92,6 @@ def from_pixels(pixels: Any) -> Picture:
     return found
 
 
-def printable(prompt: Any) -> Any:
-    """A prompt as files show it: of each picture in its messages no more than what names it in short."""
-    if isinstance(prompt, dict):
-        if prompt.get("type") in ("image", "image_url"):
-            found = next((value for name, value in prompt.items() if name != "type" and isinstance(value, str)), "")
-            return {"type": "image"} | ({"path": found} if found and len(found) < 1000 else {})
-        return {name: printable(value) for name, value in prompt.items()}
-    return [printable(part) for part in prompt] if isinstance(prompt, list) else prompt
-
-
 def named(source: Any) -> str:
     """A picture's source as an error shows it."""
     return f"of {len(source)} bytes" if isinstance(source, bytes) else short(source)

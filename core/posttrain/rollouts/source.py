@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.contract.images import printable
 from posttrain.contract.views import Example, Sequence
 from posttrain.distillation.align import Alignment
 from posttrain.errors import SettingsError
@@ -90,7 +89,7 @@ class Online:
             line = {
                 "step": number * self.per_rollout + 1,
                 "group": item.group,
-                "prompt": printable(item.columns.get("prompt")),
+                "prompt": _printable(item.columns.get("prompt")),
             }
             line |= {"messages": episode.messages, "reward": item.reward, "turn_rewards": episode.rewards}
             line |= {"end": episode.end} | ({"tools": tools} if (tools := item.columns.get("tools")) else {})
@@ -102,7 +101,7 @@ class Online:
             item = items[row]
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {
-                "prompt": printable(item.columns.get("prompt")),
+                "prompt": _printable(item.columns.get("prompt")),
                 "completion": item.completion.text,
                 "reward": item.reward,
             }
@@ -161,3 +160,13 @@ def _sequence(plain: list[Any]) -> Sequence:
         None if alignment is None else Alignment(**alignment),
         tuple(breaks),
     )
+
+
+def _printable(prompt: Any) -> Any:
+    """A prompt as files show it: of each picture in its messages no more than what names it in short."""
+    if isinstance(prompt, dict):
+        if prompt.get("type") in ("image", "image_url"):
+            found = next((value for name, value in prompt.items() if name != "type" and isinstance(value, str)), "")
+            return {"type": "image"} | ({"path": found} if found and len(found) < 1000 else {})
+        return {name: _printable(value) for name, value in prompt.items()}
+    return [_printable(part) for part in prompt] if isinstance(prompt, list) else prompt
