@@ -210,6 +210,48 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_spares_the_weights(train,
     assert seen == [("nan-origin", True)]
 
 
+def test_steps_that_are_no_numbers_are_left_out_a_bounded_number_of_times(train, monkeypatch):
+    """Two of them change no weight, the third ends the run, also where a resumed run meets it."""
+    from posttrain.training import step
+
+    real = step.optimiser_step
+    bad = {2, 4}
+
+    def poisoned(compute, examples, at):
+        with monkeypatch.context() as patch:
+            if at.number + 1 in bad:
+                reduce_loss = step.reduce_loss
+                patch.setattr(step, "reduce_loss", lambda *a: tuple_of_nan(reduce_loss(*a)))
+            return real(compute, examples, at)
+
+    def tuple_of_nan(found):
+        loss, shares = found
+        return loss * float("nan"), {name: share * float("nan") for name, share in shares.items()}
+
+    monkeypatch.setattr("posttrain.training.loop.optimiser_step", poisoned)
+    weights = {}
+
+    class Watcher:
+        from posttrain import hookimpl
+
+        @hookimpl
+        def posttrain_step_done(self, run, step, metrics):
+            weights[step] = next(run.policy.parameters()).detach().clone()
+
+    run = train("sft", observers=[Watcher()], steps=5, skip_nonfinite=2, batch_size=2)
+    skipped = [line["step"] for line in run.metrics if line.get("step_skipped")]
+    assert skipped == [2, 4]
+    assert [number for number in (2, 3, 4, 5) if torch.equal(weights[number - 1], weights[number])] == [2, 4]
+    alerts = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines() if "nan-origin" in line]
+    assert [alert["severity"] for alert in alerts] == ["warning", "warning"]
+    assert "skipped, 2 of the 2 that --skip-nonfinite allows" in alerts[1]["message"]
+    bad.add(6)
+    with pytest.raises(RunStopped, match="loss is nan at step 6; the step was not applied"):
+        api.resume(run.path, steps=7, model=tiny_model(), tokenizer=tiny_tokenizer(), data=ROWS["sft"])
+    with pytest.raises(SettingsError, match="skip-nonfinite is -1"):
+        train("sft", skip_nonfinite=-1)
+
+
 def test_best_checkpoint_and_early_stopping(train):
     """With a learning rate that ruins the model, the best weights are the first ones, and waiting ends soon."""
     run = train(

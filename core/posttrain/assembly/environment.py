@@ -21,6 +21,7 @@ from posttrain.rewards.load import convert_options, function_in_file
 from posttrain.rollouts.episodes import EpisodePlayer
 from posttrain.settings import DataSettings
 from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings.secret_options import revealed
 
 if TYPE_CHECKING:
     from posttrain.training.run import Run
@@ -76,7 +77,7 @@ def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = N
     if not callable(kind):
         raise SettingsError(f"environment is {kind!r}, expected a class or a function that makes one. {_FORMS}.")
     name = str(getattr(kind, "__name__", settings.environment))
-    options = dict(settings.environment_options or {})
+    options = revealed("environment_options", settings.environment_options or {})
     own = {key: value for key, value in options.items() if key not in ("size", "seed") or key in _parameters(kind)}
     make = functools.partial(kind, **convert_options(name, kind, own)) if own else kind
     example = make()

@@ -11,6 +11,7 @@ from posttrain import __version__
 from posttrain.catalogue import permission
 from posttrain.catalogue.defaults import unknown
 from posttrain.errors import PosttrainError, SettingsError
+from posttrain.settings.secret_options import redacted
 
 #: Command -> (module with ``run(arguments) -> int``, what it does).
 COMMANDS = {
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             return error.exit_code
         if debug:
             raise
-        print(_by_rank(error), file=sys.stderr)
+        print(redacted(_by_rank(error)), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # the reader went away (posttrain ... | head); Python would complain once more while it closes stdout

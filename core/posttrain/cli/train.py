@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
     api = load_api()
     started, settings = continued(name, settings)
     if started is not None:
-        api.resume(started, take_over=take_over, **secret_options.given(settings.rollouts))
+        api.resume(started, take_over=take_over, **secret_options.given(settings))
         return 0
     api.train(name, settings, options, take_over=take_over)
     return 0

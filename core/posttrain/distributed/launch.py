@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError, RankLost, SettingsError
+from posttrain.settings.secret_options import redacted
 
 if TYPE_CHECKING:
     from posttrain.settings import DistributedSettings
@@ -227,8 +228,8 @@ def write_error_file(error: BaseException, exit_code: int) -> bool:
     if not file:
         return False
     known = isinstance(error, PosttrainError)
-    text = str(error) if known else f"{type(error).__name__}: {error}"
-    stack = "" if known else "".join(traceback.format_exception(error))
+    text = redacted(str(error) if known else f"{type(error).__name__}: {error}")
+    stack = "" if known else redacted("".join(traceback.format_exception(error)))
     extra = {"py_callstack": stack, "timestamp": str(int(time.time()))}
     word: dict[str, dict[str, Any]] = {"message": {"message": text, "extraInfo": extra}}
     word["posttrain"] = {"message": text, "exit_code": exit_code, "traceback": stack, "time": time.time()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError, RunFailed, short
 from posttrain.rewards.guard import Broken, Ended, TimedOut, guarded
+from posttrain.settings.secret_options import redacted
 
 #: Seconds for finding out which row breaks a reward.
 SEARCH = 5.0
@@ -63,7 +64,7 @@ def reason(error: BaseException) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        return redacted(str(error))
     except Exception:  # of a class that is not ours
         return ""
 

@@ -14,6 +14,7 @@ from posttrain.runs.alerts import current_alerts
 from posttrain.runs.control import CONTROL
 from posttrain.runs.durable import recover_folder, remove, replace_text, writing
 from posttrain.runs.owner import Owner
+from posttrain.settings.secret_options import redacted
 
 #: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
 STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "episodes.jsonl")
@@ -146,7 +147,7 @@ class RunDirectory:
         """Record that something happened: started, checkpoint, finished, failed, ..."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = {"time": time, "kind": kind, "code": code, "severity": severity, "message": message}
-        line |= {"evidence": evidence, "suggestion": suggestion}
+        line = redacted(line | {"evidence": evidence, "suggestion": suggestion})
         self._append("events.jsonl", line)
         return line
 
@@ -207,10 +208,10 @@ class RunDirectory:
         if self.writes:
             advice = f"Make room, and go on with: posttrain resume {self.path}"
             with writing(f"'{self.path / name}'", advice), (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+                file.write(json.dumps(redacted(_finite(line)), ensure_ascii=False) + "\n")
 
     def _replace(self, name: str, value: dict[str, Any]) -> None:
-        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        text = json.dumps(redacted(value), indent=2, ensure_ascii=False, default=str) + "\n"
         with writing(f"'{self.path / name}'", "Make room, or choose another --output."):
             replace_text(self.path / name, text)
 

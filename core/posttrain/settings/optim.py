@@ -63,12 +63,16 @@ class OptimSettings:
     """Added to the root of the second moment."""
     max_grad_norm: float = 1.0
     """Largest gradient norm; larger ones are scaled down. 0 turns it off."""
+    skip_nonfinite: int = 0
+    """How many steps of a run may be left out because their loss or gradient is not finite; the next one ends the run.
+    Each is written down with the module, the batch and the rows where it began."""
 
     def check(self) -> None:
         """Raise SettingsError for a value that no run can have."""
         for name in ("learning_rate", "embedding_learning_rate", "head_learning_rate", "min_learning_rate"):
             at_least(name.replace("_", "-"), getattr(self, name), 0)
         at_least("warmup-steps", self.warmup_steps, 0)
+        at_least("skip-nonfinite", self.skip_nonfinite, 0)
         at_least("neftune-alpha", self.neftune_alpha, 0)
         at_least("average-last", self.average_last, 1)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

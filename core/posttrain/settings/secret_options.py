@@ -1,4 +1,4 @@
-"""Options of rewards and judges that are named like secrets: used by a run, and written nowhere.
+"""Options of rewards, judges and environments that are named like secrets: used by a run, and written nowhere.
 
 ``judge.api_key=env:NAME`` takes the value from the environment when it is needed, and may be written as it is.
 """
@@ -10,13 +10,17 @@ import re
 from typing import Any
 
 from posttrain.errors import SettingsError
-from posttrain.settings.sections import RolloutsSettings
+from posttrain.settings.settings import Settings
 
 #: Fields of Settings that hold such options.
-FIELDS = ("reward_options", "judge_options")
+FIELDS = ("reward_options", "judge_options", "environment_options")
 #: Stands in a file in place of a secret.
 HIDDEN = "(not kept)"
 _FROM = "env:"
+#: Secrets that options held or named.
+_USED: set[str] = set()
+#: Characters of the shortest value that is taken out of texts; shorter ones stand in them by chance.
+_SHORTEST = 8
 _NAMED = re.compile(r"(^|[_.-])(api)?(key|token|secret|password|passwd|passphrase|credentials?)$", re.IGNORECASE)
 
 
@@ -38,9 +42,10 @@ def _named(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(_FROM)
 
 
-def given(settings: RolloutsSettings) -> dict[str, Any]:
+def given(settings: Settings) -> dict[str, Any]:
     """The secrets among the settings, by field: what a resumed run has to be given again."""
-    found = {field: getattr(settings, field) or {} for field in FIELDS}
+    flat = settings.flat()
+    found = {field: flat[field] or {} for field in FIELDS}
     secrets = {field: {n: v for n, v in options.items() if is_secret(n)} for field, options in found.items()}
     return {field: options for field, options in secrets.items() if options}
 
@@ -62,6 +67,34 @@ def revealed(field: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _revealed(field: str, name: str, value: Any) -> Any:
+    found = _looked_up(field, name, value)
+    if isinstance(found, str):
+        _USED.add(found)
+    return found
+
+
+def redacted(value: Any) -> Any:
+    """A text, or texts in lists and objects, with stars in the place of every secret that is known here.
+
+    Those are the options above that were used, and the variables of the environment that are named like secrets: what a
+    reward or a server says in an error may repeat them.
+    """
+    known = {secret for name, secret in os.environ.items() if is_secret(name)} | _USED
+    return _without(value, sorted((one for one in known if len(one) >= _SHORTEST), key=len, reverse=True))
+
+
+def _without(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+    elif isinstance(value, dict):
+        return {_without(name, secrets): _without(one, secrets) for name, one in value.items()}
+    elif isinstance(value, list | tuple):
+        return [_without(one, secrets) for one in value]
+    return value
+
+
+def _looked_up(field: str, name: str, value: Any) -> Any:
     flag = "--" + field.replace("_", "-")
     if value == HIDDEN:
         raise SettingsError(

@@ -18,7 +18,7 @@ from posttrain.training.averaging import put_average
 from posttrain.training.checkpoint import restore_checkpoint, save_checkpoint
 from posttrain.training.evaluate import best_metric, is_better
 from posttrain.training.movement import Movement
-from posttrain.training.nan_origin import refuse_nonfinite_loss
+from posttrain.training.nan_origin import skip_or_refuse
 from posttrain.training.reference_use import fill_reference
 from posttrain.training.step import Outcome, optimiser_step
 
@@ -102,7 +102,8 @@ def _one_step(run: Run) -> dict[str, Any]:
     if not run.plan.card.online:
         line["data_seconds"] = reading
     if not all(math.isfinite(line[name]) for name in ("loss", "grad_norm")):
-        refuse_nonfinite_loss(run, examples, line)
+        skip_or_refuse(run, examples, line)
+        return line
     run.plan.method.after_step(
         step=Step(run.progress.step - 1, run.progress.total),
         metrics=line,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from posttrain.training.run import Compute, Run
 
 
-def refuse_nonfinite_loss(run: Run, examples: list[Example], line: dict[str, Any]) -> NoReturn:
-    """Show the line, say where it began, and end the run; the weights of the step before are kept (S13).
+#: Name of the metric of a step that was left out.
+SKIPPED = "step_skipped"
 
-    ``examples`` are this rank's share of the step. Raises RunStopped.
+
+def skip_or_refuse(run: Run, examples: list[Example], line: dict[str, Any]) -> None:
+    """Say where a number that is not finite began; leave the step out, or end the run if --skip-nonfinite is used up.
+
+    The weights are those of the step before in either case (S13). ``examples`` are this rank's share of the step.
+    Raises RunStopped.
     """
     bad = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
     message = f"{bad[0]} is {line[bad[0]]} at step {run.progress.step}; the step was not applied"
@@ -33,21 +38,33 @@ def refuse_nonfinite_loss(run: Run, examples: list[Example], line: dict[str, Any
         if found.get("rows"):
             message += f", for row {found['rows'][0] + 1} of the step's {len(examples)}"
     suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
-    run.outputs.directory.metrics(line)
-    event = run.outputs.directory.alert("nan-origin", "error", message, evidence, suggestion)
+    limit = run.plan.settings.optim.skip_nonfinite
+    before = sum(SKIPPED in one for one in run.progress.history)
+    spoilt = run.compute.strategy.everyone("weights" in found)  # no later step would be any better
+    skips = before < limit and not any(spoilt)
+    if skips:
+        line[SKIPPED] = 1.0
+        message += f"; skipped, {before + 1} of the {limit} that --skip-nonfinite allows"
+    else:
+        run.outputs.directory.metrics(line)
+    severity = "warning" if skips else "error"
+    event = run.outputs.directory.alert("nan-origin", severity, message, evidence, suggestion)
     run.outputs.observers.tell("alert", run=run, event=event)
-    raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
+    if not skips:
+        raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
 
 
 def find_origin(compute: Compute, examples: list[Example], run: Run) -> dict[str, Any]:
     """Look for the first number that is not finite: in weights, in a module's output, in the loss, in gradients.
 
-    ``origin`` is a phrase; ``module``, ``micro_batch`` (from 1), ``rows`` (places in the step) and ``tensors`` are
-    there where they are known. Micro-batches are run once more, without gradient. Empty where all is finite again.
+    ``origin`` is a phrase; ``module``, ``micro_batch`` (from 1), ``rows`` (places in the step), ``tensors`` and
+    ``weights`` (True: they are the weights) are there where they are known. Micro-batches are run once more, without
+    gradient. Empty where all is finite again.
     """
     weights = [name for name, p in compute.policy.named_parameters() if not bool(local_part(p).isfinite().all())]
     if weights:
-        return {"origin": f"the weights of {_name(weights[0])}", "tensors": [_name(name) for name in weights]}
+        names = [_name(name) for name in weights]
+        return {"origin": f"the weights of {names[0]}", "tensors": names, "weights": True}
     places = {id(example): place for place, example in enumerate(examples)}
     for number, micro in enumerate(compute.micro_batches(examples), 1):
         first: list[str] = []

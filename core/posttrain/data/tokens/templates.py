@@ -22,11 +22,17 @@ from posttrain.data.tokens.lost_text import Loss, find_loss, find_unread
 from posttrain.data.tokens.sequence_specs import SequenceSpec
 from posttrain.errors import DataError, ModelError, SettingsError, short
 from posttrain.network.image_reader import ImageReader, reader_of
+from posttrain.servers.time_limit import OutOfTime, time_limit
 from posttrain.settings import DataSettings
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 #: What a template raises that does not take some messages.
-_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_REFUSALS = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError, MemoryError),
+)
+#: Seconds for one conversation, and characters beside those of the messages, that a template may take.
+SECONDS, LARGEST = 20.0, 4_000_000
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]
 
@@ -129,17 +135,29 @@ class Templates:
                 "Give one with --chat-template FILE, or use text columns."
             )
         try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self.override,
-                add_generation_prompt=ask,
-                tokenize=False,
-                **{**self.options, **(variables or {})},
-            )
+            with time_limit(SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,
+                    chat_template=self.override,
+                    add_generation_prompt=ask,
+                    tokenize=False,
+                    **{**self.options, **(variables or {})},
+                )
+        except OutOfTime:
+            raise DataError(
+                f"{origin}: the chat template has not ended after {SECONDS:g} seconds. Give another: --chat-template "
+                "FILE"
+            ) from None
         except _REFUSALS as error:
             text = str(error).rstrip(".") or type(error).__name__
             raise DataError(f"{origin}: the chat template refuses these messages: {text}.") from None
+        if len(text) > LARGEST + 100 * len(str(messages)):
+            raise DataError(
+                f"{origin}: the chat template makes {len(text)} characters of these messages, expected at most "
+                f"{LARGEST} beside a hundred times their own. Give another: --chat-template FILE"
+            )
+        return text
 
     def _rendered(self, messages: Messages, draft: SequenceSpec, origin: str, ask: bool = False) -> str:
         return self.render(messages, draft.tools, origin, ask, draft.template_kwargs)
