@@ -29,7 +29,10 @@ class PerToken:
 
 
 class View:
-    """Log-probabilities of the trained tokens of one role, ``(B, T)``, zero where ``mask`` is False."""
+    """Log-probabilities of the trained tokens of one role, ``(B, T)``, zero where ``mask`` is False.
+
+    ``turn`` ``(B, T)`` counts, from 0, the stretches of trained tokens that others stand between: turns of the model.
+    """
 
     def __init__(self, logps: Tensor, mask: Tensor, score: Tensor | None = None, **statistics: Tensor):
         self.logps = logps  # (B, T)
@@ -73,6 +76,8 @@ class View:
         return self.total(values) / self.lengths.clamp(min=1)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "turn":  # of each token, (B, T) int64; held where any row has more than one
+            return torch.zeros_like(self.mask, dtype=torch.long)
         raise AttributeError(
             f"this view has no '{name}'. It has: {', '.join(sorted(self.__dict__))}, lengths, sum, mean. "
             "A token statistic comes from posttrain_token_statistics, a score from needs = ['reward-head']."
@@ -149,6 +154,12 @@ class Sequence:
             Sequence(self.ids[begin:end], self.trained[begin:end])
             for begin, end in zip([0, *self.breaks], ends, strict=True)
         ]
+
+    @property
+    def turn(self) -> Tensor:
+        """For each trained token ``(t,)`` how many stretches of them lie before its own."""
+        at = self.trained.nonzero()[:, 0]
+        return (at.diff(prepend=at[:1]) > 1).long().cumsum(0)
 
     @property
     def count(self) -> int:

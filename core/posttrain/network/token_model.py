@@ -262,6 +262,9 @@ def build_views(examples: list[Example], results: dict[str, Tensor]) -> Views:
         fields: dict[str, Any] = {n: pad_tokens(v[span], mask) for n, v in results.items() if n != "score"}
         if "score" in results:
             fields["score"] = results["score"][row : row + len(sequences)]  # (R,)
+        turns = [s.turn for s in sequences]
+        if any(len(turn) and int(turn[-1]) for turn in turns):
+            fields["turn"] = pad_tokens(torch.cat(turns).to(device), mask)  # (R, T)
         # A reward model has no log-probabilities: whoever reads them shall see it in the numbers.
         fields.setdefault("logps", torch.full(mask.shape, torch.nan, device=device))
         if len(sequences) > len(examples):

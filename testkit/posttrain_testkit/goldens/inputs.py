@@ -61,6 +61,7 @@ class Role:
     mask: Tensor | None = None
     score: Tensor | None = None
     scores: Tensor | None = None
+    turn: Tensor | None = None
 
 
 @dataclass
@@ -148,8 +149,7 @@ def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]
             logps = torch.zeros_like(role.mask, dtype=torch.float64)
         if logps is not None:
             extra = dict(statistics.get(name, {})) if model == "policy" else {}
-            if role.scores is not None:
-                extra["scores"] = role.scores
+            extra |= {key: one for key, one in (("scores", role.scores), ("turn", role.turn)) if one is not None}
             if RANKING in inputs.others:
                 extra["counts"] = torch.tensor([len(role.mask)])
             views[name] = View(logps, role.mask, role.score if model == "policy" else None, **extra)
@@ -257,6 +257,11 @@ def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
     """Log-ratios ``(B,)`` of policy to reference: the one that the file leaves out follows from the other."""
     leaf = torch.tensor(raw[name], dtype=torch.float64).reshape(-1).requires_grad_()
     inputs.leaves[name] = leaf
+    if role.startswith("turn_"):  # of one conversation, a token for each turn
+        place = inputs.roles.setdefault(role.removeprefix("turn_"), Role())
+        place.mask, place.turn = torch.ones(1, len(leaf), dtype=torch.bool), torch.arange(len(leaf))[None]
+        place.logps |= {"policy": leaf[None], "reference": torch.zeros(1, len(leaf), dtype=torch.float64)}
+        return
     place = inputs.roles.setdefault(role, Role())
     spread, mask = spread_evenly(leaf, raw.get(f"{role}_len", raw.get("lengths")))
     if "policy" in place.logps and place.logps["policy"].shape == spread.shape:
