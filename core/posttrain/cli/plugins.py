@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,24 @@ from posttrain.catalogue.entries import entries
 from posttrain.catalogue.inspection import problem_of
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
+from posttrain.cli.plugins_lock import compare, digest, lock_of, write_lock
+from posttrain.errors import SettingsError
 
 
 def run(arguments: list[str]) -> int:
     """Print one row a plugin; ``audit`` adds the SHA-256 of every file of its package."""
     parser = Parser("plugins", "List installed plugins. Nothing of them is imported.")
     parser.add_argument("audit", nargs="?", choices=("audit",), help="add the SHA-256 of every file")
+    parser.add_argument("--lock", type=Path, metavar="FILE", help="compare with a lock file; a difference is an error")
+    parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write a lock file of what is installed")
     parser.add_json()
     options = parser.parse_args(arguments)
     rows = _rows()
     if options.audit:
         for row in rows:
             row["files"] = _hashes(row.pop("_distribution"))
+    if options.lock or options.write_lock:
+        return _lock(rows, options)
     for row in rows:
         row.pop("_distribution", None)
     if options.json:
@@ -38,8 +43,21 @@ def run(arguments: list[str]) -> int:
         return 0
     for row, cells in zip(rows, table, strict=True):
         print("  ".join(cells))
-        for name, digest in row["files"].items():
-            print(f"    sha256:{digest}  {name}")
+        for name, found in row["files"].items():
+            print(f"    sha256:{found}  {name}")
+    return 0
+
+
+def _lock(rows: list[dict[str, Any]], options: Any) -> int:
+    if not options.audit:
+        raise SettingsError("--lock and --write-lock belong to the audit: posttrain plugins audit --lock FILE")
+    now = lock_of(rows)
+    if options.lock:
+        compare(options.lock, now)
+        print(f"{len(now['packages'])} packages with plugins are as '{options.lock}' says")
+    if options.write_lock:
+        write_lock(options.write_lock, now)
+        print(f"wrote {options.write_lock}: {len(now['packages'])} packages with plugins")
     return 0
 
 
@@ -79,5 +97,5 @@ def _hashes(distribution: importlib_metadata.Distribution | None) -> dict[str, s
     for file in files:
         path = Path(str(file.locate()))
         if path.suffix != ".pyc" and path.is_file():
-            digests[str(file)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[str(file)] = digest(path)
     return dict(sorted(digests.items()))
