@@ -15,7 +15,7 @@ def test_tests_commands_and_options_exist():
     named = re.findall(r"`(tests/[\w/.]+)`", PAGE)
     assert len(named) >= 12
     assert [path for path in named if not (ROOT / path).exists()] == []
-    assert set(re.findall(r"posttrain ([a-z]+) ", PAGE)) <= set(COMMANDS)
+    assert set(re.findall(r"`posttrain ([a-z]+)", PAGE)) <= set(COMMANDS)
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", PAGE) if flag not in OTHERS}
     assert flags == {"reward_process", "environment_process"}
     assert flags <= set(Settings().flat())
