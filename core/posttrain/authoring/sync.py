@@ -8,7 +8,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from posttrain.authoring import listing, render, rules_page
+from posttrain.authoring import architectures_page, listing, render, rules_page
 from posttrain.catalogue.cards import TIERS, Card, read_card
 from posttrain.catalogue.discovery import CARD, find_folder
 from posttrain.errors import MethodError
@@ -63,6 +63,9 @@ def _of_repository(root: Path) -> dict[Path, str | None]:
     files[root / "core" / CATALOGUE] = render.catalogue(cards)
     mark = render.MARK.replace("the card and the module", "the rules")
     files[root / "docs" / "rules.md"] = rules_page.page(root / "benchmarks" / "results", mark)
+    measured = render.MARK.replace("the card and the module", "what was measured")
+    if (families := architectures_page.page(root / "benchmarks" / "results", measured)) is not None:
+        files[root / "docs" / "architectures.md"] = families
     return files
 
 

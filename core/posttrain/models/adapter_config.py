@@ -47,7 +47,7 @@ def adapter_config(module: Any, settings: ModelSettings, head: str, added: dict[
             target_modules=settings.lora_targets or "all-linear",
             target_parameters=_parameters(module, settings),
             use_dora=settings.dora,
-            exclude_modules=None if settings.lora_targets else (frozen_vision(module, settings) or None),
+            exclude_modules=None if settings.lora_targets else (_left_out(module, settings) or None),
             modules_to_save=saved or None,
             trainable_token_indices=added or None,
             task_type=TASKS[head],
@@ -140,6 +140,16 @@ def as_text(adapter: Any) -> str:
     values = adapter if isinstance(adapter, dict) else adapter.to_dict()
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in values.items() if v is not None}
     return json.dumps(plain, default=lambda value: getattr(value, "value", str(value)))
+
+
+def _left_out(module: Any, settings: ModelSettings) -> list[str]:
+    """Layers that no adapter lies over by default: a frozen vision tower's, and output projections of Mamba's mixers.
+
+    The kernels of those on a GPU multiply with the weight itself, past any adapter, and peft refuses most of them.
+    """
+    parts = ("A_log", "D", "conv1d", "out_proj")
+    mixers = [name for name, one in module.named_modules() if all(hasattr(one, part) for part in parts)]
+    return [*frozen_vision(module, settings), *(f"{name}.out_proj" for name in mixers)]
 
 
 def _parameters(module: Any, settings: ModelSettings) -> list[str] | None:

@@ -107,7 +107,7 @@ def saved_tokenizer(inner: Any, tokenizer: Any) -> Any:
 
     A classifier of transformers reads the score before the first padding token, so both must name the same one.
     """
-    padding = inner.config.get_text_config().pad_token_id
+    padding = getattr(inner.config.get_text_config(), "pad_token_id", None)  # some families have none
     if getattr(inner.config, "num_labels", None) != 1 or inner.can_generate() or padding is None:
         return tokenizer
     if tokenizer.pad_token_id == padding:

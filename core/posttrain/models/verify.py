@@ -99,7 +99,7 @@ def _compare_shown(verdict: Verdict, proof: Proof, values: list[float] | None) -
 @torch.no_grad()
 def _compare_padded(verdict: Verdict, proof: Proof, model: Any) -> None:
     """Scores in a right-padded batch, where transformers looks for the last token by the padding token's id."""
-    padding, width = model.config.get_text_config().pad_token_id, max(map(len, proof.rows)) + 2
+    padding, width = getattr(model.config.get_text_config(), "pad_token_id", None), max(map(len, proof.rows)) + 2
     if padding is None:
         return
     ids = torch.tensor([row + [padding] * (width - len(row)) for row in proof.rows], device=model.device)  # (2, w)

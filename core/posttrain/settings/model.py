@@ -63,7 +63,7 @@ class ModelSettings:
     lora_modules_to_save: list[str] | None = None
     """Module names that are trained whole beside the adapter and saved with it: embed_tokens, lm_head."""
     adapter_config: str | None = None
-    """A peft configuration (JSON or YAML with peft_type: LORA, IA3, VERA, OFT, PROMPT_TUNING, ...) in the place of the
+    """A peft configuration (JSON or YAML with peft_type: LORA, IA3, VERA, OFT, ...) in the place of the
     lora options; implies lora. In Python also adapter=, a configuration of peft."""
     add_tokens: list[str] | None = None
     """Ordinary tokens that the vocabulary gets, or files with one a line; their rows start as the mean row, are
