@@ -176,7 +176,10 @@ def test_a_run_brings_its_rows_and_rewards(tmp_path, folders, capsys):
     said = json.loads(capsys.readouterr().out)
     assert {name: one["rows"] for name, one in said["sets"].items()} == {"math": 2, "chat": 3}
     assert set(said["sets"]["math"]["figures"]) == {"reward", "right", "length", "cut_off"}
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == said
+    kept = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    values = kept.pop("values")
+    assert kept == said
+    assert sum(values["math"]["reward"]) / 2 == said["sets"]["math"]["figures"]["reward"]["mean"]
     lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [line["set"] for line in lines] == ["math"] * 2 + ["chat"] * 3
     assert all(line["tokens"] <= 4 for line in lines), "the run's own length"

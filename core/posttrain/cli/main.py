@@ -27,6 +27,7 @@ COMMANDS = {
     "export": ("posttrain.cli.export", "put a trained adapter into its base's weights"),
     "verify": ("posttrain.cli.verify", "compare a saved model with the one that was trained"),
     "evaluate": ("posttrain.cli.evaluate", "how good a model is: scores with intervals, two models compared"),
+    "compare": ("posttrain.cli.compare", "methods and settings on the same rows: trained, measured, ranked"),
     "generate": ("posttrain.cli.generate", "let a model answer prompts"),
     "serve-rewards": ("posttrain.cli.serve_rewards", "score completions for runs, over HTTP"),
     "place": ("posttrain.cli.place", "run servers on a Ray cluster and train with them"),

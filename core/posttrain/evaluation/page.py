@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.evaluation.result import Evaluation, SetResult
+
+if TYPE_CHECKING:
+    from posttrain.evaluation.tournament import Tournament
 
 #: Prompts whose answers the page shows; all are in samples.jsonl.
 SHOWN = 100
@@ -28,6 +31,17 @@ def render(found: Evaluation) -> str:
         number=number,
         shown=SHOWN,
     )
+
+
+def render_ranking(found: Tournament) -> str:
+    """Return the page of a comparison as text."""
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True).from_string(
+        (Path(__file__).parent / "ranking.html").read_text(encoding="utf-8")
+    )
+    names = list(dict.fromkeys(name for one in found.ranked for name in one.figures))
+    return template.render(found=found, names=names, number=number)
 
 
 def number(value: float) -> str:

@@ -61,7 +61,8 @@ class Evaluation:
         folder = Path(folder)
         with writing(f"The evaluation in '{folder}'", "Choose another place: --output FOLDER"):
             folder.mkdir(parents=True, exist_ok=True)
-            replace_text(folder / RESULT, json.dumps(self.as_data(), indent=2, ensure_ascii=False) + "\n")
+            found = self.as_data() | {"values": {name or "data": one.values for name, one in self.sets.items()}}
+            replace_text(folder / RESULT, json.dumps(found, ensure_ascii=False) + "\n")
             lines = [
                 {"model": model, "set": name, **line}
                 for model, sets in ((self.model, self.sets), (self.against, self.others))

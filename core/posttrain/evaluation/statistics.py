@@ -26,9 +26,10 @@ class Interval:
     low: float
     high: float
 
-    def as_data(self) -> dict[str, float]:
-        """Mean, low and high by name."""
-        return {"mean": self.mean, "low": self.low, "high": self.high}
+    def as_data(self) -> dict[str, float | None]:
+        """Mean, low and high by name; None for a bound that one value alone does not give."""
+        found = {"mean": self.mean, "low": self.low, "high": self.high}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def mean_interval(values: list[float], seed: int = 0) -> Interval:
@@ -92,7 +93,7 @@ class Comparison:
     ties: int
     losses: int
 
-    def as_data(self) -> dict[str, float]:
+    def as_data(self) -> dict[str, float | None]:
         """All of it by name."""
         counts = {"wins": self.wins, "ties": self.ties, "losses": self.losses}
         return {**self.difference.as_data(), "p_value": self.p_value, **counts}

@@ -1,0 +1,165 @@
+"""One trial of a comparison: a method with its options and a seed, trained and measured in processes of its own.
+
+Everything that a trial leaves lies in its folder, so that a comparison that was killed goes on where it stood: a
+measured trial is read, one that was training is resumed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import RunFailed
+from posttrain.evaluation.result import RESULT
+from posttrain.runs.directory import is_checkpoint
+
+#: Linux: number of prctl's option "signal at the parent's death".
+_PR_SET_PDEATHSIG = 1
+#: Seconds between two looks for a new checkpoint.
+_PAUSE = 0.5
+_COMMAND = (sys.executable, "-m", "posttrain.cli.main")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method and the options in which it differs from the others."""
+
+    method: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the table calls it: ``dpo,beta=0.1``."""
+        return ",".join([self.method, *(f"{key}={value}" for key, value in self.options.items())])
+
+    @property
+    def words(self) -> list[str]:
+        """Its part of the training command."""
+        return [self.method, *(f"--{key}={value}" for key, value in self.options.items())]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate with one seed, in its folder."""
+
+    candidate: Candidate
+    seed: int
+    folder: Path
+    training: list[str]
+    """Flags that all trials are trained with."""
+    measuring: list[str]
+    """Flags that all are measured with."""
+    where: Path = Path()
+    """Folder that names of files are relative to; a worker of Ray stands elsewhere."""
+    steps: int = 0
+    """Steps of a whole training, where trials may be ended before."""
+    rungs: tuple[int, ...] = ()
+    """Steps after which a trial that does badly may be ended."""
+
+    @property
+    def run(self) -> Path:
+        """Where it is trained."""
+        return self.folder / "run"
+
+    @property
+    def result(self) -> Path:
+        """Its last measurement."""
+        return self.folder / "evaluation"
+
+
+def run_trial(trial: Trial, report: Callable[[int, dict[str, Any]], None]) -> dict[str, Any]:
+    """Train and measure; ``report`` gets each rung's step and figures and may end the trial by raising.
+
+    Returns the figures of the final model, with the seconds that training took. Raises RunFailed with the reason.
+    """
+    done = trial.result / RESULT
+    if not done.is_file():
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        for step in _train(trial):
+            place = trial.folder / f"evaluation-{step}"
+            if not (place / RESULT).is_file():
+                _call(_measure(trial, trial.run / "checkpoints" / f"step-{step}" / "model", place), place.name, trial)
+            report(step, _read(place / RESULT))
+        _call(_measure(trial, trial.run / "model", trial.result), "evaluation", trial)
+    return _read(done) | {"seconds": _seconds(trial.run)}
+
+
+def _train(trial: Trial) -> Iterator[int]:
+    """Train to the end, or go on; gives each rung as soon as its checkpoint is there."""
+    if (trial.run / "model").is_dir():
+        yield from ()
+        return
+    begun = any(is_checkpoint(one) for one in (trial.run / "checkpoints").glob("step-*"))
+    words = ["resume", str(trial.run)]
+    if not begun:
+        words = ["train", *trial.candidate.words, *trial.training, f"--seed={trial.seed}", f"--output={trial.run}"]
+        words += ["--overwrite"]
+        if trial.rungs:
+            words += [f"--steps={trial.steps}", f"--save-every={trial.rungs[0]}", "--save-total=1000"]
+    waiting = list(trial.rungs)
+    with (trial.folder / "train.log").open("a", encoding="utf-8") as log:
+        process = _start([*words, "--progress=quiet"], log, trial.where)
+        try:
+            while process.poll() is None:
+                while waiting and is_checkpoint(trial.run / "checkpoints" / f"step-{waiting[0]}"):
+                    yield waiting.pop(0)
+                time.sleep(_PAUSE)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    if process.returncode:
+        raise RunFailed(f"{trial.candidate.name} with seed {trial.seed} failed: {_last(trial.folder / 'train.log')}")
+
+
+def _measure(trial: Trial, model: Path, place: Path) -> list[str]:
+    return ["evaluate", str(model), *trial.measuring, f"--output={place}", "--json"]
+
+
+def _call(words: list[str], name: str, trial: Trial) -> None:
+    log = trial.folder / f"{name}.log"
+    with log.open("w", encoding="utf-8") as file:
+        process = _start(words, file, trial.where)
+        try:
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if process.returncode:
+        raise RunFailed(f"{trial.candidate.name} with seed {trial.seed} was not measured: {_last(log)}")
+
+
+def _start(words: list[str], log: Any, where: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*_COMMAND, *words], stdout=log, stderr=subprocess.STDOUT, cwd=where, preexec_fn=_end_with_parent
+    )
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process with the one that started it, however that one ends."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _last(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'it said nothing'} (all: {log})"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _seconds(run: Path) -> float:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(line).get("seconds", 0.0) for line in lines)
