@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_the_page_of_environments_runs_as_printed(tmp_path, monkeypatch, capsys)
     for line in next(text for kind, text in blocks if kind == "bash").splitlines():
         assert main(line.split()[1:]) == 0, line
     assert json.loads((tmp_path / "runs/digit/episodes-kto.jsonl").read_text().splitlines()[0])["prompt"]
+
+
+def test_the_page_of_images_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((DOCS / "images.md").read_text())
+    (code,) = [text for kind, text in blocks if kind == "python"]
+    exec(compile(code, "make.py", "exec"), {})
+    for line in next(text for kind, text in blocks if kind == "bash").splitlines():
+        assert main(shlex.split(line)[1:]) == 0, line
 
 
 def test_the_page_of_evaluations_runs_as_printed(tmp_path, monkeypatch, capsys):

@@ -11,6 +11,7 @@ from posttrain.contract.generation import Sampling
 from posttrain.data import prepare, read_rows
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.models.load import load_policy, load_tokenizer
+from posttrain.network.image_reader import reader_of
 from posttrain.runs.checkpoints import latest_checkpoint
 from posttrain.settings import Settings
 from posttrain.settings.options import cast
@@ -29,11 +30,14 @@ def generate_text(
     seed: int = 0,
     dtype: str | None = None,
     device: str | None = None,
+    images: list[Any] | None = None,
+    max_pixels: int | None = None,
 ) -> list[str]:
     """One answer a prompt. ``model`` is a folder, Hub id, GGUF file, adapter folder, or a run directory.
 
     A text becomes the user's message of a conversation where the tokenizer has a chat template; a list of messages is
-    taken as it is. ``chat_template_kwargs`` are those of the run's settings. Raises PosttrainError.
+    taken as it is. ``chat_template_kwargs`` are those of the run's settings. ``images`` (paths, bytes, pictures of PIL)
+    are shown before every prompt. Raises PosttrainError.
     """
     settings = Settings(
         model=_final(model),
@@ -43,6 +47,7 @@ def generate_text(
         chat_template_kwargs=cast("chat-template-kwargs", chat_template_kwargs, dict[str, str] | None),
         dtype=dtype,  # type: ignore[arg-type]  # checked when the model is loaded
         device=device,
+        max_pixels=max_pixels,
         packing=False,
         cache="off",
     )
@@ -51,12 +56,18 @@ def generate_text(
     if tokenizer.chat_template:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     loaded = load_policy(settings.model.model, tokenizer, settings.model)
-    rows = read_rows([{"prompt": p} for p in prompts], ("prompt",), settings.data, what="prompts")
+    shown = {"images": list(images)} if images else {}
+    reader = reader_of(tokenizer)
+    if shown and reader is not None:  # text without a template has a placeholder for each
+        prompts = [reader.placeholder * len(shown["images"]) + p if isinstance(p, str) else p for p in prompts]
+    rows = read_rows([{"prompt": p, **shown} for p in prompts], ("prompt",), settings.data, what="prompts")
     examples = prepare(rows, tokenizer, settings.data, loaded.stop_ids, None)
-    ids = [examples[i].sequences["prompt"][0].ids for i in range(len(examples))]
+    sequences = [examples[i].sequences["prompt"][0] for i in range(len(examples))]
     generator = HfGenerator(loaded.policy.model, tokenizer, loaded.stop_ids, 32)
     with torch.no_grad():
-        answers = generator.generate(ids, sampling, [[seed * 1_000_003 + i] for i in range(len(ids))])
+        seeds = [[seed * 1_000_003 + i] for i in range(len(sequences))]
+        own = [list(sequence.images) for sequence in sequences]
+        answers = generator.generate([sequence.ids for sequence in sequences], sampling, seeds, own)
     return [answer[0].text for answer in answers]
 
 

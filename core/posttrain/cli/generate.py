@@ -16,6 +16,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("model", help="model folder, Hub id, .gguf file, adapter folder or run directory")
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
     parser.add_argument("--prompts", help="text file with one prompt a line")
+    parser.add_argument("--image", action="append", default=[], help="image before every prompt; may be repeated")
+    parser.add_argument("--max-pixels", type=int, help="most pixels of an image; larger ones are scaled down")
     parser.add_argument("--system-prompt", help="system message for chat models")
     parser.add_argument("--chat-template-kwargs", help="variables of the chat template: enable_thinking=false")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer [256]")
@@ -42,6 +44,8 @@ def run(arguments: list[str]) -> int:
         seed=options.seed,
         dtype=options.dtype,
         device=options.device,
+        images=options.image,
+        max_pixels=options.max_pixels,
     )
     if options.json:
         print_json([{"prompt": p, "completion": a} for p, a in zip(prompts, answers, strict=True)])

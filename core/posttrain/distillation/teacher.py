@@ -18,7 +18,10 @@ from posttrain.models.ema import EmaModel
 from posttrain.models.frozen import Frozen
 from posttrain.models.load import choose_device, load_module, load_tokenizer
 from posttrain.models.probe import choose_layout
+from posttrain.models.processor import reads_images
+from posttrain.models.shown import placer_of
 from posttrain.network.find_head import find_head
+from posttrain.network.image_reader import ImageReader, reader_of
 from posttrain.network.modes import evaluating
 from posttrain.network.token_model import TokenModel
 
@@ -35,10 +38,11 @@ NEVER = -1e4
 class ModelTeacher(Frozen):
     """A model of its own. ``tokenizer`` is None where it is the policy's."""
 
-    def __init__(self, module: Any, tokenizer: Any, packing: bool, vocabulary: int):
-        """Freeze ``module``; ``vocabulary`` is the number of logits that the policy has."""
+    def __init__(self, module: Any, tokenizer: Any, packing: bool, vocabulary: int, reader: ImageReader | None = None):
+        """Freeze ``module``; ``vocabulary`` is the number of logits that the policy has, ``reader`` reads images."""
         self.vocabulary = vocabulary
         self.model = TokenModel(module, find_head(module))
+        self.model.images = placer_of(module, reader if reads_images(module.config) else None)
         self.model.requires_grad_(False)
         self.model.eval()
         self.tokenizer = tokenizer
@@ -153,7 +157,7 @@ def load_teacher(
     """
     vocabulary = policy.inner.get_output_embeddings().weight.shape[0]
     if given is not None:
-        return ModelTeacher(given, None, loading.packing, vocabulary)
+        return ModelTeacher(given, None, loading.packing, vocabulary, reader_of(tokenizer))
     name = settings.teacher_model
     assert name is not None  # check_teacher has refused it
     if name == "base":
@@ -170,8 +174,8 @@ def load_teacher(
     module = load_module(name, loading, choose_device(loading), "vocabulary", None)
     own = load_tokenizer(name, loading)
     if _same_tokens(own, tokenizer):
-        return ModelTeacher(module, None, loading.packing, vocabulary)
-    teacher = ModelTeacher(module, own, loading.packing, vocabulary)
+        return ModelTeacher(module, None, loading.packing, vocabulary, reader_of(tokenizer))
+    teacher = ModelTeacher(module, own, loading.packing, vocabulary, reader_of(own))
     teacher.matched = matching(tokenizer, own, policy.device)
     return teacher
 

@@ -131,6 +131,8 @@ class ServerTeacher:
 
     def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
         """Logits ``(c, V)`` of the trained tokens of ``sequences``, chunk by chunk: the server is asked now."""
+        if any(sequence.images for sequence in sequences):
+            raise ModelError("A teacher behind a server is not shown images, and rows have some. Use a folder.")
         rows = self.server.top_logps([sequence.ids for sequence in sequences])
         trained = [sequence.trained[1:].cpu() for sequence in sequences]
         # The first token is never trained: row i of the answer predicts token i + 1.

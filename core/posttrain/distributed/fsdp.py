@@ -35,6 +35,7 @@ from posttrain.distributed.sharded import load_sharded, save_sharded
 from posttrain.distributed.tensor_parallel import split_layers
 from posttrain.errors import DependencyError, SettingsError
 from posttrain.network.chunked_head import TokenQuery
+from posttrain.network.images import language_part
 from posttrain.network.kernels.cpu.allocator import give_memory_back
 from posttrain.network.modes import evaluating
 from posttrain.network.precision import casts_to_bfloat16
@@ -224,7 +225,9 @@ def _check(distributed: DistributedSettings, model: ModelSettings, cuda: bool, w
 def _layers(model: TokenModel) -> list[nn.Module]:
     """The blocks that are gathered one at a time: those that transformers never splits over devices."""
     names = set(model.inner._no_split_modules or ())
-    found = [module for module in model.inner.modules() if type(module).__name__ in names]
+    # What reads images stays in the root's group: a rank whose rows have none does not run it.
+    part = language_part(model.decoder) if model.images is not None else model.inner
+    found = [module for module in part.modules() if type(module).__name__ in names]
     return found[::-1]  # inner ones first, should one contain another
 
 

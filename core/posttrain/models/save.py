@@ -171,6 +171,7 @@ def restore_weights(policy: TokenModel, folder: Path) -> None:
         mark = getattr(model.base_model, "prefix", None) or "prompt_encoder"
         lost = [n for n in outcome.missing_keys if mark in n and ".default" in n]
     else:
+        weights = _renamed(model, weights, folder)
         outcome = model.load_state_dict(weights, strict=False)
         shared = {id(p) for n, p in model.named_parameters() if n in weights}
         by_name = dict(model.named_parameters(remove_duplicate=False))
@@ -180,6 +181,16 @@ def restore_weights(policy: TokenModel, folder: Path) -> None:
             f"'{folder}' does not fit the model: {len(lost)} weights are missing, "
             f"{len(outcome.unexpected_keys)} unknown, first {(lost + list(outcome.unexpected_keys))[0]}."
         )
+
+
+def _renamed(model: Any, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Weights under the modules' names, where the family's files have others and transformers reads them back."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    if set(weights) <= set(model.state_dict()) or not get_model_conversion_mapping(model, add_legacy=False):
+        return weights
+    found: dict[str, Tensor] = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True).state_dict()
+    return found
 
 
 def write_model_card(folder: Path, facts: dict[str, Any], line: dict[str, Any], method: Any, base: str | None) -> None:

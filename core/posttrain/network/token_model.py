@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from posttrain.contract.pad import pad_tokens, roles_of, texts_of, token_mask
 from posttrain.contract.views import Example, Sequence, View, Views
+from posttrain.errors import ModelError
 from posttrain.network import attention, rope
 from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
 from posttrain.network.embedding_noise import noised
@@ -236,6 +237,11 @@ def _placed(
     decoder: Any, images: ImagePlacer | None, slots: Slots, ids: Tensor
 ) -> AbstractContextManager[dict[str, Any]]:
     """What the decoder is given for the pictures of a pass over ``ids``; nothing where there are none."""
+    if images is None and any(sequence.images for sequence in slots.sequences):
+        raise ModelError(
+            f"{type(decoder).__name__} reads text alone, and a row has images. Expected a vision-language model with "
+            "its processor, also for a teacher or a reference."
+        )
     if images is None or not images.needs(slots.sequences):
         return nullcontext({})
     return images.placed(decoder, slots, ids)

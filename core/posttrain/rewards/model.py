@@ -40,7 +40,12 @@ def reward_model(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(chosen).eval().requires_grad_(False)
 
-    def score(prompts: list[Any], completions: list[str]) -> list[float]:
+    def score(prompts: list[Any], completions: list[str], images: list[list[Any]] | None = None) -> list[float]:
+        if images is not None and any(images):
+            raise RewardError(
+                f"reward model '{folder}' is asked without images, and the prompts have some. Use a reward function; "
+                "its argument images has them."
+            )
         rows = [encode(tokenizer, prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         return score_rows(model, rows, batch_size)
 
