@@ -15,6 +15,7 @@ from typing import Any
 
 import posttrain
 from PIL import Image, ImageDraw
+from posttrain import api
 from posttrain_testkit.tiny_vision import save_tiny_vision
 
 COLOURS = {"r": (230, 30, 30), "g": (30, 200, 30), "b": (40, 60, 230)}
@@ -84,7 +85,7 @@ def by_heart(model: str, folder: Path, steps: int = 120) -> dict[str, float]:
         output=str(folder / "heart"),
         **COMMON,
     )
-    answers = posttrain.generate_text(str(folder / "heart"), [row["prompt"] for row in own], max_new_tokens=3)
+    answers = api.generate_text(str(folder / "heart"), [row["prompt"] for row in own], max_new_tokens=3)
     exact = sum(answer == row["shows"] for answer, row in zip(answers, own, strict=True)) / len(own)
     return {
         "first_loss": run.progress.history[0]["loss"],

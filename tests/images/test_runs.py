@@ -152,8 +152,8 @@ from pathlib import Path
 found = {{}}
 for method in tests.DATA:
     for strategy in sys.argv[1].split(","):
-        run = tests.train(Path({str(tmp_path)!r}) / strategy / method, method, {vision("qwen2.5-vl")!r}, strategy=strategy,
-                          verify_saved=False)
+        output = Path({str(tmp_path)!r}) / strategy / method
+        run = tests.train(output, method, {vision("qwen2.5-vl")!r}, strategy=strategy, verify_saved=False)
         found[f"{{strategy}} {{method}}"] = tests.series(run)
 if run.compute.strategy.rank == 0:
     Path({str(tmp_path)!r}, sys.argv[1].split(",")[0] + ".json").write_text(json.dumps(found))
