@@ -125,6 +125,12 @@ def _named(spec: str) -> Any:
         from posttrain.assembly.partner import partner_at
 
         return partner_at(spec.removeprefix("chat:"))
+    if spec.startswith("verifiers:"):
+        from posttrain.environments.verifiers_tasks import VerifiersTaskset
+
+        taskset: Any = VerifiersTaskset(spec.removeprefix("verifiers:"))
+        taskset.__name__ = taskset.name
+        return taskset
     if spec.startswith("gym:"):
         from posttrain.environments.gymnasium_text import GymnasiumText
 

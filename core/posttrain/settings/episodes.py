@@ -15,8 +15,8 @@ class EpisodeSettings:
 
     environment: str | None = None
     """Environment that answers the model: an installed name (posttrain list-environments), file.py:CLASS, gym:NAME of
-    Gymnasium, the address of an OpenEnv server (http://HOST:PORT), or a chat server whose model talks with the policy
-    (chat:http://HOST:PORT/v1#MODEL)."""
+    Gymnasium, verifiers:TASKSET, the address of an OpenEnv server (http://HOST:PORT), or a chat server whose model
+    talks with the policy (chat:http://HOST:PORT/v1#MODEL)."""
     environment_options: dict[str, str] | None = None
     """Options of the environment, as NAME=VALUE; size and seed are those of the rows that it makes."""
     tools: list[str] | None = None
