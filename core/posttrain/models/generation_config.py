@@ -9,6 +9,8 @@ from typing import Any
 
 import transformers
 
+from posttrain.errors import ModelError, short
+
 
 def stop_ids(inner: Any, tokenizer: Any) -> set[int]:
     """Every token that ends a completion: the tokenizer's and those of the generation config."""
@@ -16,10 +18,16 @@ def stop_ids(inner: Any, tokenizer: Any) -> set[int]:
 
 
 def configured_stops(configuration: Any, tokenizer: Any) -> set[int]:
-    """The same of a generation config that may be None."""
+    """The same of a generation config that may be None. Raises ModelError where it names no tokens."""
     configured = configuration and configuration.eos_token_id
     found = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
-    return {int(i) for i in found if i is not None}
+    try:
+        return {int(i) for i in found if i is not None}
+    except (TypeError, ValueError, OverflowError):
+        raise ModelError(
+            f"eos_token_id in the model's config.json or generation_config.json is {short(configured)}, expected the "
+            "number of a token, or a list of such numbers."
+        ) from None
 
 
 def notes_on(inner: Any) -> list[str]:

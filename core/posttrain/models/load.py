@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from posttrain.errors import DependencyError, ModelError, SettingsError
+from posttrain.errors import DependencyError, ModelError, PosttrainError, SettingsError
 from posttrain.example.made import resolve_example_model
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, add_adapter, check_handed_over, load_adapter, merged
@@ -91,9 +91,11 @@ def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | Non
     source, extra = _source(base, settings)
     try:
         tokenizer = foreign.read(transformers.AutoTokenizer, source, **extra)
-    except (OSError, ValueError, ImportError) as error:
+        _check_round_trip(tokenizer, model)
+    except PosttrainError:
+        raise
+    except Exception as error:  # the readers of files raise whatever a damaged one leads them to
         raise cannot_load("tokenizer", base, error) from None
-    _check_round_trip(tokenizer, model)
     if model == settings.model:
         tokenizer = with_tokens(tokenizer, settings.add_tokens)
     tokenizer = with_reader(tokenizer, load_reader(source, extra, tokenizer, settings.max_pixels))
@@ -264,7 +266,9 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
     try:
         dtype = choose_dtype(settings, device)
         module, report = foreign.read(kind, source, dtype=dtype, output_loading_info=True, **extra)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # as above
         raise cannot_load("model", model, error) from None
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(NEW_HEADS[head]))
     if missing:  # transformers fills them with random numbers and goes on
