@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from posttrain.errors import ModelError
+from posttrain.data.rows import read_rows
+from posttrain.errors import DataError, ModelError
 from posttrain.models.generation_config import configured_stops
 from posttrain.models.load import load_policy, load_tokenizer
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings, Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from ..distributed.test_launch import bare
@@ -50,6 +51,20 @@ def test_what_generated_cases_have_found(name, folder):
     chosen = Settings(model=str(folder)).model
     with pytest.raises(ModelError, match=r"of '.*' cannot be loaded: |lacks ") as found:
         load_policy(str(folder), load_tokenizer(str(folder), chosen), chosen)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("source", ["a\nb", "x" * 3000, "\x00", "y/" * 3000])
+def test_a_source_that_is_no_name(source):
+    with pytest.raises(DataError, match=r"no such file\. Expected a file, a Hub id") as found:
+        read_rows(source, ("prompt",), DataSettings())
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 200
+
+
+def test_columns_with_line_ends_are_named_in_one_line():
+    with pytest.raises(DataError, match=r"The row has: a\\nb\. Name columns") as found:
+        read_rows([{"a\nb": []}], ("prompt",), DataSettings())
     assert "\n" not in str(found.value)
 
 

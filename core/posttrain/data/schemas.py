@@ -141,7 +141,8 @@ def missing(row: dict[str, Any], schemas: tuple[str, ...]) -> str:
 
 def column_names(row: dict[str, Any]) -> str:
     """The columns that a row has, in words."""
-    names = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, row)]
+    named = (name if name.isprintable() else repr(name)[1:-1] for name in map(str, row))
+    names = [name if len(name) <= 40 else name[:37] + "..." for name in named]
     rest = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return ", ".join(names[:20]) + rest or "no column"
 

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -103,6 +104,8 @@ def split_weight(text: str) -> tuple[str, float]:
 
 
 def _named(text: str, accepted: tuple[str, ...], settings: DataSettings, what: str) -> list[Source]:
+    if _is_no_name(text):
+        raise DataError(f"{short(text)}: no such file. Expected a file, a Hub id or reasoning-gym:TASK.")
     name, weight = split_weight(text)
     path = Path(name).expanduser()
     if name == _EXAMPLE:
@@ -128,6 +131,12 @@ def _named(text: str, accepted: tuple[str, ...], settings: DataSettings, what: s
     for source in found:
         source.weight = weight
     return found
+
+
+def _is_no_name(text: str) -> bool:
+    """Whether no system has a file of that name: control characters, or a part of more than 255 bytes."""
+    parts = [len(os.fsencode(part)) for part in text.encode("utf-8", "replace").decode().split("/")]
+    return len(text) > 4096 or max(parts) > 255 or any(ord(letter) < 32 for letter in text)
 
 
 def _near(path: Path) -> str:
