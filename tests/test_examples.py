@@ -44,3 +44,16 @@ def test_a_cut_into_passes_does_not_change_the_step(by_hand, monkeypatch):
     plain = by_hand.micro_batches
     monkeypatch.setattr(by_hand, "micro_batches", lambda examples, **given: plain(examples, **{**given, "size": 3}))
     assert by_hand.train_on_pairs(steps=2)[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-4)
+
+
+def test_pictures_of_the_shapes_show_what_their_rows_say():
+    spec = importlib.util.spec_from_file_location("shapes", ROOT / "examples" / "shapes.py")
+    shapes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shapes)
+    for row in shapes.rows(12, seed=0):
+        pixels = list(row["prompt"][0]["content"][0]["image"].getdata())
+        filled = [colour for colour in pixels if colour != (255, 255, 255)]
+        (colour,) = {name for name, value in shapes.COLOURS.items() if value == filled[0]}
+        assert row["shows"] == f"{len(filled) // 16}{colour}"
+        assert len(set(filled)) == 1
+    assert shapes.reward(["2r", "2g", "1b", ""], ["2r", "2r", "2r", "2r"]) == [1.0, 0.5, 0.0, 0.0]
