@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -272,13 +273,21 @@ def test_threads_of_a_pool_are_used_again_and_never_more_than_its_workers():
     pool = DaemonPool(2, "x")
     names = set()
     for _ in range(20):
-        names.add(pool.submit(lambda: threading.current_thread().name).result(5))
+        names.add(pool.submit(lambda: threading.current_thread().name).result(30))
     assert len(names) <= 2
-    started = time.monotonic()
-    pauses = [pool.submit(time.sleep, 0.2) for _ in range(4)]
+    begun: queue.Queue[None] = queue.Queue()
+    goes_on = threading.Event()
+
+    def pause():
+        begun.put(None)
+        goes_on.wait(30)
+
+    pauses = [pool.submit(pause) for _ in range(4)]
+    for _ in range(2):
+        begun.get(timeout=30)  # both workers have one
     pool.shutdown()
+    goes_on.set()
     assert sum(one.cancelled() for one in pauses) == 2
-    assert [one.result(5) for one in pauses if not one.cancelled()] == [None, None]
-    assert time.monotonic() - started < 1.0
+    assert [one.result(30) for one in pauses if not one.cancelled()] == [None, None]
     with pytest.raises(ZeroDivisionError):
-        DaemonPool(1, "y").submit(lambda: 1 / 0).result(5)
+        DaemonPool(1, "y").submit(lambda: 1 / 0).result(30)
