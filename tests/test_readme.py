@@ -101,7 +101,7 @@ def test_commands_and_links_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_exist(page, capsys):
-    for command in (["train", "sft"], ["check-data"], ["generate"], ["new"], ["watch"]):
+    for command in (["train", "sft"], ["check-data"], ["generate"], ["evaluate"], ["new"], ["watch"]):
         with contextlib.suppress(SystemExit):  # argparse ends the program after its help
             main([*command, "--help-all" if command[0] == "train" else "--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
