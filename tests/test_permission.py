@@ -216,6 +216,7 @@ def test_entry_points_are_read_and_imported_in_one_file():
         ("entries.py", "import_module"),
         ("__init__.py", "import_module"),  # posttrain's own public names
         ("main.py", "import_module"),  # its own commands
+        ("forks.py", "import_module"),  # its own loaders, in a process of their own
         ("imports.py", "import_module"),  # its own interface
         ("select.py", "import_module"),  # its own strategies
         ("testkit.py", "import_module"),  # its own test kit

@@ -142,7 +142,9 @@ def test_trials_that_do_worst_are_ended_early(files, capsys, monkeypatch):
     """A learning rate of nothing is behind at the first rung, and its trial takes no further step."""
     monkeypatch.chdir(files)
     words = command("dpo", "--steps=9", "--seeds=1", "--halving", "--try=learning-rate=1e-2,1e-12")
+    handler = signal.getsignal(signal.SIGINT)
     assert main(words) == 0
+    assert signal.getsignal(signal.SIGINT) is handler, "Ray Tune's own stayed"
     found = json.loads(capsys.readouterr().out)
     assert found["ranking"][0]["options"] == {"learning-rate": "1e-2"}
     assert found["ended"] == {"dpo,learning-rate=1e-12, seed 0": 1}

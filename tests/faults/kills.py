@@ -30,6 +30,7 @@ import posttrain.catalogue.methods
 import safetensors.torch
 import torch
 from posttrain.assembly import data as run_data
+from posttrain.assembly import held_out
 from posttrain.cli import main as command
 from posttrain.cli.imports import load_api
 from posttrain.data.tokens import cache
@@ -110,7 +111,7 @@ class Killer:
             *((torch, "save"), (save, "save_file"), (safetensors.torch, "save_file"), (Path, "write_text")),
             *(
                 (cache, "save_file"),
-                (run_data, "read_rows"),
+                (held_out, "read_rows"),
                 (run_data, "prepare"),
                 (ahead, "answer"),
                 (collect, "give_rewards"),

@@ -24,6 +24,7 @@ from posttrain.data import read_rows
 from posttrain.errors import DataError, SettingsError
 from posttrain.example.example import MODELS as EXAMPLES
 from posttrain.models import foreign
+from posttrain.models.load import _source
 from posttrain.models.reload import head_of
 from posttrain.runs.checkpoints import latest_checkpoint
 from posttrain.runs.directory import RunDirectory
@@ -138,5 +139,6 @@ def _is_reward_model(settings: Settings, objects: InMemory) -> bool:
         return head_of(folder) == "score"
     if settings.model.model in EXAMPLES or settings.model.model.endswith(".gguf"):
         return False
-    config = foreign.read(AutoConfig, settings.model.model)
+    source, extra = _source(settings.model.model, settings.model)
+    config = foreign.read(AutoConfig, source, **extra)
     return any("SequenceClassification" in kind for kind in config.architectures or ())

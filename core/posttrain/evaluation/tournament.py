@@ -98,6 +98,7 @@ def run_trials(
         ) from None
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would stay in this process for good
     ray.init(
         address=address,
         include_dashboard=False,

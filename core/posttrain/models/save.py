@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posttrain.errors import CheckpointError
+from posttrain.models import foreign
 from posttrain.models.adapters import REFERENCE_ADAPTER, TEACHER_ADAPTER
 from posttrain.models.generation_config import saved_form
 from posttrain.models.vocabulary import GROWN
@@ -189,7 +190,9 @@ def _renamed(model: Any, weights: dict[str, Tensor], folder: Path) -> dict[str, 
 
     if set(weights) <= set(model.state_dict()) or not get_model_conversion_mapping(model, add_legacy=False):
         return weights
-    found: dict[str, Tensor] = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True).state_dict()
+    # of the model that is at hand already, whose code runs
+    plain: Any = foreign.read(type(model), folder, dtype=model.dtype, use_safetensors=True)
+    found: dict[str, Tensor] = plain.state_dict()
     return found
 
 
