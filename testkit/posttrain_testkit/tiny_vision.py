@@ -147,12 +147,15 @@ def _qwen(kind: str, text: dict[str, Any]) -> Pair:
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config), processor
 
 
+#: Marks of the tiles that Idefics3 and SmolVLM cut a picture into.
+_TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+
+
 def _idefics(text: dict[str, Any]) -> Pair:
     """Idefics3, of which SmolVLM is a smaller sister: a picture is cut into tiles."""
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tiles]
+    special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_TILES]
     tokenizer = _tokenizer(special, "<image>")
     pictures = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
     processor = transformers.Idefics3Processor(
@@ -171,14 +174,13 @@ def _idefics(text: dict[str, Any]) -> Pair:
 def _smolvlm(text: dict[str, Any]) -> Pair:
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     named = {
         "image_token": "<image>",
         "fake_image_token": "<fake_token_around_image>",
         "global_image_token": "<global-img>",
         "end_of_utterance_token": "<end_of_utterance>",
     }
-    tokenizer = _tokenizer([*named.values(), *tiles], "<image>", **named)
+    tokenizer = _tokenizer([*named.values(), *_TILES], "<image>", **named)
     pictures = SmolVLMImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
     processor = without_videos(transformers.SmolVLMProcessor)(
         image_processor=pictures,

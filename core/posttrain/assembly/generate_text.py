@@ -12,7 +12,7 @@ from posttrain.data import prepare, read_rows
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.models.load import load_policy, load_tokenizer
 from posttrain.network.image_reader import reader_of
-from posttrain.runs.checkpoints import latest_checkpoint
+from posttrain.runs.checkpoints import model_of
 from posttrain.settings import Settings
 from posttrain.settings.options import cast
 
@@ -76,4 +76,4 @@ def _final(model: str) -> str:
     path = Path(model).expanduser()
     if not (path / "run.json").is_file():
         return model
-    return str(path / "model") if (path / "model").is_dir() else str(latest_checkpoint(path) / "model")
+    return str(model_of(path))

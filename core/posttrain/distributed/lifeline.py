@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import threading
 import time
 
 from posttrain.distributed.launch import ERROR_FILE, LAUNCHED
 from posttrain.runs.owner import started
-
-#: Linux: number of prctl's option "signal at the parent's death".
-PR_SET_PDEATHSIG = 1
+from posttrain.servers import parent
 
 
 def end_with_parent() -> None:
@@ -21,7 +17,7 @@ def end_with_parent() -> None:
     if ERROR_FILE not in os.environ:
         return
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent.end_with_parent()
     else:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     launcher = os.environ.get(LAUNCHED, "")
@@ -29,7 +25,7 @@ def end_with_parent() -> None:
         os._exit(1)  # it ended before this process could ask to be told
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
         time.sleep(1.0)
     os._exit(1)

@@ -26,7 +26,7 @@ from posttrain.example.example import MODELS as EXAMPLES
 from posttrain.models import foreign
 from posttrain.models.load import _source
 from posttrain.models.reload import head_of
-from posttrain.runs.checkpoints import latest_checkpoint
+from posttrain.runs.checkpoints import model_of
 from posttrain.runs.directory import RunDirectory
 from posttrain.settings import Settings
 from posttrain.training.run import Run
@@ -70,8 +70,7 @@ def settings_of(model: str, given: dict[str, Any]) -> Settings:
         return Settings(**{**given, "model": model})
     stored = Settings.from_record(RunDirectory(folder).facts()["settings"])
     own = {name: stored.get(name) for name in FROM_RUN}
-    final = folder / "model"
-    own["model"] = str(final if final.is_dir() else latest_checkpoint(folder) / "model")
+    own["model"] = str(model_of(folder))
     own["data"] = stored.data.eval_data or stored.data.data
     own["temperature"] = stored.sampling.temperature or 1.0
     if "environment" in given or "tools" in given:

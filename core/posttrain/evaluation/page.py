@@ -17,31 +17,33 @@ SHOWN = 100
 
 def render(found: Evaluation) -> str:
     """Return the page as text. Whatever answers contain is shown as text, never run."""
-    import jinja2
-
-    template = jinja2.Environment(autoescape=True).from_string(
-        (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return _page(
+        "page.html",
         found=found,
         tables=[
             (name, one, found.others.get(name), found.comparisons.get(name, {})) for name, one in found.sets.items()
         ],
         prompts={name: _prompts(one, found.others.get(name)) for name, one in found.sets.items()},
-        number=number,
         shown=SHOWN,
     )
 
 
 def render_ranking(found: Tournament) -> str:
     """Return the page of a comparison as text."""
+    names = list(dict.fromkeys(name for one in found.ranked for name in one.figures))
+    return _page("ranking.html", found=found, names=names)
+
+
+def _page(name: str, **values: Any) -> str:
+    """A template of this folder, filled in; both have one style."""
     import jinja2
 
-    template = jinja2.Environment(autoescape=True).from_string(
-        (Path(__file__).parent / "ranking.html").read_text(encoding="utf-8")
-    )
-    names = list(dict.fromkeys(name for one in found.ranked for name in one.figures))
-    return template.render(found=found, names=names, number=number)
+    template = jinja2.Environment(autoescape=True).from_string(_read(name))
+    return template.render(**values, number=number, style=_read("page.css"))
+
+
+def _read(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def number(value: float) -> str:

@@ -6,13 +6,12 @@ measured trial is read, one that was training is resumed.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from typing import Any
 from posttrain.errors import RunFailed
 from posttrain.evaluation.result import RESULT
 from posttrain.runs.directory import is_checkpoint
+from posttrain.servers.parent import end_with_parent
 
-#: Linux: number of prctl's option "signal at the parent's death".
-_PR_SET_PDEATHSIG = 1
 #: Seconds between two looks for a new checkpoint.
 _PAUSE = 0.5
 _COMMAND = (sys.executable, "-m", "posttrain.cli.main")
@@ -95,7 +93,6 @@ def run_trial(trial: Trial, report: Callable[[int, dict[str, Any]], None]) -> di
 def _train(trial: Trial) -> Iterator[int]:
     """Train to the end, or go on; gives each rung as soon as its checkpoint is there."""
     if (trial.run / "model").is_dir():
-        yield from ()
         return
     begun = any(is_checkpoint(one) for one in (trial.run / "checkpoints").glob("step-*"))
     words = ["resume", str(trial.run)]
@@ -105,17 +102,14 @@ def _train(trial: Trial) -> Iterator[int]:
         if trial.rungs:
             words += [f"--steps={trial.steps}", f"--save-every={trial.rungs[0]}", "--save-total=1000"]
     waiting = list(trial.rungs)
-    with (trial.folder / "train.log").open("a", encoding="utf-8") as log:
-        process = _start([*words, "--progress=quiet"], log, trial.where)
-        try:
-            while process.poll() is None:
-                while waiting and is_checkpoint(trial.run / "checkpoints" / f"step-{waiting[0]}"):
-                    yield waiting.pop(0)
-                time.sleep(_PAUSE)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+    with (
+        (trial.folder / "train.log").open("a", encoding="utf-8") as log,
+        _process([*words, "--progress=quiet"], log, trial.where) as process,
+    ):
+        while process.poll() is None:
+            while waiting and is_checkpoint(trial.run / "checkpoints" / f"step-{waiting[0]}"):
+                yield waiting.pop(0)
+            time.sleep(_PAUSE)
     if process.returncode:
         raise RunFailed(f"{trial.candidate.name} with seed {trial.seed} failed: {_last(trial.folder / 'train.log')}")
 
@@ -126,28 +120,24 @@ def _measure(trial: Trial, model: Path, place: Path) -> list[str]:
 
 def _call(words: list[str], name: str, trial: Trial) -> None:
     log = trial.folder / f"{name}.log"
-    with log.open("w", encoding="utf-8") as file:
-        process = _start(words, file, trial.where)
-        try:
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    with log.open("w", encoding="utf-8") as file, _process(words, file, trial.where) as process:
+        process.wait()
     if process.returncode:
         raise RunFailed(f"{trial.candidate.name} with seed {trial.seed} was not measured: {_last(log)}")
 
 
-def _start(words: list[str], log: Any, where: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [*_COMMAND, *words], stdout=log, stderr=subprocess.STDOUT, cwd=where, preexec_fn=_end_with_parent
+@contextmanager
+def _process(words: list[str], log: Any, where: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of posttrain, which ends with whoever started it, and at the latest when this is left."""
+    process = subprocess.Popen(
+        [*_COMMAND, *words], stdout=log, stderr=subprocess.STDOUT, cwd=where, preexec_fn=end_with_parent
     )
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process with the one that started it, however that one ends."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def _last(log: Path) -> str:

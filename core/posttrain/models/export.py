@@ -12,9 +12,9 @@ from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import adapter_base, merged
 from posttrain.models.generation_config import saved_form
 from posttrain.models.load import load_module, load_tokenizer
-from posttrain.models.save import saved_tokenizer
+from posttrain.models.save import saved_tokenizer, without_deepspeed
 from posttrain.network import attention
-from posttrain.runs.checkpoints import latest_checkpoint
+from posttrain.runs.checkpoints import model_of
 from posttrain.settings import Settings
 
 
@@ -57,7 +57,7 @@ def export(
     target.mkdir(parents=True, exist_ok=True)
     if whole.config._attn_implementation == attention.NAME:
         whole.config._attn_implementation = "sdpa"  # the name means nothing outside this package
-    with saved_form(whole, tokenizer):
+    with saved_form(whole, tokenizer), without_deepspeed():
         whole.save_pretrained(target)
     saved_tokenizer(whole, tokenizer).save_pretrained(target)
     return {"adapter": str(adapter), "base": base, "onto": quantize or "the base's own weights", "folder": str(target)}
@@ -70,7 +70,7 @@ def _adapter(model: str) -> tuple[Path, Settings]:
     if not path.is_dir():
         raise ModelError(f"'{model}' does not exist. Expected a run directory or an adapter folder.")
     if run == path:
-        path = path / "model" if (path / "model").is_dir() else latest_checkpoint(path) / "model"
+        path = model_of(path)
     if not (run / "run.json").is_file():
         return path, Settings()
     stored = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]

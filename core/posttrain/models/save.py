@@ -71,11 +71,12 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
         ends = spread is None and hasattr(policy.inner, GROWN)
         model.save_pretrained(folder, selected_adapters=chosen, save_embedding_layers=ends, state_dict=weights)
     elif spread is None:
-        with _without_deepspeed():
+        with without_deepspeed():
             model.save_pretrained(folder)
     elif getattr(model, "_weight_conversions", None):
         # the family's files hold other tensors than the modules do, and transformers converts all of them at once
-        model.save_pretrained(folder, state_dict={name: value.cpu() for name, value in spread})
+        with without_deepspeed():
+            model.save_pretrained(folder, state_dict={name: value.cpu() for name, value in spread})
     else:
         buffers = set(model.state_dict()) & {name for name, _ in model.named_buffers()}
         kept = ((name, value) for name, value in model.named_buffers() if name in buffers)
@@ -88,7 +89,7 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
 
 
 @contextmanager
-def _without_deepspeed() -> Iterator[None]:
+def without_deepspeed() -> Iterator[None]:
     """Keep accelerate from importing DeepSpeed, two seconds with all it brings, to see whether a model is an engine.
 
     What is saved here is the module itself; and while DeepSpeed is not imported, nothing can be one.

@@ -36,6 +36,15 @@ def latest_checkpoint(directory: Path) -> Path:
     raise CheckpointError(none_is_good(directory, passed))
 
 
+def model_of(run: Path) -> Path:
+    """Return the model inside a run directory: the final one, or that of the newest good checkpoint.
+
+    Raises CheckpointError where there is neither.
+    """
+    final = run / "model"
+    return final if final.is_dir() else latest_checkpoint(run) / "model"
+
+
 def none_is_good(directory: Path, passed: dict[Path, str]) -> str:
     """Say which checkpoints of a run were passed over, and why."""
     reasons = "; ".join(f"{path.name}: {why}" for path, why in passed.items())

@@ -6,7 +6,6 @@ What hangs is killed, and what ends its process ends no other. Messages are JSON
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 from posttrain import errors
 from posttrain.errors import PosttrainError, RunFailed
+from posttrain.servers.parent import end_with_parent
 
 #: A function that is called in the loading process with what was sent, and gives facts of it and a function that makes,
 #: in a forked process, the one that answers messages.
@@ -168,8 +168,7 @@ def _serve(line: socket.socket, make: Callable[[], Callable[[Any], Any]]) -> NoR
     """Answer messages in a forked process; it ends with either side that it belongs to."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    end_with_parent()
     handler: list[Callable[[Any], Any]] = []
 
     def answer(message: Any) -> Any:
@@ -195,7 +194,3 @@ def _reply(line: socket.socket, answer: Callable[[Any], Any]) -> None:
         text = str(error) if isinstance(error, PosttrainError) else f"{kind}: {' '.join(str(error).split())[:300]}"
         found = {"error": text, "kind": kind}
     _send(line, found)
-
-
-#: PR_SET_PDEATHSIG of Linux.
-_DEATH_SIGNAL = 1
