@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a fresh machine with Python 3.11 or newer is enough.
-.PHONY: setup vllm demo test test-vllm bench lint types sync sync-check check clean
+.PHONY: setup vllm demo test test-vllm test-newest test-lowest bench lint types sync sync-check check dist docs clean
 
 PYTHON_FLOOR := (3, 11)
 TORCH := 2.13.0
@@ -64,7 +64,44 @@ test: $(STAMP)
 
 # The real engine, one at a time: about 9 s to start it in the process, 50 s as a server.
 test-vllm: $(VLLM_STAMP)
-	$(BIN)/python -m pytest -m vllm tests/generation/vllm
+	$(BIN)/python -m pytest -m vllm --timeout 900 tests/generation/vllm
+
+# The wheels of everything, built twice and compared: dist/, with checksums and provenance (docs/releasing.md).
+dist: $(STAMP)
+	$(BIN)/python .ci/dist.py
+
+# The documentation as a site, in an environment of its own: site/index.html. A link that leads nowhere is an error.
+docs:
+	@test -x $(VENV)-docs/bin/python || test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-docs/bin/python -m pip install --quiet --group docs
+	$(VENV)-docs/bin/mkdocs build --strict
+
+# The wheels on the newest versions of all dependencies that the index has, and on the lowest that pyproject.toml allows,
+# each in an environment of its own. Without an NVIDIA GPU too this takes torch's default build: some gigabytes.
+# Images have a floor of their own, above the core's (pyproject.toml), so the lowest versions are tested without them.
+LANE := tests/network tests/models tests/data tests/images tests/rollouts tests/generation/test_hf.py \
+	tests/generation/test_cache.py tests/generation/test_ways.py tests/training/test_runs.py tests/training/test_invariance.py \
+	tests/training/test_optim.py tests/training/test_reference_values.py tests/test_trajectories.py tests/test_example.py
+TOOLS := pytest-timeout pytest-xdist sentencepiece
+
+test-newest: dist
+	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --force-reinstall --find-links dist \
+		torch transformers peft "posttrain[check,gguf,images,math,qlora,reasoning,report,smolvlm]" posttrain-methods-all $(TOOLS)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)-newest/bin/python -m pytest -n $(WORKERS) $(LANE) tests/distributed/test_qlora.py
+
+test-lowest: dist
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(BIN)/python .ci/lowest.py gguf report >$(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --find-links dist \
+		"posttrain[check,gguf,report]" posttrain-methods-all $(TOOLS) pillow
+	@# The wheels of now also where those of an earlier state, of the same version, are installed.
+	$(VENV)-lowest/bin/python -m pip install --quiet --force-reinstall --no-deps --no-index dist/*.whl
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) $(filter-out tests/images,$(LANE))
 
 # Beside TRL, in an environment of its own (PEER_PYTHON names one that is there); about two hours on two cores.
 # Less: make bench BENCH="--case sft --repeats 1". Data and model: python -m benchmarks.bench --help.
@@ -88,4 +125,4 @@ sync-check: $(STAMP)
 check: lint types sync-check test
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest $(VENV)-docs dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

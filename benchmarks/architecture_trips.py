@@ -18,18 +18,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from architectures import HERE, LEFT_OUT, NEEDS, SECONDS, build, last_line, rows, worst
+from architectures import HERE, LEFT_OUT, SECONDS, last_line, worst
+from line_each import line_each
+from tiny_families import NEEDS, build, rows
 
 OUTPUT = HERE / "results" / "architecture_trips.json"
 #: Tokens of a greedy answer.
@@ -188,25 +187,11 @@ def examine_families(families: list[str]) -> None:
 
 def in_processes(families: list[str]) -> Iterator[Trips]:
     """The same in a process of its own: a family that crashes or hangs is one line."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    families = list(families)
-    while families:
-        command = [sys.executable, __file__, "--inside", *families]
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as child:
-            assert child.stdout is not None
-            while families:
-                timer = threading.Timer(SECONDS, child.kill)
-                timer.start()
-                line = child.stdout.readline()
-                timer.cancel()
-                family = families.pop(0)
-                if not line.startswith("{"):
-                    child.kill()
-                    yield Trips(family, line=f"the process ended, or took more than {SECONDS} seconds")
-                    break
-                yield Trips(**json.loads(line))
+    for family, line in line_each([sys.executable, __file__, "--inside"], families, SECONDS):
+        if line:
+            yield Trips(**json.loads(line))
+        else:
+            yield Trips(family, line=f"the process ended, or took more than {SECONDS} seconds")
 
 
 def main() -> None:

@@ -115,7 +115,9 @@ class Setting:
                 found = [one for (one,) in self.generator.generate(contexts, self.sampling, own)]
                 answers = pool.map(lambda game, one: game.step({"content": one.text}), games, found)
                 for place, (one, answer) in enumerate(zip(found, answers, strict=True)):
-                    contexts[place] = torch.cat([contexts[place], one.ids, self.turns.text(str(answer.messages))])
+                    contexts[place] = torch.cat(
+                        [contexts[place], one.ids, self.turns.text([{"content": str(answer.messages)}]).ids]
+                    )
                     said[place] = torch.cat([said[place], one.ids])
         return [ids.tolist() for ids in said]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import transformers
-from architectures import NEEDS, default_facts, rows, shrink
 from posttrain.errors import PosttrainError
 from posttrain.models.load import load_policy
 from posttrain.network.chunked_head import TokenQuery
@@ -23,6 +22,7 @@ from posttrain.network.modes import evaluating
 from posttrain.network.token_model import TokenModel
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_tokenizer
+from tiny_families import NEEDS, default_facts, rows, shrink
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/benchmarks.md, from the figures in ``benchmarks/results/bench.json``.
+"""The tables of README.md and docs/benchmarks.md, from ``benchmarks/results/bench-*.json``, one file a processor.
 
 ``python -m benchmarks.tables`` writes them between their markers; with ``--check`` it changes nothing and its exit
 status is 1 if a page is not in step.
@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "bench.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 BEGIN, END = "<!-- figures: python -m benchmarks.tables -->", "<!-- end of figures -->"
 #: Figure -> its name in a table, digits after the point, factor on the stored number.
@@ -26,8 +28,16 @@ ROWS = {
     "peak_mb": ("peak memory, GB", 2, 1 / 1000),
     "ready_seconds": ("seconds to the first step", 1, 1.0),
 }
+#: Cases of the README.
+SHORT = ("sft", "dpo", "grpo")
 MEGABYTE = 2**20 / 10**6
 """Megabytes in a mebibyte: the kernel counts in the latter, the tables in gigabytes of 1e9 bytes."""
+
+
+def results() -> list[dict[str, Any]]:
+    """The figures of each processor, those of the newest version first; the README shows the first."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("bench-*.json"))]
+    return sorted(found, key=lambda one: Version(one["facts"]["versions"]["posttrain"]["posttrain"]), reverse=True)
 
 
 def render(data: dict[str, Any], losses: bool = False) -> str:
@@ -44,6 +54,24 @@ def render(data: dict[str, Any], losses: bool = False) -> str:
     if single := results.get("single"):
         parts.append(_single(single))
     return "\n\n".join(parts)
+
+
+def render_short(data: dict[str, Any]) -> str:
+    """A table of the main figures for the README: speed and memory of each kind of work, in plain float32."""
+    facts, sides = data["facts"], data["results"].get("side_by_side", {})
+    trl = facts["versions"]["trl"]["trl"]
+    lines = [
+        f"| SmolLM2-135M, {facts['machine']['cores']} cores | posttrain | TRL {trl} | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name in SHORT:
+        case = sides[name]
+        for figure in ("tokens_per_second", "steps_per_hour", "peak_mb"):
+            if figure in case["posttrain"]:
+                ours, theirs = (_spread(case[side][figure], figure).split(" ")[0] for side in ("posttrain", "trl"))
+                title = f"{case['title'].split(',')[0]}, {ROWS[figure][0]}"
+                lines.append(f"| {title} | {ours} | {theirs} | {case['ratios'][figure]:.2f} |")
+    return "\n".join(lines)
 
 
 def _conditions(facts: dict[str, Any]) -> str:
@@ -117,13 +145,18 @@ def _spread(values: dict[str, float], name: str) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def page(text: str, data: dict[str, Any], losses: bool) -> str:
-    """``text`` with the tables between its markers renewed. Raises ValueError where it has no markers."""
+def page(text: str, found: list[dict[str, Any]], short: bool) -> str:
+    """``text`` with the tables between its markers renewed; ``short``: with the main figures alone.
+
+    Raises ValueError where it has no markers.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"no place for the figures: expected a line '{BEGIN}' and a line '{END}'")
-    return f"{before}{BEGIN}\n\n{render(data, losses)}\n\n{END}{after}"
+    each = [f"### {data['facts']['machine']['processor']}\n\n{render(data, losses=True)}" for data in found]
+    tables = render_short(found[0]) if short else "\n\n".join(each)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
 def main() -> int:
@@ -131,11 +164,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a page is not in step")
     check = parser.parse_args().check
-    data = json.loads(RESULT.read_text(encoding="utf-8"))
+    found = results()
     stale = []
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        renewed = page(text, data, losses=path.parent.name == "docs")
+        renewed = page(text, found, short=path.parent.name != "docs")
         if renewed != text:
             stale.append(path.name)
             if not check:

@@ -1,4 +1,4 @@
-"""Drawings of the rooms, in the README and in docs/architecture.md, agree with the order that test_rooms.py holds."""
+"""Drawings of the rooms in docs/architecture.md agree with the order that test_rooms.py holds."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ from posttrain.training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "core" / "posttrain"
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
 ROOMS = ast.parse((ROOT / "tests" / "test_rooms.py").read_text())
 ORDER = next(
     ast.literal_eval(node.value)
@@ -18,8 +19,8 @@ ORDER = next(
 )
 
 
-def test_tree_of_the_readme_names_every_room_once_in_the_order_of_imports():
-    tree = re.search(r"(?ms)^core/posttrain/.*?^```", (ROOT / "README.md").read_text())[0].splitlines()[:-1]
+def test_tree_of_folders_names_every_room_once_in_the_order_of_imports():
+    tree = re.search(r"(?ms)^core/posttrain/.*?^```", PAGE)[0].splitlines()[:-1]
     inner = [line for line in tree if line.startswith("  ")]
     named = [word for line in inner for word in re.match(r"  ((?:\S+ )+) ", line)[1].split()]
     rooms = [f"{path.parent.name}/" for path in CORE.glob("*/__init__.py")]
@@ -33,9 +34,6 @@ def test_tree_of_the_readme_names_every_room_once_in_the_order_of_imports():
             assert (ROOT / line.split()[0]).is_dir(), line
     for folder in re.findall(r"[\w/]+/(?=[\s):])|[a-z]+/[a-z]+(?=:)", "\n".join(inner)):
         assert (CORE / folder).is_dir() or list(CORE.glob(f"*/{folder}")), folder
-
-
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def test_drawing_has_the_rooms_in_the_lines_of_the_order():

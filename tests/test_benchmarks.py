@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the benchmarks are no package that is installed
 
-from benchmarks import tables  # noqa: E402  (found through the line above)
-from benchmarks.bench import cases, figures, lengths, techniques  # noqa: E402
+from benchmarks import gpu_peers, growth, tables  # noqa: E402  (found through the line above)
+from benchmarks.bench import cases, figures, lengths, processes, techniques  # noqa: E402
 
 IDS = [[[1, 2, 3]], [[1], [2, 2]], [[5] * 10]]
 """Three rows of 3, 3 and 10 tokens; the second has two sequences."""
@@ -93,7 +93,7 @@ def test_work_travels_whole(tmp_path):
 
 def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="no place for the figures"):
-        tables.page("text", {}, losses=False)
+        tables.page("text", [], short=False)
 
 
 def test_spread_shows_one_number_where_there_is_one():
@@ -115,11 +115,33 @@ def test_tables_show_both_sides_the_ratio_and_the_losses():
     assert "| 2 | 2.000000 | 2.002000 | 1.0e-03 |" in text
 
 
+def test_a_processor_is_named_with_its_units_for_bfloat16(tmp_path):
+    def named(flags):
+        file = tmp_path / "cpuinfo"
+        file.write_text(
+            f"processor : 0\nmodel name\t: P 1\nflags\t\t: fpu {flags}\n\nprocessor : 1\nmodel name : P 1\n"
+        )
+        return processes.processor(file)
+
+    assert named("avx2") == "P 1"
+    assert named("avx512_bf16 avx2") == "P 1 with AVX512-BF16"
+    assert named("avx512_bf16 amx_bf16") == "P 1 with AMX"
+
+
+def test_the_newest_version_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for name, version in (("a", "0.9.0"), ("b", "0.10.0")):
+        facts = {"versions": {"posttrain": {"posttrain": version}}, "machine": {"processor": name}}
+        (tmp_path / f"bench-{name}.json").write_text(json.dumps({"facts": facts}))
+    assert [one["facts"]["machine"]["processor"] for one in tables.results()] == ["b", "a"]
+
+
 @pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)
 def test_pages_are_in_step_with_the_figures(path):
-    data = json.loads(tables.RESULT.read_text(encoding="utf-8"))
     text = path.read_text(encoding="utf-8")
-    assert tables.page(text, data, losses=path.parent.name == "docs") == text, "run: python -m benchmarks.tables"
+    assert tables.page(text, tables.results(), short=path.parent.name != "docs") == text, (
+        "run: python -m benchmarks.tables"
+    )
 
 
 def test_the_page_on_watching_has_the_measured_shares():
@@ -131,3 +153,68 @@ def test_the_page_on_watching_has_the_measured_shares():
         found = [float(number) for number in re.findall(r"([\d.]+) %", line)]
         assert found == [round(share, 2) for share in shares if share] + [round(100 * row["share"], 1)]
         assert row["share"] < 0.02
+
+
+def test_the_pages_on_long_rows_have_the_measured_figures():
+    results = json.loads((ROOT / "benchmarks" / "results" / "long_rows.json").read_text())
+    page = (ROOT / "docs" / "strategies.md").read_text()
+    for row in results["context"]:
+        (line,) = [text for text in page.splitlines() if re.match(rf"\| {row['processes']}[ ,].*\| 2\.55", text)]
+        peaks = ", ".join(f"{peak:.0f}" for peak in row["peaks_mb"])
+        assert line.endswith(f"| {row['losses'][0]:.6f} | {row['losses'][1]:.6f} | {peaks} |")
+    assert max(results["context"][-1]["peaks_mb"]) < 0.3 * results["context"][0]["peaks_mb"][0]
+    page = (ROOT / "docs" / "memory-and-speed.md").read_text()
+    for row in results["head"]:
+        numbers = [f"{row[name]:,.0f}" for name in ("peak_mb", "gradients_mb", "one_copy_of_full_logits_mb")]
+        assert f"| {row['tokens']:,} | {' | '.join(numbers)} |" in page
+        assert row["peak_mb"] - row["gradients_mb"] < 64  # what the chunks take, whatever the length
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters", "unmultiplied"),
+    [
+        ("8b", 8_030_261_248, 525_336_576 + 65 * 4096),  # Llama 3 8B; its embedding is read, its norms are not products
+        ("1b", 1_235_814_400, 33 * 2048),  # Llama 3.2 1B, whose head is its embedding
+    ],
+)
+def test_operations_of_known_models(shape, parameters, unmultiplied):
+    assert gpu_peers.operations(shape, "full", 0) == 6 * (parameters - unmultiplied)
+    assert gpu_peers.operations(shape, "lora", 0) == 4 * (parameters - unmultiplied)
+    # one more token of length: half of it is seen, by queries and by what they weigh, 2 * 3 operations each
+    more = gpu_peers.operations(shape, "full", 1) - gpu_peers.operations(shape, "full", 0)
+    assert more == 6 * {"8b": 32 * 4096, "1b": 16 * 2048}[shape]
+
+
+def test_the_share_of_the_chip_is_by_hand():
+    given = {"work": "sft", "shape": "1b", "way": "full"}
+    found = {"ends": [1.0, 3.0, 4.0, 5.0], "tokens": [9.0, 9.0, 1000.0, 3000.0], "memory_gb": 1.234, "losses": [1.0]}
+    kept = gpu_peers.figures(found, given, peak=100.0)
+    assert kept["tokens_per_second"] == 2000.0
+    assert kept["share_of_arithmetic"] == pytest.approx(
+        2000 * gpu_peers.operations("1b", "full", 1024) / 1e14, abs=5e-4
+    )
+    given["work"] = "grpo"
+    assert gpu_peers.figures(found, given, None)["completions_per_second"] == 32.0
+
+
+def test_the_page_on_memory_has_what_a_million_rows_took():
+    found = json.loads((ROOT / "benchmarks" / "results" / "data_preparation.json").read_text())["memory"]
+    page = " ".join((ROOT / "docs" / "memory-and-speed.md").read_text().split())
+    mapped = found["resident"] - found["anonymous"]
+    assert found["rows"] == 10**6
+    assert f"a file of {found['file_mb']} MB and {found['tokens'] / 1e6:.0f} million tokens" in page
+    assert f"at most {found['resident']} MB resident in the process, {mapped} of them mapped files" in page
+    assert f"The tokens are {found['arrays_on_disk']} MB in the cache" in page
+
+
+def test_the_exponent_of_a_square_is_two():
+    points = [{"size": size, "seconds": 3.0 * size**2} for size in (1, 2, 4, 8)]
+    assert growth.exponent(points, "seconds") == pytest.approx(2)
+    points[0]["seconds"] = 99.0  # the first point is not among the last three
+    assert growth.exponent(points, "seconds") == pytest.approx(2)
+
+
+def test_the_page_on_growth_is_written_from_what_was_measured():
+    found = json.loads(growth.RESULT.read_text())
+    assert growth.PAGE.read_text() == growth.render(found)
+    assert list(found["axes"]) == list(growth.AXES)

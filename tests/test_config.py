@@ -124,7 +124,7 @@ def test_printed_configuration_reads_back_as_itself(tmp_path):
         card(learning_rate=1e-6), BETA, {}, {"lora": True, "data": ["a.jsonl"], "beta": "2", "columns": ["a=b"]}
     )
     file = tmp_path / "run.yaml"
-    file.write_text(config.as_yaml("mine", first, own, BETA))
+    file.write_text(config.as_yaml("mine", first.flat(), own, BETA))
     assert config.read_file(file)["method"] == "mine"
     again, own_again = config.resolve(card(learning_rate=1e-6), BETA, config.read_file(file), {})
     assert again == first
@@ -200,7 +200,8 @@ def test_every_shared_option_is_documented_and_has_a_known_type():
 
 
 def test_printed_configuration_is_plain_yaml():
-    text = config.as_yaml("mine", *config.resolve(card(), BETA, {}, {}), BETA)
+    found, own = config.resolve(card(), BETA, {}, {})
+    text = config.as_yaml("mine", found.flat(), own, BETA)
     assert yaml.safe_load(text)["beta"] == 0.1
 
 
@@ -220,12 +221,12 @@ def test_printed_configuration_is_plain_yaml():
 )
 def test_values_that_no_run_can_have(given, text):
     with pytest.raises(SettingsError) as error:
-        check_values(Settings(**given))
+        check_values(Settings(**given).flat())
     assert str(error.value) == text
 
 
 def test_values_that_a_run_may_have():
-    check_values(Settings(max_grad_norm=float("inf"), stop=[" "], system_prompt=""))
+    check_values(Settings(max_grad_norm=float("inf"), stop=[" "], system_prompt="").flat())
 
 
 def test_an_alias_that_stands_for_billions_is_shown_shortened(tmp_path):

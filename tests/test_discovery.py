@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+from posttrain import __version__
 from posttrain.catalogue import catalogue, discovery, methods
 from posttrain.cli.main import main
 from posttrain.errors import MethodError, PosttrainError, SettingsError
@@ -84,11 +85,12 @@ def test_three_packages(site):
     [
         (
             "posttrain>=99,<100",
-            "needs posttrain >=99,<100 but 0.1.0 is installed. Upgrade with: pip install -U posttrain",
+            f"needs posttrain >=99,<100 but {__version__} is installed. Upgrade with: pip install -U posttrain",
         ),
         (
             "posttrain>=0.0.1,<0.1",
-            "needs posttrain >=0.0.1,<0.1 but 0.1.0 is installed. Upgrade with: pip install -U posttrain-method-fake",
+            f"needs posttrain >=0.0.1,<0.1 but {__version__} is installed. "
+            "Upgrade with: pip install -U posttrain-method-fake",
         ),
     ],
 )
@@ -176,8 +178,8 @@ def test_other_files_under_a_stable_name_count_as_experimental_and_need_permissi
     row = discovery.find("fake")
     assert row.card.tier == "experimental"
     assert discovery.modified(row.card) == (
-        "'fake' is not the stable method of that name which posttrain 0.1.0 knows: its files are others. It counts as "
-        "experimental."
+        f"'fake' is not the stable method of that name which posttrain {__version__} knows: its files are others. "
+        "It counts as experimental."
     )
     monkeypatch.setenv("POSTTRAIN_ALLOW_PLUGINS", "other")
     with pytest.raises(SettingsError, match=r"^Method 'fake' of posttrain-method-fake is not among the allowed"):
@@ -189,7 +191,7 @@ def test_listings_and_show_say_that_a_stable_name_stands_for_other_files(site, m
     package = site.add("fake", tier="stable")
     released(monkeypatch, package)
     (package / "__init__.py").write_text((package / "__init__.py").read_text() + "# more\n")
-    text = "'fake' is not the stable method of that name which posttrain 0.1.0 knows: its files are others."
+    text = f"'fake' is not the stable method of that name which posttrain {__version__} knows: its files are others."
     for words in (["list-methods"], ["plugins"], ["show", "fake"]):
         discovery.installed.cache_clear()
         assert main(words) == 0
@@ -198,7 +200,8 @@ def test_listings_and_show_say_that_a_stable_name_stands_for_other_files(site, m
 
 def test_the_stable_methods_of_this_project_are_those_of_the_catalogue():
     stable = [fact for fact in catalogue.known().values() if fact.tier == "stable"]
-    assert len(stable) == 5
+    assert {"sft", "dpo", "reward", "rloo", "grpo", "kto", "simpo"} < {fact.name for fact in stable}
+    assert len(stable) == len([path for path in (ROOT / "plugins").iterdir() if (path / "pyproject.toml").is_file()])
     for fact in stable:
         assert discovery.find_folder(ROOT / "plugins" / fact.name).card.tier == "stable"
 

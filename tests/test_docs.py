@@ -107,9 +107,10 @@ def test_the_page_of_environments_runs_as_printed(tmp_path, monkeypatch, capsys)
 def test_the_page_of_images_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall((DOCS / "images.md").read_text())
-    (code,) = [text for kind, text in blocks if kind == "python"]
-    exec(compile(code, "make.py", "exec"), {})
-    for line in next(text for kind, text in blocks if kind == "bash").splitlines():
+    made, environment = [text for kind, text in blocks if kind == "python"]
+    exec(compile(made, "make.py", "exec"), {})
+    (tmp_path / "squares.py").write_text(environment)
+    for line in "".join(text for kind, text in blocks if kind == "bash").splitlines():
         assert main(shlex.split(line)[1:]) == 0, line
 
 

@@ -169,7 +169,7 @@ def test_hyper_parameters_reach_options_through_the_card(plugin, file, goldens, 
     hooks = """
 @hookimpl
 def posttrain_loss(policy, reference, config):
-    return config.anchor_weight * policy.completion.total((policy.completion.logps - reference.completion.logps) ** 2)
+    return config.anchor_weight * policy.completion.sum_of((policy.completion.logps - reference.completion.logps) ** 2)
 """
     inputs = {"policy_tok": [[-1, -2], [-5]], "ref_tok": [[-3, -1], [-2]]}
     path = file({"squares": {"inputs": inputs, "hyperparameters": {"lam": value}, "loss": 21.0}})
@@ -181,7 +181,7 @@ def test_gradients_catch_a_missing_detach(plugin, file):
     hooks = """
 @hookimpl
 def posttrain_loss(policy):
-    return policy.completion.total(policy.completion.logps * policy.completion.logps.detach())
+    return policy.completion.sum_of(policy.completion.logps * policy.completion.logps.detach())
 """
     entry = {"input": "set", "loss": 7.0, "grad_logp_new": [[-0.5, -1], [-1.5]], "family": "PG"}
     shared = {"_shared": {"set": {"logp_new": [[-1, -2], [-3]], "lengths": [2, 1]}}}

@@ -246,7 +246,7 @@ def test_a_run_with_a_modifier_is_the_method_of_its_name_and_resumes(tmp_path):
     facts = json.loads((tmp_path / "one" / "run.json").read_text())
     (recorded,) = facts["modifiers"]
     assert recorded["name"] == "clip-cov"
-    assert recorded["version"] == "0.1.0"
+    assert recorded["version"] == methods.load("clip-cov").card.version
     assert recorded["options"] == own | {"draw": "random", "epsilon": 0.2}
     assert isinstance(run.method, Modified)
     assert run.state["modifier clip-cov"] == {"draws": 4}

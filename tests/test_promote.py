@@ -1,14 +1,15 @@
 """Promotion: each criterion can fail alone, all met moves the method, and it can be moved back."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from posttrain.authoring.promote import criteria, move, plugin_folder
-from posttrain.catalogue import deprecations
 from posttrain.catalogue.cards import read_card
-from posttrain.catalogue.deprecations import Deprecation
 from posttrain.cli.main import main
+from posttrain.contract import deprecations
+from posttrain.contract.deprecations import Deprecation
 from posttrain.errors import MethodError
 from posttrain_testkit.trajectory import difference
 
@@ -94,6 +95,56 @@ def test_each_criterion_fails_alone(repository, file, old, new, missing):
     folder = repository / "contrib" / "fake"
     edit(folder / file, old, new)
     assert [name for name, ok in met(folder).items() if not ok] == [missing]
+
+
+HELD_OUT = """\
+[held_out]
+source = "a file"
+figure = "margin"
+seeds = 3
+untrained = 0.1
+measured = 2.31
+low = 2.2
+high = 2.4
+difference = 0.001
+tolerance = 0.05
+command = "a command"
+[strategies]"""
+
+
+def test_a_figure_on_held_out_rows_counts_where_it_was_measured(repository):
+    folder = repository / "contrib" / "fake"
+    name = "peer's figure on held-out rows"
+    assert name not in met(folder)
+    edit(folder / "evidence.toml", "[strategies]", HELD_OUT)
+    assert met(folder)[name]
+    for old, new in (
+        ("measured = 2.31", "measured = 2.41"),
+        ("untrained = 0.1", "untrained = 2.3"),  # training has moved nothing
+        ("difference = 0.001", "difference = 0.06"),
+        ("low = 2.2", "lower = 2.2"),
+    ):
+        edit(folder / "evidence.toml", old, new)
+        assert [one for one, ok in met(folder).items() if not ok] == [name]
+        edit(folder / "evidence.toml", new, old)
+
+
+def test_options_of_a_release_are_those_of_its_tag(repository):
+    def git(*words):
+        subprocess.run(["git", "-C", repository, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    folder = repository / "contrib" / "fake"
+    code = folder / "posttrain_method_fake" / "__init__.py"
+    git("init", "--quiet")
+    git("add", "--force", "contrib")
+    git("commit", "--quiet", "--message", "first")
+    assert all(met(folder).values())
+    git("tag", "v0.1.0")
+    assert all(met(folder).values())
+    edit(code, "beta: float = 2.0", "beta: float = 1.0")
+    edit(folder / "evidence.toml", "beta = 2.0", "beta = 1.0")  # says what it likes
+    (found,) = (one for one in criteria(folder, lambda _: True, lambda _: None) if one.name.startswith("options"))
+    assert (found.met, found.detail) == (False, "changed since 0.1.0: beta")
 
 
 def test_missing_trajectory_and_failing_kit(repository):

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import re
+import shlex
 import string
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from posttrain.catalogue.cards import read_card
 from posttrain.cli.main import COMMANDS, main
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -42,11 +45,26 @@ def blocks(kind, page=PAGES[0]):
     return [text for found, text in BLOCK.findall(page.read_text()) if found == kind]
 
 
-def test_python_example_runs_as_printed_and_teaches_something(tmp_path, monkeypatch, capsys):
+def test_the_readme_runs_as_printed_and_teaches_something(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    (script,), (code,) = blocks("bash"), blocks("python")
+    install, *commands = script.splitlines()
+    assert install.startswith("pip install 'posttrain[stable]'")
+    for line in commands:
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert "95 % interval" in capsys.readouterr().out
+    assert len([line for line in code.splitlines() if line]) == 3
+    exec(compile(code, "README.md", "exec"), names := {})
+    first, last = (names["run"].evaluations[place]["eval_reward"] for place in (0, -1))
+    assert last > first + 0.1
+    assert f"unseen problems solved: {first:.0%}, then {last:.0%}" in capsys.readouterr().out
+
+
+def test_the_guides_python_example_runs_as_printed_and_teaches_something(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = (text for text in blocks("python", PAGES[1]) if "posttrain.train(" in text)
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "getting-started.md", "exec"), names)
     run = names["run"]
     assert run.path == Path("grpo-run")
     first, last = (found["eval_reward"] for found in (run.evaluations[0], run.evaluations[-1]))
@@ -60,7 +78,7 @@ def test_python_example_runs_as_printed_and_teaches_something(tmp_path, monkeypa
 
 def test_first_run_on_the_command_line_works_as_printed(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    script = blocks("bash")[0]
+    script = blocks("bash", PAGES[1])[0]
     heredoc, commands = script.split("\nEND\n")
     subprocess.run(["bash", "-c", f"{heredoc}\nEND\n"], check=True)
     rows = [json.loads(line) for line in Path("capitals.jsonl").read_text().splitlines()]
@@ -79,11 +97,12 @@ def test_first_run_on_the_command_line_works_as_printed(tiny_folder, tmp_path, m
 
 
 def test_stable_methods_are_those_of_the_plugins():
-    listed = re.findall(r"(?m)^\| \[([a-z-]+)\]\(docs/methods/\1\.md\)", PAGES[0].read_text())
+    (line,) = [line for line in PAGES[0].read_text().splitlines() if "; stable: " in line]
+    listed = re.findall(r"\[([a-z0-9-]+)\]\(docs/methods/\1\.md\)", line)
     cards = [read_card(path) for path in ROOT.glob("plugins/*/*/method.toml")]
     assert sorted(listed) == sorted(card.name for card in cards if card.tier == "stable")
-    for name in listed:
-        assert f"./plugins/{name}" in PAGES[0].read_text()
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["stable"]
+    assert {f"posttrain-method-{name}" for name in listed} == {Requirement(line).name for line in extra}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -110,7 +129,8 @@ def test_flags_exist(page, capsys):
 
 def test_figures_are_the_measured_ones():
     results = json.loads((ROOT / "benchmarks" / "results" / "parity.json").read_text())
-    (bound,) = re.findall(r"8 steps, relative difference at most (\S+) for sft", PAGES[0].read_text())
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    (bound,) = re.findall(r"8 steps, relative difference at most (\S+) for sft", page)
     for method in ("sft", "dpo", "reward", "grpo", "rloo"):
         cases = [case for case in results["cases"] if case["case"].startswith(method)]
         assert cases
@@ -118,6 +138,6 @@ def test_figures_are_the_measured_ones():
             assert len(case["series"]) == 8
             assert max(row["difference"] for row in case["series"]) <= float(bound)
     memory = json.loads((ROOT / "benchmarks" / "results" / "head_memory.json").read_text())
-    (trained, frozen) = re.findall(r"\| (\S+) times less with a trained head, (\S+) times", PAGES[0].read_text())[0]
+    (trained, frozen) = re.findall(r"\| (\S+) times less with a trained head, (\S+) times", page)[0]
     ratios = {row["head"]: row["ratio"] for row in memory["rows"] if row["case"] == memory["default"]}
     assert [round(ratios[head], 1) for head in ("trained", "frozen")] == [float(trained), float(frozen)]

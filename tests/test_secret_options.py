@@ -93,7 +93,7 @@ def test_a_restarted_command_is_the_same_run_and_brings_its_secret(tmp_path):
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "state.json").write_text("{}")
     assert continued("grpo", settings) == (tmp_path, settings)
-    assert secret_options.given(settings) == {"reward_options": {"f.key": SECRET}}
+    assert secret_options.given(settings.flat()) == {"reward_options": {"f.key": SECRET}}
 
 
 def test_other_options_that_begin_with_env_stay_as_they_are():

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Options that no test sets yet. This list only gets shorter.
 UNTESTED = frozenset(
     {
-        *("offload_activations", "teacher_top_k", "node_rank", "push_to_hub"),
+        *("teacher_top_k", "node_rank", "push_to_hub"),
         *("generation_device", "generation_dtype", "generation_gpu_memory"),
     }
 )
@@ -119,7 +119,7 @@ def sets(name, value):
         found = cast(name, value, kinds()[name])
         settings = Settings(**{name: found})
         settings.check()
-        check_values(settings)
+        check_values(settings.flat())
         if name in names_of("sampling"):
             Sampling(8, **{name: found})
     except SettingsError:

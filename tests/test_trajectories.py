@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from posttrain.catalogue.cards import read_card
 from posttrain.errors import MethodError
 from posttrain_testkit.trajectory import difference, record, store
 
@@ -65,7 +66,8 @@ def test_corrected_numbers_need_a_minor_release(copy):
     folder = copy("sft")
     edit(folder, "__init__.py", *PLANTS["sft"])
     before = (folder / "trajectory.json").read_text()
-    edit(folder, "method.toml", '"1.0.0"', '"1.0.1"')
+    (card,) = map(read_card, folder.glob("*/method.toml"))
+    edit(folder, "method.toml", f'"{card.version}"', '"1.0.1"')
     with pytest.raises(MethodError, match=r"A correction of numbers is a minor release: raise the version of 'sft'"):
         store(folder)
     assert (folder / "trajectory.json").read_text() == before

@@ -1,8 +1,8 @@
 """Side by side with TRL 1.16, and what each technique gives: ``make bench``, or ``python -m benchmarks.bench``.
 
 Every measurement is a process of its own, the two sides in turn, so that a busy spell of the machine meets both.
-Prints the tables and writes ``benchmarks/results/bench.json``; what is not measured again keeps its figures as long as
-the conditions are the same. Exit status 1 if a claim is not met.
+Prints the tables and writes ``benchmarks/results/bench-PROCESSOR.json``; what is not measured again keeps its figures
+as long as the conditions are the same. Exit status 1 if a claim is not met.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,8 @@ from benchmarks import tables
 from benchmarks.bench import figures, material, processes, techniques
 from benchmarks.bench.cases import CASES, Work
 
-RESULT = processes.ROOT / "benchmarks" / "results" / "bench.json"
+SLUG = re.sub(r"\W+", "-", processes.processor().lower()).strip("-")
+RESULT = tables.RESULTS / f"bench-{SLUG}.json"
 TECHNIQUES = ("sft", "dpo")
 SINGLE = ("prefix", "lengths")
 CHOICES = [*CASES, *(f"techniques-{name}" for name in TECHNIQUES), *SINGLE]

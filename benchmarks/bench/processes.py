@@ -117,9 +117,10 @@ def versions(python: str, package: str) -> dict[str, str]:
     return json.loads(call([python, "-c", code], 1).splitlines()[-1])
 
 
-def processor() -> str:
-    """What the machine computes with, as it names itself."""
-    file = Path("/proc/cpuinfo")
+def processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    """What the machine computes with, as it names itself, and its units for bfloat16, on which autocast hangs."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    facts = dict(map(str.strip, line.split(":", 1)) for line in reversed(lines) if ":" in line)
+    flags = facts.get("flags", "").split()
+    units = " with AMX" if "amx_bf16" in flags else " with AVX512-BF16" if "avx512_bf16" in flags else ""
+    return facts.get("model name", platform.processor()) + units

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 STEPS = 8
@@ -78,6 +80,8 @@ FILES = {
     "gold": "sft.jsonl",
 }
 """Data of a method, where they are neither prompts alone nor preferences."""
+KINDS = ("images", "experts")
+"""Variants that are kinds of models: one with an image encoder and rows with pictures, and a mixture of experts."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ class Case:
     """Which of a method's losses, or whose answers: names further options in ``OPTIONS``."""
     older: bool = False
     """Whether the trainer is one that TRL 1.16 no longer has, and the older TRL is compared with."""
+    steps: int = STEPS
+    learning_rate: float = LEARNING_RATE
+    fused: bool = False
+    """Whether TRL's AdamW is the fused one: the same arithmetic in one kernel, which a model of size is faster with."""
 
     @property
     def online(self) -> bool:
@@ -104,12 +112,21 @@ class Case:
     @property
     def model(self) -> str:
         """The folder of the model that is trained."""
+        if self.variant in KINDS:
+            return f"{self.variant}-model"
         return {"reward": "reward-model", "prm-step": "step-model"}.get(self.method, "model")
 
     @property
     def rollouts(self) -> str:
         """The file of completions; TRL's PPO and MiniLLM are compared on completions of one length, see README.md."""
+        if self.images:
+            return "rollouts-images.json"
         return "rollouts-even.json" if self.method in ("ppo", "minillm") else "rollouts.json"
+
+    @property
+    def images(self) -> bool:
+        """Whether rows have pictures."""
+        return self.variant == "images"
 
     @property
     def prompts(self) -> int:
@@ -145,6 +162,8 @@ class Case:
         """The file of ``material.py`` that is trained on."""
         if self.variant == "data":
             return "sft.jsonl"
+        if self.images:
+            return f"{'prompts' if self.online else 'preference' if self.method == 'dpo' else 'sft'}-images.jsonl"
         return FILES.get(self.method, "prompts.jsonl" if self.online else "preference.jsonl")
 
     @property
@@ -158,6 +177,10 @@ CASES = [
     Case("grpo", updates=2, loss_type="grpo", aggregation="sequence"),
     Case("grpo", updates=2, loss_type="dapo", aggregation="token"),
     Case("rloo", updates=2),
+    Case("sft", variant="images"),
+    Case("dpo", variant="images"),
+    Case("grpo", updates=2, loss_type="grpo", aggregation="sequence", variant="images"),
+    Case("sft", variant="experts"),
     *(Case(method, accumulation) for method in ("ipo", "simpo", "apo-zero", "apo-down") for accumulation in (1, 2)),
     # One pass alone: TRL's likelihood term, margins in order and baselines depend on the passes, see README.md.
     *(Case(method) for method in ("orpo", "cpo", "aot", "kto")),
@@ -176,6 +199,21 @@ CASES = [
     *(Case("sdpo", variant=variant, updates=2) for variant in ("sampled token", "top-k")),
 ]
 METHODS = list(dict.fromkeys(case.method for case in CASES))
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line of either side says: ``folder``, ``case``, ``result``, and ``save`` or None."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, help="what the rows and models were written to")
+    parser.add_argument("case", type=of, help="name of the case")
+    parser.add_argument("result", type=Path, help="file of the series")
+    parser.add_argument("--save", help="folder for the trained model")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--fused", action="store_true", help="TRL's AdamW in one kernel, as posttrain's is")
+    found = parser.parse_args()
+    found.case = replace(found.case, steps=found.steps, learning_rate=found.learning_rate, fused=found.fused)
+    return found
 
 
 def of(name: str) -> Case:

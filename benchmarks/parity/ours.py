@@ -1,9 +1,12 @@
-"""One case on posttrain's side: ``python ours.py FOLDER CASE RESULT.json``."""
+"""One case on posttrain's side: ``python ours.py FOLDER CASE RESULT.json``.
+
+``cases.arguments`` are the options of its command line.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +23,7 @@ class FromFile:
         from posttrain.contract.generation import Abilities
 
         self.rollouts, self.tokenizer, self.first = rollouts, tokenizer, first
-        self.abilities = Abilities(own_weights=False, exact=True)
+        self.abilities = Abilities(own_weights=False, exact=True, images=True)
 
     def accept(self, weights: Any) -> None:
         """Files do not change."""
@@ -37,7 +40,9 @@ class FromFile:
     def close(self) -> None:
         """Nothing to end."""
 
-    def generate(self, prompts: list[Any], sampling: Any, seeds: list[list[int]]) -> list[list[Any]]:
+    def generate(
+        self, prompts: list[Any], sampling: Any, seeds: list[list[int]], images: Any = None
+    ) -> list[list[Any]]:
         """The stored completions of each prompt."""
         import torch
         from posttrain.contract.generation import Completion
@@ -56,8 +61,8 @@ class FromFile:
         return groups
 
 
-def main(folder: Path, case: cases.Case, result: Path) -> None:
-    """Train and write the series."""
+def main(folder: Path, case: cases.Case, result: Path, save: str | None) -> None:
+    """Train, write the series, and the model where ``save`` says."""
     from posttrain.api import train
 
     if case.online:
@@ -69,8 +74,8 @@ def main(folder: Path, case: cases.Case, result: Path) -> None:
             model=str(folder / case.model),
             data=str(folder / case.data),
             output=output + "/run",
-            steps=cases.STEPS,
-            learning_rate=cases.LEARNING_RATE,
+            steps=case.steps,
+            learning_rate=case.learning_rate,
             schedule="constant",
             warmup_steps=0,
             weight_decay=0.0,
@@ -81,8 +86,12 @@ def main(folder: Path, case: cases.Case, result: Path) -> None:
             shuffle=False,
             cache="off",
             progress="quiet",
+            save_minutes=0,
+            verify_saved=save is None,  # a model that is kept is read again by whoever measures it
             **_options(case, folder),
         )
+        if save:
+            shutil.move(run.outputs.directory.model, save)
     lines = [{name: line[name] for name in ("loss", "grad_norm", "seconds")} for line in run.metrics]
     result.write_text(json.dumps({"steps": lines, "ids": _ids(run, case), "whole": time.perf_counter() - begun}))
 
@@ -97,6 +106,8 @@ def _options(case: cases.Case, folder: Path) -> dict[str, Any]:
         options["teacher_model"] = str(folder / "strange-model")
     if case.method == "dr-grpo":
         options["constant_length"] = material.LONGEST
+    if case.images:
+        options["train_vision"] = "all"
     if case.aggregation:
         options["aggregation"] = case.aggregation
     if case.online:
@@ -118,7 +129,7 @@ def _answer_from_file(rollouts: dict[str, list[list[int]]]) -> None:
     from posttrain.assembly import build
     from posttrain.rollouts import requests as generate
 
-    build.make_generator = lambda run: FromFile(rollouts, run.tokenizer, 0)
+    build.make_generator = lambda compute, directory: FromFile(rollouts, compute.tokenizer, 0)
     generate.HfGenerator = lambda model, tokenizer, *given: FromFile(rollouts, tokenizer, 1)
     generate.MixtureGenerator = lambda policy, reference, share, tokenizer, *given: FromFile(rollouts, tokenizer, 1)
 
@@ -142,4 +153,5 @@ def _ids(run: Any, case: cases.Case) -> list[Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), cases.of(sys.argv[2]), Path(sys.argv[3]))
+    told = cases.arguments()
+    main(told.folder, told.case, told.result, told.save)

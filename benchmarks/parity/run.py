@@ -43,6 +43,7 @@ def main() -> int:
     """Run the cases, print the tables, write the results. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=cases.METHODS, default=cases.METHODS)
+    parser.add_argument("--case", action="append", choices=[case.name for case in cases.CASES], help="of these alone")
     parser.add_argument("--peer-python", help=f"interpreter that has TRL {PEERS[False]} [made when absent]")
     parser.add_argument("--older-peer-python", help=f"interpreter that has TRL {PEERS[True]} [made when absent]")
     parser.add_argument("--bound", type=float, default=1e-4, help="largest relative difference that passes")
@@ -52,6 +53,7 @@ def main() -> int:
     if missing:
         print(f"left out, not installed: {', '.join(missing)}")
     chosen = [case for case in cases.CASES if case.method in arguments.methods and case.method not in missing]
+    chosen = [case for case in chosen if not arguments.case or case.name in arguments.case]
     named = {False: arguments.peer_python, True: arguments.older_peer_python}
     peers = {older: named[older] or _peer_python(older) for older in sorted({case.older for case in chosen})}
     ours = _versions(sys.executable, "posttrain")
@@ -114,7 +116,7 @@ def _compare(case: cases.Case, folder: Path, peer: str) -> dict[str, Any]:
         {"step": step, "ours": a["loss"], "theirs": b["loss"], "difference": difference}
         for step, (a, b, difference) in enumerate(pairs, 1)
     ]
-    hashes = [hashlib.sha256(json.dumps(side["ids"]).encode()).hexdigest()[:16] for side in (ours, theirs)]
+    hashes = [fingerprint(side["ids"]) for side in (ours, theirs)]
     seconds = [statistics.median(step["seconds"] for step in side["steps"][1:]) for side in (ours, theirs)]
     return {
         "case": case.name,
@@ -127,6 +129,11 @@ def _compare(case: cases.Case, folder: Path, peer: str) -> dict[str, Any]:
         "largest": max(*norms, *losses),
         "seconds_per_step": {"ours": seconds[0], "theirs": seconds[1]},
     }
+
+
+def fingerprint(ids: list[Any]) -> str:
+    """A hash of token ids."""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], name: str, case: cases.Case) -> list[float]:

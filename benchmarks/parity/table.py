@@ -27,7 +27,7 @@ DIFFERS = {
     "nash-md": "log-ratio of each token, not of the answer; log-probabilities at temperature 1",
     "xpo": "ties: the policy's answer wins; log-probabilities at temperature 1",
     "gkd": "divides by the number of the data's tokens; no temperature in the divergence",
-    "gold": "its default reads spans one place too late",
+    "gold": "its default reads spans one place too late; pairs special tokens by name, not by purpose",
     "minillm": "gradient through rewards; padding counts; a token's own reward counts twice",
     "reinforce-plus-plus": "has no such trainer: its PPO with values of 0 is one",
 }

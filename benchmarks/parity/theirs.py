@@ -1,9 +1,11 @@
-"""One case on TRL's side, run by an interpreter that has TRL: ``python theirs.py FOLDER CASE RESULT.json``."""
+"""One case on TRL's side, run by an interpreter that has TRL: ``python theirs.py FOLDER CASE RESULT.json``.
+
+``cases.arguments`` are the options of its command line.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ import theirs_online
 import theirs_pairs
 import theirs_ppo
 from theirs_common import Given
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoProcessor, AutoTokenizer, TrainerCallback
 
 PARTS = (theirs_offline, theirs_online, theirs_pairs, theirs_ppo, theirs_distillation)
 BUILDERS = {method: build for part in PARTS for method, build in part.BUILDERS.items()}
@@ -37,14 +39,16 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.begun)
 
 
-def main(folder: Path, case: cases.Case, result: Path) -> None:
-    """Train and write the series."""
+def main(folder: Path, case: cases.Case, result: Path, save: str | None) -> None:
+    """Train, write the series, and the model where ``save`` says."""
     begun = time.perf_counter()
     clock = Clock()
     with tempfile.TemporaryDirectory() as output:
         trainer = _trainer(folder, case, output)
         trainer.add_callback(clock)
         trainer.train()
+        if save:
+            trainer.save_model(save)
     steps = getattr(trainer, "recorded", None) or _logged(trainer, clock)
     ids = theirs_online.ids(trainer) if case.online else theirs_offline.ids(trainer, case)
     result.write_text(json.dumps({"steps": steps, "ids": ids, "whole": time.perf_counter() - begun}))
@@ -62,9 +66,10 @@ def _logged(trainer: Any, clock: Clock) -> list[dict[str, float]]:
 
 def _trainer(folder: Path, case: cases.Case, output: str) -> Any:
     model = str(folder / case.model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = (AutoProcessor if case.images else AutoTokenizer).from_pretrained(model)
     return BUILDERS[case.method](Given(folder, case, output, model, tokenizer))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), cases.of(sys.argv[2]), Path(sys.argv[3]))
+    told = cases.arguments()
+    main(told.folder, told.case, told.result, told.save)

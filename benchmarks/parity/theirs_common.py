@@ -10,7 +10,7 @@ from typing import Any
 import cases
 import material
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from transformers import AutoModelForCausalLM
 
 COMPLETIONS = cases.ONLINE_PROMPTS * cases.GROUP
@@ -32,7 +32,8 @@ class Given:
     def rows(self) -> Dataset:
         """The case's data."""
         lines = (self.folder / self.case.data).read_text(encoding="utf-8").splitlines()
-        return Dataset.from_list([json.loads(line) for line in lines])
+        rows = Dataset.from_list([json.loads(line) for line in lines])
+        return rows.cast_column("images", List(Image())) if self.case.images else rows
 
     def load(self, name: str) -> Any:
         """The model in the folder ``name``."""
@@ -49,16 +50,16 @@ class Given:
         """
         return {
             "output_dir": self.output,
-            "max_steps": cases.STEPS,
+            "max_steps": self.case.steps,
             "per_device_train_batch_size": examples // self.case.accumulation,
             "gradient_accumulation_steps": self.case.accumulation,
-            "learning_rate": cases.LEARNING_RATE,
+            "learning_rate": self.case.learning_rate,
             "lr_scheduler_type": "constant",
             "warmup_steps": 0,
             "weight_decay": 0.0,
             "max_grad_norm": cases.MAX_GRAD_NORM,
             "adam_epsilon": cases.ADAM_EPSILON,
-            "optim": "adamw_torch",
+            "optim": "adamw_torch_fused" if self.case.fused else "adamw_torch",
             "bf16": False,
             "use_cpu": True,
             "gradient_checkpointing": False,
@@ -87,9 +88,9 @@ class Stored:
         return found
 
 
-def vowels(completions: list[str], **columns: Any) -> list[float]:
-    """The reward function of the online cases."""
-    return [material.reward(text) for text in completions]
+def vowels(completions: list[Any], **columns: Any) -> list[float]:
+    """The reward function of the online cases; of conversations the answers' texts are rewarded."""
+    return [material.reward(one if isinstance(one, str) else one[0]["content"]) for one in completions]
 
 
 class Vowels(torch.nn.Module):

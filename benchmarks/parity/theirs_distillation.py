@@ -90,6 +90,8 @@ def gold(given: Given) -> Any:
         train_dataset=given.rows(),
         processing_class=given.tokenizer,
     )
+    if given.tokenizer("a")["input_ids"][0] != given.tokenizer.bos_token_id:
+        return trainer  # a tokenizer that adds no start token
     start = {"input_ids": [given.tokenizer.bos_token_id], "attention_mask": [1], "completion_mask": [0]}
     start["byte_offsets"] = [[0, 0]]
     trainer.train_dataset = trainer.train_dataset.map(lambda row: {name: start[name] + row[name] for name in start})

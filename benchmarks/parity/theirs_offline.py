@@ -119,9 +119,20 @@ BUILDERS = {
 }
 
 
+def _collated(batch: dict[str, Any]) -> list[Any]:
+    """Token ids of a batch of one row, and where the trained ones begin; padding stands on the right."""
+    learnt = batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != -100  # (R, T)
+    return [
+        [ids[mask.bool()].tolist(), int(trained[mask.bool()].nonzero()[0])]
+        for ids, mask, trained in zip(batch["input_ids"], batch["attention_mask"], learnt, strict=True)
+    ]
+
+
 def ids(trainer: Any, case: cases.Case) -> list[Any]:
     """Token ids of the rows in order, and where the trained ones begin."""
     rows = trainer.train_dataset
+    if case.images:  # the rows are tokenised when a batch is made
+        return [one for row in rows for one in _collated(trainer.data_collator([row]))]
     if case.method == "sft":
         return [[row["input_ids"], row["labels"].count(-100)] for row in rows]
     if case.method == "reward":

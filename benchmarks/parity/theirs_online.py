@@ -59,4 +59,9 @@ def ids(trainer: Any) -> list[list[int]]:
         return [row["input_ids"][: row["completion_mask"].index(1)] for row in rows]
     if "prompt" not in rows.column_names:  # already tokenised, and copied for every completion
         return rows["input_ids"][:: cases.GROUP]
+    if "images" in rows.column_names:
+        from trl.data_utils import prepare_multimodal_messages
+
+        shown = [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows]
+        return [trainer._tokenize_prompts([one])[0][0] for one in shown]
     return [trainer.processing_class(text=row["prompt"])["input_ids"] for row in rows]

@@ -41,7 +41,7 @@ def _ppo(given: Given, options: dict[str, Any], policy: Any, value: torch.nn.Mod
     config = PPOConfig(
         **given.shared(COMPLETIONS),
         **options,
-        total_episodes=COMPLETIONS * cases.STEPS // given.case.updates,
+        total_episodes=COMPLETIONS * given.case.steps // given.case.updates,
         num_ppo_epochs=given.case.updates,
         temperature=1.0,
         response_length=material.LONGEST,

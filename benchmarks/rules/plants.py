@@ -148,8 +148,8 @@ class Noisy(HfGenerator):
 
     size, every = 0.5, 1
 
-    def __init__(self, run):
-        super().__init__(run.policy.model, run.tokenizer, run.compute.stop_ids, 64)
+    def __init__(self, compute):
+        super().__init__(compute.policy.model, compute.tokenizer, compute.stop_ids, 64)
 
     def generate(self, prompts, sampling, seeds, images=None):
         groups = super().generate(prompts, sampling, seeds)
@@ -168,7 +168,7 @@ class Wild(Noisy):
 
 
 def sampler(kind: type) -> Callable[[], Any]:
-    return lambda: patch.object(build, "make_generator", kind)
+    return lambda: patch.object(build, "make_generator", lambda compute, directory: kind(compute))
 
 
 def small_machine() -> Any:

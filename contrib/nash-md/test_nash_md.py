@@ -24,8 +24,8 @@ def loss_of(worth, policy=POLICY, **options):
 def test_each_answer_has_an_opponent_that_is_not_learnt_from():
     config = METHOD.config({"mixture": 0.25})
     ((own, opponent),) = METHOD.plan_rollouts(prompts=[{}], group_size=3, config=config, state={}, random=None)
-    assert (own.samples, own.mixture, own.compared_as) == (3, 0, "")
-    assert (opponent.samples, opponent.mixture, opponent.compared_as) == (3, 0.25, "preference")
+    assert (own.samples, own.mixture, own.opponent_column) == (3, 0, "")
+    assert (opponent.samples, opponent.mixture, opponent.opponent_column) == (3, 0.25, "preference")
 
 
 def test_advantages_by_hand():

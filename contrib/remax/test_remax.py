@@ -35,7 +35,7 @@ def loss_of(new, worth, **options):
 def test_one_greedy_answer_is_asked_for_beside_the_samples():
     prompts = [{"prompt": "a"}, {"prompt": "b"}]
     plans = METHOD.plan_rollouts(prompts=prompts, group_size=3, config=METHOD.config({}), state={}, random=Random(0))
-    assert plans == [[SampleRequest(3), SampleRequest(1, greedy=True, reward_as="greedy_reward")]] * 2
+    assert plans == [[SampleRequest(3), SampleRequest(1, greedy=True, baseline_column="greedy_reward")]] * 2
 
 
 def test_worth_is_the_reward_above_the_greedy_one():

@@ -11,7 +11,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from posttrain import errors
@@ -95,20 +95,20 @@ class _ContractPaths(MetaPathFinder, Loader):
     """Import ``posttrain.tensors`` and its like: modules of ``posttrain.contract`` under a shorter path."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """A spec for the short path of a module; None for anything else."""
+        """Return a spec for the short path of a module; None for anything else."""
         package, _, name = fullname.rpartition(".")
         home, attribute = _HOMES.get(name, ("", ""))
         short = package == __name__ and home not in ("", fullname) and not attribute
         return ModuleSpec(fullname, self) if short else None
 
     def create_module(self, spec: ModuleSpec) -> Any:
-        """The module itself, not a copy: its classes must be the same under both paths."""
+        """Return the module itself, not a copy: its classes must be the same under both paths."""
         module = importlib.import_module(_HOMES[spec.name.rpartition(".")[2]][0])
         spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: Any) -> None:
-        """Give the module, which has run already, its own spec back: reloading and pickling read it."""
+        """Restore the spec of the module, which has run already: reloading and pickling read it."""
         module.__spec__ = module.__spec__.loader_state
 
 

@@ -1,4 +1,4 @@
-"""``python -m posttrain``: the command without its script."""
+"""``python -m posttrain``: the command line without its script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""From Python: everything the command line does, in the same words, with objects where a program has them."""
+"""The Python interface: everything the command line does, in the same words, with objects in place of names."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from posttrain.assembly.data import Prepared, prepare_data
 from posttrain.assembly.facts import run_facts
 from posttrain.assembly.generate_text import generate_text
 from posttrain.assembly.held_out import as_named
+from posttrain.assembly.models import check_apart, from_runs
 from posttrain.assembly.objects import InMemory
-from posttrain.assembly.plan import make_plan
+from posttrain.assembly.plan import fit_run, make_plan
 from posttrain.catalogue import methods
 from posttrain.catalogue.defaults import method_options
 from posttrain.catalogue.discovery import modified
 from posttrain.catalogue.modifiers import apply_modifiers, described
 from posttrain.distributed.restart import resumed_settings
 from posttrain.distributed.world import lost_contact, rank_here
-from posttrain.errors import CheckpointError, RunFailed, RunStopped
+from posttrain.errors import CheckpointError, RunFailed, RunStopped, first_line
 from posttrain.evaluation import Asked, Evaluation
 from posttrain.evaluation import evaluate as evaluate_model
 from posttrain.models.adapter_config import as_text
@@ -62,21 +63,22 @@ def train(
 ) -> Run:
     """Train ``model`` on ``data`` with ``method`` and return the finished run.
 
-    ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or
-    a ``datasets`` object, ``eval_data`` also a dictionary of these by the names of the sets; ``reward`` is a name, a
+    ``model`` is a name or a module (then with ``tokenizer``); ``data`` and ``eval_data`` are names, a list of rows or a
+    ``datasets`` object, ``eval_data`` also a dictionary of these by the names of the sets; ``reward`` is a name, a
     callable ``(prompts, completions, **columns) -> list`` or a list of these; ``teacher`` a name or a module with the
     same tokeniser; ``judge`` a name or a callable ``(prompts, firsts, seconds) -> list``; ``environment`` a name, a
     class or a list of functions that the model may call, as ``tools`` is; ``adapter`` a configuration of peft or its
-    fields. ``keywords`` are the options of the run and of the method, in snake_case. The result has
-    ``metrics``, ``model``, ``tokenizer`` and ``path``. SIGTERM, the first Ctrl-C and a notebook's stop button end the
-    run after the step that it is taking: it is saved and returned as ``interrupted``, and ``resume`` goes on.
-    ``take_over`` owns a run directory whose owner is a process of another host. Raises PosttrainError for what a user
-    can mend.
+    fields. ``keywords`` are the options of the run and of the method, in snake_case. The result has ``metrics``,
+    ``model``, ``tokenizer`` and ``path``. SIGTERM, the first Ctrl-C and a notebook's stop button end the run after its
+    current step: it is saved and returned as ``interrupted``, and ``resume`` continues it. ``take_over`` takes a run
+    directory from a process of another host. Raises PosttrainError for a user's mistakes.
     """
     loaded = methods.load(method) if isinstance(method, str) else method
     objects = InMemory(tokenizer=tokenizer, observers=observers or [])
     keywords |= _name_or_object(objects, "model", model, str)
     keywords |= _name_or_object(objects, "data", data, str, list_of=str)
+    if objects.data is not None and not hasattr(objects.data, "__len__") and hasattr(objects.data, "_ex_iterable"):
+        keywords["streaming"] = True  # an IterableDataset of the library datasets
     keywords |= _name_or_object(objects, "eval_data", as_named(eval_data), str, list_of=str)
     if isinstance(teacher, str):
         keywords["teacher_model"] = teacher
@@ -99,8 +101,9 @@ def train(
 
 
 def plan(method: str, settings: Settings, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What ``train`` would do and the memory it would take; data are read and checked, weights are not loaded."""
+    """Return what ``train`` would do and its memory; data are read and checked, weights are not loaded."""
     loaded = methods.load(method)
+    settings = from_runs(settings)
     config = loaded.config(options or {}, settings)
     return make_plan(apply_modifiers(loaded, settings), config, settings, InMemory())
 
@@ -112,7 +115,7 @@ def _options_of(method: methods.Method) -> list[Any]:
 
 
 def _rewards_of(objects: InMemory, reward: Any) -> dict[str, Any]:
-    """The option ``reward`` where all are names; else they are kept as objects."""
+    """Return the option ``reward`` where all are names; else store them as objects."""
     if reward is None:
         return {}
     given = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
@@ -125,7 +128,7 @@ def _rewards_of(objects: InMemory, reward: Any) -> dict[str, Any]:
 def _name_or_object(
     objects: InMemory, name: str, value: Any, kind: type, list_of: type | None = None
 ) -> dict[str, Any]:
-    """A keyword where ``value`` is a name (or a list of names); else it is kept as an object."""
+    """Return a keyword where ``value`` is a name (or a list of names); else store it as an object."""
     if value is None:
         return {}
     if isinstance(value, Path):
@@ -146,13 +149,16 @@ def _start(
     objects: InMemory,
     take_over: bool = False,
 ) -> Run:
+    settings = from_runs(settings)
     config = method.config(options, settings)
     method = apply_modifiers(method, settings)
     directory = RunDirectory(settings.watch.output or new_run_directory(method.name), writes=rank_here() == 0)
     directory.claim(take_over)
     try:
         directory.check_free(settings.watch.overwrite)
+        check_apart(directory.path, settings)
         data = prepare_data(method, config, settings, objects)
+        settings = fit_run(method, config, settings, objects, data)
         run = build_run(method, config, settings, objects, data, directory)
         directory.create(run_facts(run, data, objects, name))
         _announce(run, data)
@@ -182,7 +188,7 @@ def _announce(run: Run, data: Prepared) -> None:
 
 
 def _drive(run: Run, what: str) -> Run:
-    """Run the loop, and leave a trace of however it ends."""
+    """Run the loop, and record how it ends."""
     run.outputs.directory.event("started", "info", what, evidence={"step": run.progress.step})
     if run.outputs.directory.writes:
         forget_wishes(run.path)
@@ -196,7 +202,7 @@ def _drive(run: Run, what: str) -> Run:
     except BaseException as raised:
         lost = lost_contact(raised)
         error = raised if lost is None else lost
-        with contextlib.suppress(RunFailed):  # the disk may be what failed
+        with contextlib.suppress(RunFailed):  # the disk may be the cause
             _note_failure(run.outputs, run.step, error)
         run.outputs.observers.tell("run_failed", run=run, error=error)
         if lost is not None:
@@ -209,7 +215,7 @@ def _drive(run: Run, what: str) -> Run:
 
 
 def _note_failure(outputs: Outputs, step: int, error: BaseException) -> None:
-    first = str(error).splitlines()[0] if str(error) else ""
+    first = first_line(error)
     code = "stopped" if isinstance(error, RunStopped) else "failed"
     message, severity = f"{type(error).__name__}: {first}", "error"
     if isinstance(error, KeyboardInterrupt):
@@ -230,7 +236,7 @@ def _say_interrupted(run: Run) -> None:
 
 
 def _finish(run: Run) -> None:
-    """Save the final model aside, rename it into place, and say so: a kill before that leaves a run to resume."""
+    """Save the final model aside, rename it into place, and report it: a kill before that leaves a run to resume."""
     refuse_nonfinite(run)
     aside = run.path / ".model.tmp"
     if run.compute.strategy.rank == 0:
@@ -240,7 +246,7 @@ def _finish(run: Run) -> None:
         f"The model in '{run.outputs.directory.model}'", f"Make room, and save it with: posttrain resume {run.path}"
     ):
         save_model(run.compute.policy, run.compute.tokenizer, aside, run.compute.strategy)
-        verify_saved(run, aside)
+        verify_saved(run.compute, run.outputs, aside)
         if run.compute.strategy.rank == 0:
             last = run.progress.history[-1] if run.progress.history else {}
             write_model_card(
@@ -265,7 +271,7 @@ def _push(outputs: Outputs, name: str) -> None:
         hub.create_repo(name, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=outputs.directory.model)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         message = f"the model was not uploaded to '{name}': {first}"
         outputs.directory.event(
             "push-failed", "warning", message, suggestion=f"hf upload {name} {outputs.directory.model}"
@@ -291,8 +297,8 @@ def resume(
 ) -> Run:
     """Continue the run at ``path`` from its newest good checkpoint, as if it had not been interrupted.
 
-    What the run was given as objects must be given again; ``take_over`` as in ``train``. ``changes`` may lengthen
-    it (``steps``) or change what does not touch the numbers (``progress``, ``save_every``, ``log_every``,
+    Objects that the run was given must be given again; ``take_over`` as in ``train``. ``changes`` may lengthen it
+    (``steps``) or change what does not affect the numbers (``progress``, ``save_every``, ``log_every``,
     ``eval_every``). Raises CheckpointError.
     """
     directory = RunDirectory(path, writes=rank_here() == 0)
@@ -340,7 +346,7 @@ def _resume(directory: RunDirectory, facts: dict[str, Any], settings: Settings, 
 
 
 def _say_what_changed(directory: RunDirectory, method: methods.Method, facts: dict[str, Any]) -> None:
-    """Warn in the run's events of another version of the method or of a modifier than the run began with."""
+    """Record in the run's events a version of the method or of a modifier that differs from the run's first one."""
     was = {one["name"]: one["version"] for one in facts.get("modifiers", [])} | {method.name: facts["card"]["version"]}
     now = {one["name"]: one["version"] for one in described(method)} | {method.name: method.card.version}
     for name, version in now.items():
@@ -368,10 +374,10 @@ def evaluate(
 ) -> Evaluation:
     """Measure how good ``model`` is on ``data``: a name, the directory of a run, or a module with its ``tokenizer``.
 
-    With rewards, an environment or a judge it answers ``samples`` times a prompt and the answers are scored; rows of
-    pairs give its preference accuracy, rows of texts their perplexity; ``suite`` names tasks of
-    lm-evaluation-harness. ``against`` is measured on the same rows and compared row by row. ``keywords`` are options
-    of a run. Raises PosttrainError.
+    With rewards, an environment or a judge it answers each prompt ``samples`` times and the answers are scored; rows of
+    pairs give its preference accuracy, rows of texts their perplexity; ``suite`` names tasks of lm-evaluation-harness.
+    ``against`` is measured on the same rows and compared row by row. ``keywords`` are options of a run. Raises
+    PosttrainError.
     """
     objects = InMemory(tokenizer=tokenizer)
     given = dict(keywords) | _name_or_object(objects, "data", as_named(data), str, list_of=str)

@@ -1,4 +1,4 @@
-"""Every error a user can cause. Each text says what is wrong with the actual value, what was expected, what to do.
+"""Errors that a user can cause. Each text says what is wrong with the actual value, what was expected, what to do.
 
 The command line prints the text alone and exits with ``exit_code``; ``--debug`` adds the traceback.
 """
@@ -8,24 +8,30 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-#: Structures are cut where they are deep or long, before they are written: an alias in YAML can stand for billions.
+#: Deep or long structures are cut before they are written: an alias in YAML can expand to billions.
 _CUT = reprlib.Repr()
 _CUT.maxlevel, _CUT.maxlist, _CUT.maxdict, _CUT.maxtuple, _CUT.maxstring, _CUT.maxother = 4, 20, 20, 20, 200, 200
 
 
 def short(value: Any, length: int = 60) -> str:
-    """A value to be put into a sentence, whatever it is and however long."""
+    """Format any value for a sentence, however long it is."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
     try:
         text = repr(value[: 2 * length]) if isinstance(value, str) else _CUT.repr(value)
-    except Exception:  # of an object that is not ours, or a number too long to be written
+    except Exception:  # a foreign object, or a number too long to be written
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line that an exception says, with the next after a colon; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
 class PosttrainError(Exception):
-    """Base of all errors of this package. A subclass is a mistake somebody can mend, not a fault of the program."""
+    """Base of all errors of this package. A subclass is a mistake that a user can fix, not a fault of the program."""
 
     exit_code = 2
 
@@ -39,7 +45,7 @@ class MethodError(PosttrainError):
 
 
 class CardError(MethodError):
-    """A ``method.toml`` does not say what a card must say."""
+    """A ``method.toml`` lacks what a card must have."""
 
 
 class PluginError(PosttrainError):
@@ -63,11 +69,11 @@ class CheckpointError(PosttrainError):
 
 
 class DependencyError(PosttrainError):
-    """An optional package is needed and absent; the text names the extra that brings it."""
+    """An optional package is needed and missing; the text names the extra that installs it."""
 
 
 class RunFailed(PosttrainError):
-    """A run began and then failed: a loss that is not finite, a lost rank, a reward function that raised."""
+    """A run started and then failed: a loss that is not finite, a lost rank, a reward function that raised."""
 
     exit_code = 1
 
@@ -77,7 +83,7 @@ class GeneratorLost(RunFailed):
 
 
 class RankLost(RunFailed):
-    """Another process of the run is gone, or cannot be reached any more."""
+    """Another process of the run is gone, or can no longer be reached."""
 
 
 class RunStopped(PosttrainError):
@@ -87,6 +93,6 @@ class RunStopped(PosttrainError):
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """The sentence " Did you mean ...?" with the closest of ``names``; empty where none is close."""
+    """Return the sentence " Did you mean ...?" with the closest of ``names``; empty where none is close."""
     found = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean '{found[0]}'?" if found else ""

@@ -1,4 +1,4 @@
-"""The conformance kit: what every method must be, as checks that anyone can run over theirs.
+"""The conformance kit: required properties of methods, as checks that any author can run.
 
 ``posttrain check NAME`` runs it from the command line. Under pytest nothing has to be called: beside a plugin's package
 ``posttrain_testkit.pytest_plugin`` collects the checks and golden entries, and offers fixtures for numbers worked by

@@ -1,4 +1,4 @@
-"""Evaluate a method on a synthetic step exactly as the loop does, with the core's own views and reduction."""
+"""Evaluation of a method on a synthetic step, exactly as in the loop, with the core's own views and reduction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is cut up: which examples form each micro-batch of each rank, padding columns, head chunk."""
+    """Layout of a step: the examples of each micro-batch of each rank, padding columns, head chunk."""
 
     ranks: Sequence[Sequence[Sequence[int]]]
     padding: int = 0
@@ -38,7 +38,7 @@ class Layout:
 
 @dataclass
 class MicroBatch:
-    """What ``posttrain_loss`` is called with, and the masks that the core counts."""
+    """Arguments of ``posttrain_loss``, and the masks that the core counts."""
 
     batch: Batch
     policy: Views
@@ -46,7 +46,7 @@ class MicroBatch:
     masks: dict[str, Tensor]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor a method can reach, by a readable name."""
+        """Return every tensor that a method can reach, by a readable name."""
         found = {f"batch.{name}": one for name, one in self.batch.columns.items() if isinstance(one, Tensor)}
         for who, views in (("policy", self.policy), ("reference", self.reference)):
             for role, view in vars(views).items() if views is not None else ():
@@ -55,14 +55,14 @@ class MicroBatch:
 
 
 def whole(inputs: Inputs) -> Layout:
-    """The step as one micro-batch on one rank."""
+    """Return the layout of one micro-batch on one rank."""
     return Layout([[range(len(inputs.examples))]])
 
 
 def micro_batch(
     method: Method, config: Any, inputs: Inputs, examples: list[Example], padding: int = 0, chunk: int = 256
 ) -> MicroBatch:
-    """Views and batch of some of the step's examples; ``padding`` empty columns are added to every view."""
+    """Build views and batch of some of the step's examples; add ``padding`` empty columns to every view."""
     _annotate_once(method, config, inputs)
     batch, masks = build_batch(examples, _CPU)
     policy = build_views(examples, _policy_results(method, config, inputs, examples, chunk))
@@ -79,7 +79,7 @@ def micro_batch(
 
 
 def call(method: Method, config: Any, micro: MicroBatch, step: Step | None = None) -> tuple[dict, dict]:
-    """The method's loss terms and metrics by name, unreduced."""
+    """Return the method's loss terms and metrics by name, unreduced."""
     returned = method.loss(
         batch=micro.batch,
         policy=micro.policy,
@@ -97,7 +97,7 @@ def call(method: Method, config: Any, micro: MicroBatch, step: Step | None = Non
 def step_loss(
     method: Method, config: Any, inputs: Inputs, layout: Layout | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """The reduced loss of the step, a scalar with gradient, and its metrics, under a layout."""
+    """Return the reduced loss of the step, a scalar with gradient, and its metrics, under a layout."""
     layout = layout or whole(inputs)
     _annotate_once(method, config, inputs)
     totals = Totals.of(inputs.examples)
@@ -116,13 +116,13 @@ def step_loss(
 
 
 class _Models:
-    """What ``posttrain_annotate`` asks: the step's own sequences by their logits, any other by a rule of its ids."""
+    """Models of ``posttrain_annotate``: the step's own sequences by their logits, others by a function of ids."""
 
     def __init__(self, inputs: Inputs):
         self.inputs = inputs
 
     def logps(self, sequences: list[Any], model: str = "policy") -> list[Tensor]:
-        """Log-probs ``(t,)`` of each sequence's trained tokens."""
+        """Return log-probs ``(t,)`` of each sequence's trained tokens."""
         known = {"reference": self.inputs.reference_logits, "teacher": self.inputs.teacher_logits}
         logits = known.get(model, self.inputs.logits).detach()
         found = []
@@ -138,7 +138,7 @@ class _Models:
 
 
 def _annotate_once(method: Method, config: Any, inputs: Inputs) -> None:
-    """Columns from the whole step, made once: they are constants to the gradient, however the step is cut."""
+    """Add the columns from the whole step, once: they are constants to the gradient, however the step is cut."""
     key = (id(method), repr(config))
     if inputs.annotated == key:
         return
@@ -155,7 +155,7 @@ def _annotate_once(method: Method, config: Any, inputs: Inputs) -> None:
 
 
 def _add_pair_columns(method: Method, config: Any, inputs: Inputs) -> None:
-    """The columns that the method gives its pairs, from made-up rollouts."""
+    """Add the columns that the method gives its pairs, from made-up rollouts."""
     rewards, rollouts = make_rollouts([2] * len(inputs.examples), 7, method=method)
     columns = method.select(rollouts=rollouts, rewards=rewards, config=config, state={}).columns
     for place, example in enumerate(inputs.examples):
@@ -163,7 +163,7 @@ def _add_pair_columns(method: Method, config: Any, inputs: Inputs) -> None:
 
 
 def _add_extra(method: Method, config: Any, inputs: Inputs) -> None:
-    """What the method's extra modules say of each token, now and before the update."""
+    """Add the outputs of the method's extra modules for each token, now and before the update."""
     with torch.random.fork_rng(devices=[]):
         names = list(method.extra_modules(config=config, hidden_size=4))
     for turn, name in enumerate(names):
@@ -179,7 +179,7 @@ def _add_extra(method: Method, config: Any, inputs: Inputs) -> None:
 
 
 def _add_worth(method: Method, config: Any, inputs: Inputs) -> None:
-    """The columns besides advantages that the method works out from the rollouts, made up in their own unit."""
+    """Add the method's columns besides advantages from the rollouts, made up in their own unit."""
     rewards, rollouts = make_rollouts([2, 2], 8, method=method)
     _, columns = method.advantages_and_columns(rewards=rewards, rollouts=rollouts, config=config, state={})
     for turn, (name, values) in enumerate(columns.items()):
@@ -194,12 +194,12 @@ def _add_worth(method: Method, config: Any, inputs: Inputs) -> None:
 
 
 def values_of(term: Tensor | PerToken) -> Tensor:
-    """The numbers of a term that count: all of ``(B,)``, the unmasked ones of PerToken."""
+    """Return the values that count of a term: all of ``(B,)``, the unmasked ones of PerToken."""
     return term.values[term.mask.bool()] if isinstance(term, PerToken) else term
 
 
 def statistics(method: Method, config: Any, inputs: Inputs, places: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The method's token statistics ``(n,)`` of some of the step's tokens."""
+    """Return the method's token statistics ``(n,)`` of some of the step's tokens."""
     reference = inputs.reference_logits[places] if method.card.needs_now("reference", config) else None
     logits = inputs.logits[places]
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -241,7 +241,7 @@ def _places(inputs: Inputs, examples: list[Example]) -> tuple[Tensor, Tensor]:
 
 
 def _pad(batch: Batch, policy: Views, reference: Views | None, masks: dict[str, Tensor], padding: int) -> None:
-    """Add empty columns on the right to everything per token: zeros, and False in masks."""
+    """Add empty columns on the right to every per-token tensor: zeros, and False in masks."""
     for name, column in batch.columns.items():
         if isinstance(column, Tensor) and column.dim() == 2 and name != "scores":  # (B, K), of a ranking's answers
             batch.columns[name] = F.pad(column, (0, padding))
@@ -255,7 +255,7 @@ def _pad(batch: Batch, policy: Views, reference: Views | None, masks: dict[str, 
 
 @contextmanager
 def _as_rank(rank: int, world: int) -> Iterator[None]:
-    """What a launcher tells a process: a loss that reads it would scale itself."""
+    """Set a launcher's variables of a process: a loss that reads them would scale itself."""
     if world == 1:
         yield
         return

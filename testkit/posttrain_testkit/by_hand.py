@@ -1,6 +1,6 @@
-"""Call a method's hooks on numbers small enough to follow with a pencil: views, rollouts and the unreduced loss.
+"""Calls of a method's hooks on numbers small enough for pencil and paper: views, rollouts and the unreduced loss.
 
-Each function takes the method first; in a test the fixtures of ``posttrain_testkit.pytest_plugin`` have filled it in.
+Each function takes the method first; the fixtures of ``posttrain_testkit.pytest_plugin`` fill it in.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor
 
 
 def tensor(*values: Any) -> Tensor:
-    """The values in float64: numbers ``(n,)``, or rows ``(n, T)``."""
+    """Return the values in float64: numbers ``(n,)``, or rows ``(n, T)``."""
     return torch.tensor(values, dtype=torch.float64)
 
 
 def logsig(x: float) -> float:
-    """Log of the sigmoid, in plain Python."""
+    """Compute the log of the sigmoid, in plain Python."""
     return -math.log(1 + math.exp(-x))
 
 
 def softmax(*values: float) -> list[float]:
-    """Probabilities of these logits, in plain Python."""
+    """Compute the probabilities of these logits, in plain Python."""
     return [math.exp(one) / sum(map(math.exp, values)) for one in values]
 
 
 def view_of(rows: Any) -> View:
-    """View of rows of log-probs: lists, numbers (one token an answer), or a tensor in which zeros are padding."""
+    """Build a view from rows of log-probs: lists, numbers (one token an answer), or a tensor with zeros as padding."""
     if isinstance(rows, Tensor):
         return View(rows, rows != 0)
     lists = [row if isinstance(row, list | tuple) else [row] for row in rows]
@@ -45,12 +45,12 @@ def view_of(rows: Any) -> View:
 
 
 def pair(chosen: Any, rejected: Any) -> Views:
-    """Views of chosen and rejected answers, each as ``view_of`` takes them."""
+    """Build views of chosen and rejected answers, each in a form of ``view_of``."""
     return Views(chosen=view_of(chosen), rejected=view_of(rejected))
 
 
 def ranking(*answers: tuple[float, int], counts: list[int]) -> Views:
-    """Views of ranked answers, each as (log-prob of the whole, its tokens); ``counts``: answers of each prompt."""
+    """Build views of ranked answers, each (log-prob of the whole, its tokens); ``counts``: answers of each prompt."""
     mask = torch.arange(max(length for _, length in answers)) < torch.tensor([[length] for _, length in answers])
     each = tensor(*([total / length] for total, length in answers))
     return Views(completion=View(torch.where(mask, each, 0.0), mask, counts=torch.tensor(counts)))
@@ -83,14 +83,14 @@ def call_loss(
     mask: Tensor | None = None,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """What the method's loss returns, unreduced, and its metrics.
+    """Return the method's loss, unreduced, and its metrics.
 
     ``policy`` and ``reference`` are views, or log-probs ``(B, T)`` of completions with the ``mask`` [every token].
     """
     views = _completions(policy, mask)
     assert views is not None
     (first, *_) = vars(views).values()
-    rows = len(getattr(first, "counts", first.mask))  # of a ranking a prompt is a row
+    rows = len(getattr(first, "counts", first.mask))  # a prompt is a row of a ranking
     return method.loss(
         batch=Batch(rows, columns or {}),
         policy=views,
@@ -117,9 +117,9 @@ def completion_loss(
     reference: Tensor | None = None,
     **columns: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """The loss of sampled completions, unreduced, and its metrics; of a loss per token the trained ones ``(n,)``.
+    """Return the unreduced loss of sampled completions and its metrics; per token the trained ones ``(n,)``.
 
-    ``new``, ``old`` and ``reference`` are log-probs ``(B, T)`` under the policy, the one that sampled [``new``] and the
+    ``new``, ``old`` and ``reference`` are log-probs ``(B, T)`` under the policy, the sampler [``new``] and the
     reference; ``columns`` are more columns of the batch.
     """
     columns |= {"advantages": advantages, "old_logps": new.detach() if old is None else old}
@@ -128,7 +128,7 @@ def completion_loss(
 
 
 def rollouts_of(rewards: Tensor, group: list[int], mask: Tensor | None = None, **facts: Any) -> SimpleNamespace:
-    """What hooks see of a step's rollouts: groups, who made them, lengths, chances of winning; and ``facts``."""
+    """Build a step's rollouts as hooks see them: groups, sources, lengths, win rates; and ``facts``."""
     count = len(group)
     mask = torch.ones(count, 2, dtype=torch.bool) if mask is None else mask
     known = {
@@ -153,7 +153,7 @@ def advantages_of(
     state: dict[str, Any] | None = None,
     **facts: Any,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The advantages that the method gives to completions with these rewards, and the columns that it adds."""
+    """Return the method's advantages of completions with these rewards, and the columns that it adds."""
     rewards = tensor(*rewards)
     rollouts = rollouts_of(rewards, group, mask, **facts)
     state = {} if state is None else state
@@ -171,7 +171,7 @@ def select_of(
     facts: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """What the method selects from completions with these rewards; its rollouts and pairs are places in the lists."""
+    """Return the method's selection from completions with these rewards; rollouts and pairs are indices."""
     rewards = tensor(*rewards)
     rollouts = rollouts_of(rewards, group, **facts or {})
     state = {} if state is None else state
@@ -179,7 +179,7 @@ def select_of(
 
 
 def examples_of(new: Any, old: Any, advantages: list[float], groups: list[int]) -> tuple[list[Any], SimpleNamespace]:
-    """Examples for ``posttrain_annotate`` with log-probs under the sampler ``old``, and models that answer ``new``."""
+    """Build examples for ``posttrain_annotate`` with sampler log-probs ``old``, and models that return ``new``."""
     policy, sampler = ([tensor(*row) for row in rows] for rows in (new, old))
     examples = [
         SimpleNamespace(
@@ -210,9 +210,9 @@ def check_clipped_tokens(call_loss: Callable[..., Any], *columns: str, **options
 
 
 def check_gradient(call_loss: Callable[..., Any], policy: Views, *others: Any, **options: Any) -> None:
-    """Assert that the gradient by every log-prob of ``policy`` is that of finite differences, padding left alone.
+    """Assert that the gradient by every log-prob of ``policy`` agrees with finite differences, except at padding.
 
-    ``others`` are what ``call_loss`` takes behind the policy. All terms of the loss are added up.
+    ``others`` are the further arguments of ``call_loss``. All terms of the loss are summed.
     """
 
     def total(*logps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``posttrain check``: run the kit over methods and print what came out."""
+"""``posttrain check``: run the kit over methods and print the results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from posttrain_testkit.subject import Subject, installed_subjects, subject_of
 
 
 def run(arguments: Any) -> int:
-    """Check the methods that ``arguments`` name and print the results. Returns 0, or 1 where a check fails.
+    """Check the methods that ``arguments`` name and print the results. Return 0, or 1 where a check fails.
 
-    ``arguments`` has ``method`` (a name, a folder, a list of these; nothing is every installed method), ``only``
-    (names of checks), ``group``, ``json`` and ``list``, each of which may be left out; or is a list of words as on
-    the command line. Raises PosttrainError for a method, check or group that does not exist.
+    ``arguments`` has ``method`` (a name, a folder, a list of these; nothing is every installed method), ``only`` (names
+    of checks), ``group``, ``json`` and ``list``, each of which may be left out; or is a list of words as on the command
+    line. Raises PosttrainError for a method, check or group that does not exist.
     """
     wanted = _parser().parse_args(arguments) if isinstance(arguments, list) else arguments
     names = _as_list(getattr(wanted, "method", None))
@@ -35,6 +35,9 @@ def run(arguments: Any) -> int:
     subjects, broken = ([subject_of(name) for name in names], []) if names else installed_subjects()
     if not subjects and not broken:
         raise SettingsError("No method is installed. Name a folder, or install one: pip install posttrain-method-sft")
+    family = _family(wanted)
+    for subject in subjects:
+        subject.family = family
     results = [_broken(row, bool(getattr(wanted, "json", False))) for row in broken]
     for subject in subjects:
         results += _check_one(subject, _chosen(subject, only, groups), quiet=bool(getattr(wanted, "json", False)))
@@ -43,8 +46,19 @@ def run(arguments: Any) -> int:
     return int(any(one.failed for one in results))
 
 
+def _family(wanted: Any) -> str:
+    """Return the kind of model to train on. Raises SettingsError for an unknown one."""
+    name = getattr(wanted, "family", None) or "text"
+    if name != "text":
+        from posttrain_testkit.families import FAMILIES
+
+        if name not in FAMILIES:
+            raise SettingsError(f"No family of models is called '{name}'. Families: {', '.join(FAMILIES)}.")
+    return str(name)
+
+
 def _goldens(wanted: Any, folders: list[str]) -> int:
-    """Compare losses with a file of numbers instead; ``--only`` then names one entry of it."""
+    """Compare losses with a file of numbers instead; ``--only`` then names one of its entries."""
     from posttrain_testkit.goldens import compare
 
     entries = _as_list(getattr(wanted, "only", None))
@@ -59,7 +73,7 @@ def _goldens(wanted: Any, folders: list[str]) -> int:
 
 
 def _chosen(subject: Subject, only: list[Check], groups: tuple[str, ...]) -> list[Check]:
-    """The checks to run. A check that was asked for by name and does not apply is an error, not a silent pass."""
+    """Return the checks to run. A check named by the user that does not apply is an error, not a silent pass."""
     if not only:
         return checks_for(subject, groups)
     applying = checks_for(subject, {one.group for one in only})
@@ -72,7 +86,7 @@ def _chosen(subject: Subject, only: list[Check], groups: tuple[str, ...]) -> lis
 
 
 def _broken(row: Installed, quiet: bool) -> Result:
-    """The result of a method that is installed and cannot be looked at: a failure, not a silent gap."""
+    """Return the result of an installed method that cannot be read: a failure, not a silent gap."""
     cause = "Usual cause: a card or an entry point that does not fit the package. See: posttrain plugins"
     repeat = f"posttrain check {row.name}"
     result = Result(row.name, "check_card_is_valid", "static", "failed", 0.0, str(row.problem), cause, repeat)
@@ -124,6 +138,7 @@ def _parser() -> Parser:
         help="run this check alone (may be repeated), or this entry of --goldens",
     )
     parser.add_argument("--group", action="append", choices=list(GROUPS), help="run this group alone (may be repeated)")
+    parser.add_argument("--family", help="train tiny models of this kind: text, vision or experts [text]")
     parser.add_argument("--goldens", metavar="FILE", help="compare losses with the numbers in this file instead")
     parser.add_argument("--list", action="store_true", help="list the checks")
     parser.add_json()

@@ -1,4 +1,4 @@
-"""What every environment promises, checked by playing it: the same episode again, alone and beside others.
+"""Checks of environments by playing them: the same episode again, alone and beside others.
 
 The turns are made up here; nothing is sampled.
 """
@@ -11,11 +11,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from posttrain.contract.images import portable_value
 from posttrain.environments.environment import Observation, begin, close, observation_of, tools_of
 
 from posttrain_testkit.registry import CheckFailed
 
-#: Episodes that are compared, and turns of each at most.
+#: Number of compared episodes, and most turns of each.
 EPISODES, TURNS = 3, 6
 
 
@@ -24,7 +25,7 @@ def check_environment(
     rows: list[dict[str, Any]] | None = None,
     make_rows: Callable[..., list[dict[str, Any]] | None] | None = None,
 ) -> dict[str, Any]:
-    """Play episodes of ``kind``; returns what was seen. Raises CheckFailed with what was broken and its usual cause.
+    """Play episodes of ``kind``; return a report. Raises CheckFailed with the broken property and its usual cause.
 
     ``rows`` are needed where the environment makes none; ``make_rows(size, seed)`` makes them [``kind.rows``].
     """
@@ -67,7 +68,7 @@ def _rows(make: Callable[..., list[dict[str, Any]] | None] | None) -> list[dict[
         if "prompt" not in row:
             raise CheckFailed(f"A row has no column 'prompt': {str(row)[:80]}.", "Every task is asked in words.")
     try:
-        json.dumps(found)
+        json.dumps(portable_value(found))
     except (TypeError, ValueError) as error:
         raise CheckFailed(f"The rows cannot be written as JSON: {error}.", "Rows are data, as in a file.") from None
     return found
@@ -81,7 +82,7 @@ def _tools(kind: Any) -> list[dict[str, Any]]:
 
 
 def _script(kind: Any, place: int) -> list[dict[str, Any]]:
-    """Turns of a model that calls each tool, rightly and wrongly, and then answers."""
+    """Write turns of a model that calls each tool, rightly and wrongly, and then answers."""
     dice = random.Random(place)
     turns: list[dict[str, Any]] = []
     for one in _tools(kind):
@@ -107,10 +108,10 @@ def _value(kind: Any, dice: random.Random) -> Any:
 
 
 def _play(game: Any, row: dict[str, Any], script: list[dict[str, Any]], ends: bool = True) -> list[Any]:
-    seen: list[Any] = [begin(game, dict(row), 7)]
+    seen: list[Any] = [portable_value(begin(game, dict(row), 7))]
     for turn in script:
         found = _step(game, turn)
-        seen.append((found.messages, found.reward, found.done))
+        seen.append((portable_value(found.messages), found.reward, found.done))
         if found.done:
             break
     if ends:
@@ -120,14 +121,16 @@ def _play(game: Any, row: dict[str, Any], script: list[dict[str, Any]], ends: bo
 
 def _interleaved(kind: Any, tasks: list[dict[str, Any]], scripts: list[list[dict[str, Any]]]) -> list[list[Any]]:
     games = [kind() for _ in tasks]
-    seen: list[list[Any]] = [[begin(game, dict(row), 7)] for game, row in zip(games, tasks, strict=True)]
+    seen: list[list[Any]] = [
+        [portable_value(begin(game, dict(row), 7))] for game, row in zip(games, tasks, strict=True)
+    ]
     going = set(range(len(games)))
     for turn in range(max(map(len, scripts))):
         for place in sorted(going):
             if turn >= len(scripts[place]):
                 continue
             found = _step(games[place], scripts[place][turn])
-            seen[place].append((found.messages, found.reward, found.done))
+            seen[place].append((portable_value(found.messages), found.reward, found.done))
             if found.done:
                 going.discard(place)
     for game in games:

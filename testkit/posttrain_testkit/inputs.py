@@ -1,4 +1,4 @@
-"""Synthetic optimiser steps: examples of a schema with random logits, as hypothesis may cut, pad and order them."""
+"""Synthetic optimiser steps: examples of a schema with random logits, which hypothesis may cut, pad and order."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _RANKED = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step looks like, its numbers apart: trained tokens per example, and what its columns say."""
+    """Shape of a step, without its numbers: trained tokens per example, and the kind of its columns."""
 
     lengths: tuple[int, ...]
     seed: int = 0
     labels: Literal["mixed", "good", "bad"] = "mixed"
     optional: bool = False
-    """With the columns that a schema allows and does not ask for (``margin``)."""
+    """With the optional columns of a schema (``margin``)."""
     spread: float = 1.0
-    """Standard deviation of the logits: 1 is a young model, 100 is certain of every token."""
+    """Standard deviation of the logits: 1 is an untrained model, 100 is certain of every token."""
     equal: bool = False
-    """Every answer of an example is the same, and every rollout is worth nothing."""
+    """Every answer of an example is the same, and every rollout has reward 0."""
 
 
 @dataclass
 class Inputs:
-    """A step: its examples, and for each of their sequences the logits that a model would give its trained tokens."""
+    """A step: its examples, and for each of their sequences the logits of a model for its trained tokens."""
 
     card: Card
     examples: list[Example]
@@ -47,23 +47,24 @@ class Inputs:
     reference_logits: Tensor
     teacher_logits: Tensor
     scores: Tensor
-    """What a reward head says of each sequence ``(R,)``, a head for steps of each token ``(N,)``; with gradient."""
+    """Scores of a reward head for each sequence ``(R,)``, of a head for steps for each token ``(N,)``; with
+    gradient."""
     extra: dict[str, Tensor] = field(default_factory=dict)
-    """What the method's extra modules say of each token ``(N,)``, by name."""
+    """Outputs of the method's extra modules for each token ``(N,)``, by name."""
     tokens: dict[int, slice] = field(default_factory=dict)
-    """Identity of a sequence -> its places in ``logits``."""
+    """Identity of a sequence -> its slice of ``logits``."""
     rows: dict[int, int] = field(default_factory=dict)
-    """Identity of a sequence -> its place in ``scores``."""
+    """Identity of a sequence -> its index in ``scores``."""
     annotated: tuple[int, str] | None = None
-    """For which method and options ``posttrain_annotate`` has added its columns."""
+    """Method and options for which ``posttrain_annotate`` has added its columns."""
 
     @property
     def leaf(self) -> Tensor:
-        """What the policy controls: scores under a reward head, logits otherwise."""
+        """Output of the policy: scores under a reward head, logits otherwise."""
         return self.scores if {"reward-head", "step-head"} & set(self.card.needs) else self.logits
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Gradient of a scalar by ``leaf``; zeros where the loss does not depend on it."""
+        """Return the gradient of a scalar by ``leaf``; zeros where the loss does not depend on it."""
         if not loss.requires_grad:
             return torch.zeros_like(self.leaf)
         (found,) = torch.autograd.grad(loss, [self.leaf], allow_unused=True)
@@ -71,7 +72,7 @@ class Inputs:
 
 
 def make_inputs(card: Card, shape: Shape, dtype: torch.dtype = torch.float64) -> Inputs:
-    """A step of the card's first schema with the given shape; equal arguments give equal numbers."""
+    """Build a step of the card's first schema with the given shape; equal arguments give equal numbers."""
     random = torch.Generator().manual_seed(shape.seed)
     examples = [_example(card, shape, place, length, random) for place, length in enumerate(shape.lengths)]
     sequences = [s for example in examples for rows in example.sequences.values() for s in rows]
@@ -99,7 +100,7 @@ def make_inputs(card: Card, shape: Shape, dtype: torch.dtype = torch.float64) ->
 
 
 def variants(method: Method) -> list[tuple[str, Any]]:
-    """The default options, then each choice and each switch of the method in turn, as (text, Config)."""
+    """Return the default options, then each choice and each switch of the method in turn, as (text, Config)."""
     default = method.config({})
     found = [("the default options", default)]
     kinds = typing.get_type_hints(method.Config)
@@ -108,12 +109,12 @@ def variants(method: Method) -> list[tuple[str, Any]]:
             try:
                 found.append((f"{option.name} = {value!r}", config_with(method, option.name, value)))
             except SettingsError:
-                continue  # a number made up here may lie outside the method's range; a declared choice may not
+                continue  # a number made up here may be outside the method's range; a declared choice may not
     return found
 
 
 def config_with(method: Method, option: str, value: Any) -> Any:
-    """The default options with one changed; where that needs a second option, with the first one that satisfies it.
+    """Return the default options with one changed; where that needs a second option, with the first that satisfies it.
 
     Raises SettingsError where the method refuses the value whatever else is set.
     """
@@ -132,7 +133,7 @@ def config_with(method: Method, option: str, value: Any) -> Any:
 
 
 def declared_choices(method: Method) -> list[tuple[str, Any]]:
-    """Every value that an option's type names, one at a time, as (option, value)."""
+    """Return every value that an option's type names, one at a time, as (option, value)."""
     kinds = typing.get_type_hints(method.Config)
     named = [
         (option.name, value) for option in dataclasses.fields(method.Config) for value in _named(kinds[option.name])
@@ -153,7 +154,7 @@ def _other_values(kind: Any, default: Any) -> list[Any]:
 
 
 def _named(kind: Any) -> list[Any]:
-    """Values that a type names: of a Literal, of a bool, of a union with one of these."""
+    """Return the values that a type names: of a Literal, of a bool, of a union with one of these."""
     if kind is bool:
         return [True, False]
     if typing.get_origin(kind) is Literal:
@@ -165,10 +166,10 @@ def _example(card: Card, shape: Shape, place: int, length: int, random: torch.Ge
     schema = card.schemas[0]
     sequences: dict[str, list[Sequence]] = {}
     for turn, role in enumerate(card.roles or _ROLES.get("preference" if card.pairs else schema, ("completion",))):
-        # The second role of an example has another length than the first, unless both shall be the same.
+        # The second role of an example has another length than the first, unless both should be the same.
         own = length if shape.equal or length == 0 else 1 + (length - 1 + 2 * turn) % max(length + 1, 3)
         count = (_RANKED if shape.equal else _RANKED - place % 2) if schema == "ranked" else 1
-        more = range(count) if not shape.equal else [0] * count  # answers of a ranking have lengths of their own
+        more = range(count) if not shape.equal else [0] * count  # answers of a ranking have different lengths
         sequences[role] = [_sequence(own and own + tokens, random) for tokens in more]
     if shape.equal:
         _copy_ids(sequences)
@@ -181,7 +182,7 @@ def _example(card: Card, shape: Shape, place: int, length: int, random: torch.Ge
 
 
 def _sequence(length: int, random: torch.Generator) -> Sequence:
-    ids = torch.randint(VOCABULARY, (length + 1,), generator=random)  # the first token stands for the prompt
+    ids = torch.randint(VOCABULARY, (length + 1,), generator=random)  # the first token is the prompt
     return Sequence(ids, torch.arange(length + 1) > 0)
 
 
@@ -224,7 +225,7 @@ def _make_equal(inputs: Inputs) -> None:
 
 
 def _add_old_logps(inputs: Inputs, random: torch.Generator) -> None:
-    """The sampler's log-probs: those of the policy, somewhat off, as after an update or two."""
+    """Add the sampler's log-probs: those of the policy with some noise, as after an update or two."""
     logps = inputs.logits.log_softmax(-1)  # (N, V)
     for example in inputs.examples:
         for sequence in example.sequences["completion"]:

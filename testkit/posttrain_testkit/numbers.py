@@ -1,4 +1,4 @@
-"""A method's loss on numbers that are written down: what tests worked by hand and golden files compare with."""
+"""A method's loss on given numbers, for tests worked by hand and golden files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from posttrain_testkit.goldens.layout import lay_out
 from posttrain_testkit.goldens.rollouts import rollout_columns
 from posttrain_testkit.goldens.tensors import two_tokens
 
-#: Of the central differences of ``gradcheck``, and the largest gap that they explain.
+#: Step of the central differences of ``gradcheck``, and the largest gap that they explain.
 STEP, GAP = 1e-6, 1e-7
 
 
 class NotImplementedHere(PosttrainError):
-    """The entry asks for something that no installed method offers; the text says what."""
+    """The entry needs something that no installed method offers; the text says what."""
 
 
 @dataclass
 class Numbers:
-    """What came out: the reduced loss, its gradient by each of the policy's inputs, metrics as the method gave them."""
+    """Results: the reduced loss, its gradient by each of the policy's inputs, the method's metrics."""
 
     loss: float
     gradients: dict[str, list[Any]]
@@ -40,7 +40,7 @@ class Numbers:
 
 
 def loss_of(method: Method | Path | str, inputs: dict[str, Any], **options: Any) -> Numbers:
-    """The loss of ``method`` (a plugin's folder, a name, or loaded) on ``inputs``, in float64, reduced by the core.
+    """Compute the loss of ``method`` (a folder, a name, or loaded) on ``inputs``, in float64, reduced by the core.
 
     ``inputs`` are named as in a golden file (``posttrain_testkit.goldens.inputs``), renamed by the card's [goldens]:
     ``{"policy_tok": [[-1.0, -2.0]], "ref_tok": [[-1.5, -2.0]]}`` is one row of two tokens under policy and reference.
@@ -62,7 +62,7 @@ def loss_of(method: Method | Path | str, inputs: dict[str, Any], **options: Any)
 def gradcheck(method: Method | Path | str, inputs: dict[str, Any], **options: Any) -> None:
     """Compare the gradient of the loss by each input with central differences. Raises AssertionError at the first gap.
 
-    ``inputs`` have to lie off every kink of the loss: the step is 1e-6 to either side.
+    ``inputs`` must be away from every kink of the loss: the step is 1e-6 to either side.
     """
     method = method if isinstance(method, Method) else load(str(method))
     gradients = loss_of(method, inputs, **options).gradients
@@ -80,13 +80,13 @@ def gradcheck(method: Method | Path | str, inputs: dict[str, Any], **options: An
 
 
 def _numbered(gradient: Any, given: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], float]]:
-    """The numbers of ``gradient`` by their places in the nested lists ``given``, which lack its padding."""
+    """Yield the numbers of ``gradient`` by their places in the nested lists ``given``, which lack its padding."""
     if not isinstance(given, list):
-        while isinstance(gradient, list):  # a number that was given alone
+        while isinstance(gradient, list):  # a single number
             (gradient,) = gradient
         yield place, float(gradient)
         return
-    if len(gradient) == 1 != len(given):  # one row that was given without the list around it
+    if len(gradient) == 1 != len(given):  # one row without the list around it
         (gradient,) = gradient
     for index, one in enumerate(given):
         yield from _numbered(gradient[index], one, (*place, index))
@@ -99,7 +99,7 @@ def _moved(given: Any, place: tuple[int, ...], by: float) -> Any:
 
 
 def inputs_of(method: Method, config: Any, raw: dict[str, Any], temperature: float = 1.0) -> Inputs:
-    """The inputs of an entry as the method reads them: renamed by its card, of the rows that it chooses."""
+    """Return the inputs of an entry as the method reads them: renamed by its card, of the rows that it selects."""
     raw = {str(method.card.goldens.get(key, key)).removeprefix("@"): value for key, value in raw.items()}
     raw = chosen_rows(method, config, lay_out(raw, method.card))
     heads = [method.card.needs_now(head, config) for head in ("reward-head", "step-head")]
@@ -107,7 +107,7 @@ def inputs_of(method: Method, config: Any, raw: dict[str, Any], temperature: flo
 
 
 def loss_on(method: Method, config: Any, inputs: Inputs, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-    """The loss, reduced by the core's own rule, and the metrics as the method gives them."""
+    """Return the loss, reduced by the core's own rule, and the method's metrics."""
     return _reduced(method, config, inputs, batch)[:2]
 
 
@@ -128,7 +128,7 @@ def _reduced(
 
 
 def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[str, Tensor]]:
-    """Token statistics by role: the method's hook on the logits, then whatever the file states itself.
+    """Return token statistics by role: the method's hook on the logits, then those in the file.
 
     Where the file has log-probs alone, the hook sees a vocabulary of two in which the token has its log-prob, without
     gradient: enough for statistics that are logged.
@@ -141,7 +141,7 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
             continue
         at = role.mask
         if "policy" in role.logits:
-            logits, labels = role.logits["policy"][at], role.labels[at]  # type: ignore[index]  # logits bring labels
+            logits, labels = role.logits["policy"][at], role.labels[at]  # type: ignore[index]  # logits come with labels
             given = {model: values[at] for model, values in role.logits.items()}
         else:
             logits = two_tokens(role.logps["policy"][at])  # (n, 2)
@@ -151,7 +151,7 @@ def _statistics(method: Method, config: Any, inputs: Inputs) -> dict[str, dict[s
             f"{m}_logits": given.get(m) for m in ("reference", "teacher") if method.card.needs_now(m, config)
         }
         if any(one is None and method.takes("posttrain_token_statistics", name) for name, one in others.items()):
-            continue  # a role of other methods, of which this model says nothing
+            continue  # a role of other methods, without data of this model
         values = method.token_statistics(logits=logits, labels=labels, config=config, **others)
         spread = {
             key: torch.zeros(at.shape, dtype=one.dtype).masked_scatter(at, one) for key, one in values.items()

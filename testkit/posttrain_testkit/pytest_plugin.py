@@ -1,9 +1,9 @@
-"""pytest plugin for methods: what a test file beside a plugin's package gets without importing anything.
+"""pytest plugin for methods: fixtures and tests for a test file beside a plugin's package, without imports.
 
 Fixtures call the hooks of the method beside the test file. For its card one ``test_goldens[ENTRY]`` is collected for
-each golden entry that is the method's, and one ``test_conformance[CHECK]`` for each check that applies, so that no file
-has to ask; ``pytest -m "not conformance"`` leaves the checks out. Entries come from ``goldens.json`` beside the test
-file and from the files of the ini option ``posttrain_goldens``.
+each golden entry of the method, and one ``test_conformance[CHECK]`` for each check that applies; ``pytest -m "not
+conformance"`` leaves the checks out. Entries come from ``goldens.json`` beside the test file and from the files of the
+ini option ``posttrain_goldens``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers. A golden file that is not there is an error, not a silent gap."""
+    """Register the markers. A missing golden file is an error, not a silent gap."""
     config.addinivalue_line("markers", "conformance: a check of the conformance kit, for the method beside the file")
     config.addinivalue_line("markers", "goldens: an entry of a golden file, for the method beside the file")
     for file in config.getini("posttrain_goldens"):
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Collect the goldens and checks of the method beside its test file; of several files the first."""
+    """Collect the goldens and checks of the method beside its test file, once where there are several files."""
     if not (file_path.name.startswith("test_") and file_path.suffix == ".py") or _package(file_path.parent) is None:
         return None
     if file_path.name != min(one.name for one in file_path.parent.glob("test_*.py")):
@@ -55,7 +55,7 @@ def _package(folder: Path) -> Path | None:
 
 @lru_cache(maxsize=1)
 def _subject(folder: Path) -> Subject:
-    """The method in ``folder``. The last one alone is kept: with it go the models that its checks have trained."""
+    """Return the method in ``folder``. Only the last one is cached, with the models that its checks have trained."""
     return subject_of(folder)
 
 
@@ -79,7 +79,7 @@ class MethodItem(pytest.Item):
     """One property of the method beside a test file."""
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """File and name, for reports."""
+        """Return file and name, for reports."""
         return self.path, None, self.name
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
@@ -112,7 +112,7 @@ class ConformanceItem(MethodItem):
         self.add_marker("conformance")
 
     def runtest(self) -> None:
-        """Run the check; one that the card waives is an expected failure."""
+        """Run the check; a waived one is an expected failure."""
         result = run_check(self.check, _subject(self.path.parent))
         if result.outcome == "waived":
             pytest.xfail(f"waived: {result.cause}")
@@ -122,7 +122,7 @@ class ConformanceItem(MethodItem):
 
 @pytest.fixture(scope="module")
 def method(request: pytest.FixtureRequest) -> Method:
-    """The method whose package is beside the test file."""
+    """Load the method whose package is beside the test file."""
     from posttrain.catalogue.methods import load
 
     folder = request.path.parent
@@ -141,7 +141,7 @@ def loss_of(method: Method) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def gradcheck(method: Method) -> Callable[..., None]:
-    """``gradcheck(inputs, **options)``: the gradient of the loss by every input is that of finite differences."""
+    """``gradcheck(inputs, **options)``: assert that gradients by every input agree with finite differences."""
     from posttrain_testkit import numbers
 
     return partial(numbers.gradcheck, method)
@@ -157,7 +157,7 @@ def call_loss(method: Method) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def completion_loss(method: Method) -> Callable[..., Any]:
-    """``completion_loss(new, advantages, mask, old, options)``: that of sampled completions."""
+    """``completion_loss(new, advantages, mask, old, options)``: the unreduced loss of sampled completions."""
     from posttrain_testkit import by_hand
 
     return partial(by_hand.completion_loss, method)
@@ -165,7 +165,7 @@ def completion_loss(method: Method) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def advantages_of(method: Method) -> Callable[..., Any]:
-    """``advantages_of(rewards, group, **facts)``: advantages, and the other columns that the method makes."""
+    """``advantages_of(rewards, group, **facts)``: advantages, and the method's other columns."""
     from posttrain_testkit import by_hand
 
     return partial(by_hand.advantages_of, method)
@@ -173,7 +173,7 @@ def advantages_of(method: Method) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def select_of(method: Method) -> Callable[..., Any]:
-    """``select_of(rewards, group, **options)``: which rollouts or pairs the method learns from."""
+    """``select_of(rewards, group, **options)``: the rollouts or pairs that the method selects."""
     from posttrain_testkit import by_hand
 
     return partial(by_hand.select_of, method)

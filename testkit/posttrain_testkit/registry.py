@@ -1,7 +1,7 @@
-"""The list of checks: what a check is, to which methods it applies, and how it fails.
+"""The list of checks: definition of a check, the methods it applies to, and its failure.
 
 A check is a small function ``check_<property>(subject) -> None`` that raises ``CheckFailed``. Nothing here imports
-torch; the groups "loss" and "training" are imported when they are asked for.
+torch; the groups "loss" and "training" are imported on demand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 class CheckFailed(PosttrainError):
-    """A method lacks a property. ``what`` happened, with numbers; ``cause`` is what usually lies behind it."""
+    """A method lacks a property. ``what`` happened, with numbers; ``cause`` is the usual cause."""
 
     exit_code = 1
 
@@ -39,7 +39,7 @@ class CheckFailed(PosttrainError):
 
 @dataclass(frozen=True)
 class Check:
-    """One property. ``applies`` says from the card whether a method must have it."""
+    """One property. ``applies`` decides by the card whether a method must have it."""
 
     name: str
     group: str
@@ -56,17 +56,17 @@ _CHECKS: dict[str, Check] = {}
 
 
 def always(card: Card) -> bool:
-    """Applies to every method."""
+    """Accept every method."""
     return True
 
 
 def online(card: Card) -> bool:
-    """Applies to methods that generate while they train."""
+    """Accept methods that generate while they train."""
     return card.online
 
 
 def uses_reference(card: Card) -> bool:
-    """Applies to methods that may compare the policy with a reference."""
+    """Accept methods that may compare the policy with a reference."""
     return any(need.partition(" ")[0] == "reference" for need in card.needs)
 
 
@@ -83,7 +83,7 @@ def check(
 
 
 def all_checks(groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
-    """Every check of the groups, in the order in which they run. Imports torch for "loss" and "training"."""
+    """Return every check of the groups, in the order in which they run. Imports torch for "loss" and "training"."""
     wanted = list(groups)
     for group in wanted:
         if group not in GROUPS:
@@ -99,7 +99,7 @@ def all_checks(groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
 
 
 def find_check(name: str) -> Check:
-    """The check of that name, with or without the leading ``check_``. Raises SettingsError with a close match."""
+    """Return the check of that name, with or without ``check_``. Raises SettingsError with a close match."""
     full = name if name.startswith("check_") else f"check_{name}"
     full = full.replace("-", "_")
     if full not in _CHECKS:  # the static group needs no torch, so it is tried before the others

@@ -1,4 +1,4 @@
-"""Run checks over a subject and say what came out. Waivers of the card are strict: one that passes is a failure."""
+"""Running checks over a subject, and their results. Waivers of the card are strict: one that passes is a failure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Result:
         return self.outcome in FAILURES
 
     def text(self) -> str:
-        """One line for what is well, four for a failure: what happened, the usual cause, how to repeat it."""
+        """Format a success in one line, a failure in four: what happened, the usual cause, how to repeat it."""
         if self.outcome == "passed":
             return f"{self.method}: {self.check} passed"
         if self.outcome == "waived":
@@ -51,7 +51,7 @@ class Result:
 
 
 def checks_for(method: str | Path | Method | Subject, groups: Iterable[str] = tuple(GROUPS)) -> list[Check]:
-    """The checks that apply to a method, in order. A card that cannot be read leaves the static ones alone.
+    """Return the checks that apply to a method, in order. A card that cannot be read leaves the static ones alone.
 
     ``method`` is a name, a plugin's folder, a loaded method or a subject. Raises MethodError where it is none of these.
     """
@@ -72,21 +72,32 @@ def run_check(check: Check, subject: Subject) -> Result:
         failure = None
     except CheckFailed as error:
         failure = error
-    except PosttrainError as error:  # the method does not load, or broke the contract before the property was seen
+    except PosttrainError as error:  # the method does not load, or broke the contract before the property was checked
         failure = CheckFailed(str(error), "Usual cause: the method breaks the contract before this can be checked.")
-    except (Exception, SystemExit) as error:  # any other one is the method's: it is reported, with its place
+    except (Exception, SystemExit) as error:  # any other error is the method's: it is reported, with its place
         failure = CheckFailed(f"Raised {_place(error)}.", "Usual cause: a case that the method does not think of.")
+    if failure is not None and waiver is None:
+        waiver = _unshown(check, subject)
     return _judge(check, subject, failure, waiver, time.perf_counter() - begun)
 
 
+def _unshown(check: Check, subject: Subject) -> str | None:
+    """Return why a family other than text may not show what a method promises; None where it has to."""
+    if subject.family == "text":
+        return None
+    from posttrain_testkit.families import FAMILIES, PROMISES
+
+    return FAMILIES[subject.family].unshown.get(subject.name) if check.name in PROMISES else None
+
+
 def run_checks(subject: Subject, checks: Iterable[Check]) -> Iterator[Result]:
-    """Run checks one after the other, yielding each result as it is known."""
+    """Run checks one after the other and yield each result at once."""
     for check in checks:
         yield run_check(check, subject)
 
 
 def as_json(results: list[Result]) -> dict[str, Any]:
-    """The results as plain data: counts by outcome, then each result."""
+    """Return the results as plain data: counts by outcome, then each result."""
     outcomes = ("passed", "waived", *FAILURES)
     counts = {outcome: sum(one.outcome == outcome for one in results) for outcome in outcomes}
     return {
@@ -98,7 +109,7 @@ def as_json(results: list[Result]) -> dict[str, Any]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Tensors this small are slowed down by threads, tenfold on a busy machine."""
+    """Limit torch to one thread: tensors this small are slowed down by threads, tenfold on a busy machine."""
     import torch
 
     threads = torch.get_num_threads()
@@ -122,7 +133,8 @@ def _judge(check: Check, subject: Subject, failure: CheckFailed | None, waiver: 
     else:
         outcome = "passed"
     if outcome in FAILURES:
-        repeat = f"posttrain check {subject.source or subject.name} --only {check.name}"
+        family = "" if subject.family == "text" else f" --family {subject.family}"
+        repeat = f"posttrain check {subject.source or subject.name} --only {check.name}{family}"
     return Result(subject.name, check.name, check.group, outcome, round(seconds, 4), what, cause, repeat)
 
 
@@ -134,7 +146,7 @@ def _card_or_none(subject: Subject) -> Card | None:
 
 
 def _place(error: BaseException) -> str:
-    """The exception and the innermost line of code, on one line."""
+    """Return the exception and the innermost line of code, on one line."""
     text = " ".join(str(error).split()) or "no message"
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -37,7 +37,7 @@ class Rollouts:
     before: dict[str, Tensor] = field(default_factory=dict)  # (B, T) each
 
     def old(self, name: str) -> Tensor:
-        """A statistic or an extra module's output before the update ``(B, T)``: made up, the same for a name."""
+        """Return a statistic or an extra module's output before the update ``(B, T)``: made up, the same for a name."""
         if name == "logps":
             return self.old_logps
         if name not in self.before:
@@ -46,12 +46,12 @@ class Rollouts:
         return self.before[name]
 
     def prefer(self, first: list[int], second: list[int]) -> Tensor:
-        """Probability ``(P,)`` that one answer is better, from the rewards."""
+        """Return the probability ``(P,)`` that one answer is better, from the rewards."""
         return torch.sigmoid(self.rewards[first] - self.rewards[second])
 
     @property
     def reward_parts(self) -> dict[str, Tensor]:
-        """The rewards one by one ``(B,)``: here there is a single one."""
+        """Rewards by name ``(B,)``: here there is a single one."""
         return {"reward": self.rewards}
 
     @property
@@ -61,7 +61,7 @@ class Rollouts:
 
     @property
     def turn_rewards(self) -> Tensor:
-        """Reward of each turn ``(B, 2)``: all of it in the last that has tokens."""
+        """Reward of each turn ``(B, 2)``: all of it in the last turn with tokens."""
         turns = self.turn.amax(1) if self.mask.shape[1] else torch.zeros(len(self.rewards), dtype=torch.long)
         return torch.zeros(len(self.rewards), 2, dtype=self.rewards.dtype).scatter(
             1, turns[:, None], self.rewards[:, None]
@@ -73,7 +73,7 @@ class Rollouts:
         return self.mask.sum(-1)
 
     def take(self, places: list[int]) -> Rollouts:
-        """Only these rollouts, in this order."""
+        """Return these rollouts alone, in this order."""
         rows = torch.tensor(places)
         return Rollouts(
             group=self.group[rows],
@@ -92,12 +92,12 @@ class Rollouts:
         )
 
     def worth(self, value: float) -> Rollouts:
-        """The same where every reward, also one that was only lent, is ``value``."""
+        """Return the same rollouts with ``value`` as every reward, also of auxiliary ones."""
         lent = {name: [value] * len(values) for name, values in self.columns.items()}
         return replace(self, rewards=torch.full_like(self.rewards, value), columns=lent)
 
     def padded(self, columns: int) -> Rollouts:
-        """The same with empty token columns on the right."""
+        """Return the same rollouts with empty token columns on the right."""
         return replace(
             self,
             mask=F.pad(self.mask, (0, columns)),
@@ -112,9 +112,9 @@ class Rollouts:
 def make_rollouts(
     groups: list[int], seed: int, near: bool = False, method: Method | None = None
 ) -> tuple[Tensor, Rollouts]:
-    """Rewards ``(B,)`` and rollouts for groups of these sizes; ``near``: the policy is still the reference.
+    """Make rewards ``(B,)`` and rollouts for groups of these sizes; ``near``: the policy equals the reference.
 
-    Rewards that the ``method`` borrows from completions it does not learn from are columns.
+    Rewards of completions that the ``method`` does not learn from are columns.
     """
     random = torch.Generator().manual_seed(seed)
     size = sum(groups)
@@ -127,10 +127,10 @@ def make_rollouts(
     group = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))  # (B,)
     plans = plans_of(method, groups) if method is not None else [[SampleRequest(count)] for count in groups]
     columns = {}
-    for name in sorted({ask.reward_as for asks in plans for ask in asks} - {""}):
+    for name in sorted({ask.baseline_column for asks in plans for ask in asks} - {""}):
         values = torch.randn(len(groups), generator=random, dtype=torch.float64)
         columns[name] = values[group].tolist()
-    for name in sorted({ask.compared_as for asks in plans for ask in asks} - {""}):
+    for name in sorted({ask.opponent_column for asks in plans for ask in asks} - {""}):
         columns[name] = torch.rand(size, generator=random, dtype=torch.float64).tolist()
     rollouts = Rollouts(
         group=group,
@@ -151,7 +151,7 @@ def make_rollouts(
 
 
 def plans_of(method: Method, groups: list[int]) -> list[list[SampleRequest]]:
-    """What the method asks for, one list a group."""
+    """Return the method's sampling requests, one list a group."""
     if not method.has("posttrain_plan_rollouts"):
         return [[SampleRequest(count)] for count in groups]
     prompts: list[dict[str, Any]] = [{"prompt": f"prompt {place}", "completion": "a"} for place in range(len(groups))]
@@ -161,8 +161,8 @@ def plans_of(method: Method, groups: list[int]) -> list[list[SampleRequest]]:
 
 
 def _sources(asks: list[SampleRequest], count: int) -> list[str]:
-    """Who made the completions of a group of ``count``: in turn as asked, then the last again."""
-    asked = [ask for ask in asks if not (ask.reward_as or ask.compared_as) for _ in range(ask.samples)]
+    """Return the sources of a group's ``count`` completions: in the order of the requests, then the last one again."""
+    asked = [ask for ask in asks if not (ask.baseline_column or ask.opponent_column) for _ in range(ask.samples)]
     names = ["mixture" if ask.mixture else ask.source for ask in asked] or ["policy"]
     return [names[min(place, len(names) - 1)] for place in range(count)]
 
@@ -173,5 +173,5 @@ def _item(place: int, group: int, logps: Tensor, reward: Tensor) -> Rollout:
 
 
 def advantages_of(method: Method, config: Any, rewards: Tensor, rollouts: Rollouts) -> Tensor:
-    """The method's advantages, with a fresh state."""
+    """Return the method's advantages, with a fresh state."""
     return method.advantages_and_columns(rewards=rewards, rollouts=rollouts, config=config, state={})[0]

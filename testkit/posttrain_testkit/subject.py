@@ -1,4 +1,4 @@
-"""What is checked: a method's files, its card and, for the checks that need it, the loaded method. No torch here."""
+"""Subject of the checks: a method's files, its card and, where needed, the loaded method. No torch here."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ class Subject:
     """A method under test.
 
     ``package`` is the folder with ``__init__.py`` and ``method.toml``, ``project`` the folder with its
-    ``pyproject.toml`` where there is one. ``memory`` holds what several checks share, a trained tiny run for example.
+    ``pyproject.toml`` where there is one. ``memory`` caches results that several checks share, such as a trained tiny
+    run.
     """
 
     name: str
     package: Path
     project: Path | None = None
     source: str = ""
-    """What a user types to mean this method: its name or folder."""
+    """User's argument for this method: its name or folder."""
     loaded: Method | None = None
+    family: str = "text"
+    """Kind of model that the training checks run on, a name of ``families.FAMILIES``."""
     memory: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -42,7 +45,7 @@ class Subject:
 
     @cached_property
     def method(self) -> Method:
-        """The loaded method; its module is imported now. Raises MethodError or PluginError."""
+        """The loaded method; its module is imported on first access. Raises MethodError or PluginError."""
         if self.loaded is not None:
             return self.loaded
         from posttrain.catalogue.methods import load
@@ -62,7 +65,7 @@ class Subject:
 
     @cached_property
     def distribution(self) -> Distribution | None:
-        """The installed distribution that holds this package, None for a folder that is not installed."""
+        """The installed distribution of this package, None for a folder that is not installed."""
         try:
             return distribution(self.card.distribution)
         except PackageNotFoundError:
@@ -76,9 +79,9 @@ class Subject:
 
 
 def subject_of(method: str | Path | Subject | Method) -> Subject:
-    """The subject for an installed name, a plugin folder, a loaded method, or a subject as it is.
+    """Return the subject for an installed name, a plugin folder, a loaded method, or a subject unchanged.
 
-    Raises MethodError where the name is not installed or the folder holds no plugin.
+    Raises MethodError where the name is not installed or the folder has no plugin.
     """
     if isinstance(method, Subject):
         return method
@@ -89,7 +92,7 @@ def subject_of(method: str | Path | Subject | Method) -> Subject:
 
 
 def installed_subjects() -> tuple[list[Subject], list[Installed]]:
-    """A subject for each installed method that can be used, by name; and the rows of those that cannot."""
+    """Return a subject for each usable installed method, by name; and the rows of the others."""
     rows = installed()
     broken = [row for row in rows if row.problem or row.card is None or row.card.path is None]
     return [_from_card(row.card, row.name) for row in rows if row not in broken and row.card is not None], broken
@@ -115,12 +118,12 @@ def _from_place(place: str) -> Subject:
 
 
 def _from_card(card: Card, name: str) -> Subject:
-    assert card.path is not None  # both callers have looked
+    assert card.path is not None  # both callers have checked it
     return Subject(name, card.path.parent, _project_of(card.path.parent), name)
 
 
 def package_in(folder: Path) -> Path | None:
-    """The one package with a card in a plugin folder: the folder itself, below it, or below ``src``."""
+    """Return the one package with a card in a plugin folder: the folder itself, below it, or below ``src``."""
     for place in (folder, folder / "src"):
         if (place / "__init__.py").is_file() and (place / "method.toml").is_file():
             return place.resolve()

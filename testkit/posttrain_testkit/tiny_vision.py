@@ -1,6 +1,7 @@
-"""Vision-language models of a few ten thousand parameters with the real processors of their families.
+"""Vision-language models of tens of thousands of parameters with the real processors of their families.
 
-No file and no network is needed: tokenizers and image processors are made of their classes, models of configurations.
+Neither files nor a network are needed: tokenizers and image processors are built from their classes, models from
+configurations.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from posttrain.models.processor import head_class
 from posttrain.network.image_reader import without_videos
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -47,7 +49,7 @@ Pair = tuple[Any, Any]
 
 
 def picture(seed: int, width: int = 24, height: int = 20) -> Any:
-    """A picture of noise, the same each time for a seed."""
+    """Make an image of noise, the same each time for a seed."""
     import PIL.Image
 
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -55,7 +57,7 @@ def picture(seed: int, width: int = 24, height: int = 20) -> Any:
 
 
 def shown(*parts: str | int) -> dict[str, Any]:
-    """A user's message of texts and pictures of noise, which numbers name by their seeds."""
+    """Build a user's message of texts and images of noise, given by their seeds."""
     content = [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": picture(part)}
         for part in parts
@@ -64,23 +66,29 @@ def shown(*parts: str | int) -> dict[str, Any]:
 
 
 def answered(text: str) -> dict[str, Any]:
-    """An assistant's message."""
+    """Build an assistant's message."""
     return {"role": "assistant", "content": text}
 
 
-def tiny_vision(family: str, dtype: torch.dtype = torch.float32, seed: int = 1234, **text: Any) -> Pair:
-    """A model of ``FAMILIES`` and its processor, the same each time for a seed; no global random state moves.
+def tiny_vision(
+    family: str, dtype: torch.dtype = torch.float32, seed: int = 1234, head: str = "vocabulary", **text: Any
+) -> Pair:
+    """Build a model of ``FAMILIES`` and its processor, the same each time for a seed; no global random state changes.
 
     ``text`` changes fields of the language part's configuration.
     """
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         model, processor = FAMILIES[family](_TEXT | text)
+        if head != "vocabulary":
+            config = model.config
+            config.num_labels = {"score": 1, "steps": 2}[head]
+            model = head_class(config, head).from_config(config)
     return model.to(dtype), processor
 
 
 def save_tiny_vision(family: str, folder: Path | str, **options: Any) -> Path:
-    """Write such a model and its processor into ``folder``, as transformers does; returns the folder."""
+    """Write such a model and its processor into ``folder``, as transformers does; return the folder."""
     model, processor = tiny_vision(family, **options)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -89,7 +97,7 @@ def save_tiny_vision(family: str, folder: Path | str, **options: Any) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks that configurations make of their own defaults."""
+    """Hide warnings of configurations about their own defaults."""
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
@@ -99,7 +107,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tokenizer(special: list[str], image: str, **named: str) -> Any:
-    """One token a letter, one for each of ``special``; ``image`` is what the template writes for a picture."""
+    """Build a tokenizer with one token a letter and one for each of ``special``; ``image`` is the placeholder."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *special, *_LETTERS]
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -117,7 +125,7 @@ def _tokenizer(special: list[str], image: str, **named: str) -> Any:
 
 
 def _qwen(kind: str, text: dict[str, Any]) -> Pair:
-    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL: sizes as the picture's, positions in three dimensions."""
+    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL: sizes follow the image, positions have three dimensions."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -147,12 +155,12 @@ def _qwen(kind: str, text: dict[str, Any]) -> Pair:
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config), processor
 
 
-#: Marks of the tiles that Idefics3 and SmolVLM cut a picture into.
+#: Marks of the tiles into which Idefics3 and SmolVLM cut an image.
 _TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 
 
 def _idefics(text: dict[str, Any]) -> Pair:
-    """Idefics3, of which SmolVLM is a smaller sister: a picture is cut into tiles."""
+    """Idefics3, and its smaller relative SmolVLM: an image is cut into tiles."""
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
     special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_TILES]
@@ -200,7 +208,7 @@ def _smolvlm(text: dict[str, Any]) -> Pair:
 
 
 def _llava(text: dict[str, Any]) -> Pair:
-    """LLaVA: one size for all pictures, features of a layer before the last."""
+    """LLaVA: one size for all images, features of a layer before the last."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     tokenizer = _tokenizer(["<image>"], "<image>")
@@ -222,7 +230,7 @@ def _llava(text: dict[str, Any]) -> Pair:
 
 
 def _gemma(text: dict[str, Any]) -> Pair:
-    """Gemma 3: the embeddings of a picture see each other in both directions; one layer has a window."""
+    """Gemma 3: the embeddings of an image attend to each other in both directions; one layer has a window."""
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
@@ -247,7 +255,7 @@ def _gemma(text: dict[str, Any]) -> Pair:
 
 
 def _paligemma(text: dict[str, Any]) -> Pair:
-    """PaliGemma: a whole prompt is read in both directions."""
+    """PaliGemma: the whole prompt has bidirectional attention."""
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     tokenizer = _tokenizer(["<image>"], "<image>")
@@ -266,7 +274,7 @@ def _paligemma(text: dict[str, Any]) -> Pair:
 
 
 def _internvl(text: dict[str, Any]) -> Pair:
-    """InternVL: as many tiles as fit a picture's shape."""
+    """InternVL: as many tiles as fit an image's shape."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
     named = {
@@ -293,7 +301,7 @@ def _internvl(text: dict[str, Any]) -> Pair:
     return transformers.InternVLForConditionalGeneration(config), processor
 
 
-#: Families by name, each made of fields of its language part's configuration.
+#: Families by name, each a function of fields of its language part's configuration.
 FAMILIES: dict[str, Callable[[dict[str, Any]], Pair]] = {
     "qwen2-vl": lambda text: _qwen("Qwen2VL", text),
     "qwen2.5-vl": lambda text: _qwen("Qwen2_5_VL", text),

@@ -25,7 +25,7 @@ FILE = "trajectory.json"
 #: Largest difference, as a share of the largest number of the series. Far above what another processor changes in
 #: float64, far below what a change of a formula does.
 TOLERANCE = 1e-6
-#: Options of the run. The learning rate is large: what the eighth step sees depends on all seven updates before it.
+#: Options of the run. The learning rate is large, so that the eighth step depends on all seven updates before it.
 SETTINGS: dict[str, Any] = {
     "batch_size": 4,
     "steps": 8,
@@ -34,9 +34,9 @@ SETTINGS: dict[str, Any] = {
     "dtype": "float64",
     "seed": 0,
 }
-#: With two updates per rollout the ratio moves away from 1, and what a method does with it shows.
+#: With two updates per rollout the ratio moves away from 1, so that clipping and the like show.
 _ONLINE = {"group_size": 4, "max_new_tokens": 6, "updates_per_rollout": 2}
-#: What was asked for, what it cost, what the sampled texts look like, the accounts of prompts, the sampler's rounding.
+#: Options, costs, properties of the sampled texts, counts of prompts, rounding of the sampler.
 _LEFT_OUT = ("step", "learning_rate", "seconds", "per_second", "memory_mb", "empty_share", "common_share", "repetition")
 _LEFT_OUT_FAMILIES = ("sampler_", "prompts_")
 _SERIES = ("loss", "grad_norm")
@@ -44,13 +44,16 @@ _WRITE = "Write it: posttrain promote NAME --store-trajectory"
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """Train the tiny model with the plugin in ``folder`` and return what the file holds.
+    """Train the tiny model with the plugin in ``folder`` and return the file's content.
 
-    ``series`` has the values of each metric by name, step by step, ``loss`` and ``grad_norm`` (before clipping)
-    among them.
+    ``series`` has the values of each metric by name, step by step, ``loss`` and ``grad_norm`` (before clipping) among
+    them.
     """
     method = load(str(folder.resolve()))
-    keywords = SETTINGS | (_ONLINE | {"reward": [count_of_a]} if method.card.online else {})
+    card = method.card
+    keywords = SETTINGS | (_ONLINE | {"reward": [count_of_a]} if card.online else {})
+    if "teacher" in card.needs and "teacher_model" not in card.defaults:
+        keywords["teacher"] = tiny_model(dtype=torch.float64, seed=77)
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="posttrain-trajectory-") as place:
         run = api.train(
@@ -65,18 +68,18 @@ def record(folder: Path) -> dict[str, Any]:
             **keywords,
         )
     names = [n for n in run.metrics[0] if not n.endswith(_LEFT_OUT) and not n.startswith(_LEFT_OUT_FAMILIES)]
-    # what is known of rollouts stands on the lines of the steps that made them
+    # metrics of rollouts are on the lines of the steps that made them
     series = {name: [float(line[name]) for line in run.metrics if name in line] for name in names}
     return {"method": method.name, "version": method.card.version, "series": series}
 
 
 def difference(folder: Path) -> str | None:
-    """How the stored numbers and those of today differ, in one sentence; None where they agree."""
+    """Return how the stored numbers and the present ones differ, in one sentence; None where they agree."""
     return _compare(_read(folder / FILE), record(folder))
 
 
 def store(folder: Path) -> Path:
-    """Write the numbers of today; returns the file.
+    """Write the present numbers; return the file.
 
     Raises MethodError where stored numbers would change and the version is still that of the same minor release.
     """
@@ -124,7 +127,7 @@ def _compare(stored: dict[str, Any], found: dict[str, Any]) -> str | None:
 
 
 def _as_text(found: dict[str, Any]) -> str:
-    """JSON with a line a series, so that a difference between two versions can be read."""
+    """Format as JSON with a line a series, so that a difference between two versions can be read."""
     rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(values)}" for name, values in found["series"].items())
     head = f'  "method": {json.dumps(found["method"])},\n  "version": {json.dumps(found["version"])},\n'
     return "{\n" + head + '  "series": {\n' + rows + "\n  }\n}\n"

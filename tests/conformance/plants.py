@@ -98,7 +98,7 @@ def posttrain_advantages(rewards, rollouts, config):
 def posttrain_loss(batch, policy, config):
     """Policy gradient."""
     view = policy.completion
-    loss = -batch.advantages * view.average(view.logps)
+    loss = -batch.advantages * view.mean_of(view.logps)
     return loss, {"margin": loss.detach()}
 '''
 )

@@ -95,7 +95,7 @@ def test_cache_is_rebuilt_when_anything_that_matters_changes(made, build, tmp_pa
 def test_a_damaged_entry_is_rebuilt(made, tokenizer, tmp_path, counted, damage):
     fresh = made(ROWS, "prompt-completion", tokenizer, cache=tmp_path)
     (entry,) = tmp_path.iterdir()
-    tokens = entry / "tokens.safetensors"
+    tokens = entry / "ids.bin"
     content = tokens.read_bytes()
     if damage == "truncate":
         tokens.write_bytes(content[:-3])

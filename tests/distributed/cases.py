@@ -6,6 +6,7 @@ here is starting processes.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -18,17 +19,16 @@ BAD = ["fg", "hefgh", "e", "gg", "efef", "h", "ge"]
 PAIRS = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in zip(PROMPTS, GOOD, BAD, strict=True)]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "sft": [{"prompt": p, "completion": c} for p, c in zip(PROMPTS, GOOD, strict=True)],
-    "dpo": PAIRS,
-    "reward": PAIRS,
-    "grpo": [{"prompt": p} for p in PROMPTS],
-    "rloo": [{"prompt": p} for p in PROMPTS],
-    "ppo": [{"prompt": p} for p in PROMPTS],
+    **dict.fromkeys(("dpo", "reward", "simpo", "orpo"), PAIRS),
+    **{method: [{"prompt": p} for p in PROMPTS] for method in ("grpo", "rloo", "dapo", "ppo", "gold")},
     "gkd": [{"prompt": p, "completion": c} for p, c in zip(PROMPTS, GOOD, strict=True)],
     "kto": [
         {"prompt": p, "completion": c, "label": n % 2 == 0} for n, (p, c) in enumerate(zip(PROMPTS, GOOD, strict=True))
     ],
 }
 STABLE = ["dpo", "grpo", "reward", "rloo", "sft"]
+#: Stable too, since promotion.
+PROMOTED = ["dapo", "gkd", "gold", "kto", "orpo", "simpo"]
 #: Evaluated before and after, cut into passes of two rows: an odd number of rows leaves one rank a pass short.
 COMMON = {
     "batch_size": 7,
@@ -59,22 +59,75 @@ def mixture() -> Any:
     return MixtralForCausalLM(MixtralConfig(**sizes, **special, **routing, sliding_window=None))
 
 
-def train(method: str, output: Path, experts: bool = False, **options: Any) -> Any:
+#: Options of episodes with pictures: a prompt a rank, one shown pictures, the other not; passes of one episode each.
+ALBUM: dict[str, Any] = {"method": "grpo", "album": True, "batch_size": 2, "micro_batch_size": 1, "steps": 2}
+
+
+def with_album() -> dict[str, Any]:
+    """A tiny vision-language model, and episodes of two turns that show every second row a picture in between."""
+    from posttrain import Environment, Observation
+    from posttrain_testkit.tiny_vision import shown, tiny_vision
+
+    class Album(Environment):
+        def reset(self, row: dict[str, Any], seed: int) -> str:
+            self.seed, self.turns = row["picture"], 0
+            return "go"
+
+        def step(self, message: dict[str, Any]) -> Any:
+            self.turns += 1
+            text = message["content"]
+            odd = sum(ord(one) % 2 for one in text) / max(1, len(text))
+            return Observation([shown("and", self.seed)] if self.seed else "and", odd, done=self.turns == 2)
+
+    asked = [shown("look ", 1), {"role": "user", "content": "ab"}, shown("see ", 3), {"role": "user", "content": "c"}]
+    model, processor = tiny_vision("llava")
+    given: dict[str, Any] = {"model": model, "tokenizer": processor, "environment": Album, "reward": None}
+    given |= {"data": [{"prompt": [one], "picture": 7 * (n % 2 == 0)} for n, one in enumerate(asked)], "shuffle": False}
+    return given | {"eval_data": None, "max_turns": 2, "stop": list("abcdefghijklm"), "train_vision": "all"}
+
+
+def train(
+    method: str,
+    output: Path,
+    experts: bool = False,
+    family: str | None = None,
+    heads: int = 2,
+    fields: dict[str, Any] | None = None,
+    album: bool = False,
+    **options: Any,
+) -> Any:
     """A run of ``method`` from objects in memory; returns it."""
     from posttrain import api
+    from posttrain.network import attention
     from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
+    from posttrain_testkit.tiny_experts import tiny_experts
 
+    if options.get("compile"):
+        _compile_quickly()
     head = "reward-head" if method == "reward" else "vocabulary"
-    given = {"model": tiny_model(head), "tokenizer": tiny_tokenizer(), "data": ROWS[method], "eval_data": ROWS[method]}
-    if experts:
-        given["model"] = mixture()
-    if method == "gkd" and "teacher_model" not in options:
+    given: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "data": ROWS[method], "eval_data": ROWS[method]}
+    given["model"] = mixture() if experts else tiny_model(head, heads=heads)
+    if family is not None:
+        attention.register()
+        given["model"] = tiny_experts(family, head, num_attention_heads=heads, **(fields or {}))
+        given["model"].set_attn_implementation(options.get("attention", attention.NAME))
+    if method in ("gkd", "gold") and "teacher_model" not in options:
         given |= {"teacher": tiny_model(seed=7)}
-    if method in ("grpo", "rloo", "ppo"):
+    if method in ("grpo", "rloo", "dapo", "ppo"):
         given |= {"reward": count_a}
-    if method in ("grpo", "rloo", "ppo", "gkd"):
+    if method in ("grpo", "rloo", "dapo", "ppo", "gkd", "gold"):
         given |= {"group_size": 3, "max_new_tokens": 5}
+    if album:
+        given |= with_album()
     return api.train(method, output=str(output), **(COMMON | given | options))
+
+
+def _compile_quickly() -> None:
+    """Leave out the second half of torch's compiler: kernels in C++ take a minute, and nothing of them is spread."""
+    import torch
+
+    if not isinstance(torch.compile, functools.partial):
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
 
 
 def outcome(run: Any) -> dict[str, Any]:
@@ -83,6 +136,9 @@ def outcome(run: Any) -> dict[str, Any]:
         "losses": [line["loss"] for line in run.metrics],
         "norms": [line["grad_norm"] for line in run.metrics],
         "rewards": [line.get("reward") for line in run.metrics],
+        "routers": [
+            [line.get(f"router_{name}") for name in ("load_max", "load_min", "entropy")] for line in run.metrics
+        ],
         "evaluations": run.evaluations,
         "shards": sum(_local(p).numel() for p in run.policy.parameters()),
         "whole": sum(p.numel() for p in run.policy.parameters()),

@@ -1,6 +1,8 @@
 """ZeRO 1, 2 and 3 give the numbers of one process: many runs in one start of two processes."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ from posttrain.distributed.zero_config import configuration, stage_of
 from posttrain.errors import SettingsError
 from posttrain.settings import DistributedSettings
 
-from .cases import STABLE
+from .cases import PROMOTED, STABLE
 from .test_strategies import TOLERANCE, difference, once, same_evaluations
 
 pytest.importorskip("deepspeed", reason="needs the extra posttrain[deepspeed]")
@@ -23,15 +25,13 @@ MORE = {
     "dpo-adapter": ("dpo", {"lora": True, "lora_rank": 4}, {"zero_stage": 3}),
     "grpo-updates": ("grpo", {"updates_per_rollout": 2, "minibatches_per_rollout": 2, "steps": 6}, {"zero_stage": 3}),
     "ppo": ("ppo", {}, {"zero_stage": 3}),
-    "kto": ("kto", {}, {"zero_stage": 2}),
-    "gkd": ("gkd", {}, {"zero_stage": 3}),
 }
 COMMON = {"strategy": "deepspeed"}
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    cases = {method: {"method": method} for method in STABLE}
+    cases = {method: {"method": method} for method in (*STABLE, *PROMOTED)}
     cases |= {name: {"method": method, **options} for name, (method, options, _) in MORE.items()}
     cases["sft-saved"] = {"method": "sft", "steps": 6, "schedule": "constant"}
     return once(tmp_path_factory, "zero-one", cases, 1)
@@ -39,7 +39,7 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, file):
-    cases = {f"{m}/{s}": {"method": m, "zero_stage": s, **COMMON} for m in STABLE for s in (2, 3)}
+    cases = {f"{m}/{s}": {"method": m, "zero_stage": s, **COMMON} for m in (*STABLE, *PROMOTED) for s in (2, 3)}
     cases |= {name: {"method": m, **COMMON, **options, **own} for name, (m, options, own) in MORE.items()}
     for stage in (2, 3):
         own = {"zero_stage": stage, "steps": 3, "schedule": "constant", "deepspeed_config": file}
@@ -62,7 +62,7 @@ def file(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("method", STABLE)
+@pytest.mark.parametrize("method", [*STABLE, *PROMOTED])
 def test_stable_methods_give_the_losses_of_one_process(one, two, method, stage):
     found, expected = two[f"{method}/{stage}"], one[method]
     print(f"{method} zero {stage}: {difference(found, expected):.1e}")
@@ -154,3 +154,15 @@ def test_files_that_cannot_be_read(tmp_path):
     settings = replace(written(tmp_path, zero_optimization={"stage": 3}), zero_stage=2)
     with pytest.raises(SettingsError, match=r"^zero-stage is 2, but '.*' says stage 3. Leave one out."):
         stage_of(settings)
+
+
+def test_importing_it_leaves_the_environment_as_it_was():
+    code = (
+        "import os; before = dict(os.environ); from posttrain.distributed.deepspeed import library; library(); "
+        "import torch, deepspeed; assert os.environ.get('DS_ACCELERATOR') == before.get('DS_ACCELERATOR'); "
+        "name = deepspeed.get_accelerator().device_name(); "
+        "assert torch.accelerator.is_available() or name == 'cpu', name"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "accelerator" not in done.stdout + done.stderr

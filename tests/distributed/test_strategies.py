@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from posttrain.models import save
 from posttrain_testkit.tiny import tiny_model
 from safetensors.torch import load_file
 
-from .cases import STABLE
+from .cases import ALBUM, PROMOTED, STABLE
 
 HERE = Path(__file__).parent
 #: What the brief of the strategies promises for float32.
@@ -27,13 +28,13 @@ MORE = {
     "dpo-adapter": ("dpo", {"lora": True, "lora_rank": 4}, {}),
     "sft-adapter-on-the-head": ("dpo", {"lora": True, "lora_rank": 4, "lora_targets": ["q_proj", "lm_head"]}, {}),
     "sft-checkpointing": ("sft", {"gradient_checkpointing": True}, {}),
+    "sft-compiled": ("sft", {}, {"compile": True}),
     "sft-padded": ("sft", {"packing": False, "optimizer": "sgd"}, {}),
     "sft-one-row": ("sft", {"limit": 1, "batch_size": 1}, {}),
     "dpo-no-cache": ("dpo", {"reference_cache": False}, {}),
     "grpo-several-updates": ("grpo", {"updates_per_rollout": 2, "minibatches_per_rollout": 2, "steps": 6}, {}),
-    "kto": ("kto", {}, {}),
+    "grpo-apart": ("grpo", {"generation_process": True}, {}),  # begun from sharded weights
     "gkd-base": ("gkd", {"teacher_model": "base", "optimizer": "sgd"}, {}),
-    "gkd-other": ("gkd", {}, {}),
     "gkd-live": ("gkd", {"teacher_model": "live", "optimizer": "sgd"}, {}),
     "ppo": ("ppo", {}, {}),
     "sft-experts": ("sft", {"experts": True, "optimizer": "sgd"}, {}),
@@ -62,7 +63,7 @@ def work(folder: Path, cases: dict, processes: int) -> dict:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(processes)]
-    for key in ("losses", "norms", "rewards", "evaluations", "error"):  # all ranks saw the same run
+    for key in ("losses", "norms", "rewards", "routers", "evaluations", "error"):  # all ranks saw the same run
         assert all(
             {n: found.get(key) for n, found in rank.items()} == {n: f.get(key) for n, f in ranks[0].items()}
             for rank in ranks
@@ -85,20 +86,22 @@ def once(tmp_path_factory, name: str, cases: dict, processes: int) -> dict:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """Every case on one process."""
-    cases = {method: {"method": method} for method in STABLE}
+    cases = {method: {"method": method} for method in (*STABLE, *PROMOTED)}
     cases |= {name: {"method": method, **options} for name, (method, options, _) in MORE.items()}
     cases["sft-saved"] = {"method": "sft", "steps": 6, "save_every": 2, "save_total": 9}
+    cases["album"] = ALBUM
     return once(tmp_path_factory, "one", cases, 1)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Every case on two, under each strategy."""
-    cases = {f"{m}/{s}": {"method": m, "strategy": s} for m in STABLE for s in ("ddp", "fsdp")}
+    cases = {f"{m}/{s}": {"method": m, "strategy": s} for m in (*STABLE, *PROMOTED) for s in ("ddp", "fsdp")}
     cases |= {name: {"method": m, "strategy": "fsdp", **options, **own} for name, (m, options, own) in MORE.items()}
     cases["sft-bfloat16"] = {"method": "sft", "strategy": "fsdp", "autocast": True}
     for name in ("ddp", "fsdp"):
         cases[f"sft-gradients/{name}"] = {"method": "sft", "strategy": name, "bfloat16_gradients": True}
+        cases[f"album/{name}"] = ALBUM | {"strategy": name}
     for name in ("sft", "dpo"):
         cases[f"{name}-saved"] = {"method": name, "strategy": "fsdp", "steps": 6, "save_every": 2, "save_total": 9}
     cases |= {name: {"method": "sft", "strategy": "fsdp", **options} for name, (options, _) in REFUSED.items()}
@@ -116,7 +119,7 @@ def same_evaluations(found: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("method", STABLE)
+@pytest.mark.parametrize("method", [*STABLE, *PROMOTED])
 def test_stable_methods_give_the_losses_of_one_process(one, two, method, strategy):
     found, expected = two[f"{method}/{strategy}"], one[method]
     print(f"{method} {strategy}: {difference(found, expected):.1e}")
@@ -133,6 +136,20 @@ def test_everything_else_gives_the_losses_of_one_process(one, two, name):
     print(f"{name}: {difference(two[name], one[name]):.1e}")
     assert difference(two[name], one[name]) <= (1e-4 if "tensor" in name else TOLERANCE)
     same_evaluations(two[name], one[name])
+    if name == "sft-experts":
+        for ours, theirs in zip(two[name]["routers"], one[name]["routers"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.18"), reason="images need transformers 5.18")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_episodes_with_pictures_on_one_rank_alone_give_the_losses_of_one_process(one, two, strategy):
+    found, expected = two[f"album/{strategy}"], one["album"]
+    print(f"album {strategy}: {difference(found, expected):.1e}")
+    assert difference(found, expected) <= TOLERANCE
+    assert difference(found, expected, "norms") <= TOLERANCE
+    assert found["rewards"] == pytest.approx(expected["rewards"], abs=1e-6)
+    assert min(found["norms"]) > 0.1
 
 
 def test_each_rank_holds_its_half(one, two):

@@ -10,7 +10,7 @@ from posttrain.assembly.environment import find_task
 from posttrain.environments.environment import ToolUse
 from posttrain.environments.http import HttpEnvironment
 from posttrain.errors import RunFailed, SettingsError
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import EpisodeSettings
 from posttrain_testkit.environments import check_environment
 
 

@@ -369,8 +369,9 @@ def test_thinking_that_the_template_leaves_out_is_kept_or_refused(train, capsys)
         tokenizer.parse_response = lambda text: {"content": f"g{text}", "reasoning_content": "g"}
         return train(tokenizer=tokenizer, data=TALKS, steps=1, **changes)
 
-    run()
-    assert "Refuse with: --rewritten-history refuse" in capsys.readouterr().out
+    run(progress="plain")
+    said = capsys.readouterr()
+    assert "Refuse with: --rewritten-history refuse" in said.out + said.err
     with pytest.raises(SettingsError, match="leaves out of earlier turns what the model wrote there"):
         run(rewritten_history="refuse")
 
@@ -385,3 +386,15 @@ def test_episodes_are_played_while_the_trainer_trains(train, tmp_path):
     assert (last["prompts_issued"], last["prompts_trained"], last["prompts_pending"]) == (8.0, 8.0, 0.0)
     assert max(line.get("sampler_staleness_max", 0.0) for line in run.metrics) <= 1.0
     assert run.metrics[0]["turns"] > 1
+
+
+def test_chat_and_system_prompt_hold_for_the_whole_conversation(train):
+    assert series(train(chat=True)) == series(train(data=TALKS))
+
+    class Opens(Echo):
+        def reset(self, row, seed):
+            return "go"
+
+    told = [{"prompt": [{"role": "system", "content": "gg"}, *row["prompt"]]} for row in TALKS]
+    run = train(data=TALKS, system_prompt="gg", environment=Opens)
+    assert series(run) == series(train(data=told, environment=Opens))

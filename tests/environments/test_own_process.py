@@ -17,7 +17,7 @@ from posttrain.errors import RewardError, RunFailed, SettingsError
 from posttrain.rewards import load_rewards, own_process, score
 from posttrain.servers.daemon_pool import DaemonPool
 from posttrain.servers.forks import Forks, ProcessLost
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import EpisodeSettings
 from posttrain_testkit.environments import check_environment
 
 ENVIRONMENTS = """

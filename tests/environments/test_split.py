@@ -87,8 +87,9 @@ def test_a_run_trains_each_turn_behind_what_the_template_shows(tmp_path, capsys)
         quiet = {"progress": "quiet", "cache": "off", "device": "cpu", "output": str(tmp_path / f"{len(changes)}")}
         return api.train("grpo", **(own | quiet | {"rewritten_history": "split"} | changes))
 
-    found = run()
-    assert "episodes are split, so that each turn is trained behind what the template shows" in capsys.readouterr().out
+    found = run(progress="plain")
+    said = capsys.readouterr()
+    assert "episodes are split, so that each turn is trained behind what the template shows" in said.out + said.err
     lines = [json.loads(line) for line in (found.path / "episodes.jsonl").read_text().splitlines()]
     examples = found.source.buffer
     assert len(examples) == len(lines) == 8  # an episode is one example, however many texts it has

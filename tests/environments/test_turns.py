@@ -87,7 +87,7 @@ def test_behind_a_sampled_turn_stands_what_the_template_puts_there(name, words):
         assert [one["function"] for one in message["tool_calls"]] == [{"name": "add", "arguments": {"a": 3, "b": 4}}]
     answers = ANSWER if message.get("tool_calls") else [{"role": "user", "content": "And 5?"}]
     said, answers = turns.plain(message, answers, ids)
-    found = tokenizer.decode(turns.between(ASKED, said, answers, ids))
+    found = tokenizer.decode(turns.between(ASKED, said, answers, ids).ids)
 
     (answer,) = answers
     assert found == EXPECTED.get(name, EXPECTED["tags"]).format(role=answer["role"], content=answer["content"])
@@ -98,7 +98,7 @@ def test_a_turn_that_no_token_ended_is_closed_by_the_template():
     turns = Turns(tokenizer, DataSettings(), {tokenizer.convert_tokens_to_ids("<|e|>")}, None)
     ids = torch.tensor(tokenizer("It is 7.", add_special_tokens=False)["input_ids"])
     found = turns.between(ASKED, turns.message(ids), [{"role": "user", "content": "b"}], ids)
-    assert tokenizer.decode(found) == "<|e|>\n<|s|>user\nb<|e|>\n<|s|>assistant\n"
+    assert tokenizer.decode(found.ids) == "<|e|>\n<|s|>user\nb<|e|>\n<|s|>assistant\n"
 
 
 def test_a_template_that_leaves_thinking_out_is_noticed():

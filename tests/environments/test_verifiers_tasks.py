@@ -5,7 +5,7 @@ import sys
 import pytest
 from posttrain.assembly.environment import find_task
 from posttrain.errors import DependencyError, SettingsError
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import EpisodeSettings
 
 TASKSET = """
 import verifiers.v1 as vf

@@ -14,7 +14,7 @@ from posttrain.cli.main import main
 from posttrain.errors import RunFailed, SettingsError
 from posttrain.evaluation.candidates import SUGGESTED, read_candidates, widened
 from posttrain.evaluation.compare import compare_candidates
-from posttrain.evaluation.tournament import over_seeds, rank, score_of
+from posttrain.evaluation.tournament import _connect, over_seeds, rank, score_of
 from posttrain.evaluation.trials import Trial
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
@@ -166,9 +166,20 @@ def test_mistakes_are_one_line(files, monkeypatch, capsys, words, said):
     assert capsys.readouterr().err.startswith(said)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "127.0.0.1:99999", "nonsense"])
+def test_a_cluster_that_is_not_there_is_named(address):
+    """Port 9 discards, where anything listens; Ray itself would try for minutes."""
+    pytest.importorskip("ray", reason="needs the extra posttrain[ray]")
+    with pytest.raises(RunFailed, match=rf"No Ray cluster was reached at '{address}': .+ Start one with 'ray start"):
+        _connect(address)
+
+
 def test_another_comparison_in_the_folder_is_kept(tmp_path):
     (tmp_path / "asked.json").write_text("{}")
     with pytest.raises(SettingsError, match="holds another comparison"):
+        compare_candidates(read_candidates(["dpo"]), [], [], tmp_path)
+    (tmp_path / "asked.json").write_text("[")
+    with pytest.raises(SettingsError, match=r"asked\.json' is not valid JSON .*Delete it to begin the comparison anew"):
         compare_candidates(read_candidates(["dpo"]), [], [], tmp_path)
     (tmp_path / "asked.json").rename(tmp_path / "mine.txt")
     with pytest.raises(SettingsError, match="not empty and holds no comparison"):

@@ -33,7 +33,7 @@ from posttrain.assembly import data as run_data
 from posttrain.assembly import held_out
 from posttrain.cli import main as command
 from posttrain.cli.imports import load_api
-from posttrain.data.tokens import cache
+from posttrain.data.tokens import array_files, cache
 from posttrain.generation.local import process as sampling
 from posttrain.generation.local import worker
 from posttrain.models import save
@@ -110,7 +110,8 @@ class Killer:
             *((checkpoint, "find_damage"), (loop, "optimiser_step"), (manifest, "write_manifest")),
             *((torch, "save"), (save, "save_file"), (safetensors.torch, "save_file"), (Path, "write_text")),
             *(
-                (cache, "save_file"),
+                (array_files.Joined, "append"),
+                (cache, "put"),
                 (held_out, "read_rows"),
                 (run_data, "prepare"),
                 (ahead, "answer"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from posttrain.contract.generation import Sampling, Weights
+from posttrain.contract.views import Sequence
 from posttrain.errors import SettingsError
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.generation.local.prefixes import Prefix, Prefixes
@@ -42,6 +43,10 @@ FAMILIES = {
 }
 
 
+def plain(ids):
+    return Sequence(ids, torch.zeros(len(ids), dtype=torch.bool))
+
+
 def family(name):
     torch.manual_seed(1)
     options, share = FAMILIES[name]
@@ -61,7 +66,7 @@ def played(generator, temperature=1.0):
     found = [([], []) for _ in range(EPISODES)]
     turn = [0] * EPISODES
     with turn_sampler(generator, Sampling(LIMIT, temperature=temperature), EPISODES, None) as sampler:
-        sampler.ask([(e, texts[e], 100 + e, LIMIT) for e in range(EPISODES)])
+        sampler.ask([(e, plain(texts[e]), 100 + e, LIMIT) for e in range(EPISODES)])
         while sampler.busy:
             ready = []
             for e, one in sampler.advance():
@@ -71,7 +76,7 @@ def played(generator, temperature=1.0):
                 turn[e] += 1
                 if one.finished and turn[e] < TURNS:
                     texts[e] = torch.cat([texts[e], said[e][turn[e]]])
-                    ready.append((e, texts[e], 1000 * turn[e] + e, LIMIT))
+                    ready.append((e, plain(texts[e]), 1000 * turn[e] + e, LIMIT))
             sampler.ask(ready)
     return found, texts
 

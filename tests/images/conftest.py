@@ -1,7 +1,18 @@
 """Folders of tiny vision-language models, made once."""
 
 import pytest
+import transformers
+from packaging.version import Version
 from posttrain_testkit.tiny_vision import save_tiny_vision
+
+#: Older families take no features of images, and are refused.
+NEEDED = Version("5.18")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def new_enough():
+    if Version(transformers.__version__) < NEEDED:
+        pytest.skip(f"images need transformers {NEEDED}")
 
 
 @pytest.fixture(scope="session")

@@ -276,3 +276,40 @@ def test_a_picture_is_turned_as_its_camera_says():
     exif[0x0112] = 6
     picture(1).save(turned, "JPEG", exif=exif)
     assert open_picture(turned.getvalue()).size == (20, 24)
+
+
+def test_samples_of_a_row_have_pictures_of_their_own(made):
+    def sample(seed, said):
+        return {"prompt": [shown(seed, "what")], "completion": [answered(said)]}
+
+    holder = "<|vision_start|><|image_pad|><|vision_end|>"
+    text = {"prompt": f"{holder}what", "completion": "no", "images": [picture(3)]}
+    rows = [
+        {"forget": sample(1, "no"), "retain": sample(2, "yes")},
+        {"forget": text, "retain": text | {"images": [picture(4)]}},
+        {"forget": text, "retain": {"prompt": "what", "completion": "text alone"}},
+        {"forget": [shown(5, "what"), answered("no")], "retain": [shown("text"), answered("yes")]},
+        {"forget": f"{holder}one", "retain": f"{holder}two", "images": [picture(6)]},  # those of the row
+        {"forget": text, "retain": {"prompt": text["prompt"], "completion": "of the same prompt"}},
+    ]
+    digests = [
+        [[image.digest for image in prepared[0].sequences[name][0].images] for name in ("forget", "retain")]
+        for prepared in (made([one], "forget-retain") for one in rows)
+    ]
+    alone = made([row({"type": "image", "image": picture(seed)}, ASKED) for seed in range(7)])
+    own = [only(alone, place).images[0].digest for place in range(7)]
+    assert digests == [
+        [[own[1]], [own[2]]],
+        [[own[3]], [own[4]]],
+        [[own[3]], []],
+        [[own[5]], []],
+        [[own[6]], [own[6]]],
+        [[own[3]], [own[3]]],
+    ]
+
+
+def test_media_in_a_sample_is_refused(made):
+    audio = {"type": "audio", "audio": "a.wav"}
+    sample = {"prompt": [{"role": "user", "content": [audio, ASKED]}], "completion": [answered("no")]}
+    with pytest.raises(ModelError, match="the row has 'audio', and audio is not supported"):
+        made([{"forget": sample, "retain": sample}], "forget-retain")

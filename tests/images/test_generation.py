@@ -10,6 +10,8 @@ from posttrain.contract.views import Sequence
 from posttrain.data import prepare, read_rows
 from posttrain.errors import SettingsError
 from posttrain.generation.local.hf import HfGenerator
+from posttrain.generation.local.prefill import Network
+from posttrain.generation.local.speculation import Speculation
 from posttrain.models.load import load_policy, load_tokenizer
 from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.image_reader import reader_of
@@ -71,6 +73,25 @@ def test_answers_to_pictures(vision, family):
         assert completion.ids.tolist() == plain_answer(model, processor, row, prompt.ids)
 
 
+def test_guesses_from_the_text_change_no_answer_to_pictures(vision):
+    """And a draft model, which sees no picture, is refused."""
+    policy, tokenizer, prompts = loaded(vision("qwen2.5-vl"))
+    ids, images = [prompt.ids for prompt in prompts], [list(prompt.images) for prompt in prompts]
+    how = Speculation("ngram", 4)
+    found = [
+        HfGenerator(policy.model, tokenizer, set(), 3, speculation=one).generate(
+            ids, Sampling(30, temperature=0.05), [[1, 2], [1, 2], [3], [4]], images
+        )
+        for one in (None, how)
+    ]
+    for plain, guessed in zip(*found, strict=True):
+        assert [one.ids.tolist() for one in guessed] == [one.ids.tolist() for one in plain]
+    assert how.tried
+    draft = Speculation("draft", 4, Network(tiny_model()), "small")
+    with pytest.raises(SettingsError, match="speculate is 'draft' and a prompt has images"):
+        HfGenerator(policy.model, tokenizer, {2}, 3, speculation=draft).generate(ids, Sampling(3), [[1]] * 4, images)
+
+
 def test_a_tokenizer_travels_with_what_reads_images(vision):
     _, tokenizer, prompts = loaded(vision("qwen2.5-vl"))
     moved, images = pickle.loads(pickle.dumps((tokenizer, prompts[0].images)))
@@ -95,3 +116,14 @@ def test_the_picture_matters_and_its_place_in_memory_does_not(vision):
     first, other, same = generator.generate(ids, Sampling(4), [[1], [1], [1]], own)
     assert torch.equal(first[0].logps, same[0].logps)
     assert not torch.equal(first[0].logps, other[0].logps)
+
+
+def test_a_sampler_of_sharded_weights_runs_no_pass_of_its_own(vision, monkeypatch):
+    """What a pass tells of a family is known from loading; weights that are sharded since then can run none."""
+    policy, tokenizer, _ = loaded(vision("gemma3"))
+
+    def broken(token_type_ids=None, **_):
+        raise AssertionError("a pass over sharded weights")
+
+    monkeypatch.setattr(policy.decoder, "forward", broken)
+    assert not HfGenerator(policy.model, tokenizer, {2}, 3)._network.images.prefix

@@ -8,6 +8,7 @@ import torch
 import transformers
 from posttrain.contract.views import Sequence
 from posttrain.data import prepare, read_rows
+from posttrain.errors import ModelError
 from posttrain.models.load import load_policy, load_tokenizer
 from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.image_reader import reader_of
@@ -156,3 +157,11 @@ def test_a_sampled_placeholder_is_text(vision):
         if policy.inner.get_output_embeddings().weight is not embeddings.weight:
             assert torch.allclose(changed[: sequence.count], before, atol=1e-9)
             assert (changed[-1] - packed[-1]).abs() > 1e-6
+
+
+def test_a_family_that_takes_no_features_is_refused(vision):
+    """Before transformers 5.18 ``**kwargs`` swallowed them, and a row was read as if it had no picture."""
+    policy, _, sequences = loaded(vision("llava"))
+    policy.images.accepted = policy.images.accepted - {"mm_encoder_outputs"}
+    with pytest.raises(ModelError, match=r"takes no features of images; families do since 5\.18\. Upgrade with: pip"):
+        policy.hidden(sequences)

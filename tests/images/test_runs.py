@@ -178,3 +178,13 @@ if run.compute.strategy.rank == 0:
         for strategy in ("ddp", "fsdp"):
             for first, second in zip(one[f"single {method}"], two[f"{strategy} {method}"], strict=True):
                 assert second == pytest.approx(first, abs=1e-5, rel=1e-5), (strategy, method)
+
+
+def test_a_run_goes_on_between_two_updates_on_the_same_rollouts(vision, tmp_path):
+    """What is kept of the rollouts holds their images, and no object that a checkpoint may not hold."""
+    options = {"steps": 4, "save_every": 2, "updates_per_rollout": 4}
+    whole = train(tmp_path / "whole", "grpo", vision("llava"), **options)
+    shutil.copytree(whole.path, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-4")
+    again = api.resume(tmp_path / "again", data=DATA["grpo"], reward=[count_a])
+    assert series(again) == series(whole)

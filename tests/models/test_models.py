@@ -137,3 +137,16 @@ def test_the_scale_of_an_adapter_is_its_alpha_over_its_rank(folder, alpha, scale
 
 def test_the_attention_of_transformers_that_was_asked_for_is_used(folder):
     assert load(folder, attention="eager").policy.inner.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("head", "asked", "said"),
+    [
+        ("vocabulary", "score", r"ends in the vocabulary; this method needs scores\. .*SequenceClassification \(num"),
+        ("vocabulary", "steps", r"ends in the vocabulary; this method needs scores\. .*TokenClassification \(num"),
+        ("reward-head", "vocabulary", r"ends in scores; this method needs the vocabulary\. .*AutoModelForCausalLM,"),
+    ],
+)
+def test_a_model_that_is_handed_over_with_another_head_is_refused(head, asked, said):
+    with pytest.raises(ModelError, match=said):
+        load_policy(tiny_model(head), tiny_tokenizer(), Settings(device="cpu").model, asked)

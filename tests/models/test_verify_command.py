@@ -123,6 +123,14 @@ def test_a_gguf_file_is_held_against_the_run(runs, tmp_path, capsys):
     assert verdicts[2]["tensor_types"] == ["F16", "F32"]
 
 
+def test_a_gguf_file_has_no_reward_head(runs, tmp_path, capsys):
+    file = write_gguf(runs / "full" / "model", tmp_path / "a.gguf")
+    code, verdicts = verify(capsys, runs / "reward", "--against", file)
+    assert (code, verdicts[1]["good"]) == (1, False)
+    says = "it lacks 1 of the model's weights, first 'score.weight'; a GGUF file holds the language model, without this"
+    assert says in verdicts[1]["problems"][0]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

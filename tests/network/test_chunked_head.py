@@ -1,5 +1,7 @@
 """The chunked head against plain logits: values, gradients, every option of the head (S11, S12, R8, R11, R12)."""
 
+import weakref
+
 import pytest
 import torch
 from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
@@ -116,6 +118,42 @@ def test_full_logits_never_exist():
     assert largest == 4
 
 
+class Peak(torch.utils._python_dispatch.TorchDispatchMode):
+    """Most bytes at one time of what was allocated since the mode was entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.most = set(), 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for one in result if isinstance(result, tuple | list) else [result]:
+            storage = one.untyped_storage() if isinstance(one, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.live:
+                self.live.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+                self.most = max(self.most, self.now)
+        return result
+
+    def free(self, key, count):
+        self.live.discard(key)
+        self.now -= count
+
+
+def test_memory_does_not_grow_by_the_length_times_the_vocabulary():
+    """Longer rows keep no more than their hidden states' gradient and some numbers a token; logits are 500 numbers."""
+    vocabulary, width, peaks = 500, 4, []
+    for tokens in (200, 800):
+        linear = torch.nn.Linear(width, vocabulary, bias=False)
+        hidden, labels = torch.randn(tokens, width, requires_grad=True), torch.arange(tokens) % vocabulary
+        with Peak() as peak:
+            (-token_statistics(hidden, labels, Head(linear), TokenQuery(16))["logps"].mean()).backward()
+        peaks.append(peak.most)
+        assert peak.most > 4 * 16 * vocabulary  # one chunk of logits was seen
+    assert (peaks[1] - peaks[0]) / 600 / 4 < 16  # numbers of float32 a token
+
+
 class Memory(torch.utils._python_dispatch.TorchDispatchMode):
     """Where tensors ``(4, VOCABULARY)`` lay, and how many products gave one."""
 
@@ -167,6 +205,7 @@ def test_autocast_computes_the_chunks_in_bfloat16_in_both_directions():
     linear, hidden, labels, weights = setup(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = token_statistics(hidden, labels, Head(linear), TokenQuery(8))["logps"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # torch 2.6 would use the weight that was cast without gradient
         expected = linear(hidden).float().log_softmax(-1)[torch.arange(TOKENS), labels]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # the same bfloat16 logits
     ours = torch.autograd.grad((found * weights).sum(), [hidden, linear.weight])

@@ -241,7 +241,7 @@ def test_chat_models_that_cannot_judge(chat_folder, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text("{")
     assert text_of(ModelError, lambda: load_judge(str(tmp_path / "odd"))).startswith(
-        f"judge '{tmp_path / 'odd'}': config.json is not valid JSON ("
+        f"judge '{tmp_path / 'odd'}': '{tmp_path / 'odd' / 'config.json'}' is not valid JSON ("
     )
 
 

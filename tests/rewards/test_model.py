@@ -89,7 +89,7 @@ def test_folders_that_hold_no_reward_model(tmp_path, folder):
             reward_model(path)
         return str(caught.value)
 
-    assert text(tmp_path).startswith(f"reward model '{tmp_path}': config.json cannot be read (No such file")
+    assert text(tmp_path).startswith(f"reward model '{tmp_path}': Model folder '{tmp_path}' has no config.json.")
     LlamaForCausalLM(tiny_config()).save_pretrained(tmp_path / "policy")
     assert text(tmp_path / "policy") == (
         f"'{tmp_path / 'policy'}' holds LlamaForCausalLM, which has no reward head. "
@@ -99,6 +99,6 @@ def test_folders_that_hold_no_reward_model(tmp_path, folder):
     byte_tokenizer(None).save_pretrained(tmp_path / "three")
     assert "gives 3 numbers, a reward model gives 1" in text(tmp_path / "three")
     (tmp_path / "config.json").write_text("{")
-    assert "config.json is not valid JSON" in text(tmp_path)
+    assert "config.json' is not valid JSON" in text(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
-    assert text(tmp_path).startswith(f"reward model '{tmp_path}' cannot be loaded: ")
+    assert text(tmp_path).startswith(f"'{tmp_path / 'config.json'}' holds what cannot be used: Unrecognized model")

@@ -29,8 +29,8 @@ OPTIONS = {
 class Threaded(HfGenerator):
     """A real sampler with weights of its own, which may be called while the trainer trains, one call at a time."""
 
-    def __init__(self, run):
-        super().__init__(copy.deepcopy(run.policy.model), run.tokenizer, run.compute.stop_ids, 64, own_weights=True)
+    def __init__(self, compute):
+        super().__init__(copy.deepcopy(compute.policy.model), compute.tokenizer, compute.stop_ids, 64, own_weights=True)
         self.abilities = replace(self.abilities, ahead=True, mid_sequence=True)
         self.lock = threading.Lock()
         self.calls = []
@@ -59,11 +59,11 @@ def options(tmp_path: Path):
 
 @pytest.fixture
 def train(options, monkeypatch):
-    """Train ``method``; ``generator`` makes the backend from the run in the place of the run's own."""
+    """Train ``method``; ``generator`` makes the backend from the compute part, in the place of the run's own."""
 
     def call(method, generator=None, **changes):
         if generator is not None:
-            monkeypatch.setattr(build, "make_generator", generator)
+            monkeypatch.setattr(build, "make_generator", lambda compute, directory: generator(compute))
         return api.train(method, **options(**changes))
 
     return call

@@ -29,7 +29,7 @@ def expected_rows(batches, batch_size=2, seed=0):
 def test_g23_the_bound_is_strict_and_is_used(train, ahead):
     """G23: every answer is begun by weights at most k batches old; after the first ones exactly so old."""
     made = []
-    run = train("grpo", lambda run: made.append(Threaded(run)) or made[-1], max_staleness=ahead, steps=6)
+    run = train("grpo", lambda compute: made.append(Threaded(compute)) or made[-1], max_staleness=ahead, steps=6)
     ages = [line["sampler_staleness_max"] for line in run.metrics]
     assert ages[0] == 0
     assert 1 <= max(ages) <= ahead
@@ -173,8 +173,8 @@ def test_a_killed_run_that_is_resumed_loses_and_repeats_no_prompt(tmp_path):
 def test_versions_are_steps_and_the_trainer_s_weights_need_no_copy(train):
     made = []
 
-    def generator(run):
-        made.append(HfGenerator(run.policy.model, run.tokenizer, run.compute.stop_ids, 64))
+    def generator(compute):
+        made.append(HfGenerator(compute.policy.model, compute.tokenizer, compute.stop_ids, 64))
         return made[0]
 
     run = train("grpo", generator, steps=6)

@@ -61,7 +61,7 @@ def shifted(difference):
                 completion.logps -= difference
             return found
 
-    return lambda run: Shifted(run.policy.model, run.tokenizer, run.compute.stop_ids, 64)
+    return lambda compute: Shifted(compute.policy.model, compute.tokenizer, compute.stop_ids, 64)
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo", "dr-grpo", "gspo", "online-dpo"])
@@ -98,7 +98,7 @@ def test_the_effective_share_of_unequal_weights(train):
             return found
 
     run = train(
-        "grpo", lambda run: Half(run.policy.model, run.tokenizer, run.compute.stop_ids, 64), steps=1, stop=["q"],
+        "grpo", lambda made: Half(made.policy.model, made.tokenizer, made.stop_ids, 64), steps=1, stop=["q"],
         max_new_tokens=2, data=[{"prompt": "ab"}], batch_size=1, group_size=32, seed=3,
     )  # fmt: skip
     line = run.metrics[0]
@@ -119,7 +119,9 @@ def test_g16_unknown_log_probs_are_dropped_and_counted(train):
                 completion.logps[:] = math.nan
             return found
 
-    run = train("grpo", lambda run: Unknowing(run.policy.model, run.tokenizer, run.compute.stop_ids, 64), steps=2)
+    run = train(
+        "grpo", lambda compute: Unknowing(compute.policy.model, compute.tokenizer, compute.stop_ids, 64), steps=2
+    )
     for number, line in enumerate(run.metrics, 1):
         assert math.isfinite(line["loss"])
         assert line["prompts_dropped_nan_logps"] == number  # the second prompt of each step, all of it

@@ -61,7 +61,7 @@ def test_a_run_logs_what_plain_transformers_give(train):
             sampled.extend((prompt, one.ids) for prompt, group in zip(prompts, found, strict=True) for one in group)
             return found
 
-    generator = lambda run: Recording(run.policy.model, run.tokenizer, run.compute.stop_ids, 64)  # noqa: E731
+    generator = lambda compute: Recording(compute.policy.model, compute.tokenizer, compute.stop_ids, 64)  # noqa: E731
     run = train(RLOO, generator, steps=1, temperature=0.7, beta=0.0)
     model, entropies = tiny_model(), []
     for prompt, answer in sampled:

@@ -113,6 +113,13 @@ def test_who_does_not_compare_answers_of_a_prompt_misses_no_signal(plan, line):
     assert ask("no-signal", [one | line for one in lines], plan=plan) is None
 
 
+def test_a_single_answer_has_no_group_to_differ_from():
+    lines = series("reward", [0.5] * 5, zero_spread_share=1.0, advantage_size=0.0)
+    found = ask("no-signal", lines, plan={"settings": {"group_size": 1}})
+    assert found is not None
+    assert "--group-size 2" in found.suggestion
+
+
 def test_one_large_gradient_among_like_ones():
     norms = series("grad_norm", [1.0, 2.0] * 12)
     assert ask("gradient-spike", [*norms, {"grad_norm": 30.0}]) is None

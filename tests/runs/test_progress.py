@@ -139,6 +139,12 @@ def test_a_methods_own_metrics_come_after_the_known_ones():
     ]
 
 
+@pytest.mark.parametrize("name", ["data_seconds", "advantage_seconds", "generator_idle_seconds", "eval_seconds"])
+def test_seconds_of_parts_of_a_step_are_about_the_machine(name):
+    assert describe_metric(name).topic == "throughput"
+    assert key_metrics({"loss": 1.0, name: 0.1}) == []
+
+
 def test_what_a_method_says_of_its_metrics_is_read_from_its_docstring():
     text = "Title.\n\nMetrics:\n- kl: a. Over\n  two lines.\n- low, high: both.\n\nOther: x\n"
     assert parse_notes(text) == {"kl": "a. Over two lines.", "low": "both.", "high": "both."}

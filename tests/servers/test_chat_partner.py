@@ -9,7 +9,7 @@ from posttrain.assembly.environment import find_task
 from posttrain.contract.generation import Sampling
 from posttrain.errors import RunFailed, SettingsError
 from posttrain.generation.local.hf import HfGenerator
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import EpisodeSettings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 ROW = {"prompt": [{"role": "system", "content": "Help."}, {"role": "user", "content": "Hello"}], "partner": "Be Ann."}

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from posttrain.contract.images import open_picture
 from posttrain.errors import RewardError, SettingsError
 from posttrain.rewards.judge import load_judge
 from posttrain.rewards.judge_prompt import fill, probability, read_verdict
 from posttrain.servers import endpoint
+from posttrain_testkit.tiny_vision import picture, shown
 
 TRIAL = "What is 1 + 1?"
 
@@ -263,3 +265,13 @@ def test_options_are_checked(nowhere):
     assert text(workers="0") == "Option 'judge-options workers' is 0, expected at least 1."
     assert text(timeout="nan") == "Option 'judge-options timeout' is 'nan', expected a finite number."
     assert text(both_orders="maybe") == "Option 'judge-options both_orders' is 'maybe', expected true or false."
+
+
+def test_a_model_that_sees_is_sent_the_pictures_where_the_prompt_has_them(serve):
+    fake = serve(always("A"))
+    judge = load_judge(f"{fake.url}#org/judge", {"both_orders": "false"})
+    assert judge([[shown("see ", 1, " and ", 2)]], ["a"], ["b"], [[picture(1), picture(2)]]) == [1.0]
+    content = question(fake.asked[-1])
+    assert [part["type"] for part in content] == ["text", "image_url", "text", "image_url", "text"]
+    sent = [open_picture(part["image_url"]["url"]) for part in content if part["type"] == "image_url"]
+    assert [one.tobytes() for one in sent] == [picture(seed).tobytes() for seed in (1, 2)]

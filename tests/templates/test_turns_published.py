@@ -86,7 +86,7 @@ def test_what_is_appended_is_what_the_template_writes(published, name, shape):
     wanted = [one["function"] for one in answer.get("tool_calls", [])]
     assert [one["function"] for one in message.get("tool_calls", [])] == wanted
     shown, answers = turns.plain(message, observed, ids)
-    found = tokenizer.decode(turns.between([ASKED], shown, answers, ids))
+    found = tokenizer.decode(turns.between([ASKED], shown, answers, ids).ids)
     whole = text([ASKED, answer, *observed], ask=True)
     assert whole.endswith(end + found)
     assert observed[-1]["content"] in found

@@ -20,6 +20,14 @@ ROWS = {
     "rloo": [{"prompt": p} for p in PROMPTS],
 }
 STABLE = sorted(ROWS)
+#: Two pairs have one prompt, long enough to be computed once.
+LONG = "abcdabcdab"
+SHARED_PAIRS = [
+    {"prompt": LONG, "chosen": "cab", "rejected": "fgh"},
+    {"prompt": LONG, "chosen": "a", "rejected": "hefgh"},
+    {"prompt": "dc", "chosen": "abcda", "rejected": "e"},
+    {"prompt": "bcd", "chosen": "bc", "rejected": "gg"},
+]
 
 
 @pytest.fixture

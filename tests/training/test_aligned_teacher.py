@@ -66,7 +66,7 @@ def loss_of(scene, chunk, **options):
     policy.zero_grad()
     views = build_views([Example({"completion": [s]}) for s in sequences], policy(sequences, request))
     view = views.completion
-    loss = (view.total(view.distance) / view.total(view.span)).mean()
+    loss = (view.sum_of(view.distance) / view.sum_of(view.span)).mean()
     loss.backward()
     return loss.item(), policy.model.model.embed_tokens.weight.grad.clone()
 

@@ -14,6 +14,7 @@ from posttrain.network import attention
 from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.find_head import find_head
 from posttrain.network.token_model import TokenModel
+from posttrain_testkit.row_by_row import row_by_row
 from posttrain_testkit.tiny import tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import causal_mask_function
@@ -109,20 +110,6 @@ def sequences() -> list[Sequence]:
     return found
 
 
-def alone(model, rows: list[Sequence]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Log-probs ``(n,)`` of plain transformers and the gradient of their sum of squares; each row by a fresh copy."""
-    values, gradients = [], {}
-    for row in rows:
-        fresh = copy.deepcopy(model)
-        logits = fresh(input_ids=row.ids[None], use_cache=False).logits[0, :-1]
-        logps = logits.log_softmax(-1).gather(1, row.ids[1:, None])[:, 0][row.trained[1:]]
-        logps.square().sum().backward()
-        values.append(logps.detach())
-        for name, weight in fresh.named_parameters():
-            gradients[name] = gradients.get(name, 0) + (weight.grad if weight.grad is not None else 0)
-    return torch.cat(values), gradients
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_together_equal_plain_rows_alone(form):
     """Values and gradients; transformers computes softmaxes in float32, so its own code is exact to 1e-6."""
@@ -132,7 +119,7 @@ def test_rows_together_equal_plain_rows_alone(form):
     assert policy.packed is packed
     assert bool(notes) is not packed
     rows = sequences()
-    wanted, gradients = alone(model, rows)
+    wanted, gradients = row_by_row(model, rows)
     largest = max(float(torch.as_tensor(one).abs().max()) for one in gradients.values())
     for cut in (len(rows), 1, 4):  # micro-batches: what a row comes to does not depend on its neighbours
         policy.zero_grad()
@@ -235,7 +222,7 @@ def test_wide_hidden_states_meet_a_head_in_bfloat16():
     assert states.dtype == torch.bfloat16
     found = policy(rows[:1], TokenQuery(4))["logps"]
     found.sum().backward()
-    wanted, _ = alone(model, rows[:1])
+    wanted, _ = row_by_row(model, rows[:1])
     torch.testing.assert_close(found.detach(), wanted.to(found.dtype), rtol=0, atol=2e-2)
 
 

@@ -61,7 +61,7 @@ def test_a_moving_average_is_torchs_and_is_what_is_saved(train):
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     (event,) = [event for event in events if event["code"] == "weights-averaged"]
     assert event["message"] == "the weights are the moving average of 4 steps, decay 0.7"
-    assert event["evidence"]["eval_loss"] == pytest.approx(run.evaluation(run)["loss"], rel=1e-6)
+    assert event["evidence"]["eval_loss"] == pytest.approx(run.evaluation(run.compute, run.progress)["loss"], rel=1e-6)
 
 
 def test_a_moving_average_goes_on_exactly(train, tmp_path):

@@ -94,9 +94,10 @@ def test_log_probs_are_taken_at_the_sampling_temperature(train, temperature):
     assert run.metrics[0]["ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_under_autocast_the_sampler_computes_as_the_trainer_does(train):
+@pytest.mark.parametrize("packing", [True, False])
+def test_under_autocast_the_sampler_computes_as_the_trainer_does(train, packing):
     """G4: bfloat16 on one side alone shows as a difference of some thousandths."""
-    run = train("grpo", autocast=True, steps=1, learning_rate=0.0)
+    run = train("grpo", autocast=True, packing=packing, steps=1, learning_rate=0.0)
     assert run.metrics[0]["sampler_difference"] < 1e-4
 
 

@@ -9,6 +9,8 @@ from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from .conftest import SHARED_PAIRS as PAIRS
+
 SIZES = {
     "vocab_size": 13,
     "hidden_size": 16,
@@ -31,14 +33,6 @@ EXPERTS = {
     "qwen3_moe": {"num_experts": 4},
     "olmoe": {"num_experts": 4},
 }
-#: Two pairs have one prompt, long enough to be computed once.
-LONG = "abcdabcdab"
-PAIRS = [
-    {"prompt": LONG, "chosen": "cab", "rejected": "fgh"},
-    {"prompt": LONG, "chosen": "a", "rejected": "hefgh"},
-    {"prompt": "dc", "chosen": "abcda", "rejected": "e"},
-    {"prompt": "bcd", "chosen": "bc", "rejected": "gg"},
-]
 ITEMS = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
 OPTIONS = {
     "batch_size": 4,

@@ -262,7 +262,7 @@ def test_best_checkpoint_and_early_stopping(train):
     values = [e["eval_loss"] for e in run.evaluations]
     best = min(range(len(values)), key=values.__getitem__)
     assert run.progress.best["step"] == run.evaluations[best]["step"]
-    assert run.evaluation(run)["loss"] == pytest.approx(values[best], rel=1e-6)
+    assert run.evaluation(run.compute, run.progress)["loss"] == pytest.approx(values[best], rel=1e-6)
 
 
 def test_the_last_batch_of_an_epoch_is_a_batch_of_its_own(train):

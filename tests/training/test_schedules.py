@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from posttrain import api, hookimpl
 from posttrain.errors import SettingsError
 from posttrain.settings import Settings
 from posttrain.training.optim import build_optimizer
-from posttrain.training.schedule import build_schedule
+from posttrain.training.schedule import advance, build_schedule
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import get_scheduler
@@ -136,3 +137,15 @@ class StopAfter:
         """Look at the step's number."""
         if step == self.step:
             run.interrupt.signal = "SIGINT"
+
+
+def test_a_first_step_that_is_skipped_moves_the_schedule_without_a_warning():
+    settings = Settings(learning_rate=0.1, schedule="linear").optim
+    for applied in (False, True):
+        optimizer = build_optimizer(nn.Linear(2, 2), settings)
+        schedule = build_schedule(optimizer, settings, 10)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            advance(schedule, applied)
+        assert len(said) == applied  # torch does warn of an optimiser that has not moved
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.09)

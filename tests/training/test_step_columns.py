@@ -54,7 +54,7 @@ def test_other_columns_reach_the_loss(tmp_path):
     def loss(batch, policy):
         view = policy.completion
         seen.extend(
-            zip(batch.advantages.tolist(), batch.twice.tolist(), view.average(batch.spread).tolist(), strict=True)
+            zip(batch.advantages.tolist(), batch.twice.tolist(), view.mean_of(batch.spread).tolist(), strict=True)
         )
         return view.mean
 
@@ -130,9 +130,9 @@ def test_an_option_follows_one_of_the_run(tmp_path):
 def test_answers_meet_their_prompts_opponents_in_turn():
     """Three answers of one prompt and two opponents: the third meets the first again; another prompt is left alone."""
 
-    def made(group, reward, compared_as=""):
+    def made(group, reward, opponent_column=""):
         completion = Completion(torch.tensor([3]), torch.tensor([-1.0]), True, "a")
-        return Rollout(group, torch.tensor([4]), completion, {}, reward, compared_as=compared_as)
+        return Rollout(group, torch.tensor([4]), completion, {}, reward, opponent_column=opponent_column)
 
     items = [made(0, 1.0), made(0, 2.0), made(0, 3.0), made(0, 10.0, "chance"), made(0, 20.0, "chance"), made(1, 5.0)]
     asked = []

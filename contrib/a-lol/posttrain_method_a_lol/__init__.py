@@ -49,9 +49,9 @@ def posttrain_loss(batch, policy, reference, config):
     advantage = (batch.score - batch.get("value", 0.0)).clamp(min=0).to(view.logps)  # (B,)
     log_ratio = view.logps.detach() - reference.completion.logps  # (B, T)
     if config.ratio == "sequence":
-        log_ratio = view.total(log_ratio)[:, None].expand_as(log_ratio)
+        log_ratio = view.sum_of(log_ratio)[:, None].expand_as(log_ratio)
     ratio = tensors.importance_ratio(log_ratio).clamp(1 - config.clip, 1 + config.clip)
-    loss = -advantage * view.total(ratio * view.logps)
+    loss = -advantage * view.sum_of(ratio * view.logps)
     return loss, {
         "advantage": advantage,
         "ratio": PerToken(ratio, view.mask),

@@ -61,7 +61,7 @@ def posttrain_loss(batch, policy, config):
     """Weighted negative log-probability."""
     view = policy.completion
     loss = -batch.advantages.reshape(len(view.logps), -1) * view.logps  # (B, T)
-    return PerToken(loss, view.mask) if config.aggregation == "token" else view.average(loss), {
+    return PerToken(loss, view.mask) if config.aggregation == "token" else view.mean_of(loss), {
         "weight": batch.advantages,
         "effective_share": batch.effective_share,
         "nll": PerToken(-view.logps.detach(), view.mask),

@@ -81,7 +81,7 @@ def posttrain_loss(batch, policy, config):
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"alpha": batch.alpha, "beta": batch.beta}
-    return (PerToken(loss, view.mask) if config.aggregation == "token" else view.total(loss)), metrics
+    return (PerToken(loss, view.mask) if config.aggregation == "token" else view.sum_of(loss)), metrics
 
 
 def _fit(rates: torch.Tensor, sample: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,4 +61,4 @@ def posttrain_loss(policy, config):
 def _discounted(view, gamma):
     """Discounted sum ``(B,)`` of log-probabilities."""
     place = torch.arange(view.logps.shape[1], device=view.logps.device, dtype=view.logps.dtype)  # (T,)
-    return view.total(gamma**place * view.logps)
+    return view.sum_of(gamma**place * view.logps)

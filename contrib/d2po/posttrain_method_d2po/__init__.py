@@ -57,4 +57,4 @@ def posttrain_loss(policy, reference, config):
 def _decayed(policy, reference, gamma):
     """Sum ``(B,)`` of gamma^t times the log-ratio of token t, counted from 1."""
     place = torch.arange(1, policy.logps.shape[1] + 1, device=policy.logps.device, dtype=policy.logps.dtype)  # (T,)
-    return policy.total(gamma**place * (policy.logps - reference.logps))
+    return policy.sum_of(gamma**place * (policy.logps - reference.logps))

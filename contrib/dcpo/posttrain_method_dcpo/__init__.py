@@ -94,7 +94,7 @@ def posttrain_loss(batch, policy, config):
         "advantage_size": advantages.abs(),
     }
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    return batch.completions.to(ratio.dtype) * view.average(loss), metrics
+    return batch.completions.to(ratio.dtype) * view.mean_of(loss), metrics
 
 
 def _standard(rewards: torch.Tensor, mean: float, deviation: float) -> torch.Tensor:

@@ -69,7 +69,7 @@ def posttrain_loss(batch, policy, reference, config):
     loss = -logsigmoid(margin)  # (B,)
     tokens = (policy.chosen.lengths + policy.rejected.lengths).clamp(min=1)  # (B,)
     return loss, {
-        "changed": sum(view.total(mask) for (view, _), mask in zip(sides, changed, strict=True)) / tokens,
+        "changed": sum(view.sum_of(mask) for (view, _), mask in zip(sides, changed, strict=True)) / tokens,
         "reward_chosen": reward_chosen.detach(),
         "reward_rejected": reward_rejected.detach(),
         "margin": margin.detach(),
@@ -81,4 +81,4 @@ def posttrain_loss(batch, policy, reference, config):
 
 def _weighted(policy, reference, weight):
     """Weighted mean log-ratio ``(B,)``; 0 for an answer without tokens."""
-    return policy.total(weight * (policy.logps - reference.logps)) / policy.total(weight).clamp(min=1)
+    return policy.sum_of(weight * (policy.logps - reference.logps)) / policy.sum_of(weight).clamp(min=1)

@@ -82,7 +82,7 @@ def posttrain_loss(batch, policy, config):
     view = policy.completion
     log_ratio = view.logps - batch.old_logps  # (B, T)
     values = view.logps if config.score == "log-L" else tensors.importance_ratio(log_ratio)
-    score = view.average(values)  # (B,)
+    score = view.mean_of(values)  # (B,)
     at, part, slope, drift, excess = (
         batch.columns[name].to(score.dtype) for name in ("score", "part", "slope", "drift", "excess")
     )

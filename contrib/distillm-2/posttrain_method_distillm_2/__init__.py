@@ -70,7 +70,7 @@ def posttrain_loss(batch, policy, config):
     """Twice the mean over answers is the mean over prompts of both."""
     view = policy.completion
     theirs = torch.tensor([who == "teacher" for who in batch.source], device=view.logps.device)  # (B,)
-    skl, srkl = view.average(view.skl), view.average(view.srkl)
+    skl, srkl = view.mean_of(view.skl), view.mean_of(view.srkl)
     loss = 2 * torch.where(theirs, (2 - config.beta) * skl, config.beta * srkl)
     unknown = torch.full_like(loss, torch.nan)
     return loss, {

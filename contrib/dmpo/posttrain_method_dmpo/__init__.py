@@ -68,4 +68,4 @@ def _weighted(policy, reference, gamma):
         weight = (count - turn) / count
     else:
         weight = gamma**turn * (1 - gamma ** (count - turn)) / (1 - gamma**count)
-    return policy.total(weight * (policy.logps - reference.logps))
+    return policy.sum_of(weight * (policy.logps - reference.logps))

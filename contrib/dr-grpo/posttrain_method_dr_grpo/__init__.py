@@ -69,4 +69,4 @@ def posttrain_loss(batch, policy, reference, config):
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     size = batch.advantages.abs()  # (B,)
     metrics |= {"advantage_size": size, "zero_advantage": (size == 0).to(size.dtype)}
-    return view.total(loss) / config.constant_length, metrics
+    return view.sum_of(loss) / config.constant_length, metrics

@@ -64,4 +64,4 @@ def posttrain_loss(batch, policy, config):
         "clip_dual": bounded.to(ratio.dtype),
         "advantage_size": advantages.abs(),
     }
-    return view.average(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    return view.mean_of(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}

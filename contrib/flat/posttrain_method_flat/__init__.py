@@ -45,8 +45,8 @@ def posttrain_rows(rows):
 @hookimpl
 def posttrain_loss(policy, config):
     """One value a pair of good and forgotten answer."""
-    good = policy.alternative.average(policy.alternative.logps.exp())  # (B,)
-    bad = policy.forget.average(policy.forget.logps.exp())
+    good = policy.alternative.mean_of(policy.alternative.logps.exp())  # (B,)
+    bad = policy.forget.mean_of(policy.forget.logps.exp())
     if config.divergence == "Total-Variation":
         loss = -good.tanh() / 2 + bad.tanh() / 2
     elif config.divergence == "KL":

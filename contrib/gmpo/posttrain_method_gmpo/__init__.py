@@ -49,7 +49,7 @@ def posttrain_loss(batch, policy, config):
     log_ratio = view.logps - batch.old_logps  # (B, T)
     rises = (advantages > 0)[:, None]  # (B, 1)
     held = torch.where(rises, log_ratio.clamp(max=width), log_ratio.clamp(min=-width))  # (B, T)
-    loss = -advantages * tensors.importance_ratio(view.average(held))  # (B,)
+    loss = -advantages * tensors.importance_ratio(view.mean_of(held))  # (B,)
     metrics = {
         "ratio": tensors.importance_ratio(log_ratio.detach()),
         "clip_low": ((log_ratio < -width) & ~rises).to(held.dtype),

@@ -103,7 +103,7 @@ def posttrain_loss(batch, policy, reference, config):
         metrics["kl"] = kl.detach()
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"replayed": batch.replayed, "buffer_score": batch.buffer_score}
-    return view.average(loss), metrics | {"advantage_size": batch.advantages.abs()}
+    return view.mean_of(loss), metrics | {"advantage_size": batch.advantages.abs()}
 
 
 def _advantages(rewards: torch.Tensor, group: torch.Tensor, config: Config) -> torch.Tensor:

@@ -49,7 +49,7 @@ def posttrain_loss(batch, policy, config):
     """Clipped policy gradient with the completion's ratio, averaged over its tokens."""
     view = policy.completion
     advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    whole = tensors.importance_ratio(view.average(view.logps - batch.old_logps)).detach()[:, None]  # (B, 1)
+    whole = tensors.importance_ratio(view.mean_of(view.logps - batch.old_logps)).detach()[:, None]  # (B, 1)
     ratio = whole * (view.logps - view.logps.detach()).exp()  # (B, T)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B, T)
     metrics = {
@@ -58,4 +58,4 @@ def posttrain_loss(batch, policy, config):
         "clip_high": ((ratio > 1 + config.epsilon_high) & (advantages > 0)).to(ratio.dtype),
         "advantage_size": advantages.abs(),
     }
-    return view.average(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    return view.mean_of(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}

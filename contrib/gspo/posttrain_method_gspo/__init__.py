@@ -57,7 +57,7 @@ def posttrain_loss(batch, policy, reference, config):
     """Clipped policy gradient on whole completions, one value each."""
     view = policy.completion
     advantages = batch.advantages  # (B,)
-    ratio = tensors.importance_ratio(view.average(view.logps - batch.old_logps))  # (B,)
+    ratio = tensors.importance_ratio(view.mean_of(view.logps - batch.old_logps))  # (B,)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B,)
     size = advantages.abs()
     metrics = {
@@ -69,6 +69,6 @@ def posttrain_loss(batch, policy, reference, config):
     }
     if config.beta:
         kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
-        loss = loss + config.beta * view.average(kl)
+        loss = loss + config.beta * view.mean_of(kl)
         metrics["kl"] = PerToken(kl.detach(), view.mask)
     return loss, metrics

@@ -60,7 +60,7 @@ def posttrain_annotate(examples, models):
 def posttrain_loss(batch, policy, config):
     """Squared mismatch, one value a completion."""
     view = policy.completion
-    log_ratio = view.total(view.logps - batch.old_logps)  # (B,)
+    log_ratio = view.sum_of(view.logps - batch.old_logps)  # (B,)
     mismatch = config.beta * (log_ratio - batch.group_log_ratio.to(log_ratio)) - batch.advantages
     return mismatch.square() / (2 * config.beta), {
         "mismatch": mismatch.detach().abs(),

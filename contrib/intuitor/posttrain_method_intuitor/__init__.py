@@ -77,4 +77,4 @@ def posttrain_loss(batch, policy, reference, config):
         loss, metrics["kl"] = loss + config.beta * kl, kl.detach()
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"self_certainty": batch.self_certainty, "advantage_size": batch.advantages.abs()}
-    return (PerToken(loss, view.mask) if config.aggregation == "token" else view.average(loss)), metrics
+    return (PerToken(loss, view.mask) if config.aggregation == "token" else view.mean_of(loss)), metrics

@@ -48,7 +48,7 @@ def posttrain_advantages(rewards, rollouts):
 def posttrain_loss(batch, policy, config):
     """Policy gradient and squared log-ratio of each completion."""
     view = policy.completion
-    distance = view.total(view.logps - batch.old_logps).square()  # (B,)
+    distance = view.sum_of(view.logps - batch.old_logps).square()  # (B,)
     if config.form == "trinity":
         loss = PerToken(-batch.advantages.reshape(len(view.logps), -1) * view.logps / (1 + config.tau), view.mask)
     else:

@@ -58,4 +58,4 @@ def _discounted(policy, reference, common, alpha):
     """Log-ratio ``(B,)`` in which tokens from place ``common`` ``(B,)`` on have the weight alpha."""
     place = torch.arange(policy.logps.shape[1], device=common.device)  # (T,)
     weight = torch.where(place < common[:, None], 1.0, alpha).to(policy.logps)  # (B, T)
-    return policy.total(weight * (policy.logps - reference.logps))
+    return policy.sum_of(weight * (policy.logps - reference.logps))

@@ -49,7 +49,7 @@ def posttrain_loss(batch, policy, config):
     """Clipped policy gradient on whole completions, each times its length."""
     view = policy.completion
     advantages = batch.advantages  # (B,)
-    ratio = tensors.importance_ratio(view.average(view.logps - batch.old_logps))  # (B,)
+    ratio = tensors.importance_ratio(view.mean_of(view.logps - batch.old_logps))  # (B,)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon_low, config.epsilon_high)  # (B,)
     metrics = {
         "ratio": ratio.detach(),

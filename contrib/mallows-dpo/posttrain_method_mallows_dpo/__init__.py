@@ -53,7 +53,7 @@ def posttrain_loss(policy, reference, config):
     reward_rejected = config.beta * (policy.rejected.sum - reference.rejected.sum)
     margin = reward_chosen - reward_rejected
     sides = (policy.chosen, policy.rejected)
-    entropy = sum(view.average(view.reference_entropy) for view in sides) / 2  # (B,)
+    entropy = sum(view.mean_of(view.reference_entropy) for view in sides) / 2  # (B,)
     dispersion = -config.c * entropy.clamp(min=1e-6).log()
     if config.loss_type == "ipo":
         loss = (dispersion * margin / config.beta - 1 / (2 * config.beta)) ** 2  # (B,)

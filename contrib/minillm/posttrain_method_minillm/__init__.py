@@ -100,7 +100,7 @@ def posttrain_loss(batch, policy, config):
     drawn_by = batch.sampled_logps if config.teacher_share else batch.old_logps  # (B, T)
     ratio = tensors.importance_ratio(view.logps - drawn_by)  # (B, T)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
-    terms = {"policy": view.average(loss) if config.aggregation == "sequence" else PerToken(loss, view.mask)}
+    terms = {"policy": view.mean_of(loss) if config.aggregation == "sequence" else PerToken(loss, view.mask)}
     if config.single_step_decomposition:
         terms["single_step"] = PerToken(ratio.detach() * view.divergence, view.mask)
     metrics = {"reverse_kl": -rewards, "advantage": advantages, "ratio": ratio.detach()}

@@ -54,7 +54,7 @@ def posttrain_token_weights(batch, policy, config):
     """The ratio of the trainer's policy before the update to the generator's, 0 out of bounds: (B, T)."""
     view = policy.completion
     away = batch.old_logps - batch.sampled_logps  # (B, T)
-    whole = {"token": away, "sequence": view.total(away)[:, None], "geometric": view.average(away)[:, None]}
+    whole = {"token": away, "sequence": view.sum_of(away)[:, None], "geometric": view.mean_of(away)[:, None]}
     checked = tensors.importance_ratio(whole[config.level]).expand_as(away)  # (B, T)
     weight = tensors.importance_ratio(away) if config.level == "geometric" else checked
     kept = (checked >= config.lowest) & (checked <= config.highest)

@@ -48,7 +48,7 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size, config):
     """The policy's answers, and an opponent for each."""
-    opponents = SampleRequest(group_size, mixture=config.mixture, compared_as="preference")
+    opponents = SampleRequest(group_size, mixture=config.mixture, opponent_column="preference")
     return [[SampleRequest(group_size), opponents] for _ in prompts]
 
 
@@ -64,9 +64,9 @@ def posttrain_loss(batch, policy, reference, config):
     """Score-function form of the game's gradient, one value an answer."""
     view = policy.completion
     log_ratio = (view.logps - reference.completion.logps).detach()  # (B, T)
-    charged = log_ratio if config.divergence_level == "token" else view.total(log_ratio)[:, None].expand_as(log_ratio)
+    charged = log_ratio if config.divergence_level == "token" else view.sum_of(log_ratio)[:, None].expand_as(log_ratio)
     advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, 1)
-    loss = view.total((config.beta * charged - advantages) * view.logps)  # (B,)
+    loss = view.sum_of((config.beta * charged - advantages) * view.logps)  # (B,)
     return loss, {
         "preference": batch.advantages.reshape(len(loss), -1).mean(1) + 0.5,
         "kl": PerToken(log_ratio, view.mask),

@@ -51,7 +51,7 @@ def posttrain_token_weights(batch, policy, config):
     """0 for bad completions that the policy would hardly write any more, 1 for all others: (B, T)."""
     view = policy.completion
     advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    fallen = view.average(batch.sampled_logps - view.logps.detach())[:, None].expand_as(view.logps)  # (B, T)
+    fallen = view.mean_of(batch.sampled_logps - view.logps.detach())[:, None].expand_as(view.logps)  # (B, T)
     out = (fallen > config.delta) & (advantages < 0)  # (B, T)
     metrics = {"left_out": PerToken(out.to(fallen.dtype), view.mask), "fallen": PerToken(fallen, view.mask)}
     return (~out).to(fallen.dtype), metrics
@@ -66,5 +66,5 @@ def posttrain_loss(batch, policy, reference, config, inner):
     view = policy.completion
     kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
-    terms = {**terms, "divergence": view.average(config.beta * ratio * kl)}
+    terms = {**terms, "divergence": view.mean_of(config.beta * ratio * kl)}
     return terms, {**metrics, "kl": PerToken(kl.detach(), view.mask)}

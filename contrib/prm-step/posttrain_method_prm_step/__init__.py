@@ -55,5 +55,5 @@ def posttrain_loss(batch, policy, config):
         "score_bad": PerToken(score, ends & ~good),
     }
     if config.train_on_last_step_only:
-        return view.total(torch.where(ends, loss, torch.zeros_like(loss))), metrics
+        return view.sum_of(torch.where(ends, loss, torch.zeros_like(loss))), metrics
     return PerToken(loss, ends), metrics

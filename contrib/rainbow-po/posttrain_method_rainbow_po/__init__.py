@@ -69,4 +69,4 @@ def _dispersion(batch, policy):
     if "phi" in batch:
         return batch.phi
     sides = (policy.chosen, policy.rejected)
-    return -(sum(view.average(view.reference_entropy) for view in sides) / 2).clamp(min=1e-6).log()
+    return -(sum(view.mean_of(view.reference_entropy) for view in sides) / 2).clamp(min=1e-6).log()

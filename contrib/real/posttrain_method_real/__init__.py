@@ -65,7 +65,7 @@ def posttrain_annotate(examples, models, config):
 def posttrain_loss(batch, policy):
     """A completion's part of the loss, with the slope by its score."""
     view = policy.completion
-    score = view.average(view.logps - batch.old_logps)  # (B,)
+    score = view.mean_of(view.logps - batch.old_logps)  # (B,)
     loss = batch.part.to(score.dtype) + batch.slope.to(score.dtype) * (score - batch.score.to(score.dtype))
     positive = (batch.advantages > 0).to(score.dtype)  # (B,)
     metrics = {

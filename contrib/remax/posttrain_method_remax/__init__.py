@@ -53,7 +53,9 @@ class Config:
 @hookimpl
 def posttrain_plan_rollouts(prompts, group_size):
     """The samples, and one greedy answer whose reward they are compared with."""
-    return [[SampleRequest(group_size), SampleRequest(1, greedy=True, reward_as="greedy_reward")] for _ in prompts]
+    return [
+        [SampleRequest(group_size), SampleRequest(1, greedy=True, baseline_column="greedy_reward")] for _ in prompts
+    ]
 
 
 @hookimpl
@@ -91,4 +93,4 @@ def posttrain_loss(batch, policy, reference, config):
         metrics["kl"] = tensors.kl_k1(view.logps.detach(), reference.completion.logps)
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics |= {"greedy_reward": batch.greedy_reward, "advantage": batch.above_greedy}
-    return view.total(loss), metrics | {"advantage_size": batch.above_greedy.abs()}
+    return view.sum_of(loss), metrics | {"advantage_size": batch.above_greedy.abs()}

@@ -71,4 +71,4 @@ def posttrain_loss(batch, policy, reference, config):
 
 def _kept(policy, reference, kept):
     """Log-ratio ``(B,)`` of an answer's kept tokens."""
-    return policy.total(kept * (policy.logps - reference.logps))
+    return policy.sum_of(kept * (policy.logps - reference.logps))

@@ -55,4 +55,4 @@ def posttrain_loss(batch, policy, config):
         "gate_slope": (4 * gate * (1 - gate)).detach(),
         "advantage_size": advantages.abs(),
     }
-    return view.average(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    return view.mean_of(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -117,11 +117,11 @@ def posttrain_loss(batch, policy, config):
     gap = (view.logps - view.teacher_logps).detach()  # (B, T)
     divergence = gap * view.logps if config.mode == "sampled_token" else view.divergence
     taught = batch.taught.to(view.logps.dtype)  # (B,)
-    loss = {"distillation": config.weight * taught * view.average(factor * divergence)}
+    loss = {"distillation": config.weight * taught * view.mean_of(factor * divergence)}
     if config.weight < 1:
         advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, 1) or (B, T)
         surrogate = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)
-        loss["policy"] = (1 - config.weight) * view.average(surrogate)
+        loss["policy"] = (1 - config.weight) * view.mean_of(surrogate)
     shown = -gap.masked_fill(~batch.taught[:, None], torch.nan)
     metrics = {"advantage": shown, "importance": factor}
     return loss, {name: PerToken(one, view.mask) for name, one in metrics.items()} | {"taught": taught}

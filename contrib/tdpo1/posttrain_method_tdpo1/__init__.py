@@ -44,7 +44,7 @@ def posttrain_loss(policy, reference, config):
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)
     reward_rejected = config.beta * (policy.rejected.sum - reference.rejected.sum)
     margin = reward_chosen - reward_rejected
-    kl_chosen, kl_rejected = policy.chosen.total(policy.chosen.kl), policy.rejected.total(policy.rejected.kl)  # (B,)
+    kl_chosen, kl_rejected = policy.chosen.sum_of(policy.chosen.kl), policy.rejected.sum_of(policy.rejected.kl)  # (B,)
     loss = -logsigmoid(margin + config.beta * (kl_chosen - kl_rejected))  # (B,)
     return loss, {
         "kl_chosen": kl_chosen.detach(),

@@ -46,8 +46,8 @@ def posttrain_loss(policy, reference, config):
     reward_chosen = config.beta * (policy.chosen.sum - reference.chosen.sum)  # (B,)
     reward_rejected = config.beta * (policy.rejected.sum - reference.rejected.sum)
     margin = reward_chosen - reward_rejected
-    kl_chosen = policy.chosen.total(policy.chosen.kl).detach()  # (B,)
-    kl_rejected = policy.rejected.total(policy.rejected.kl)
+    kl_chosen = policy.chosen.sum_of(policy.chosen.kl).detach()  # (B,)
+    kl_rejected = policy.rejected.sum_of(policy.rejected.kl)
     loss = -logsigmoid(margin + config.beta * config.alpha * (kl_chosen - kl_rejected))  # (B,)
     return loss, {
         "kl_chosen": kl_chosen,

@@ -55,7 +55,7 @@ def posttrain_token_weights(batch, policy, config):
     view = policy.completion
     away = batch.old_logps - batch.sampled_logps  # (B, T)
     if config.level == "sequence":
-        away = view.total(away)[:, None].expand_as(away)
+        away = view.sum_of(away)[:, None].expand_as(away)
     weight = tensors.importance_ratio(away)  # (B, T)
     metrics = {"sampler_weight": weight, "truncated": (weight > config.cap).to(weight.dtype)}
     return weight.clamp(max=config.cap), {name: PerToken(values, view.mask) for name, values in metrics.items()}

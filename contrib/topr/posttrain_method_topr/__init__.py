@@ -56,7 +56,7 @@ def posttrain_advantages(rewards, config):
 def posttrain_loss(batch, policy, config):
     """Tapered policy gradient of each completion."""
     view = policy.completion
-    ratio = tensors.importance_ratio(view.total(view.logps - batch.old_logps)).detach()  # (B,)
+    ratio = tensors.importance_ratio(view.sum_of(view.logps - batch.old_logps)).detach()  # (B,)
     good = batch.advantages >= 0
     weight = torch.where(good, ratio.clamp(*config.positive_taper), ratio.clamp(*config.negative_taper))
     return -weight * batch.advantages * view.sum, {

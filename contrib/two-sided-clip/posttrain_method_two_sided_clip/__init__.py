@@ -67,4 +67,4 @@ def posttrain_loss(batch, policy, reference, config):
         kl = tensors.kl_k3(view.logps, reference.completion.logps)  # (B, T)
         loss = loss + config.beta * kl
         metrics["kl"] = kl.detach()
-    return view.average(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}
+    return view.mean_of(loss), {name: PerToken(values, view.mask) for name, values in metrics.items()}

@@ -82,7 +82,7 @@ def posttrain_loss(policy, config):
     loss = config.uld_weight * view.distance - config.ce_weight * view.logps  # (B, T)
     metrics = {"distance": view.distance.detach(), "nll": -view.logps.detach(), "compared": view.compared}
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
-    return (PerToken(loss, view.mask) if config.aggregation == "token" else view.average(loss)), metrics
+    return (PerToken(loss, view.mask) if config.aggregation == "token" else view.mean_of(loss)), metrics
 
 
 def _partners(spans: Tensor, teacher_spans: Tensor) -> tuple[Tensor, Tensor]:

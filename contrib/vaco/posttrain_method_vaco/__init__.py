@@ -60,7 +60,7 @@ def posttrain_loss(batch, policy, config):
     ratio = tensors.importance_ratio(view.logps - batch.old_logps)  # (B, T)
     away = batch.old_logps - batch.sampled_logps  # (B, T)
     weight = tensors.importance_ratio(away).detach()  # (B, T)
-    variation = view.average((weight - 1).abs())[:, None]  # (B, 1)
+    variation = view.mean_of((weight - 1).abs())[:, None]  # (B, 1)
     filtered = (variation > config.delta) & (away.sign() * advantages > 0)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)  # (B, T)
     loss = torch.where(filtered, torch.zeros_like(weight), weight.clamp(max=config.rho_cap)) * loss

@@ -48,7 +48,7 @@ def posttrain_loss(batch, policy, config):
     """Log-probabilities weighted by the advantage and by a kernel of the completion's ratio."""
     view = policy.completion
     advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    log_ratio = view.total(view.logps - batch.old_logps).detach().clamp(math.log(1e-8), 20)[:, None]  # (B, 1)
+    log_ratio = view.sum_of(view.logps - batch.old_logps).detach().clamp(math.log(1e-8), 20)[:, None]  # (B, 1)
     good = advantages > 0
     power = torch.where(good, config.k_pos, config.k_neg).to(advantages.dtype)  # (B, T)
     decay = torch.where(good, config.lambda_pos, config.lambda_neg).to(advantages.dtype)  # (B, T)

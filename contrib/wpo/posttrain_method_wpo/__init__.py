@@ -61,4 +61,4 @@ def posttrain_loss(policy, reference, config):
 
 def _log_weight(view):
     """Mean log-weight of an answer's tokens ``(B,)``, a constant."""
-    return view.average(view.logps.detach() - view.log_collision)
+    return view.mean_of(view.logps.detach() - view.log_collision)

@@ -1,1 +1,1 @@
-"""From settings to a run that is ready to start: check, plan, estimate, build."""
+"""Assembly of a run from settings: check, plan, estimate, build."""

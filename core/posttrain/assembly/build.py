@@ -1,4 +1,4 @@
-"""From settings to a run that is ready to start: every mistake a user can make is found before weights load."""
+"""Building a run from settings: every mistake a user can make is found before weights load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from posttrain.assembly.check import check_strategy
+from posttrain.assembly.check import check_context, check_sampling, check_strategy
 from posttrain.assembly.data import cache_folder
 from posttrain.assembly.environment import make_player
 from posttrain.assembly.models import (
@@ -25,6 +25,7 @@ from posttrain.distillation.teacher import load_teacher
 from posttrain.distributed.select import choose_strategy
 from posttrain.generation.backends import make_generator
 from posttrain.models.load import load_policy
+from posttrain.models.probe import use_replay
 from posttrain.rollouts.collect import Collector
 from posttrain.rollouts.evaluation import GreedyAnswers
 from posttrain.rollouts.source import Online
@@ -50,11 +51,12 @@ if TYPE_CHECKING:
 def build_run(
     method: Method, config: Any, settings: Settings, objects: InMemory, data: Prepared, directory: RunDirectory
 ) -> Run:
-    """Strategy, model, reference, optimiser and source, put together."""
+    """Build the run from strategy, model, reference, optimiser and source."""
     card = method.card
-    strategy, why = choose_strategy(settings)
-    check_strategy(strategy.name, settings.distributed)
-    random.seed(settings.data.seed)  # rewards draw from what this gives
+    strategy, why = choose_strategy(settings.distributed, settings.model, settings.optim)
+    check_strategy(strategy.name, settings.distributed, settings.model.compile)
+    check_context(method, settings)
+    random.seed(settings.data.seed)  # rewards derive their seeds from this
     loaded = load_policy(
         objects.model or settings.model.model,
         data.tokenizer,
@@ -66,7 +68,7 @@ def build_run(
     )
     add_extra_modules(method, config, loaded.policy)
     router_loss = find_router_loss(loaded.policy, settings.model)
-    # before the weights are spread, since it may begin as a copy of them
+    # before the weights are sharded, since it may begin as a copy of them
     reference = (
         build_reference(loaded.policy, settings.reference, settings.model, objects, strategy)
         if card.needs_now("reference", config)
@@ -76,6 +78,8 @@ def build_run(
     if card.needs_now("teacher", config):
         start = functools.partial(untrained_policy, loaded.policy, reference, settings.reference, strategy)
         teacher = load_teacher(loaded.policy, data.tokenizer, settings.teacher, settings.model, objects.teacher, start)
+    if settings.rollouts.router_replay:
+        use_replay(loaded.policy)
     strategy.prepare(loaded.policy)
     place_models(teacher, reference, strategy)
     parameters = [p for p in loaded.policy.parameters() if p.requires_grad]
@@ -95,8 +99,7 @@ def build_run(
     )
     if settings.optim.neftune_alpha:
         loaded.policy.noise_alpha, loaded.policy.shared = settings.optim.neftune_alpha, False
-    watching = [*_own_observers(settings.watch), *(settings.watch.observers or []), *objects.observers]
-    watching = watching if strategy.rank == 0 else []
+    watching = _observers(settings.watch, objects.observers) if strategy.rank == 0 else []
     run = Run(compute.plan, compute, Progress(), Outputs(directory, Observers(watching)))
     _sources(run, data)
     run.progress.total = run.source.steps()
@@ -107,20 +110,23 @@ def build_run(
     return run
 
 
-def _own_observers(watch: WatchSettings) -> list[Any]:
-    """Make the observers that posttrain ships: the report, and trackers."""
-    found: list[Any] = [Tracker(name) for name in watch.track or []]
-    return found if watch.report is False else [*found, ReportKeeper(always=watch.report is True)]
+def _observers(watch: WatchSettings, given: Iterable[Any]) -> list[Any]:
+    """Return all observers: those that posttrain ships (trackers, the report), installed ones, those of the caller."""
+    own: list[Any] = [Tracker(name) for name in watch.track or []]
+    if watch.report is not False:
+        own.append(ReportKeeper(always=watch.report is True))
+    return [*own, *(watch.observers or []), *given]
 
 
 def _sources(run: Run, data: Prepared) -> None:
     settings = run.plan.settings
     if run.plan.card.online:
-        generator = make_generator(run)
+        generator = make_generator(run.compute, run.outputs.directory)
+        check_sampling(settings.distributed, generator)
         run.compute.correction = choose_correction(
             settings.correction, settings.rollouts.max_staleness > 0 or not generator.abilities.exact
         )
-        player = None if data.task is None else make_player(run, data.task)
+        player = None if data.task is None else make_player(run.compute, data.task, lambda line: run.outputs.say(line))
         run.source = Online(run, Collector(run, data.train, generator, data.rewards, data.judge, player))
         if data.rewards or data.task is not None or run.compute.teacher is not None:
             limit = settings.watch.eval_batches and settings.watch.eval_batches * settings.length.batch_size

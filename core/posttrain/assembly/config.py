@@ -1,7 +1,7 @@
-"""From defaults, the method's card, a file and flags to one set of options, each checked.
+"""Resolution of defaults, the method's card, a file and flags to one set of options, each checked.
 
-Order: defaults of the dataclasses, the card's ``[defaults]``, those of the example model, the file, the
-flags; later ones win.
+Order: defaults of the dataclasses, the card's ``[defaults]``, those of the example model, the file, the flags; later
+ones win.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from posttrain.catalogue.cards import Card
 from posttrain.catalogue.defaults import shared_options, unknown
 from posttrain.errors import CardError, SettingsError
 from posttrain.example.example import example_defaults
-from posttrain.settings import SECTIONS, Settings, names_of
+from posttrain.settings import SECTIONS, ModelSettings, OptimSettings, Settings, names_of
 from posttrain.settings.options import Option, cast
 from posttrain.settings.secret_options import hidden
 
-#: Learning rates of adapters are this many times those of whole weights (Thinking Machines, "LoRA without regret").
+#: Learning rates of adapters are this multiple of those of full weights (Thinking Machines, "LoRA without regret").
 LORA_LEARNING_RATE = 10
-#: How deep a configuration file may be nested.
+#: Deepest nesting of a configuration file.
 _DEEPEST = 50
 _DASHES = re.compile(r"\s*(?:[-?]\s+)*")
-#: List options whose items never hold a comma, so that one flag can name several.
+#: List options whose items never contain a comma, so that one flag can name several.
 _COMMA_LISTS = (
     *("lora_targets", "lora_target_parameters", "lora_modules_to_save", "add_tokens"),
     *("train_only", "freeze", "observers", "track"),
 )
-#: Other names under which a file or a program may give an option.
+#: Other names of options in files and programs.
 _ALIASES = {"modifiers": "modifier"}
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The keys of a YAML or TOML file. Raises SettingsError if it cannot be read or is not a table of keys."""
+    """Read the keys of a YAML or TOML file. Raises SettingsError if it cannot be read or is not a table of keys."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 def _yaml(text: str, path: Path) -> dict[str, Any]:
     import yaml
 
-    # The reader takes time that grows with the square of the depth, and then the stack.
+    # The parser takes time quadratic in the depth, and then overflows the stack.
     line = _too_deep(text)
     if line is not None:
         raise SettingsError(f"{path} line {line}: is nested more than {_DEEPEST} deep, expected keys and values.")
@@ -74,7 +74,7 @@ def _yaml(text: str, path: Path) -> dict[str, Any]:
 
 
 def _too_deep(text: str) -> int | None:
-    """The first line on which more brackets or dashes are open than any configuration has."""
+    """Return the first line with more open brackets or dashes than any configuration has."""
     depth = 0
     for number, line in enumerate(text.splitlines(), 1):
         dashes = _DASHES.match(line)
@@ -93,9 +93,9 @@ def _too_deep(text: str) -> int | None:
 def resolve(
     card: Card, options: list[Option], file: dict[str, Any], flags: dict[str, Any], file_name: str = "configuration"
 ) -> tuple[Settings, dict[str, Any]]:
-    """The settings of a run and the method's own options, from ``file`` and ``flags`` (keys in snake_case).
+    """Resolve the settings of a run and the method's own options from ``file`` and ``flags`` (keys in snake_case).
 
-    Only options that somebody gave are in the second; the rest are the defaults of ``Config``. Raises SettingsError.
+    The second has given options alone; the rest are the defaults of ``Config``. Raises SettingsError.
     """
     kinds = {option.name: option.kind for option in (*shared_options(), *options)}
     defaults = _card_defaults(card, kinds)
@@ -111,7 +111,9 @@ def resolve(
     own = {key: given.pop(key) for key in [option.name for option in options] if key in given}
     example = example_defaults(card, defaults | given)
     settings = Settings(**(defaults | example | given))
-    return _with_adapters(settings, given), own
+    if settings.distributed.strategy == "qlora" and settings.model.quantize is None:
+        settings = settings.replace(quantize="nf4")
+    return settings.replace(**_adapter_options(settings.model, settings.optim, given)), own
 
 
 def _ungrouped(file: dict[str, Any], file_name: str) -> dict[str, Any]:
@@ -145,23 +147,22 @@ def _card_defaults(card: Card, kinds: dict[str, Any]) -> dict[str, Any]:
     return {key: _checked(f"{card.path}: [defaults] ", key, value, kinds[key]) for key, value in card.defaults.items()}
 
 
-def _with_adapters(settings: Settings, given: dict[str, Any]) -> Settings:
-    if settings.distributed.strategy == "qlora" and settings.model.quantize is None:
-        settings = settings.replace(quantize="nf4")
-    implied = next((name for name in ("quantize", "dora", "adapter_config") if getattr(settings.model, name)), None)
+def _adapter_options(model: ModelSettings, optim: OptimSettings, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that follow from training an adapter: ``lora``, and the learning rate where none was given."""
+    implied = next((name for name in ("quantize", "dora", "adapter_config") if getattr(model, name)), None)
     if implied and given.get("lora") is False:
         raise SettingsError(f"Option '{implied}' trains an adapter, but lora is false. Leave one of them out.")
-    changes: dict[str, Any] = {"lora": settings.model.lora or implied is not None}
+    changes: dict[str, Any] = {"lora": model.lora or implied is not None}
     if changes["lora"] and given.get("learning_rate") is None:
-        changes["learning_rate"] = settings.optim.learning_rate * LORA_LEARNING_RATE
-    return settings.replace(**changes)
+        changes["learning_rate"] = optim.learning_rate * LORA_LEARNING_RATE
+    return changes
 
 
-def as_yaml(method: str, settings: Settings, options: dict[str, Any], own: list[Option]) -> str:
-    """The resolved configuration as a file that ``--config`` takes. Options that are None are left out."""
+def as_yaml(method: str, settings: dict[str, Any], options: dict[str, Any], own: list[Option]) -> str:
+    """Write the resolved configuration in the form that ``--config`` takes. Options that are None are left out."""
     import yaml
 
     values: dict[str, Any] = {"method": method}
-    values |= {key: value for key, value in hidden(settings.flat()).items() if value not in (None, "")}
+    values |= {key: value for key, value in hidden(settings).items() if value not in (None, "")}
     values |= {option.name: options.get(option.name, option.default) for option in own}
     return yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False, allow_unicode=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.assembly.check import check_episodes, check_needed_columns, check_settings
+from posttrain.assembly.check import check_episodes, check_needed_columns, check_settings, idle_options
 from posttrain.assembly.environment import Task, find_task, with_tools
 from posttrain.assembly.held_out import LOOKED_AT, compare_sets, read_sets
 from posttrain.catalogue.cards import Card
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prepared:
-    """The data of a run, tokenised, and what is needed to learn from it; no weights yet."""
+    """The tokenised data of a run, with its rewards and judge; no weights yet."""
 
     tokenizer: Any
     stop_ids: set[int]
     train: Any
     held_out: dict[str, Any]
-    """Held-out rows by the name of their set, "" for the one without."""
+    """Held-out rows by the name of their set, "" for a set without a name."""
     rewards: list[Reward]
     judge: Any
     report: dict[str, Any]
     notes: list[str]
     task: Task | None = None
-    """The environment that answers the model, None for none."""
+    """The run's environment; None for none."""
 
 
 def cache_folder(settings: ModelSettings, what: str = "data") -> Path | None:
-    """Where tokenised data, or another kind of thing, is kept; None for nowhere."""
+    """Return the cache folder for tokenised data, or another kind of content; None where caching is off."""
     if settings.cache == "off":
         return None
     return Path(settings.cache or "~/.cache/posttrain").expanduser() / what
 
 
 def prepare_data(method: Method, config: Any, settings: Settings, objects: InMemory) -> Prepared:
-    """Rows read, checked and tokenised, rewards found; the tokenizer is the only part of the model that is read."""
+    """Read, check and tokenise the rows and load the rewards; of the model only the tokenizer is read."""
     card = method.card
     check_settings(card, settings, objects)
     accepted = card.schemas
@@ -83,7 +83,7 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     if task is not None:
         rows = with_tools(rows, task, tokenizer, settings.data)
         held_out = {name: with_tools(some, task, tokenizer, settings.data) for name, some in held_out.items()}
-    wanted, cut = _within_positions(settings, objects)
+    wanted, cut = _within_positions(settings.model, settings.data, objects)
     if not card.online:
         rows = reshape(rows, method, config)
         held_out = {name: reshape(some, method, config) for name, some in held_out.items()}
@@ -95,11 +95,11 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
     rewards = (
         _rewards(card, settings.rollouts, settings.data.data, objects, tokenizer, rows, task) if card.online else []
     )
-    notes = [*rows.notes, *cut, *doubled]
+    notes = [*rows.notes, *cut, *doubled, *idle_options(settings.model)]
     if not (card.online or rows.streaming):
         columns = dict.fromkeys(name for row in rows for name in row)
         notes += beside_tokens(rows.schema, columns, card.columns_now(config))
-    train, report, found = _tokenised(rows, tokenizer, wanted, stops, settings)
+    train, report, found = _tokenised(rows, tokenizer, wanted, stops, settings.model)
     notes += found
     prepared = {}
     for name, some in held_out.items():
@@ -111,17 +111,17 @@ def prepare_data(method: Method, config: Any, settings: Settings, objects: InMem
 
 
 def _tokenised(
-    rows: Any, tokenizer: Any, wanted: DataSettings, stops: set[int], settings: Settings
+    rows: Any, tokenizer: Any, wanted: DataSettings, stops: set[int], settings: ModelSettings
 ) -> tuple[Any, dict[str, Any], list[str]]:
-    """The training rows as tokens, or how to open their stream; the report, and lines about it."""
+    """Tokenise the training rows, or return the function that opens their stream; also the report and its lines."""
     if rows.streaming:
         return (lambda skip: stream(rows, tokenizer, wanted, stops, wanted.seed, skip)), {"streaming": True}, []
-    train = prepare(rows, tokenizer, wanted, stops, cache_folder(settings.model))
+    train = prepare(rows, tokenizer, wanted, stops, cache_folder(settings))
     return train, dict(train.report), notes_of(train.report, tokenizer, stops)
 
 
 def _handed_over(tokenizer: Any, settings: ModelSettings, objects: InMemory) -> Any:
-    """The tokenizer that a program hands over; of a processor its own, which carries what reads images."""
+    """Return the tokenizer that a program passed; for a processor its own, with the image reader attached."""
     if not hasattr(tokenizer, "image_processor"):
         return tokenizer
     if objects.model is None:
@@ -132,12 +132,12 @@ def _handed_over(tokenizer: Any, settings: ModelSettings, objects: InMemory) -> 
     return with_reader(tokenizer.tokenizer, reader_for(tokenizer, objects.model.config, settings.max_pixels))
 
 
-def _within_positions(settings: Settings, objects: InMemory) -> tuple[DataSettings, list[str]]:
+def _within_positions(settings: ModelSettings, data: DataSettings, objects: InMemory) -> tuple[DataSettings, list[str]]:
     if objects.model is None:
-        positions = learnt_positions_of(settings.model.model, settings.model)
+        positions = learnt_positions_of(settings.model, settings)
     else:
         positions = learnt_positions(objects.model.config)
-    return within_positions(settings.data, positions)
+    return within_positions(data, positions)
 
 
 def _judge(settings: RolloutsSettings, objects: InMemory, tokenizer: Any) -> Any:

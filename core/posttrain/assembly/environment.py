@@ -1,4 +1,4 @@
-"""Find the environment or the tools of a run, make its rows, and what plays its episodes."""
+"""Search for the environment or the tools of a run, their rows, and the player of their episodes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from posttrain.environments.http import HttpEnvironment
 from posttrain.errors import PluginError, SettingsError, closest
 from posttrain.rewards.load import convert_options, function_in_file
 from posttrain.rollouts.episodes import EpisodePlayer
-from posttrain.settings import DataSettings
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import DataSettings, EpisodeSettings
 from posttrain.settings.secret_options import revealed
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.training.run import Compute
 
 _FORMS = "Give an installed name, file.py:CLASS, or the address of an OpenEnv server"
 
 
 @dataclass
 class Task:
-    """An environment of a run: how each episode gets its own, and what the model may call."""
+    """The environment of a run: the factory of its episodes, and the tools of the model."""
 
     name: str
     make: Callable[[], Any]
@@ -44,7 +43,7 @@ class Task:
     options: dict[str, Any]
 
     def rows(self) -> list[dict[str, Any]] | None:
-        """The rows that it makes itself; None where the run has to bring them. Raises SettingsError."""
+        """Return the rows that it makes itself; None where the run must bring them. Raises SettingsError."""
         made = getattr(self.kind, "rows", None)
         if made is None:
             return None
@@ -53,12 +52,12 @@ class Task:
 
 
 def installed_environments() -> list[str]:
-    """Names of all installed environments, sorted. Imports none of them."""
+    """Return the names of all installed environments, sorted, without importing any."""
     return sorted({entry.name for entry in entries("environment")})
 
 
 def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = None) -> Task | None:
-    """The environment that is named, or given as objects; None for none.
+    """Load the environment that is named, or given as objects; None for none.
 
     ``environment`` is a class, a function that makes one, or a list of functions, which are tools. Raises SettingsError
     and PluginError.
@@ -92,7 +91,7 @@ def find_task(settings: EpisodeSettings, environment: Any = None, tools: Any = N
 
 
 def _apart(settings: EpisodeSettings, environment: Any) -> Task:
-    """The environment that is named, each of whose episodes has a process of its own."""
+    """Load a named environment, each of whose episodes gets a separate process."""
     if environment is not None:
         raise SettingsError(
             f"environment-process is on, and environment {environment!r} is an object of this process. Name it by its "
@@ -103,7 +102,7 @@ def _apart(settings: EpisodeSettings, environment: Any) -> Task:
 
 
 def _tools(spec: str) -> list[Callable[..., Any]]:
-    """The function of ``FILE.py:FUNCTION``, or those of the server ``mcp:...``."""
+    """Load the function of ``FILE.py:FUNCTION``, or those of the server ``mcp:...``."""
     if spec.startswith("mcp:"):
         from posttrain.environments.mcp_tools import mcp_tools
 
@@ -157,7 +156,7 @@ def _named(spec: str) -> Any:
 
 
 def with_tools(rows: Rows, task: Task, tokenizer: Any, settings: DataSettings) -> Rows:
-    """Prompts that tell the model of the task's tools: as the chat template does it, else in a system message."""
+    """Add the task's tools to the prompts: by the chat template where it shows them, else in a system message."""
     if not task.tools:
         return rows
     turns = Turns(tokenizer, settings, set(), None)
@@ -180,9 +179,15 @@ def with_tools(rows: Rows, task: Task, tokenizer: Any, settings: DataSettings) -
     return rows.changed(told, f"prompts told of the tools of '{task.name}'")
 
 
-def make_player(run: Run, task: Task) -> EpisodePlayer:
-    """What plays the episodes of a run."""
-    compute, settings = run.compute, run.plan.settings
+def make_player(compute: Compute, task: Task, say: Callable[[str], None]) -> EpisodePlayer:
+    """Build the player of a run's episodes."""
+    settings = compute.settings
     positions = getattr(compute.policy.inner.config.get_text_config(), "max_position_embeddings", None)
+    apart = compute.policy.images is not None and compute.policy.images.prefix
+    if apart and settings.episodes.max_turns > 1:
+        say(
+            f"{type(compute.policy.inner).__name__} reads what is before its answer in both directions, so each turn "
+            "of an episode is sampled and trained as a text of its own, behind all that came before."
+        )
     turns = Turns(compute.tokenizer, settings.data, compute.stop_ids, task.tools)
-    return EpisodePlayer(task.make, turns, settings.episodes, positions or None, run.outputs.say)
+    return EpisodePlayer(task.make, turns, settings.episodes, positions or None, say, apart)

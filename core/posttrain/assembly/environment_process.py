@@ -1,4 +1,4 @@
-"""Environments in processes of their own (``--environment-process``): an episode that hangs is killed, it alone."""
+"""Environments in separate processes (``--environment-process``): an episode that hangs is killed alone."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from posttrain.contract.images import portable_value
 from posttrain.environments.environment import Observation, begin, observation_of
 from posttrain.errors import DataError, RunFailed, SettingsError, short
 from posttrain.servers.forks import Forks, ProcessLost
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import EpisodeSettings
 
 
 class ProcessEnvironment:
-    """One episode, played in a process that is forked for it. ``timeout`` are the seconds for one answer."""
+    """One episode, played in a process forked for it. ``timeout`` are the seconds for one answer."""
 
     def __init__(self, forks: Forks, name: str, timeout: float | None):
         self._name, self._timeout = name, timeout
@@ -23,7 +24,7 @@ class ProcessEnvironment:
             raise RunFailed(f"The environment '{name}' has no process any more: {error}.") from None
 
     def reset(self, row: dict[str, Any], seed: int) -> Any:
-        """Begin the episode of ``row``."""
+        """Start the episode of ``row``."""
         return self._ask("reset", row, seed)
 
     def step(self, message: dict[str, Any]) -> Observation:
@@ -35,12 +36,12 @@ class ProcessEnvironment:
         return self._ask("reward", message)
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         self._child.close()
 
     def _ask(self, action: str, *words: Any) -> Any:
         try:
-            return self._child.ask([action, *words], self._timeout)
+            return self._child.ask(portable_value([action, *words]), self._timeout)
         except TimeoutError:
             raise TimeoutError(f"no answer to {action} in {self._timeout:g} seconds; its process was killed") from None
         except ProcessLost as error:
@@ -50,7 +51,7 @@ class ProcessEnvironment:
 
 
 class Apart:
-    """The factory of such episodes, in the place of the environment's class."""
+    """Factory of episodes in separate processes, in place of the environment's class."""
 
     def __init__(self, settings: EpisodeSettings):
         asked = {"environment": settings.environment, "environment_options": settings.environment_options}
@@ -66,11 +67,11 @@ class Apart:
         self._timeout = settings.tool_timeout or None
 
     def __call__(self) -> ProcessEnvironment:
-        """A new episode."""
+        """Return a new episode."""
         return ProcessEnvironment(self.forks, self.name, self._timeout)
 
     def rows(self, **asked: int) -> list[dict[str, Any]] | None:
-        """The rows that the environment makes."""
+        """Return the rows that the environment makes."""
         child = self.forks.child()
         try:
             return child.ask(["rows", asked])
@@ -79,7 +80,7 @@ class Apart:
 
 
 def load(asked: dict[str, Any]) -> tuple[Any, Callable[[], Callable[[Any], Any]]]:
-    """Load an environment in the process where this is called; a Loader of ``posttrain.servers.forks``."""
+    """Load an environment in this process; a Loader of ``posttrain.servers.forks``."""
     from posttrain.assembly.environment import find_task
 
     task = find_task(EpisodeSettings(**asked))
@@ -92,12 +93,12 @@ def load(asked: dict[str, Any]) -> tuple[Any, Callable[[], Callable[[Any], Any]]
         def answer(message: list[Any]) -> Any:
             action, *words = message
             if action == "rows":
-                return task.kind.rows(**words[0]) if makes_rows else None
+                return portable_value(task.kind.rows(**words[0])) if makes_rows else None
             if action == "reset":
-                return begin(episode(), *words)
+                return portable_value(begin(episode(), *words))
             if action == "step":
                 found = observation_of(episode().step(*words), f"step of {task.name}")
-                return [found.messages, found.reward, bool(found.done)]
+                return [portable_value(found.messages), found.reward, bool(found.done)]
             if action == "reward":
                 return getattr(episode(), "reward", lambda message: None)(*words)
             raise RunFailed(f"An environment has no action {short(action)}.")

@@ -1,4 +1,4 @@
-"""Collect the content of run.json."""
+"""Collection of the content of run.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.network.precision import casts_to_bfloat16
 from posttrain.runs import facts
 from posttrain.settings.secret_options import hidden
 from posttrain.training.micro_batches import token_budget
-from posttrain.training.run import Run
+from posttrain.training.run import Compute, Run
 
 if TYPE_CHECKING:
     from posttrain.assembly.data import Prepared
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> dict[str, Any]:
-    """The content of run.json."""
+    """Return the content of run.json."""
     card = run.plan.card
     return {
         "format": 1,
@@ -47,24 +47,23 @@ def run_facts(run: Run, data: Prepared, objects: InMemory, method_name: str) -> 
         "strategy": {"name": run.compute.strategy.name, "world": run.compute.strategy.world},
         "versions": facts.versions(),
         "hardware": facts.hardware(),
-        "memory": _memory(run),
+        "memory": _memory(run.compute),
         "code": facts.code(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _memory(run: Run) -> dict[str, Any]:
-    """What rules about memory need: how much there is, what stays taken between steps, and the size of a pass."""
-    compute, settings = run.compute, run.plan.settings
-    device = compute.policy.device
+def _memory(compute: Compute) -> dict[str, Any]:
+    """Return the memory facts of rules: the total, what stays allocated between steps, and the size of a pass."""
+    settings, device = compute.settings, compute.policy.device
     narrow = casts_to_bfloat16(settings.model, compute.policy)
-    # gradients and both moments of what is trained, in float32 at most
+    # gradients and both moments of trained parameters, in float32 at most
     fixed = facts.memory_now_mb(device) + 12 * compute.sizes["trained"] / 2**20
     return {
         "device": device.type,
         "limit_mb": facts.memory_limit_mb(device),
         "fixed_mb": round(fixed, 1),
-        "micro_batch_tokens": token_budget(settings.memory.micro_batch_tokens, device, run.plan.card.online, narrow),
+        "micro_batch_tokens": token_budget(settings.memory.micro_batch_tokens, device, compute.card.online, narrow),
     }
 
 

@@ -1,4 +1,4 @@
-"""Training rows and the sets of held-out rows, read and compared."""
+"""Training rows and sets of held-out rows: reading and comparison."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from posttrain.data.rows import Rows
 from posttrain.errors import SettingsError
 from posttrain.settings import DataSettings
 
-#: ``math=a.jsonl``: a set's name before what it is read from. What follows a weight's sign is a number.
+#: ``math=a.jsonl``: a set's name before its source. What follows a weight's sign is a number.
 _NAMED = re.compile(r"([A-Za-z][\w-]*)=(.+)")
-#: Training rows among which a run looks for near duplicates; check-data looks at all.
+#: Training rows among which a run searches near duplicates; check-data searches all.
 LOOKED_AT = 50_000
 
 
 def named_sets(given: Any) -> dict[str, Any]:
-    """Held-out sets by name, ``""`` for those without; a dictionary names them, as does ``NAME=FILE``.
+    """Return held-out sets by name, ``""`` for one without; a dictionary names them, as does ``NAME=FILE``.
 
     Raises SettingsError for a name that no metric can have.
     """
-    if type(given) is dict:  # a DatasetDict holds splits
+    if type(given) is dict:  # a DatasetDict has splits
         wrong = next((name for name in given if not re.fullmatch(r"[A-Za-z][\w-]*", str(name))), None)
         if wrong is not None or not given:
             what = "is empty" if not given else f"names a set {str(wrong)[:40]!r}"
@@ -44,7 +44,7 @@ def named_sets(given: Any) -> dict[str, Any]:
 
 
 def as_named(given: Any) -> Any:
-    """A dictionary of files in the words of the command line, which a run can write down; anything else as it is."""
+    """Return a dictionary of files in the command line's form, which run.json can hold; anything else unchanged."""
     if type(given) is not dict or not given or not all(isinstance(one, str | Path) for one in given.values()):
         return given
     return [f"{name}={one}" for name, one in named_sets(given).items()]
@@ -61,7 +61,7 @@ def _is_number(text: str) -> bool:
 def read_sets(
     given: Any, held_out: Any, accepted: tuple[str, ...], settings: DataSettings
 ) -> tuple[Rows, dict[str, Rows]]:
-    """Rows to train on, and held-out rows by the name of their set; of ``eval_fraction`` the set has no name.
+    """Read training rows, and held-out rows by the name of their set; the set of ``eval_fraction`` has no name.
 
     Raises as ``read_rows``; SettingsError for a share that leaves no row on one side.
     """
@@ -89,9 +89,9 @@ def _split(rows: Rows, settings: DataSettings) -> tuple[Rows, Rows]:
 
 
 def compare_sets(train: Rows, held_out: dict[str, Rows], most: int | None = None) -> tuple[dict[str, Any], list[str]]:
-    """What of each held-out set is trained on too, by its name, and a line for each where anything is.
+    """Return by set the held-out rows that are trained on too, and a line for each set that has some.
 
-    ``most`` bounds the training rows among which near duplicates are looked for. Streamed rows are not compared.
+    ``most`` bounds the training rows among which near duplicates are searched. Streamed rows are not compared.
     """
     if train.streaming or not held_out:
         return {}, []

@@ -1,8 +1,9 @@
-"""Build the models beside the policy: reference, teacher, extra modules."""
+"""Building the models beside the policy: reference, teacher, extra modules."""
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.catalogue.cards import Card
@@ -10,15 +11,42 @@ from posttrain.catalogue.methods import Method
 from posttrain.distillation.teacher import ModelTeacher
 from posttrain.errors import SettingsError
 from posttrain.models.average import WeightAverage
+from posttrain.models.device import choose_device
 from posttrain.models.ema import EmaModel
-from posttrain.models.load import choose_device, load_module
+from posttrain.models.load import load_module
 from posttrain.models.reference import MovingReference, Reference
 from posttrain.network.token_model import TokenModel
-from posttrain.settings import ModelSettings, OptimSettings, ReferenceSettings
+from posttrain.runs.checkpoints import model_in
+from posttrain.settings import ModelSettings, OptimSettings, ReferenceSettings, Settings
 from posttrain.training.strategy import Strategy
 
 if TYPE_CHECKING:
     from posttrain.assembly.objects import InMemory
+
+
+#: Options that name a model.
+_MODELS = ("model", "reference_model", "teacher_model", "draft_model")
+
+
+def from_runs(settings: Settings) -> Settings:
+    """Return the settings with the model's folder in the place of each run directory that is named as a model.
+
+    Raises CheckpointError for a run without a model.
+    """
+    named = {name: value for name, value in settings.flat().items() if name in _MODELS and value}
+    found = {name: model_in(value) for name, value in named.items()}
+    return settings.replace(**found) if found != named else settings
+
+
+def check_apart(output: Path, settings: Settings) -> None:
+    """Raise SettingsError where a model lies in the run directory that the run replaces: it would be deleted."""
+    for name, value in settings.flat().items():
+        folder = Path(value).expanduser() if name in _MODELS and value else None
+        if folder is not None and folder.exists() and folder.resolve().is_relative_to(output.resolve()):
+            raise SettingsError(
+                f"{name.replace('_', '-')} '{value}' lies in '{output}', which --overwrite empties. Choose another "
+                "--output."
+            )
 
 
 def build_reference(
@@ -28,7 +56,7 @@ def build_reference(
     objects: InMemory,
     strategy: Strategy,
 ) -> Reference | MovingReference:
-    """The reference; a model of its own is not in memory before ``begin_reference``, if its weights have a name."""
+    """Build the reference; a separate model is loaded only in ``begin_reference``, if its weights have a name."""
     if settings.reference_every is not None:
         return MovingReference(policy, settings.reference_rate, settings.reference_every)
     name = settings.reference_model
@@ -41,7 +69,7 @@ def build_reference(
 
 
 def place_models(teacher: Any, reference: Any, strategy: Strategy) -> None:
-    """A teacher with weights of its own is spread like the policy's reference; one that follows begins here."""
+    """Shard a teacher's own weights like those of the policy's reference; a moving reference begins here."""
     if isinstance(teacher, ModelTeacher):
         strategy.prepare(teacher.model)
     for model in (teacher, reference):
@@ -55,7 +83,7 @@ def place_models(teacher: Any, reference: Any, strategy: Strategy) -> None:
 
 
 def make_average(policy: TokenModel, settings: OptimSettings, strategy: Strategy) -> WeightAverage | None:
-    """The moving average that the end saves, if one was asked for. Raises SettingsError where weights are spread."""
+    """Build the moving average that is saved at the end, if wanted. Raises SettingsError where weights are sharded."""
     if strategy.shards_forward and (settings.ema_decay is not None or settings.average_last is not None):
         name = "ema-decay" if settings.average_last is None else "average-last"
         raise SettingsError(
@@ -68,21 +96,21 @@ def make_average(policy: TokenModel, settings: OptimSettings, strategy: Strategy
 def untrained_policy(
     policy: TokenModel, reference: Reference | MovingReference | None, settings: ReferenceSettings, strategy: Strategy
 ) -> Reference:
-    """The policy as it is at the start: the reference, where that is not another model."""
+    """Return the policy as it is at the start: the reference, where that is not another model."""
     if isinstance(reference, Reference) and settings.reference_model is None:
         return reference
     return Reference(policy, strategy)
 
 
 def head_kind(card: Card, config: Any) -> str:
-    """What the model ends in."""
+    """Return the kind of the model's head."""
     if card.needs_now("reward-head", config):
         return "score"
     return "steps" if card.needs_now("step-head", config) else "vocabulary"
 
 
 def add_extra_modules(method: Method, config: Any, policy: TokenModel) -> None:
-    """The method's own modules, trained with the model."""
+    """Add the method's own modules, which are trained with the model."""
     width = policy.inner.config.get_text_config().hidden_size
     for name, module in method.extra_modules(config=config, hidden_size=width).items():
         policy.extra.add_module(name, module.to(policy.device))

@@ -1,4 +1,4 @@
-"""What a Python program hands over instead of naming it."""
+"""Objects that a Python program passes instead of names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass
 class InMemory:
-    """What a Python program hands over instead of naming it."""
+    """Objects that a Python program passes instead of names."""
 
     model: nn.Module | None = None
     tokenizer: Any = None

@@ -1,4 +1,4 @@
-"""The environment ``chat:http://HOST:PORT/v1#MODEL``: a server's model talks with the policy."""
+"""The environment ``chat:http://HOST:PORT/v1#MODEL``: a server's model converses with the policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from posttrain.servers.chat import Chat
 
 
 def partner_at(address: str) -> Callable[..., Any]:
-    """What makes a conversation with the model at ``address``, with the options of ``--environment-options``."""
+    """Return the factory of conversations with the model at ``address``; it takes ``--environment-options``."""
     chats: dict[tuple[Any, ...], Chat] = {}
 
     def partner(
@@ -24,7 +24,7 @@ def partner_at(address: str) -> Callable[..., Any]:
         timeout: float = 120.0,
         retries: int = 4,
     ) -> ChatPartner:
-        """Begin a conversation; all of them share one connection."""
+        """Start a conversation; all conversations share one connection."""
         known = (temperature, max_tokens, key_env, timeout, retries)
         if known not in chats:
             options = {"temperature": temperature, "max_tokens": max_tokens, "seed": True}

@@ -1,1 +1,1 @@
-"""Writing plugins: new folders, everything that is generated from cards, and moves between the tiers."""
+"""Authoring of plugins: new folders, files generated from cards, and moves between the tiers."""

@@ -1,4 +1,4 @@
-"""The page of all families of causal models: generated from what was measured of each."""
+"""The page of all families of causal models, generated from measurements of each."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ when it loads it: families are not listed anywhere in the code.
 
 `-` was not measured.
 """
-#: What became of a family -> how the page says it.
+#: Result of a family -> its wording on the page.
 _KINDS = {
     "packed": "packed",
     "padded": "padded",
     "refused": "refused",
     "unbuilt": "that cannot be made small or need an absent package",
 }
-#: Kinds of weight that the default targets are meant to reach.
+#: Kinds of weight that the default targets should reach.
 _MEANT = ("attention", "MLP", "experts", "others")
 
 
 def page(results: Path, mark: str) -> str | None:
-    """Write docs/architectures.md; ``results`` is the folder of what was measured. None where nothing was."""
+    """Render docs/architectures.md; ``results`` is the folder of measurements. None where there are none."""
     forms = _read(results / "architectures.json")
     if not forms:
         return None
@@ -114,7 +114,7 @@ def _share(share: float) -> str:
 
 
 def _reasons(families: dict[str, list[dict[str, Any]]], trips: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each thing that a family says of itself, or that was not measured."""
+    """Return a line for each fact that a family reports of itself, and for each missing measurement."""
     found = []
     for name, forms in sorted(families.items()):
         lines = [form["line"] for form in forms if form["line"]]

@@ -10,7 +10,7 @@ from typing import Any
 from posttrain.authoring.render import MARK
 from posttrain.catalogue.cards import NEEDS, SCHEMAS, TIERS, Card
 
-#: Family -> what a method of it learns from. Families that are not here are listed under their own name.
+#: Family -> what its methods learn from. Other families are listed under their own name.
 FAMILIES = {
     "supervised": "Imitation: texts, or prompts with the answers that are wanted",
     "imitation": "Imitation while generating",
@@ -29,7 +29,7 @@ FAMILIES = {
 
 
 def index(cards: list[Card]) -> str:
-    """``docs/methods/README.md``: all methods of the repository, each once by family, then by name elsewhere."""
+    """Render ``docs/methods/README.md``: all methods of the repository, each once by family, elsewhere by name."""
     families = {family: [card for card in cards if _family(card) == family] for family in _families(cards)}
     tables = [
         f"### {FAMILIES.get(family, family)}\n\n{_table(members)}" for family, members in families.items() if members
@@ -84,7 +84,7 @@ def _names(cards: list[Card], values: tuple[str, ...], of: Callable[[Card], tupl
 
 
 def search_page(cards: list[Card]) -> str:
-    """``docs/methods/search.html``: one file that needs no server and nothing from the network."""
+    """Render ``docs/methods/search.html``: one file that needs no server and nothing from the network."""
     rows: list[dict[str, Any]] = [
         {
             "name": card.name,

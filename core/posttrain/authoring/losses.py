@@ -1,4 +1,4 @@
-"""A real, minimal method for each schema: what ``posttrain new --schema`` begins with."""
+"""A real, minimal method for each schema: the start of ``posttrain new --schema``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Loss:
-    """The parts of a new method's module and test that depend on the schema."""
+    """Parts of a new method's module and test that depend on the schema."""
 
     words: str
     metrics: str
@@ -240,7 +240,7 @@ LOSSES: dict[str, Loss] = {
     "prompt": _ONLINE,
 }
 
-#: What ``posttrain new --modifier`` begins with.
+#: Start of ``posttrain new --modifier``.
 MODIFIER = Loss(
     words="the clipped policy gradient of the method that it modifies, times a weight that falls with a completion's\n"
     "length. Trained alone it modifies group-normalised advantages.",

@@ -1,4 +1,4 @@
-"""``posttrain new``: the folder of a new plugin that works, is tested and can be published as it stands."""
+"""``posttrain new``: the folder of a new plugin, which works, has a test and can be published unchanged."""
 
 from __future__ import annotations
 

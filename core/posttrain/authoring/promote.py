@@ -9,20 +9,36 @@ What cannot be computed here is recorded beside the plugin's test in ``evidence.
     tolerance = 0.03
     command = "posttrain train dpo ..."
 
+    [held_out]                    # where a peer's trained models were measured beside ours on held-out rows
+    source = "benchmarks/results/held_out.json"
+    figure = "margin"
+    seeds = 3
+    untrained = 0.1               # before training
+    measured = 2.31               # mean over our seeds
+    low = 2.2                     # 95 % interval over the peer's seeds
+    high = 2.4
+    difference = 0.001            # largest of one seed between ours and theirs, as a share of the peer's way
+    tolerance = 0.05
+    command = "python benchmarks/parity/held_out.py --methods dpo"
+
     [strategies]                  # final loss of the same run under each strategy
     single = 0.5123
     ddp = 0.5123
 
-    [release]                     # options and their defaults as the last release had them
+    [release]                     # options and their defaults as the last release had them; its tag says more
     version = "0.3.0"
     options = { beta = 0.1 }
 """
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import shutil
+import subprocess
+import tarfile
+import tempfile
 import tomllib
 import typing
 from collections.abc import Callable
@@ -32,6 +48,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from posttrain.authoring.promotions_page import HELD_OUT
 from posttrain.authoring.sync import expected, repository, write
 from posttrain.catalogue.cards import NAME, Card, read_card
 from posttrain.catalogue.defaults import method_options, shared_options
@@ -47,7 +64,7 @@ _FOLDERS = {"experimental": "contrib", "stable": "plugins"}
 
 @dataclass(frozen=True)
 class Criterion:
-    """One condition for stable: whether it is met, and the figure or the thing that is missing."""
+    """One condition for stable: whether it is met, and its figure or what is missing."""
 
     name: str
     met: bool
@@ -55,7 +72,7 @@ class Criterion:
 
 
 def plugin_folder(name: str, root: Path) -> Path:
-    """The project folder of a method in the repository. Raises MethodError if there is none."""
+    """Return the project folder of a method in the repository. Raises MethodError if there is none."""
     for tier in _FOLDERS.values():
         if NAME.fullmatch(name) and (root / tier / name).is_dir():
             return root / tier / name
@@ -63,10 +80,10 @@ def plugin_folder(name: str, root: Path) -> Path:
 
 
 def criteria(folder: Path, run_kit: Callable[[Path], bool], compare: Callable[[Path], str | None]) -> list[Criterion]:
-    """All criteria for the plugin in ``folder``.
+    """Check all criteria for the plugin in ``folder``.
 
-    ``run_kit`` says whether the whole conformance kit passes, ``compare`` how the stored trajectory and the numbers
-    of today differ (``posttrain_testkit.trajectory.difference``).
+    ``run_kit`` returns whether the whole conformance kit passes, ``compare`` how the stored trajectory differs from the
+    present numbers (``posttrain_testkit.trajectory.difference``).
     """
     card = _card(folder)
     evidence = _evidence(folder)
@@ -78,7 +95,8 @@ def criteria(folder: Path, run_kit: Callable[[Path], bool], compare: Callable[[P
         _trajectory(folder, compare),
         _strategies(evidence.get("strategies", {})),
         _result(evidence.get("result", {})),
-        _release(card, evidence.get("release", {})),
+        *_held_out(evidence.get("held_out")),
+        _release(folder, card, evidence.get("release", {})),
     ]
 
 
@@ -115,7 +133,25 @@ def _result(result: dict[str, Any]) -> Criterion:
     return Criterion(name, near, f"{result['measured']} against {result['expected']} ({result['source']})")
 
 
-def _release(card: Card, release: dict[str, Any]) -> Criterion:
+def _held_out(found: dict[str, Any] | None) -> list[Criterion]:
+    """Return the criterion of the figure on held-out rows; none where it was not measured."""
+    if found is None:
+        return []
+    names = ("source", "figure", "seeds", "untrained", "measured", "low", "high", "difference", "tolerance", "command")
+    missing = [key for key in names if key not in found]
+    if missing:
+        return [Criterion(HELD_OUT, False, f"[held_out] of {EVIDENCE} lacks {', '.join(missing)}")]
+    low, high = found["low"], found["high"]
+    inside, moved = low <= found["measured"] <= high, not low <= found["untrained"] <= high
+    said = (
+        f"{found['figure']} {found['measured']:.4g} in [{low:.4g}, {high:.4g}], untrained {found['untrained']:.4g}; "
+        f"{found['seeds']} seeds, a seed's difference at most {found['difference']:.1e} of the way, "
+        f"{found['tolerance']} passes"
+    )
+    return [Criterion(HELD_OUT, inside and moved and found["difference"] <= found["tolerance"], said)]
+
+
+def _release(folder: Path, card: Card, release: dict[str, Any]) -> Criterion:
     name = "options unchanged for a release"
     missing = [key for key in ("version", "options") if key not in release]
     if missing:
@@ -124,15 +160,38 @@ def _release(card: Card, release: dict[str, Any]) -> Criterion:
         older = Version(release["version"]) < Version(card.version)
     except InvalidVersion as error:
         return Criterion(name, False, str(error))
-    now = {option.name: option.default for option in method_options(card) if option.default is not None}
-    changed = sorted(key for key in {*now, *release["options"]} if now.get(key) != release["options"].get(key))
+    now, tagged = _options(card), _tagged_options(folder, release["version"])
+    then = release["options"] if tagged is None else tagged
+    changed = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
     if changed:
         return Criterion(name, False, f"changed since {release['version']}: {', '.join(changed)}")
     return Criterion(name, older, f"as in {release['version']}" if older else f"{card.version} was not released yet")
 
 
+def _options(card: Card) -> dict[str, Any]:
+    return {option.name: option.default for option in method_options(card) if option.default is not None}
+
+
+def _tagged_options(folder: Path, version: str) -> dict[str, Any] | None:
+    """Return options and defaults as the repository's tag ``v<version>`` has them; None where that has no such method.
+
+    Evidence is written by hand or by a script; the tag is what was released.
+    """
+    root, git = repository(folder), shutil.which("git")
+    for place in (f"{tier}/{folder.name}" for tier in _FOLDERS.values()):
+        if root is None or git is None:
+            return None
+        command = [git, "-C", str(root), "archive", f"v{version}", place]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode == 0:
+            with tempfile.TemporaryDirectory() as name, tarfile.open(fileobj=io.BytesIO(done.stdout)) as files:
+                files.extractall(name, filter="data")
+                return _options(_card(Path(name) / place))
+    return None
+
+
 def move(folder: Path, tier: str) -> Path:
-    """Move a plugin to ``tier``: the card, the folder, and everything generated. Returns the new folder."""
+    """Move a plugin to ``tier``: the card, the folder, and everything generated. Return the new folder."""
     root = repository(folder)
     if root is None:
         raise MethodError(f"'{folder}' is in no repository of posttrain; only its own methods have tiers.")

@@ -1,9 +1,10 @@
-"""What follows from a card: the package's ``pyproject.toml``, the page of the documentation, tables, the catalogue."""
+"""Files generated from a card: the package's ``pyproject.toml``, the documentation page, tables, the catalogue."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from posttrain.authoring import toml
@@ -29,7 +30,7 @@ _TIER_NOTE = {
 
 
 def pyproject(card: Card, floor: str, licence: str, existing: dict[str, Any] | None = None) -> str:
-    """``pyproject.toml`` of a method. Of ``existing``, a third party's file, all that the card does not say stays."""
+    """Render ``pyproject.toml`` of a method; of a third party's ``existing`` everything beyond the card stays."""
     kept = existing or {}
     old = kept.get("project", {})
     project = {
@@ -74,8 +75,8 @@ def _commands(card: Card) -> str:
     )
 
 
-def page(card: Card) -> str:
-    """The method's page of the documentation."""
+def page(card: Card, measured: Sequence[str] = ()) -> str:
+    """Render the method's page of the documentation; ``measured`` are sentences on what was measured of it."""
     assert card.path is not None  # pages are made from cards in folders
     text = docstring(card.path.parent / "__init__.py")
     metrics = _METRICS.search(text)
@@ -96,6 +97,7 @@ def page(card: Card) -> str:
         card.summary,
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         prose,
+        *measured,
         f"## Train\n\n```bash\n{_commands(card)}\n```",
         f"{_EXAMPLE_NOTE}\n\n```bash\n{example.command(card.name)}\n```",
         "## Data\n\n" + "\n\n".join(_sample(schema, card) for schema in card.schemas),
@@ -138,7 +140,7 @@ def _cell(text: str) -> str:
 
 
 def _emphasised(metrics: str) -> str:
-    """The list of metrics with each name as code: "- margin: ..." becomes "- `margin`: ..."."""
+    """Format each name in the list of metrics as code: "- margin: ..." becomes "- `margin`: ..."."""
     lines = []
     for line in metrics.strip().splitlines():
         names, colon, meaning = line.removeprefix("- ").partition(":")
@@ -148,12 +150,12 @@ def _emphasised(metrics: str) -> str:
 
 
 def _digest(card: Card) -> dict[str, str]:
-    """What the files of a stable method are known by; those of other methods may change."""
+    """Return the digest that identifies the files of a stable method; those of other methods may change."""
     return {"digest": digest_of(card.path.parent)} if card.tier == "stable" and card.path is not None else {}
 
 
 def catalogue(cards: list[Card]) -> str:
-    """``catalogue.json``: what posttrain knows about methods that may not be installed."""
+    """Render ``catalogue.json``: facts of methods that may not be installed."""
     rows = [
         {
             "name": card.name,

@@ -1,4 +1,4 @@
-"""The page of all rules: generated from the rules themselves, and from what they said of planted faults."""
+"""The page of all rules, generated from the rules themselves and from their alerts about planted faults."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ _HEALTHY = """\
 
 
 def page(results: Path, mark: str) -> str:
-    """Write docs/rules.md; ``results`` is the folder of what was measured, if there is one."""
+    """Render docs/rules.md; ``results`` is the folder of measurements, if there is one."""
     text = f"<!-- {mark} -->\n\n" + _INTRODUCTION
     for rule in SHIPPED:
         limits = "<br>".join(f"`{name}` {limit.value:g} {limit.reason}" for name, limit in rule.thresholds.items())

@@ -20,7 +20,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "prompt": {"prompt": "What is 2 + 3?", "answer": "5"},
 }
 
-#: Values of columns that single methods ask for.
+#: Values of columns that only single methods need.
 COLUMNS: dict[str, Any] = {
     "group_scores": [0.9, 0.2, 0.1],
     "alternative": {"prompt": "The password is", "completion": " something I do not know."},

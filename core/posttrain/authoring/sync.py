@@ -8,7 +8,16 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from posttrain.authoring import architectures_page, listing, render, rules_page
+from posttrain.authoring import (
+    architectures_page,
+    families_page,
+    league_page,
+    listing,
+    promotions_page,
+    render,
+    rules_page,
+)
+from posttrain.authoring.league import read_league
 from posttrain.catalogue.cards import TIERS, Card, read_card
 from posttrain.catalogue.discovery import CARD, find_folder
 from posttrain.errors import MethodError
@@ -17,12 +26,12 @@ from posttrain.errors import MethodError
 PYTHON_FLOOR = ">=3.11"
 LICENCE = "Apache-2.0"
 
-#: Where a repository of posttrain keeps it, below its folder core.
+#: Place of the catalogue in a repository of posttrain, below its folder core.
 CATALOGUE = Path("posttrain", "catalogue", "catalogue.json")
 
 
 def repository(path: Path) -> Path | None:
-    """The posttrain repository that ``path`` lies in or is, None outside of one."""
+    """Return the posttrain repository that ``path`` is or is inside of, None outside of one."""
     for folder in (path.resolve(), *path.resolve().parents):
         if (folder / "core" / CATALOGUE).is_file():
             return folder
@@ -30,13 +39,13 @@ def repository(path: Path) -> Path | None:
 
 
 def cards_of(root: Path) -> list[Card]:
-    """The cards of all methods in a repository: stable ones first, then by name."""
+    """Return the cards of all methods in a repository: stable ones first, then by name."""
     paths = [path for tier in ("plugins", "contrib") for path in (root / tier).glob(f"*/*/{CARD}")]
     return sorted(map(read_card, paths), key=lambda card: (TIERS.index(card.tier), card.name))
 
 
 def expected(path: Path) -> dict[Path, str | None]:
-    """Every generated file and its right content, None for one that should not exist.
+    """Return every generated file and its right content, None for one that should not exist.
 
     ``path`` is a repository, or the folder of a plugin outside of one.
     """
@@ -51,13 +60,15 @@ def _of_repository(root: Path) -> dict[Path, str | None]:
     files: dict[Path, str | None] = {
         path: None for path in pages.glob("*.md") if render.MARK in path.read_text(encoding="utf-8")
     }
+    league, candidates = read_league(root), promotions_page.read_promotions(root / "benchmarks" / "results")
     for card in cards:
         assert card.path is not None  # they were read from files
         folder = card.path.parent.parent
         files[folder / "pyproject.toml"] = render.pyproject(
             card, project.get("requires-python", PYTHON_FLOOR), project.get("license", LICENCE)
         )
-        files[pages / f"{card.name}.md"] = render.page(card)
+        said = [league_page.line(league, card.name) if league else None, promotions_page.line(candidates, card.name)]
+        files[pages / f"{card.name}.md"] = render.page(card, [text for text in said if text])
     files[pages / "README.md"] = listing.index(cards)
     files[pages / "search.html"] = listing.search_page(cards)
     files[root / "core" / CATALOGUE] = render.catalogue(cards)
@@ -66,6 +77,13 @@ def _of_repository(root: Path) -> dict[Path, str | None]:
     measured = render.MARK.replace("the card and the module", "what was measured")
     if (families := architectures_page.page(root / "benchmarks" / "results", measured)) is not None:
         files[root / "docs" / "architectures.md"] = families
+    if (families := families_page.page(root / "benchmarks" / "results", measured)) is not None:
+        files[root / "docs" / "families.md"] = families
+    if candidates:
+        files[root / "docs" / "promotions.md"] = promotions_page.page(candidates, measured)
+    if league is not None:
+        files[root / "docs" / "league.md"] = league_page.page(league, measured)
+        files[root / "docs" / "league-table.html"] = league_page.sortable(league, measured)
     return files
 
 
@@ -85,7 +103,7 @@ def _of_plugin(path: Path) -> dict[Path, str | None]:
 
 
 def _alone(page: str) -> str:
-    """A page without the guides of posttrain beside it: its links to them become their words."""
+    """Return a page for use without posttrain's guides: links to them become plain words."""
     return re.sub(r"\[([^]]+)\]\(\.\./[^)]+\)", r"\1", page)
 
 
@@ -97,7 +115,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def differences(files: dict[Path, str | None]) -> dict[Path, str]:
-    """Files that are not as they should be, each with a diff from what is to what should be."""
+    """Return the files whose content differs from what it should be, each with a diff."""
     found = {}
     for path, content in sorted(files.items()):
         present = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -108,7 +126,7 @@ def differences(files: dict[Path, str | None]) -> dict[Path, str]:
 
 
 def write(files: dict[Path, str | None]) -> list[Path]:
-    """Make the files as they should be; returns those that changed."""
+    """Write the right content of files; return those that changed."""
     changed = list(differences(files))
     for path in changed:
         content = files[path]

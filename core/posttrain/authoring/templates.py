@@ -1,4 +1,4 @@
-"""Texts of a new plugin. ``$name`` and the like are filled in by ``new.py``."""
+"""Texts of a new plugin. ``new.py`` fills in ``$name`` and the like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing TOML: the standard library only reads it."""
+"""Writer of TOML, which the standard library only reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def dumps(values: dict[str, Any]) -> str:
-    """``values`` as TOML, tables in the given order; comments do not exist in ``values`` and so are lost."""
+    """Return ``values`` as TOML, tables in the given order; comments are not in ``values`` and so are lost."""
     return "\n".join(_table(values, [])).strip() + "\n"
 
 

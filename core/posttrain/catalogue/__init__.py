@@ -1,1 +1,1 @@
-"""Which methods are installed or known, and what their cards say; none is imported to find out."""
+"""Catalogue of installed and known methods and their cards; no method is imported for it."""

@@ -1,4 +1,4 @@
-"""Cards: what a method says about itself in ``method.toml``, read without importing the method."""
+"""Cards: the facts of a method in its ``method.toml``, read without importing the method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.errors import CardError
 
 TIERS = ("stable", "experimental", "retired")
-#: Offline schemas, then the one of online methods.
+#: Schemas of offline methods, then that of online methods.
 SCHEMAS = (
     "language-modeling",
     "prompt-completion",
@@ -24,8 +24,8 @@ SCHEMAS = (
     "trajectory",
     "prompt",
 )
-#: What a method may need. "X when OPTION" needs X only while the method's option is not 0, None or False. Heads replace
-#: the vocabulary projection: one score a row, or one a step. "preferences" are a judge or rewards.
+#: Needs of a method. "X when OPTION" needs X only while the method's option is not 0, None or False. Heads replace the
+#: vocabulary projection: one score per row, or one per step. "preferences" are a judge or rewards.
 NEEDS = ("reference", "teacher", "reward-head", "step-head", "rewards", "preferences", "generation")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _REQUIRED: dict[str, Any] = {
@@ -56,42 +56,42 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of a method. ``path`` is the card's file, None for one that lives only in the catalogue."""
+    """Facts of a method. ``path`` is the card's file, None for one from the catalogue only."""
 
     name: str
     version: str
     tier: str
     summary: str
     schemas: tuple[str, ...]
-    """Data schemas it can train on, the preferred one first."""
+    """Data schemas that it can train on, the preferred one first."""
     needs: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     """Columns that the rows must have besides the schema's; "X when OPTION" as in ``needs``."""
     roles: tuple[str, ...] = ()
-    """Of forget-retain and preference rows: the columns whose samples the loss sees, by role; where it is empty the two
-    that the schema is named after."""
+    """For forget-retain and preference rows: the columns whose samples the loss sees, by role; if empty the two in the
+    schema's name."""
     paper: str = ""
     family: str = ""
     pairs: bool = False
-    """Online: whether the loss is given pairs of answers (roles chosen and rejected), made by posttrain_select."""
+    """Online: whether the loss gets pairs of answers (roles chosen and rejected), made by posttrain_select."""
     modifier: bool = False
     """Online: whether it can also change another method (``train METHOD --modifier NAME``)."""
     alone: tuple[str, ...] = ()
-    """Options of a modifier that count only where it is trained by itself."""
+    """Options of a modifier that only apply when it is trained by itself."""
     token_advantages: bool = True
-    """Online: whether the loss takes an advantage for each token; false where it takes one a completion."""
+    """Online: whether the loss takes an advantage per token; False if per completion."""
     requires: tuple[str, ...] = ()
     waivers: dict[str, str] = field(default_factory=dict)
-    """Conformance check -> why the paper forbids it."""
+    """Conformance check -> why the paper rules it out."""
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Shared options whose usual value is another one for this method."""
+    """Shared options with another default for this method."""
     follows: dict[str, str] = field(default_factory=dict)
-    """Option of the method -> shared option whose value it has where it is left at None."""
+    """Option of the method -> shared option that it defaults to."""
     goldens: dict[str, Any] = field(default_factory=dict)
-    """Name in a file of golden values -> name of the method's option or quantity; ``entries``: see
+    """Name in a file of golden values -> method's option or quantity; ``entries``: see
     ``posttrain_testkit.goldens.compare``."""
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Metric -> its lowest and highest usual value; a run outside of them is told so."""
+    """Metric -> its lowest and highest usual value; a run warns outside of them."""
     path: Path | None = None
 
     @property
@@ -106,29 +106,29 @@ class Card:
 
     @property
     def distribution(self) -> str:
-        """Name of the method's package in an index."""
+        """Name of the method's package in a package index."""
         return "posttrain-method-" + self.name
 
     def needs_now(self, what: str, config: object) -> bool:
-        """Whether ``what`` is needed with these option values ("reference when beta")."""
+        """Return whether ``what`` is needed with these option values ("reference when beta")."""
         return what in _now(self.needs, config)
 
     def imitates(self, config: object) -> bool:
-        """Whether the loss learns given texts and compares the policy with nothing."""
+        """Return whether the loss imitates given texts and compares the policy with nothing."""
         alone = not any(self.needs_now(what, config) for what in ("reference", "teacher"))
         return alone and self.schemas[0] in ("language-modeling", "prompt-completion")
 
     def needs_all(self, config: object) -> list[str]:
-        """Everything that is needed with these option values."""
+        """Return everything that is needed with these option values."""
         return _now(self.needs, config)
 
     def columns_now(self, config: object) -> list[str]:
-        """The columns that the rows must have with these option values."""
+        """Return the columns that the rows must have with these option values."""
         return _now(self.columns, config)
 
 
 def _now(needs: tuple[str, ...], config: object) -> list[str]:
-    """The names whose option, if they depend on one, is set."""
+    """Return the names whose option, if they depend on one, is set."""
     split = [need.partition(" when ") for need in needs]
     return [name for name, _, option in split if not option or getattr(config, option)]
 
@@ -139,7 +139,7 @@ def read_card(path: Path) -> Card:
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # of the syntax, the encoding, or a number
+    except ValueError as error:  # syntax, encoding, or a number
         raise CardError(f"{path}: is not valid TOML: {error}.") from None
     except RecursionError:
         raise CardError(f"{path}: is not a card: its values are nested too deep.") from None
@@ -207,7 +207,7 @@ def _card(facts: dict[str, Any], path: Path) -> Card:
 
 
 def _ranges(given: dict[str, Any], path: Path) -> dict[str, tuple[float, float]]:
-    """Ranges of metrics as pairs of numbers, the lower one first."""
+    """Parse ranges of metrics as pairs of numbers, the lower one first."""
     for name, pair in given.items():
         numbers = isinstance(pair, list) and len(pair) == 2 and all(type(end) in (int, float) for end in pair)
         if not numbers or not pair[0] <= pair[1]:
@@ -216,7 +216,7 @@ def _ranges(given: dict[str, Any], path: Path) -> dict[str, tuple[float, float]]
 
 
 def _check_modifier(facts: dict[str, Any], schemas: tuple[str, ...], path: Path) -> None:
-    """Only online methods with advantages modify others, and only modifiers have options for being alone."""
+    """Check that only online methods with advantages are modifiers, and that only modifiers have ``alone``."""
     if facts.get("modifier") and (schemas[0] != "prompt" or facts.get("pairs")):
         raise CardError(f"{path}: modifier is true, which needs schema 'prompt' and no pairs.")
     if facts.get("alone") and not facts.get("modifier"):

@@ -19,7 +19,7 @@ from posttrain.settings.options import Option, read_options
 
 @functools.cache
 def shared_options() -> tuple[Option, ...]:
-    """The fields of all sections of ``Settings`` in order, each with the first line of its section's docstring."""
+    """Return the fields of all sections of ``Settings`` in order, with the first line of their section's docstring."""
     return tuple(
         replace(option, section=str(kind.__doc__).rstrip("."))
         for kind in SECTIONS.values()
@@ -28,7 +28,7 @@ def shared_options() -> tuple[Option, ...]:
 
 
 def usual_options(card: Card) -> tuple[Option, ...]:
-    """Options that ``--help`` shows for a method: those that have an effect there and that others than experts set."""
+    """Return the options in a method's ``--help``: those that apply to it, without expert ones."""
     online = () if card.online else ("rollouts", "sampling", "generation", "correction")
     needs = [need.partition(" when ")[0] for need in card.needs]
     absent = [*online, *(section for section in ("reference", "teacher") if section not in needs)]
@@ -37,7 +37,7 @@ def usual_options(card: Card) -> tuple[Option, ...]:
 
 
 def method_options(card: Card) -> list[Option]:
-    """The fields of the method's ``Config``, read from its source. Raises MethodError where two names collide."""
+    """Read the fields of the method's ``Config`` from its source. Raises MethodError for a name of a shared option."""
     assert card.path is not None  # only cards of the catalogue have none, and those are not installed
     options = read_options(card.path.parent / "__init__.py")
     shared = {option.name for option in shared_options()}
@@ -48,7 +48,7 @@ def method_options(card: Card) -> list[Option]:
 
 
 def split_modifier(text: str) -> tuple[str, dict[str, str]]:
-    """Name (or folder) and options of a modifier written as NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
+    """Split a modifier NAME or NAME:OPTION=VALUE,OPTION=VALUE into its name (or folder) and options."""
     found = re.fullmatch(r"(.+?)(?::([\w-]+=.*))?", text, re.DOTALL)
     if found is None:
         raise SettingsError(f"Modifier {text!r} has no name. Write NAME or NAME:OPTION=VALUE.")
@@ -58,12 +58,41 @@ def split_modifier(text: str) -> tuple[str, dict[str, str]]:
 
 
 def shared_defaults(card: Card) -> dict[str, Any]:
-    """What the shared options are for this method when nobody says otherwise."""
+    """Return the method's defaults of the shared options."""
     return {option.name: option.default for option in shared_options()} | card.defaults
 
 
+#: Options of other trainers that have another name here, in snake_case.
+PEERS = {
+    "lr": "learning_rate",
+    "per_device_train_batch_size": "micro_batch_size",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "bf16": "autocast",
+    "report_to": "track",
+    "lr_scheduler_type": "schedule",
+    "max_seq_length": "max_length",
+    "max_completion_length": "max_new_tokens",
+    "num_generations": "group_size",
+    "save_steps": "save_every",
+    "eval_steps": "eval_every",
+    "logging_steps": "log_every",
+    "output_dir": "output",
+    "model_name_or_path": "model",
+    "dataset_name": "data",
+    "lora_r": "lora_rank",
+    "optim": "optimizer",
+    "ref_model": "reference_model",
+}
+
+
 def unknown(key: str, names: Iterable[str], prefix: str = "") -> str:
-    """The sentence for an option that does not exist."""
-    close = get_close_matches(key[:100], list(names), n=1)
+    """Return the message for an option that does not exist, with its name here where other trainers have one."""
+    names, here = list(names), PEERS.get(key.replace("-", "_").lower())
+    found = next((name for name in names if name.replace("-", "_") == here), None)
+    if found:
+        return f"Unknown option '{prefix}{key}'. It is called '{prefix}{found}' here."
+    close = get_close_matches(key[:100], names, n=1)
     hint = f" Did you mean '{prefix}{close[0]}'?" if close else ""
     return f"Unknown option '{prefix}{key if len(key) <= 100 else key[:97] + '...'}'.{hint}"

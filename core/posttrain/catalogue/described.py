@@ -1,4 +1,4 @@
-"""What an entry point's code says of itself, found by reading the file: nothing is imported."""
+"""Summaries of entry points from their source files; nothing is imported."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from posttrain.catalogue.entries import Entry
 
 @dataclass
 class Described:
-    """A class or function as its source shows it."""
+    """Summary of a class or function from its source."""
 
     summary: str = ""
     """First line of its docstring."""
     tools: list[str] = field(default_factory=list)
-    """Methods that are marked with ``tool``."""
+    """Methods marked with ``tool``."""
     problem: str | None = None
-    """Why nothing can be read, in one line."""
+    """Why it cannot be read, in one line."""
 
 
 def described(entry: Entry) -> Described:
@@ -38,7 +38,7 @@ def described(entry: Entry) -> Described:
         return Described(problem=f"{file}: {' '.join(str(error).split())}.")
     found = next((one for one in body if getattr(one, "name", None) == entry.attribute), None)
     if not isinstance(found, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        return Described()  # made by a call, or imported from elsewhere: loading it will show
+        return Described()  # made by a call, or imported from elsewhere
     methods = [one for one in found.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
     tools = [one.name for one in methods if any(_is_tool(mark) for mark in one.decorator_list)]
     return Described((ast.get_docstring(found) or "").partition("\n")[0], tools)
@@ -49,7 +49,7 @@ def _is_tool(mark: ast.expr) -> bool:
 
 
 def _file(module: str) -> Path | None:
-    """The source of ``module``; finding a dotted name the usual way would import its parents."""
+    """Find the source of ``module``; finding a dotted name the usual way would import its parents."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)

@@ -1,6 +1,6 @@
-"""Which methods are installed, found from package metadata and cards. No plugin is imported, nor torch.
+"""Installed methods, found from package metadata and cards. Imports neither plugins nor torch.
 
-Looking a method up is the entry points' job (group ``posttrain.methods``), calling it is pluggy's (``methods.py``).
+Entry points (group ``posttrain.methods``) look a method up, pluggy calls it (``methods.py``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class Installed:
-    """One method that a package (or a folder) provides; ``problem`` says in one line why it cannot be used."""
+    """One method of a package (or a folder); ``problem`` says in one line why it cannot be used."""
 
     name: str
     card: Card | None
@@ -38,12 +38,12 @@ class Installed:
     module: str
     problem: str | None = None
     folder: Path | None = None
-    """The package's folder, for a method that is used without being installed."""
+    """Folder of the package, for a method used without installation."""
 
 
 @functools.cache
 def installed() -> list[Installed]:
-    """All installed methods by name, broken ones included: each failure is one row. Scans once per process."""
+    """List all installed methods by name, including broken ones, one row each. Scans once per process."""
     return _rows(entries("method"))
 
 
@@ -56,7 +56,7 @@ def _rows(found: list[Entry]) -> list[Installed]:
 
 
 def find(name: str) -> Installed:
-    """The usable installed method ``name``. Raises MethodError if it is missing, misspelt, provided twice or broken."""
+    """Find the usable installed method ``name``. Raises MethodError if it is missing, misspelt, ambiguous or broken."""
     rows = _rows(entries("method", name))  # no other method's card is read
     if not rows:
         raise MethodError(_missing(name))
@@ -66,7 +66,7 @@ def find(name: str) -> Installed:
 
 
 def usable(row: Installed) -> Installed:
-    """``row`` itself. Raises MethodError with the reason if it is broken or made for another version of posttrain."""
+    """Return ``row``. Raises MethodError with the reason if it is broken or made for another version of posttrain."""
     if row.card is not None and (reason := incompatible(row.card)):
         raise MethodError(f"Method '{row.name}' {row.card.version} {reason}")
     if row.problem:
@@ -76,12 +76,12 @@ def usable(row: Installed) -> Installed:
 
 
 def is_folder(name: str) -> bool:
-    """Whether ``name`` means a plugin's folder: it has a path separator or begins with a dot or a tilde."""
+    """Return whether ``name`` is a plugin's folder: it has a path separator or begins with a dot or a tilde."""
     return name.startswith((".", "~")) or "/" in name or "\\" in name
 
 
 def find_folder(path: str | Path) -> Installed:
-    """The method in a plugin's folder that is not installed: its project folder, or the package itself."""
+    """Find the method in the folder of a plugin that is not installed: its project folder, or the package itself."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise MethodError(f"There is no folder '{path}'. Make a plugin with: posttrain new NAME")
@@ -100,7 +100,7 @@ def find_folder(path: str | Path) -> Installed:
 
 
 def locate(name_or_folder: str) -> Installed:
-    """The method of that name, or in that folder: what every command takes as METHOD."""
+    """Find the method of a command's METHOD: a name or a folder."""
     return find_folder(name_or_folder) if is_folder(name_or_folder) else find(name_or_folder)
 
 
@@ -113,14 +113,14 @@ def _row(entry: Entry, places: dict[str, str]) -> Installed:
         card = _card(entry.name, module, places)
     except MethodError as error:
         return replace(row, problem=str(error))
-    except Exception as error:  # whatever a neighbour's files do to a parser must not hide the other methods
+    except Exception as error:  # a neighbour's broken files must not hide the other methods
         detail = " ".join(str(error).split())[:200]
         return replace(row, problem=f"its card cannot be read: {type(error).__name__}: {detail}")
     return replace(row, card=card, problem=incompatible(card))
 
 
 def _card(name: str, module: str, places: dict[str, str]) -> Card:
-    # A dotted name would import its parent, so the rule on names is what keeps listing free of plugins' code.
+    # A dotted name would import its parent; the rule on names keeps listing free of plugins' code.
     if not NAME.fullmatch(name):
         raise CardError(f"entry point '{name}' is not lower-case words joined by hyphens.")
     if not _IDENTIFIER.fullmatch(module):
@@ -138,13 +138,13 @@ def _card(name: str, module: str, places: dict[str, str]) -> Card:
     card = read_card(path)
     if card.name != name:
         raise CardError(f"its card says name '{card.name}', its entry point says '{name}'.")
-    # A compiled module would come before the source that the digest is of.
+    # A compiled module would take precedence over the source that the digest covers.
     from_source = spec.origin is not None and Path(spec.origin) == path.parent / "__init__.py"
     return _granted(card, path.parent if from_source else None)
 
 
 def _places() -> dict[str, str]:
-    """Entry of ``sys.path`` that first holds each top-level name. Listed once: every look-up would ask all entries."""
+    """Map each top-level name to its first entry of ``sys.path``. Listed once: every look-up would ask all entries."""
     places: dict[str, str] = {}
     for entry in sys.path:
         with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ def _places() -> dict[str, str]:
 
 
 def _spec(module: str, places: dict[str, str]) -> ModuleSpec | None:
-    """The module's spec as the import system finds it; with ``places`` the one entry that holds it is asked first."""
+    """Find the module's spec as the import system does; ``places`` names the entry to ask first."""
     if module in places and module not in sys.modules:
         found = PathFinder.find_spec(module, [places[module]])
         if found is not None and found.loader is not None:
@@ -163,7 +163,7 @@ def _spec(module: str, places: dict[str, str]) -> ModuleSpec | None:
 
 
 def _granted(card: Card, package: Path | None) -> Card:
-    """A card may call itself stable; that only counts for the very files that this posttrain knows as stable."""
+    """Downgrade a card that calls itself stable, unless its files are those that this posttrain knows as stable."""
     fact = known().get(card.name)
     if card.tier != "stable":
         return card
@@ -173,7 +173,7 @@ def _granted(card: Card, package: Path | None) -> Card:
 
 
 def modified(card: Card) -> str | None:
-    """What is to be said of a method with the name of a stable one that is not the files which were released."""
+    """Return the notice for a method with a stable one's name but other files; None for others."""
     fact = known().get(card.name)
     if fact is None or fact.tier != "stable" or card.tier != "experimental":
         return None

@@ -1,7 +1,7 @@
-"""Entry points of plugins: found without importing anything, and loaded in one place, through one gate.
+"""Entry points of plugins: found without importing anything, and loaded in one place with one check.
 
-A package that is broken (metadata that is not UTF-8, entry points of nonsense) is a row with its problem; no other
-package's rows are touched by it.
+A broken package (metadata that is not UTF-8, malformed entry points) is a row with its problem and does not affect
+other packages' rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib_metadata import Distribution
 from posttrain.catalogue import permission
 from posttrain.errors import DependencyError, PluginError
 
-#: Kind of plugin -> the entry point group that it is found in.
+#: Kind of plugin -> its entry point group.
 GROUPS = {kind: f"posttrain.{kind}s" for kind in ("method", "reward", "source", "observer", "rule", "environment")}
 _HEADER = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE)
 _VALUE = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\s*:\s*[A-Za-z_]\w*(\.\w+)*)?(\s*\[.*\])?")
@@ -42,17 +42,17 @@ class Entry:
 
     @property
     def module(self) -> str:
-        """The module that it names."""
+        """Module that it names."""
         return self.value.partition("[")[0].partition(":")[0].strip()
 
     @property
     def attribute(self) -> str:
-        """The object in the module; empty for the module itself."""
+        """Object in the module; empty for the module itself."""
         return self.value.partition("[")[0].partition(":")[2].strip()
 
 
 def entries(kind: str | None = None, name: str | None = None) -> list[Entry]:
-    """The entry points of all installed packages, of one kind and of one name if these are given."""
+    """List the entry points of all installed packages, optionally of one kind and one name."""
     found: dict[tuple[str, ...], Entry] = {}
     for distribution in _distributions():
         for entry in _of(distribution, kind, name):
@@ -62,7 +62,7 @@ def entries(kind: str | None = None, name: str | None = None) -> list[Entry]:
 
 
 def one(kind: str, name: str) -> Entry | None:
-    """The entry point of that kind and name, None where there is none. Raises PluginError for several packages'."""
+    """Return the entry point of that kind and name, None without one. Raises PluginError for several packages'."""
     found = {entry.value: entry for entry in entries(kind, name)}
     if len(found) > 1:
         packages = " and ".join(sorted(entry.package for entry in found.values()))
@@ -71,10 +71,10 @@ def one(kind: str, name: str) -> Entry | None:
 
 
 def load_entry(entry: Entry) -> Any:
-    """The object that ``entry`` names, where it may be loaded. Raises SettingsError, PluginError, DependencyError."""
+    """Load the object that ``entry`` names, if allowed. Raises SettingsError, PluginError, DependencyError."""
     if entry.problem:
         raise PluginError(f"{entry.kind.capitalize()} '{entry.name}' of {entry.package} is broken: {entry.problem}")
-    own = entry.module.partition(".")[0] == "posttrain"  # which is this very package, whoever names it
+    own = entry.module.partition(".")[0] == "posttrain"  # this very package, whatever names it
     value: Any = import_plugin(entry.kind, entry.name, entry.module, entry.package, own)
     try:
         for part in filter(None, entry.attribute.split(".")):
@@ -85,10 +85,10 @@ def load_entry(entry: Entry) -> Any:
 
 
 def import_plugin(kind: str, name: str, module: str, origin: str, own: bool, folder: Path | None = None) -> ModuleType:
-    """Import a plugin's module, from ``folder`` where it is not installed: the one way in for code of plugins.
+    """Import a plugin's module, from ``folder`` if it is not installed: the only import of plugin code.
 
-    ``own``: it belongs to posttrain itself, in the files that were released; all else needs permission. Whatever the
-    import raises becomes one line.
+    ``own``: it belongs to posttrain itself, in the released files; all others need permission. Any exception of the
+    import becomes one line.
     """
     if not own:
         permission.check(kind, name, origin)
@@ -110,7 +110,7 @@ def import_plugin(kind: str, name: str, module: str, origin: str, own: bool, fol
         raise PluginError(f"Plugin '{name}' cannot be imported: {reason}") from error
 
 
-#: Modules of ``sys.modules`` that were read from a folder: the installed plugin of the same name is another one.
+#: Modules of ``sys.modules`` that were read from a folder: the installed plugin of the same name differs.
 _FROM_FOLDERS: set[str] = set()
 
 
@@ -127,7 +127,7 @@ def _forget(name: str) -> None:
 
 
 def _from_folder(name: str, folder: Path) -> ModuleType:
-    _forget(name)  # a folder is read anew each time: its author is editing it
+    _forget(name)  # a folder is read again each time: its author is editing it
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
@@ -145,13 +145,13 @@ def _from_folder(name: str, folder: Path) -> ModuleType:
 
 
 def _distributions() -> Iterator[Distribution]:
-    """Installed packages, of each name the first on the path, which is the one that Python imports."""
+    """Yield installed packages, the first of each name on the path, which is the one that Python imports."""
     seen: set[str] = set()
     found: Iterable[Any] = importlib_metadata.distributions()  # its type differs between versions
     for distribution in found:
         try:
             name = str(getattr(distribution, "_normalized_name"))  # noqa: B009  from the folder's name; no file is read
-        except Exception:  # metadata that cannot be read must not hide the package
+        except Exception:  # unreadable metadata must not hide the package
             name = str(id(distribution))
         if name not in seen:
             seen.add(name)
@@ -180,7 +180,7 @@ def _of(distribution: Distribution, kind: str | None, name: str | None) -> Itera
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """Kind and line of each entry point in a file of them."""
+    """Yield kind and line of each entry point in an entry_points.txt."""
     kinds = {group: kind for kind, group in GROUPS.items()}
     kind = None
     for line in map(str.strip, text.splitlines()):
@@ -191,7 +191,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def identity(distribution: Distribution | None) -> tuple[str, str, str | None]:
-    """Name, version and problem of a package, from two header lines: the e-mail parser costs more than all else."""
+    """Return name, version and problem of a package, from two header lines: a full e-mail parser is too slow."""
     text, problem = _text(distribution, "METADATA") if distribution is not None else ("", None)
     if distribution is not None and not text and problem is None:
         text, problem = _text(distribution, "PKG-INFO")
@@ -200,7 +200,7 @@ def identity(distribution: Distribution | None) -> tuple[str, str, str | None]:
 
 
 def _text(distribution: Distribution, file: str) -> tuple[str, str | None]:
-    """A file of the package's metadata, empty where there is none, and what is wrong with it."""
+    """Read a file of the package's metadata, empty if absent; return it and what is wrong with it."""
     try:
         return distribution.read_text(file) or "", None
     except UnicodeDecodeError as error:

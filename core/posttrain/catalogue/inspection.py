@@ -1,4 +1,4 @@
-"""What is plainly wrong with an installed method's code, found by reading it: the module is parsed, never imported."""
+"""Evident faults in an installed method's code, found by reading it: the module is parsed, never imported."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from posttrain.contract import hookspecs
 from posttrain.errors import closest
 
 _HOOKS = [name for name in vars(hookspecs) if name.startswith("posttrain_")]
-#: Calls at module level that end the process which imports the module.
+#: Calls at module level that end the importing process.
 _ENDINGS = ("exit", "quit", "sys.exit", "os._exit", "os.abort")
 
 
 def problem_of(row: Installed) -> str | None:
-    """Why the method cannot be used, on one line: what discovery found, else what its code shows; None if nothing.
+    """Return why the method cannot be used, on one line: discovery's problem, else a fault in its code; None if usable.
 
-    Seen in the code: a syntax error, an import of something that is not installed, an unknown hook, and a module that
-    ends whoever imports it. For listings; loading a method finds these, and everything else, by itself.
+    Found in code: a syntax error, an import of an absent module, an unknown hook, and a module that ends its importer.
+    For listings; loading a method finds these, and everything else, by itself.
     """
     if row.problem or row.card is None or row.card.path is None:
         return row.problem
@@ -45,7 +45,7 @@ def _of_file(file: Path) -> str | None:
 
 
 def _of_statement(statement: ast.stmt) -> tuple[int, str] | None:
-    """Line and problem of one statement at the top level of the module."""
+    """Return line and problem of one top-level statement of the module."""
     text = None
     if isinstance(statement, ast.Import):
         text = _first(_missing(alias.name) for alias in statement.names)

@@ -1,4 +1,4 @@
-"""Loading exactly one method, and a typed wrapper around pluggy's relay to it. Nothing autoloads."""
+"""Loading of exactly one method, and a typed wrapper of pluggy's relay to it. Nothing is loaded automatically."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from posttrain.catalogue import deprecations
 from posttrain.catalogue.cards import Card
 from posttrain.catalogue.defaults import shared_defaults
 from posttrain.catalogue.discovery import locate
 from posttrain.catalogue.entries import import_plugin
-from posttrain.contract import hookspecs
+from posttrain.contract import deprecations, hookspecs
 from posttrain.errors import PluginError, PosttrainError, SettingsError, closest
 from posttrain.settings.options import cast
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("posttrain_")}
 
-#: Those that a modifier may answer: the others have one answer a run.
+#: Hooks that a modifier may implement: the others have one answer per run.
 MODIFIER_HOOKS = (
     "posttrain_config",
     "posttrain_loss",
@@ -43,7 +42,7 @@ MODIFIER_HOOKS = (
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """Options of a method that has none."""
+    """Options of a method without any."""
 
 
 class Method:
@@ -54,7 +53,7 @@ class Method:
         self.module = module
         self._relay = relay
         self.notes: list[str] = []
-        """What a run says of the method before it starts."""
+        """Notes on the method, logged before a run starts."""
         self.Config: type = self._options()
 
     @property
@@ -63,19 +62,19 @@ class Method:
         return self.card.name
 
     def has(self, hook: str) -> bool:
-        """Whether ``hook`` (its full name, such as "posttrain_loss") has an answer: the method's, or the core's own."""
+        """Return whether the method, or the core, answers ``hook`` (its full name, such as "posttrain_loss")."""
         return self.implements(hook) or hook in self._usual()
 
     def implements(self, hook: str) -> bool:
-        """Whether the method itself answers ``hook``."""
+        """Return whether the method itself answers ``hook``."""
         if hook not in HOOKS:
             raise ValueError(f"there is no hook '{hook}'. Hooks: {', '.join(HOOKS)}")
         return bool(getattr(self._relay.hook, hook).get_hookimpls())
 
     def config(self, options: dict[str, Any], settings: Settings | None = None) -> Any:
-        """An instance of ``Config``. Raises SettingsError for an unknown option or a value it cannot take.
+        """Build an instance of ``Config``. Raises SettingsError for an unknown option or an invalid value.
 
-        Options that follow one of the run take its value from ``settings`` [the method's usual ones].
+        Options that follow a shared one take its value from ``settings`` [the method's defaults].
         """
         kinds = self._kinds()
         names = [field.name for field in dataclasses.fields(self.Config)]
@@ -94,27 +93,27 @@ class Method:
             raise SettingsError(f"Method '{self.name}' does not take these options: {error}") from error
 
     def loss(self, *, batch: Batch, policy: Views, reference: Views | None, config: Any, step: Step) -> Any:
-        """The unreduced loss, or ``(loss, metrics)``: ``posttrain_loss``, or without it the clipped policy gradient."""
+        """Return the unreduced loss, or ``(loss, metrics)``: the method's, or the clipped policy gradient."""
         if not self.card.online:
             return self.own_loss(batch, policy, reference, config, step)
-        from posttrain.catalogue.modifiers import stacked_loss  # loading a method alone needs no torch
+        from posttrain.catalogue.modifiers import stacked_loss  # loading a method needs no torch
 
         return stacked_loss([(self, config)], batch, policy, reference, step)
 
     def own_loss(
         self, batch: Batch, policy: Views, reference: Views | None, config: Any, step: Step, inner: Any = None
     ) -> Any:
-        """``posttrain_loss`` as the method returns it; ``inner`` is the loss that a modifier changes."""
+        """Call ``posttrain_loss``; ``inner`` is the loss that a modifier changes."""
         return self._relay.hook.posttrain_loss(
             batch=batch, policy=policy, reference=reference, config=config, step=step, inner=inner
         )
 
     def own_token_weights(self, batch: Batch, policy: Views, config: Any, step: Step) -> Any:
-        """``posttrain_token_weights`` as the method returns it."""
+        """Call ``posttrain_token_weights``."""
         return self._relay.hook.posttrain_token_weights(batch=batch, policy=policy, config=config, step=step)
 
     def takes(self, hook: str, argument: str) -> bool:
-        """Whether the method implements ``hook`` and asks for ``argument`` there."""
+        """Return whether the method implements ``hook`` with the parameter ``argument``."""
         return self.implements(hook) and argument in inspect.signature(getattr(self.module, hook)).parameters
 
     def token_statistics(
@@ -128,9 +127,9 @@ class Method:
         alignment: Any = None,
         state: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """``posttrain_token_statistics``: per-token tensors ``(n,)`` by name, from logits ``(n, V)``.
+        """Call ``posttrain_token_statistics``: per-token tensors ``(n,)`` by name, from logits ``(n, V)``.
 
-        Online methods always have ``entropy``: their own, or the core's, which has no gradient.
+        Online methods always have ``entropy``: their own, or the core's, without gradient.
         """
         found = self._relay.hook.posttrain_token_statistics(
             logits=logits,
@@ -143,34 +142,34 @@ class Method:
         )
         if not self.card.online or "entropy" in (found or {}):
             return found
-        from posttrain.contract.tensors import token_entropy  # loading a method alone needs no torch
+        from posttrain.contract.tensors import token_entropy  # loading a method needs no torch
 
         return {**(found or {}), "entropy": token_entropy(logits)}
 
     def rows(self, *, rows: list[dict[str, Any]], config: Any) -> list[dict[str, Any]]:
-        """``posttrain_rows``: the rows that the run learns from."""
+        """Call ``posttrain_rows``: the rows that the run trains on."""
         return self._relay.hook.posttrain_rows(rows=rows, config=config)
 
     def plan_rollouts(
         self, *, prompts: list[dict[str, Any]], group_size: int, config: Any, state: dict[str, Any], random: Any
     ) -> list[list[SampleRequest]]:
-        """``posttrain_plan_rollouts``: what to generate for each prompt."""
+        """Call ``posttrain_plan_rollouts``: what to generate for each prompt."""
         return self._relay.hook.posttrain_plan_rollouts(
             prompts=prompts, group_size=group_size, config=config, state=state, random=random
         )
 
     def select(self, *, rollouts: Any, rewards: Tensor, config: Any, state: dict[str, Any]) -> Selection:
-        """``posttrain_select``: what of the rollouts is learnt from."""
+        """Call ``posttrain_select``: which rollouts to train on."""
         return self._relay.hook.posttrain_select(rollouts=rollouts, rewards=rewards, config=config, state=state)
 
     def teacher_prompts(self, *, rollouts: Any, rewards: Tensor, config: Any, state: dict[str, Any]) -> list[Any]:
-        """``posttrain_teacher_prompts``: under which prompt the teacher sees each rollout."""
+        """Call ``posttrain_teacher_prompts``: the prompt under which the teacher sees each rollout."""
         return self._relay.hook.posttrain_teacher_prompts(
             rollouts=rollouts, rewards=rewards, config=config, state=state
         )
 
     def extra_modules(self, *, config: Any, hidden_size: int) -> dict[str, nn.Module]:
-        """``posttrain_extra_modules``: trained beside the model, by name; none without the hook."""
+        """Call ``posttrain_extra_modules``: modules trained beside the model, by name; none without the hook."""
         if not self.has("posttrain_extra_modules"):
             return {}
         return self._relay.hook.posttrain_extra_modules(config=config, hidden_size=hidden_size)
@@ -178,7 +177,7 @@ class Method:
     def advantages(
         self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any], advantages: Tensor | None = None
     ) -> Any:
-        """``posttrain_advantages`` as the method returns it: a tensor for rewards ``(B,)``, or columns by name.
+        """Call ``posttrain_advantages``: a tensor for rewards ``(B,)``, or columns by name.
 
         ``advantages`` are those that a modifier changes.
         """
@@ -189,18 +188,19 @@ class Method:
     def advantages_and_columns(
         self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The advantages of the rollouts, and other columns: each ``(B,)`` or ``(B, T)``, without gradient.
+        """Return the advantages of the rollouts, and other columns: each ``(B,)`` or ``(B, T)``, without gradient.
 
-        A method without ``posttrain_advantages`` has the rewards themselves, a modifier GRPO's. Raises PluginError.
+        Without ``posttrain_advantages`` a method has the rewards themselves, a modifier GRPO's. Raises PluginError.
         """
-        from posttrain.catalogue.modifiers import initial_advantages  # loading a method alone needs no torch
+        from posttrain.catalogue.modifiers import initial_advantages  # loading a method needs no torch
 
         return self.own_worth(rewards, rollouts, config, state, initial_advantages(self, rewards, rollouts, config))
 
     def own_worth(
         self, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any], current: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``posttrain_advantages`` taken apart; ``current`` without it, and for a modifier to change."""
+        """Split ``posttrain_advantages`` into advantages and columns; ``current`` is its default and a modifier's
+        input."""
         if not self.implements("posttrain_advantages"):
             return current, {}
         found = self.advantages(rewards=rewards, rollouts=rollouts, config=config, state=state, advantages=current)
@@ -216,16 +216,16 @@ class Method:
         return columns.pop("advantages").detach(), {name: values.detach() for name, values in columns.items()}
 
     def annotate(self, *, examples: list[Any], models: Any, config: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """``posttrain_annotate``: columns by name for all examples of a step."""
+        """Call ``posttrain_annotate``: columns by name for all examples of a step."""
         return self._relay.hook.posttrain_annotate(examples=examples, models=models, config=config, state=state)
 
     def after_step(self, *, step: Step, metrics: dict[str, Any], config: Any, state: dict[str, Any]) -> None:
-        """``posttrain_after_step``: the method follows a step with its state, where it has the hook."""
+        """Call ``posttrain_after_step`` if the method has it, to update the method's state."""
         if self.has("posttrain_after_step"):
             self._relay.hook.posttrain_after_step(step=step, metrics=metrics, config=config, state=state)
 
     def _usual(self) -> tuple[str, ...]:
-        """Hooks that the core answers where the method does not."""
+        """Return the hooks that the core answers by default."""
         if not self.card.online:
             return ()
         loss = () if self.card.pairs else ("posttrain_loss",)
@@ -245,7 +245,7 @@ class Method:
             options, source = self._relay.hook.posttrain_config(), "posttrain_config"
         if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
             raise PluginError(f"{source} of '{self.name}' is {options!r}, expected a dataclass.")
-        if not options.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # typeshed leaves it out
+        if not options.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # typeshed lacks it
             raise PluginError(f"The options of '{self.name}' can be changed; write @dataclass(frozen=True).")
         return options
 
@@ -255,12 +255,12 @@ def load(name_or_folder: str) -> Method:
     row = locate(name_or_folder)
     assert row.card is not None  # locate() raises for a row without a card
     origin = row.distribution if row.folder is None else f"folder {row.folder}"
-    own = row.card.tier == "stable"  # which discovery grants to the very files that were released
+    own = row.card.tier == "stable"  # granted by discovery to the released files
     return from_module(import_plugin("method", row.name, row.module, origin, own, row.folder), row.card)
 
 
 def from_module(module: ModuleType, card: Card) -> Method:
-    """A method from a module that is already imported; ``card`` says what it is."""
+    """Wrap an imported module as the method of ``card``."""
     _check_hooks(module, card)
     relay = pluggy.PluginManager("posttrain")
     relay.add_hookspecs(hookspecs)
@@ -273,7 +273,7 @@ def from_module(module: ModuleType, card: Card) -> Method:
 
 
 def _check_hooks(module: ModuleType, card: Card) -> None:
-    """Misspelt hooks, forgotten marks and unknown arguments, in words; pluggy itself would accept the first two."""
+    """Raise for misspelt hooks, missing marks and unknown arguments; pluggy itself accepts the first two."""
     plugin = card.name
     for name, function in vars(module).items():
         if not name.startswith("posttrain_") or not inspect.isfunction(function):

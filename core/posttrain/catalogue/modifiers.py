@@ -1,6 +1,6 @@
-"""Modifiers: methods that change one part of another one, and the order in which the parts of a run are asked.
+"""Modifiers: methods that change one part of another, and the order of a run's parts.
 
-The parts of a run are its method and then its modifiers, in the order given. A method without modifiers is one part.
+The parts of a run are its method and then its modifiers, in the given order. A method without modifiers is one part.
 Letters in shapes: B completions, T tokens of the longest one.
 """
 
@@ -23,13 +23,13 @@ from posttrain.contract.views import Batch, Step, Views
 from posttrain.errors import PluginError, SettingsError
 from posttrain.settings import Settings
 
-#: Added to the standard deviation of a group's rewards by a modifier that is trained alone and has no option for it.
+#: Added to the standard deviation of a group's rewards by a modifier trained alone without an option for it.
 EPSILON = 1e-6
 Parts = list[tuple[Method, Any]]
 
 
 class Modified(Method):
-    """A method with modifiers: every hook asks the method first, then the modifiers in the order given."""
+    """A method with modifiers: every hook calls the method first, then the modifiers in the given order."""
 
     def __init__(self, method: Method, modifiers: Parts):
         self.method, self.modifiers = method, modifiers
@@ -42,19 +42,19 @@ class Modified(Method):
         )
 
     def implements(self, hook: str) -> bool:
-        """Whether the method or a modifier answers ``hook``."""
+        """Return whether the method or a modifier answers ``hook``."""
         return self.method.implements(hook) or any(modifier.implements(hook) for modifier, _ in self.modifiers)
 
     def takes(self, hook: str, argument: str) -> bool:
-        """Whether the method or a modifier asks for ``argument`` in ``hook``."""
+        """Return whether the method or a modifier takes ``argument`` in ``hook``."""
         return any(part.takes(hook, argument) for part, _ in self._parts(None))
 
     def loss(self, *, batch: Batch, policy: Views, reference: Views | None, config: Any, step: Step) -> Any:
-        """The loss of all parts together."""
+        """Return the loss of all parts together."""
         return stacked_loss(self._parts(config), batch, policy, reference, step)
 
     def token_statistics(self, *, config: Any, state: dict[str, Any] | None = None, **given: Any) -> dict[str, Tensor]:
-        """The statistics of all parts; one of a modifier goes before one of the same name."""
+        """Return the statistics of all parts; a modifier's override those of the same name."""
         found: dict[str, Tensor] = {}
         for (part, own), its_state in self._with_states(config, state, "posttrain_token_statistics"):
             found |= part.token_statistics(config=own, state=its_state, **given)
@@ -63,7 +63,7 @@ class Modified(Method):
     def advantages_and_columns(
         self, *, rewards: Tensor, rollouts: Any, config: Any, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The method's advantages as the modifiers change them, and the columns of all."""
+        """Return the method's advantages as changed by the modifiers, and the columns of all."""
         current = rewards
         columns: dict[str, Tensor] = {}
         for (part, own), its_state in self._with_states(config, state, "posttrain_advantages"):
@@ -72,19 +72,19 @@ class Modified(Method):
         return current, columns
 
     def select(self, *, rollouts: Any, rewards: Tensor, config: Any, state: dict[str, Any]) -> Any:
-        """The selection of the one part that makes one."""
+        """Return the selection of the only part that makes one."""
         (((part, own), its_state),) = self._with_states(config, state, "posttrain_select")
         return part.select(rollouts=rollouts, rewards=rewards, config=own, state=its_state)
 
     def annotate(self, *, examples: list[Any], models: Any, config: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """The columns of all parts."""
+        """Return the columns of all parts."""
         columns: dict[str, Any] = {}
         for (part, own), its_state in self._with_states(config, state, "posttrain_annotate"):
             columns |= part.annotate(examples=examples, models=models, config=own, state=its_state) or {}
         return columns
 
     def after_step(self, *, step: Step, metrics: dict[str, Any], config: Any, state: dict[str, Any]) -> None:
-        """Every part follows the step with its own state."""
+        """Call the hook of every part with its own state."""
         for (part, own), its_state in self._with_states(config, state, "posttrain_after_step"):
             part.after_step(step=step, metrics=metrics, config=own, state=its_state)
 
@@ -92,7 +92,7 @@ class Modified(Method):
         return [(self.method, config), *self.modifiers]
 
     def _with_states(self, config: Any, state: dict[str, Any] | None, hook: str) -> list[Any]:
-        """The parts that answer ``hook``, each with the state that is its own in the run's."""
+        """Return the parts that answer ``hook``, each with its own part of the run's state."""
         state = {} if state is None else state
         states = [state, *(state.setdefault(f"modifier {one.name}", {}) for one, _ in self.modifiers)]
         pairs = zip(self._parts(config), states, strict=True)
@@ -100,12 +100,12 @@ class Modified(Method):
 
 
 def _answers(part: Method, hook: str, first: bool) -> bool:
-    """Whether a part is asked: what the core would answer for a method is asked of the method alone."""
+    """Return whether to call a part: the core's default answers apply to the method only."""
     return part.has(hook) if first else part.implements(hook)
 
 
 def apply_modifiers(method: Method, settings: Settings) -> Method:
-    """``method`` with the modifiers that the settings name. Raises SettingsError, MethodError or PluginError."""
+    """Wrap ``method`` with the modifiers in the settings. Raises SettingsError, MethodError or PluginError."""
     if not settings.rollouts.modifier or isinstance(method, Modified):
         return method
     modifiers = [_modifier(text, settings) for text in settings.rollouts.modifier]
@@ -122,7 +122,7 @@ def apply_modifiers(method: Method, settings: Settings) -> Method:
 
 
 def described(method: Method) -> list[dict[str, Any]]:
-    """The modifiers of a run as ``run.json`` has them: name, version and options."""
+    """Return the modifiers of a run as in ``run.json``: name, version and options."""
     return [
         {
             "name": one.name,
@@ -134,7 +134,7 @@ def described(method: Method) -> list[dict[str, Any]]:
 
 
 def _modifier(text: str, settings: Settings) -> tuple[Method, Any]:
-    """A modifier and its options, loaded and checked."""
+    """Load and check a modifier and its options."""
     name, given = split_modifier(text)
     method = load(name)
     if not method.card.modifier:
@@ -149,12 +149,12 @@ def _modifier(text: str, settings: Settings) -> tuple[Method, Any]:
 
 
 def _check_fit(method: Method, modifier: Method) -> None:
-    """Raise SettingsError where the method has nothing that the modifier could change."""
+    """Raise SettingsError if the method has nothing that the modifier could change."""
     card = method.card
     if not card.online or card.pairs:
         raise SettingsError(f"Modifier '{modifier.name}' needs a method with rewards; '{card.name}' has no advantages.")
     if modifier.implements("posttrain_loss") and not modifier.takes("posttrain_loss", "inner"):
-        return  # the method's own loss is not asked
+        return  # the method's own loss is not called
     if method.implements("posttrain_loss") and not _reads(method.module, "posttrain_loss", "advantages"):
         raise SettingsError(f"Modifier '{modifier.name}' changes advantages, which the loss of '{card.name}' ignores.")
     if modifier.implements("posttrain_token_weights") and not card.token_advantages:
@@ -164,7 +164,7 @@ def _check_fit(method: Method, modifier: Method) -> None:
 
 
 def _reads(module: Any, function: str, name: str) -> bool:
-    """Whether a function, or one of the module's own that it calls, names an attribute or a text ``name``."""
+    """Return whether a function, or one of its module that it calls, uses an attribute or a text ``name``."""
     seen: set[str] = set()
     waiting = [function]
     while waiting:
@@ -182,17 +182,17 @@ def _reads(module: Any, function: str, name: str) -> bool:
 
 
 def initial_advantages(method: Method, rewards: Tensor, rollouts: Any, config: Any) -> Tensor:
-    """The advantages that a method trained without another one begins with, ``(B,)``: a modifier's are GRPO's."""
+    """Return a method's advantages ``(B,)`` before its hook: the rewards; for a modifier trained alone GRPO's."""
     if not method.card.modifier:
         return rewards
     return group_advantages(rewards, rollouts.group, getattr(config, "advantage_epsilon", EPSILON))
 
 
 def stacked_loss(parts: Parts, batch: Batch, policy: Views, reference: Views | None, step: Step) -> Any:
-    """The loss of the last part that has one, with the token weights of all; without any it is ``policy_loss``.
+    """Return the loss of the last part that has one, with all parts' token weights; by default ``policy_loss``.
 
-    Weights multiply the clipped policy gradient of ``policy_loss``, or the advantages that any other loss reads: a
-    loss that is linear in them, as a policy gradient is, is thereby weighted, and a divergence from the reference not.
+    Weights multiply the clipped policy gradient of ``policy_loss``, or the advantages that any other loss reads: this
+    weights a loss that is linear in them, as a policy gradient is, but not a divergence from the reference.
     """
     weights, metrics = _token_weights(parts, batch, policy, step)
     weighted = plain = batch
@@ -206,7 +206,7 @@ def stacked_loss(parts: Parts, batch: Batch, policy: Views, reference: Views | N
             place -= 1
         if place < 0:
             first, config = parts[0]
-            # a divergence is the business of the method's own loss, where it has one that takes this one up
+            # the method's own loss, if it has one with this one inside, adds the divergence
             charged = first.card.needs_now("reference", config) and not first.implements("posttrain_loss")
             given = reference if charged else None
             return policy_loss(plain, policy, config, given)
@@ -216,13 +216,13 @@ def stacked_loss(parts: Parts, batch: Batch, policy: Views, reference: Views | N
 
     returned = layer(len(parts) - 1)
     if len(parts) == 1 and not parts[0][0].card.modifier and not metrics:
-        return returned  # a method without modifiers: as it says
+        return returned  # a method without modifiers: as returned
     terms, found = split_loss(returned, parts[0][0].name)
     return terms["loss"] if set(terms) == {"loss"} else terms, found | metrics
 
 
 def _token_weights(parts: Parts, batch: Batch, policy: Views, step: Step) -> tuple[Tensor | None, dict[str, Any]]:
-    """The product of the weights of all parts ``(B, T)``, None without any, and their metrics."""
+    """Return the product of the weights of all parts ``(B, T)``, None without any, and their metrics."""
     product: Tensor | None = None
     metrics: dict[str, Any] = {}
     for method, config in parts:
@@ -232,13 +232,13 @@ def _token_weights(parts: Parts, batch: Batch, policy: Views, step: Step) -> tup
         weights, found = returned if isinstance(returned, tuple) else (returned, {})
         weights = _checked(weights, policy.completion.mask, method.name)
         product = weights if product is None else product * weights
-        # two parts may call a metric by the same name
+        # two parts may have a metric of the same name
         metrics |= {f"{method.name}_{name}" if name in metrics else name: value for name, value in found.items()}
     return product, metrics
 
 
 def _checked(weights: Any, mask: Tensor, name: str) -> Tensor:
-    """Weights as ``(B, T)`` without gradient. Raises PluginError for another shape or a negative weight."""
+    """Return weights as ``(B, T)`` without gradient. Raises PluginError for another shape or a negative weight."""
     shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
     if shape not in (tuple(mask.shape), (len(mask), 1)):
         raise PluginError(

@@ -1,7 +1,7 @@
-"""``--allow-plugins``: a list of the plugins that may be loaded, for machines where not everybody is trusted.
+"""``--allow-plugins``: the list of plugins that may be loaded, for machines with untrusted users.
 
-Nothing loads that was not named in a command, so without a list everything named is allowed. What belongs to posttrain
-itself (its rewards, and the stable methods in the files that it released) is always allowed.
+Only plugins named in a command are loaded, so without a list all are allowed. What belongs to posttrain itself (its
+rewards, and the stable methods in their released files) is always allowed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FLAG = "--allow-plugins"
 
 
 def check(kind: str, name: str, origin: str) -> None:
-    """Raise SettingsError if the plugin ``name``, which comes from ``origin``, is not in the list."""
+    """Raise SettingsError if the plugin ``name`` from ``origin`` is not in the list."""
     listed = os.environ.get(VARIABLE)
     if listed is None:
         return
@@ -30,7 +30,7 @@ def check(kind: str, name: str, origin: str) -> None:
 
 
 def take_flag(words: list[str]) -> tuple[list[str], str | None]:
-    """The words of a command without ``--allow-plugins``, and its value; what follows ``--`` is another command's.
+    """Remove ``--allow-plugins`` from a command; return the other words and its value. Words after ``--`` are kept.
 
     Raises SettingsError for a flag without a value.
     """
@@ -52,7 +52,7 @@ def take_flag(words: list[str]) -> tuple[list[str], str | None]:
 
 @contextmanager
 def allowing(names: str | None) -> Iterator[None]:
-    """Let ``names`` be the list for this process and those it starts; None leaves the list as it is."""
+    """Set the list to ``names`` inside the block, for this process and those it starts; None keeps the list."""
     before = os.environ.get(VARIABLE)
     try:
         if names is not None:

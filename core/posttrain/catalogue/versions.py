@@ -1,4 +1,4 @@
-"""Whether a method and this posttrain fit together."""
+"""Compatibility of a method with this posttrain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from posttrain import __version__
 from posttrain.catalogue.cards import Card
 
-#: Operators that an older version than the wanted one fails.
+#: Operators that a version older than the required one fails.
 _FLOORS = (">=", ">", "~=", "==", "===")
 
 
@@ -24,7 +24,7 @@ def _requirement(text: str) -> Requirement | str:
 
 
 def incompatible(card: Card, version: str = __version__) -> str | None:
-    """Why ``card`` cannot be used with posttrain ``version``: the rest of a sentence, or None if it can."""
+    """Return why ``card`` cannot be used with posttrain ``version``: the rest of a sentence, or None if it can."""
     for text in card.requires:
         requirement = _requirement(str(text))
         if isinstance(requirement, str):

@@ -6,5 +6,5 @@ from posttrain.cli.testkit import testkit
 
 
 def run(arguments: list[str]) -> int:
-    """Run the kit, or with ``--goldens FILE`` compare losses with the file's values; 1 if something differs."""
+    """Run the kit, or with ``--goldens FILE`` compare losses with the file's values; return 1 if something differs."""
     return int(testkit("command").run(arguments))

@@ -12,10 +12,11 @@ from posttrain.catalogue.discovery import locate
 from posttrain.cli.flags import help_text, parse
 from posttrain.cli.output import print_json, print_plan
 from posttrain.errors import SettingsError
-from posttrain.settings import Settings
+from posttrain.runs.checkpoints import model_in
+from posttrain.settings import DataSettings, ModelSettings, Settings
 from posttrain.settings.options import Option
 
-#: Settings that decide how rows are read and cut.
+#: Settings that affect how rows are read and cut.
 _SHARED = ("model", "columns", "split", "max_length", "truncation", "end_of_sequence", "train_on", "chat_template")
 _MORE = ("chat_template_kwargs", "learn_scaffold", "max_lost", "limit", "system_prompt", "exhausted")
 _HELD_OUT = ("eval_data", "eval_fraction", "seed")
@@ -39,7 +40,7 @@ OWN = [
 
 
 def run(arguments: list[str]) -> int:
-    """Print what the data are; DataError names the first row that does not fit."""
+    """Print a report on the data; DataError names the first row that does not fit."""
     words = ["--help" if word == "-h" else word for word in arguments]
     shared = [option for option in shared_options() if option.name in _SHARED + _MORE + _OTHER + _HELD_OUT]
     data, flags = parse(words, [*OWN, *shared], "check-data")
@@ -53,9 +54,9 @@ def run(arguments: list[str]) -> int:
     shown = _count(own.get("show"))
     if shown and not settings.model.model:
         raise SettingsError("Tokens need a tokenizer. Name the model: --show 3 --model MODEL")
-    report, prepared, tokenizer = _check(data, schemas, settings)
+    report, prepared, tokenizer = _check(data, schemas, settings.data, settings.model)
     if settings.data.eval_data or settings.data.eval_fraction:
-        report |= _held_out(data, schemas, settings)
+        report |= _held_out(data, schemas, settings.data)
     if own.get("json"):
         from posttrain.data import examples_as_data
 
@@ -69,11 +70,11 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _held_out(data: list[str], schemas: tuple[str, ...], settings: Settings) -> dict[str, Any]:
-    """How many held-out rows of each set there are, and which of them are trained on too."""
+def _held_out(data: list[str], schemas: tuple[str, ...], settings: DataSettings) -> dict[str, Any]:
+    """Count the held-out rows of each set, and those of them that are trained on too."""
     from posttrain.assembly.held_out import compare_sets, read_sets
 
-    rows, sets = read_sets(data, settings.data.eval_data, schemas, settings.data)
+    rows, sets = read_sets(data, settings.eval_data, schemas, settings)
     found, _ = compare_sets(rows, sets)
     return {"held_out": {name or "eval": {"rows": len(some), **found.get(name, {})} for name, some in sets.items()}}
 
@@ -90,6 +91,8 @@ def _wanted(own: dict[str, Any], flags: dict[str, Any]) -> tuple[tuple[str, ...]
             raise SettingsError(f"Schema '{schema}' is unknown. Schemas: {', '.join(SCHEMAS)}")
         card = Card("any", "0", "experimental", "", (schema,) if schema else SCHEMAS)
     settings, _ = resolve(card, [], {}, flags)
+    if settings.model.model:
+        settings = settings.replace(model=model_in(settings.model.model))
     return card.schemas, settings
 
 
@@ -101,19 +104,20 @@ def _count(text: str | None) -> int:
     return int(text)
 
 
-def _check(data: list[str], schemas: tuple[str, ...], settings: Settings) -> tuple[dict[str, Any], Any, Any]:
-    """The report, and what was prepared with which tokenizer; None for both without a model."""
+def _check(
+    data: list[str], schemas: tuple[str, ...], rows: DataSettings, settings: ModelSettings
+) -> tuple[dict[str, Any], Any, Any]:
+    """Return the report, the prepared rows and their tokenizer; None for the last two without a model."""
     from posttrain.data import check_data
 
-    if not settings.model.model:
-        return *check_data(data, schemas, settings.data), None
+    if not settings.model:
+        return *check_data(data, schemas, rows), None
     from posttrain.data.tokens.notes import within_positions
     from posttrain.models.load import load_tokenizer, stop_ids_of
     from posttrain.models.positions import learnt_positions_of
 
-    model = settings.model.model
-    tokenizer = load_tokenizer(model, settings.model, settings.data.chat_template)
-    wanted, cut = within_positions(settings.data, learnt_positions_of(model, settings.model))
-    report, prepared = check_data(data, schemas, wanted, tokenizer, stop_ids_of(model, tokenizer, settings.model))
+    tokenizer = load_tokenizer(settings.model, settings, rows.chat_template)
+    wanted, cut = within_positions(rows, learnt_positions_of(settings.model, settings))
+    report, prepared = check_data(data, schemas, wanted, tokenizer, stop_ids_of(settings.model, tokenizer, settings))
     report["notes"] = [*report["notes"], *cut]
     return report, prepared, tokenizer

@@ -1,4 +1,4 @@
-"""``posttrain check-environment``: play an environment and see that it keeps what environments promise."""
+"""``posttrain check-environment``: play an environment and check that it fulfils the protocol."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from posttrain.assembly.environment import find_task
 from posttrain.cli.flags import Parser
 from posttrain.cli.testkit import testkit
 from posttrain.data import read_rows
-from posttrain.settings import Settings
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import EpisodeSettings, Settings
 
 
 def run(arguments: list[str]) -> int:
-    """Play episodes with turns that are made up; 1 where something is broken."""
+    """Play episodes with made-up turns; return 1 where something is broken."""
     parser = Parser("check-environment", "Play an environment: determinism, reset, isolation, types, odd turns.")
     parser.add_argument("name", help="an installed name, file.py:CLASS, or http://HOST:PORT")
     parser.add_argument("--data", action="append", help="rows, where the environment makes none")

@@ -1,4 +1,4 @@
-"""``posttrain checkpoint RUN``: have a run save a checkpoint now."""
+"""``posttrain checkpoint RUN``: make a run save a checkpoint now."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from posttrain.runs.control import CHECKPOINT, ask
 
 
 def run(arguments: list[str]) -> int:
-    """Ask the run; it hears at the end of the step that it is taking."""
+    """Ask the run; it answers at the end of its current step."""
     parser = Parser("checkpoint", "Have a run save a checkpoint now.")
     parser.add_argument("run", help="folder of a run that is going on")
     print(ask(parser.parse_args(arguments).run, CHECKPOINT))

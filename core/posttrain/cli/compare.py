@@ -33,12 +33,12 @@ OWN = [
         ("help", bool, False, "Print this and stop."),
     )
 ]
-#: Shared options that each trial sets for itself.
+#: Shared options that each trial sets itself.
 _PER_TRIAL = ("seed", "output", "overwrite", "progress", "save_total")
 
 
 def run(arguments: list[str]) -> int:
-    """Print the ranking; SettingsError for candidates that could not begin."""
+    """Print the ranking; SettingsError for candidates that could not start."""
     words = ["--help" if word == "-h" else word for word in arguments]
     shared = [option for option in shared_options() if option.name not in _PER_TRIAL]
     output = next(option for option in shared_options() if option.name == "output")
@@ -96,7 +96,7 @@ def _candidates(names: list[str], own: dict[str, Any], flags: dict[str, Any]) ->
 
 
 def _flags(flags: dict[str, Any], wanted: set[str]) -> list[str]:
-    """The flags among ``wanted`` as words."""
+    """Return the flags among ``wanted`` as words."""
     words = []
     for name, value in flags.items():
         flag = "--" + name.replace("_", "-")
@@ -110,7 +110,7 @@ def _flags(flags: dict[str, Any], wanted: set[str]) -> list[str]:
 
 
 def _measuring(flags: dict[str, Any], more: list[str]) -> list[str]:
-    """Flags of the evaluations: those of the run that say what rows are and how they are scored, the held-out rows."""
+    """Return the flags of the evaluations: the run's flags about rows and scoring, and the held-out rows."""
     wanted = set(evaluate.SHARED) - {"data", "limit", "temperature"}
     return [*_flags(flags, wanted), *_flags({"data": flags["eval_data"]}, {"data"}), *(f"--{text}" for text in more)]
 

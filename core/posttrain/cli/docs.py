@@ -1,4 +1,4 @@
-"""``posttrain docs NAME``: print a page of the documentation, as the text that it is."""
+"""``posttrain docs NAME``: print a page of the documentation as plain text."""
 
 from __future__ import annotations
 

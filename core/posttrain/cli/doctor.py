@@ -1,4 +1,4 @@
-"""``posttrain doctor``: what is here, which strategies would work, and what memory a model would take under each."""
+"""``posttrain doctor``: hardware and packages, strategies and a sandbox that would work, and a model's memory."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_plan, print_table
 
-#: Packages that change what a run can do.
+#: Packages that affect what a run can do.
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets"),
     *("bitsandbytes", "deepspeed", "vllm", "flash-attn", "liger-kernel"),
 )
 
-#: Gain of bfloat16 from which it is worth a word.
+#: Gain of bfloat16 from which it is reported.
 PAYS = 1.3
 
 
 def run(arguments: list[str]) -> int:
-    """Print the findings; exit code 1 where the strategy that a configuration names would not work."""
+    """Print the findings; return exit code 1 where the strategy that a configuration names would not work."""
     parser = Parser(
         "doctor", "Say what is on this machine, which strategies would work, and the memory they would take."
     )
@@ -44,6 +44,8 @@ def _print(report: dict[str, Any]) -> None:
     print()
     rows = [[row["strategy"], "yes" if row["works"] else "no", row["why"]] for row in report["strategies"]]
     print_table(["STRATEGY", "WORKS", "WHY"], rows)
+    sandbox = report["sandbox"]
+    print(f"\nsandbox for programs of a model: {'works' if sandbox['works'] else 'does not work'}: {sandbox['why']}")
     hardware = report["hardware"]
     if not hardware["gpus"] and hardware["bfloat16_gain_on_the_cpu"] >= PAYS:
         print(

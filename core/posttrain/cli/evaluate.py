@@ -1,4 +1,4 @@
-"""``posttrain evaluate MODEL``: how good a model or the result of a run is, alone or against another."""
+"""``posttrain evaluate MODEL``: measure a model or the result of a run, alone or against another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USAGE = """usage: posttrain evaluate MODEL --data ROWS --reward NAME [flags]    
        posttrain evaluate MODEL --data ROWS                         texts: perplexity; pairs: accuracy
        posttrain evaluate RUN [--against MODEL]                     a run's held-out rows, its rewards
        posttrain evaluate MODEL --suite TASK                        tasks of lm-evaluation-harness"""
-#: Options of a run that say what rows are, and how answers are made and scored.
+#: Options of a run about rows, and how answers are made and scored.
 SHARED = (
     *("data", "columns", "split", "limit", "max_length", "max_new_tokens", "truncation", "train_on", "seed"),
     *("system_prompt", "chat_template", "chat_template_kwargs", "chat", "reward", "reward_options", "judge"),

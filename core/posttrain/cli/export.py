@@ -7,7 +7,7 @@ from posttrain.cli.output import print_json
 
 
 def run(arguments: list[str]) -> int:
-    """Merge and save; the adapter stays as it is."""
+    """Merge and save; the adapter stays unchanged."""
     parser = Parser("export", "Put a trained adapter into its base's weights and save one model.")
     parser.add_argument("model", help="run directory or adapter folder")
     parser.add_argument("folder", help="where the model is written; new or empty")

@@ -15,7 +15,7 @@ from posttrain.settings.options import Option, describe
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse for commands with few flags: mistakes are one line, flags are never abbreviated."""
+    """argparse for commands with few flags: errors are one line, flags are never abbreviated."""
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"posttrain {command}", description=description, allow_abbrev=False)
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str], options: Iterable[Option], command: str) -> tuple[list[str], dict[str, Any]]:
-    """Positional arguments, and values as text by snake_case name. Switches are bools, lists and pairs are lists.
+    """Parse positional arguments, and values as text by snake_case name. Switches are bools, lists and pairs are lists.
 
     Raises SettingsError for a flag that is unknown or lacks its value; ``command`` is named in its text.
     """
@@ -83,7 +83,7 @@ def _is_many(kind: Any) -> bool:
 
 
 def help_text(options: Iterable[Option], defaults: dict[str, Any], width: int = 100) -> str:
-    """All flags with type, default and help, under the headings of their class."""
+    """Return all flags with type, default and help, under the headings of their class."""
     lines: list[str] = []
     section = None
     for option in options:

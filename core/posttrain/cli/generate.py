@@ -1,4 +1,4 @@
-"""``posttrain generate MODEL``: let a model or the result of a run answer prompts."""
+"""``posttrain generate MODEL``: answer prompts with a model or the result of a run."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0 is all [0]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling [0]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights")
+    parser.add_argument("--generation", choices=("hf", "vllm"), default="hf", help="what samples: hf or vllm [hf]")
+    parser.add_argument(
+        "--speculate",
+        choices=("off", "ngram", "draft"),
+        default="off",
+        help="guess tokens and check them: faster [off]",
+    )
+    parser.add_argument("--draft-model", help="smaller model with the same tokeniser, for --speculate draft")
     parser.add_argument("--device", help="cpu, cuda, mps [the best there is]")
     parser.add_json()
     options = parser.parse_args(arguments)
@@ -46,6 +54,9 @@ def run(arguments: list[str]) -> int:
         device=options.device,
         images=options.image,
         max_pixels=options.max_pixels,
+        generation=options.generation,
+        speculate=options.speculate,
+        draft_model=options.draft_model,
     )
     if options.json:
         print_json([{"prompt": p, "completion": a} for p, a in zip(prompts, answers, strict=True)])

@@ -1,4 +1,4 @@
-"""The long import before a run."""
+"""Import of the large libraries before a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def load_api() -> Any:
-    """``posttrain.api``, and with it torch and transformers: a million objects, none of them garbage.
+    """Import ``posttrain.api``, and with it torch and transformers: a million objects, none of them garbage.
 
-    Looking through them for cycles again and again is a sixth of the import's time, so nobody looks meanwhile, and
-    those that are there then are left out of later searches.
+    Collecting garbage among them takes a sixth of the import's time, so it is off meanwhile, and the imported objects
+    are left out of later collections.
     """
     if "posttrain.api" not in sys.modules and gc.isenabled():
         gc.disable()

@@ -1,4 +1,4 @@
-"""``posttrain list-environments``: environments that are installed, or one of them in full."""
+"""``posttrain list-environments``: the installed environments, or one of them in full."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.catalogue.described import described
 from posttrain.catalogue.entries import Entry, entries
 from posttrain.cli.flags import Parser
 from posttrain.cli.output import print_json, print_table
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import EpisodeSettings
 
 
 def run(arguments: list[str]) -> int:
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    """What the code of one environment says, which is read and not run; what cannot be read says why."""
+    """Return what the code of one environment says, which is read and not run; for unreadable code the reason."""
     seen = described(entry)
     found: dict[str, Any] = {
         "name": entry.name,

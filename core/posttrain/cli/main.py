@@ -1,4 +1,4 @@
-"""``posttrain COMMAND``: dispatch, and what the process says and returns when something goes wrong."""
+"""``posttrain COMMAND``: dispatch, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 failed run, 2 mistake of the user, 3 stopped by an alert."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # under a locale of ASCII alone, text of others must not end a command
+    """Run one command; return the exit code: 0, 1 failed run, 2 mistake of the user, 3 stopped by an alert."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # under an ASCII locale no text of others may end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(redacted(_by_rank(error)), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # the reader went away (posttrain ... | head); Python would complain once more while it closes stdout
+        # the reader has closed the pipe (posttrain ... | head); Python would complain once more while it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def _shown_elsewhere(error: Exception, exit_code: int) -> bool:
 
 
 def _by_rank(error: Exception) -> str:
-    """The text of the error, and whose it is where the process is not the first of several."""
+    """Return the text of the error, with the rank unless the process is the first of several."""
     rank = os.environ.get("RANK", "0")
     return str(error) if rank == "0" else f"rank {rank}: {error}"
 

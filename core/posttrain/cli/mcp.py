@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
 
 
 def make_server(folders: list[Path], allow_control: bool) -> Any:
-    """Make the server. Raises DependencyError where the package mcp is missing or older than its second version."""
+    """Build the server. Raises DependencyError where the package mcp is missing or older than its second version."""
     try:
         from mcp.server.mcpserver import MCPServer
         from mcp.types import ToolAnnotations
@@ -51,7 +51,7 @@ def make_server(folders: list[Path], allow_control: bool) -> Any:
 
 
 def _one_line(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the client the sentence of an error that it can mend, as the command line does."""
+    """Wrap a tool so that the client gets an error's sentence, as on the command line."""
     from mcp.server.mcpserver.exceptions import ToolError
 
     @functools.wraps(tool)

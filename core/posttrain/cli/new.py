@@ -10,7 +10,7 @@ from posttrain.cli.flags import Parser
 
 
 def run(arguments: list[str]) -> int:
-    """Write the plugin's folder and say what comes next."""
+    """Write the plugin's folder and print the next steps."""
     parser = Parser("new", "Write a new plugin: it works, is tested and can be published as it stands.")
     parser.add_argument("name", help="lower-case words joined by hyphens, such as my-loss")
     parser.add_argument("--kind", choices=KINDS, default="method", help="what it is [method]")

@@ -10,7 +10,7 @@ from posttrain.errors import SettingsError
 
 
 def run(arguments: list[str]) -> int:
-    """Place the servers, train, end the servers; returns what the training command returns."""
+    """Place the servers, train, end the servers; return the training command's exit code."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[place + 1 :]
     parser = Parser("place", "Run servers on the machines of a Ray cluster and train with them: place ... -- train ...")

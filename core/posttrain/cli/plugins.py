@@ -1,4 +1,4 @@
-"""``posttrain plugins [audit]``: what is installed from which package, without importing any of it."""
+"""``posttrain plugins [audit]``: installed plugins by package, without importing any of them."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def _hashes(distribution: importlib_metadata.Distribution | None) -> dict[str, str]:
-    """SHA-256 of each file that the package's record lists and that is there; compiled files are left out."""
+    """Return the SHA-256 of each existing file that the package's record lists; compiled files are left out."""
     digests: dict[str, str] = {}
     try:
         files = (distribution.files or []) if distribution else []
-    except (ValueError, OSError):  # a record that cannot be read lists nothing
+    except (ValueError, OSError):  # an unreadable record lists nothing
         files = []
     for file in files:
         path = Path(str(file.locate()))

@@ -15,7 +15,7 @@ FORM = 1
 
 
 def lock_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a lock file holds of the rows of an audit: each package once, in a fixed order."""
+    """Return the content of a lock file from the rows of an audit: each package once, in a fixed order."""
     packages: dict[str, Any] = {}
     code = functools.cache(code_of)
     for row in rows:
@@ -29,10 +29,10 @@ def lock_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def code_of(top: str) -> dict[str, str]:
-    """SHA-256 of the files of a top-level module, wherever it would be imported from.
+    """Return the SHA-256 of the files of a top-level module, wherever it would be imported from.
 
-    The record of a package says nothing of a checkout, nor of a module earlier on the path that would be imported in
-    its place. Nothing is imported: the top-level name is looked up.
+    The record of a package covers neither a checkout nor a module earlier on the path that would be imported in its
+    place. Nothing is imported: the top-level name is looked up.
     """
     try:
         spec = importlib.util.find_spec(top)
@@ -52,7 +52,7 @@ def _top(entry_point: str) -> str:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -65,7 +65,7 @@ def write_lock(path: Path, lock: dict[str, Any]) -> None:
 
 
 def compare(path: Path, now: dict[str, Any]) -> None:
-    """Raise PluginError with a line for all that is not as the lock file says; SettingsError for no such file."""
+    """Raise PluginError with a line for each difference from the lock file; SettingsError for no such file."""
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
         packages = lock["packages"]
@@ -88,7 +88,7 @@ def compare(path: Path, now: dict[str, Any]) -> None:
 
 
 def differences(locked: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What has changed, a line each; of the files of a package the first three."""
+    """Return the changes, a line each; of the files of a package the first three."""
     lines = [f"{name}: gone" for name in locked if name not in now]
     for name, package in now.items():
         if name not in locked:

@@ -1,4 +1,4 @@
-"""``posttrain promote METHOD``: what is missing for stable, and the move when nothing is; ``--back`` the way back."""
+"""``posttrain promote METHOD``: list what is missing for stable, or move the method; ``--back`` undoes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posttrain.errors import MethodError
 
 
 def run(arguments: list[str]) -> int:
-    """Print the criteria; 1 if one is not met, otherwise the method is moved."""
+    """Print the criteria; return 1 if one is not met, otherwise move the method."""
     parser = Parser("promote", "Move a method of this repository to stable if it meets every criterion.")
     parser.add_argument("method", help="name of a method in contrib/")
     parser.add_argument("--back", action="store_true", help="move a stable method back to experimental")

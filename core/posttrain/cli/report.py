@@ -1,4 +1,4 @@
-"""``posttrain report RUN [RUN2 ...]``: one HTML page about one run or several, complete in itself."""
+"""``posttrain report RUN [RUN2 ...]``: write one self-contained HTML page about one run or several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.runs.report.page import NAME, write_report
 
 
 def run(arguments: list[str]) -> int:
-    """Write the page and print where it is."""
+    """Write the page and print its path."""
     parser = Parser("report", "Write one HTML page about runs: curves, alerts, completions, what differs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or a folder that holds runs")
     parser.add_argument(

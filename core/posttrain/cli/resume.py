@@ -19,7 +19,7 @@ TAKE_OVER = Option(
 
 
 def run(arguments: list[str]) -> int:
-    """Continue the run; flags change what may change in the middle of a run, such as ``--steps``."""
+    """Continue the run; flags change options that may change within a run, such as ``--steps``."""
     words = ["--help" if word == "-h" else word for word in arguments]
     positional, flags = parse(words, [*shared_options(), TAKE_OVER, _HELP], "resume")
     if flags.get("help"):

@@ -1,4 +1,4 @@
-"""``posttrain serve-rewards REWARD``: rewards in a process of their own, for runs on this machine or others."""
+"""``posttrain serve-rewards REWARD``: rewards in a separate process, for runs on this machine or others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from posttrain.cli.flags import Parser
 from posttrain.errors import SettingsError
@@ -42,19 +43,20 @@ def run(arguments: list[str]) -> int:
         raise SettingsError(
             f"Nothing can listen on {options.host}:{options.port}: {reason}. Choose another --port."
         ) from None
-    stop = threading.Event()
+    stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: stop.append(number))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     print(f"serve-rewards: http://{options.host}:{server.server_port}", file=sys.stderr, flush=True)
-    stop.wait()
+    while not stop:  # a signal just before a wait without an end would not end it, and an event's lock is held by it
+        time.sleep(0.1)
     server.shutdown()
     server.server_close()
     return 0
 
 
 def _token(host: str) -> str | None:
-    """The token of the environment. Raises SettingsError where other machines could ask and there is none."""
+    """Return the environment's token. Raises SettingsError where other machines could connect without one."""
     token = os.environ.get(TOKEN) or None
     if token is None and host not in LOOPBACK:
         raise SettingsError(

@@ -12,7 +12,7 @@ from posttrain.cli.flags import Parser
 
 
 def run(arguments: list[str]) -> int:
-    """Serve until interrupted; what follows ``--`` goes to vLLM."""
+    """Serve until interrupted; arguments after ``--`` go to vLLM."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
     options = _flags(arguments[:place])
     from posttrain.generation.vllm.process import ServerOptions, supervise
@@ -33,8 +33,8 @@ def run(arguments: list[str]) -> int:
         more=arguments[place + 1 :],
     )
     until = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: until.set())
+    for number in (signal.SIGTERM, signal.SIGINT):  # by a thread: the one that is interrupted may hold the event's lock
+        signal.signal(number, lambda *_: threading.Thread(target=until.set).start())
     if options.with_parent:
         threading.Thread(target=_follow, args=(until,), daemon=True).start()
     _say(f"serving {server.model}; a run uses it with --generation http://{server.host}:{server.port}")
@@ -63,7 +63,7 @@ def _flags(arguments: list[str]) -> argparse.Namespace:
 
 
 def _follow(until: threading.Event) -> None:
-    """Set ``until`` when whoever started this process is gone."""
+    """Set ``until`` when the process that started this one is gone."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     until.set()

@@ -49,10 +49,10 @@ def run(arguments: list[str]) -> int:
 
 
 def describe_method(row: Installed) -> dict[str, Any]:
-    """The facts of an installed method as JSON: its card, its options and those of every run."""
+    """Return the facts of an installed method as JSON: its card, its options and those of every run."""
     card = row.card
     assert card is not None  # a usable row has a card
-    assert card.path is not None  # and that has a file
+    assert card.path is not None  # with a file
     return {
         "name": card.name,
         "version": card.version,

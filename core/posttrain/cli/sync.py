@@ -1,4 +1,4 @@
-"""``posttrain sync [FOLDER] [--check]``: what is generated from cards."""
+"""``posttrain sync [FOLDER] [--check]``: write or check the files that are generated from cards."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from posttrain.authoring.sync import differences, expected, write
 from posttrain.cli.flags import Parser
 
-#: Lines of a diff that are shown; the rest is one command away.
+#: Lines of a diff that are shown; a command shows the rest.
 _SHOWN = 12
 
 
 def run(arguments: list[str]) -> int:
-    """Write the generated files, or say which ones are stale and return 1."""
+    """Write the generated files, or name the stale ones and return 1."""
     parser = Parser("sync", "Generate pyproject.toml, documentation and catalogue from the cards.")
     parser.add_argument("folder", nargs="?", default=".", help="a plugin's folder, or a repository of posttrain [.]")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something is stale")

@@ -1,4 +1,4 @@
-"""The conformance kit is a distribution of its own, which nobody needs who only trains: import it when it is wanted."""
+"""Import of the conformance kit on demand: it is a separate distribution, which training does not need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def testkit(module: str) -> ModuleType:
         return importlib.import_module(f"posttrain_testkit.{module}")
     except ModuleNotFoundError as error:
         if error.name != "posttrain_testkit":
-            raise  # something inside the kit, whose name and traceback say more
+            raise  # an import inside the kit failed, whose name and traceback say more
         raise DependencyError(
             "The conformance kit is not installed. Install it with: pip install 'posttrain[check]'"
         ) from None

@@ -1,4 +1,4 @@
-"""``posttrain train METHOD``: everything is resolved and checked here, the run itself is ``posttrain.api.train``."""
+"""``posttrain train METHOD``: resolve and check everything; ``posttrain.api.train`` runs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from posttrain.settings.options import Option
 USAGE = """usage: posttrain train METHOD --model MODEL --data DATA [flags]
        posttrain train ./my-loss ...            a plugin's folder, not installed
        posttrain train --config run.yaml ...    options, and the method, from a file"""
-#: Flags of the command itself; every other one is an option of the run or of the method.
+#: Flags of the command itself; all others are options of the run or of the method.
 OWN = [
     Option(name, kind, default, text, "This command")
     for name, kind, default, text in (
@@ -41,7 +41,7 @@ OWN = [
 
 
 def run(arguments: list[str]) -> int:
-    """Train. Returns 0; a failed run or an alert raises with its own exit code."""
+    """Train. Return 0; a failed run or an alert raises with its own exit code."""
     words = ["--help" if word == "-h" else word for word in arguments]
     name, file, file_name = _method(words)
     if name is None:
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
         return 0
     settings, options = resolve(row.card, own, file, flags, file_name)
     if command.get("print_config"):
-        print(as_yaml(name, settings, options, own), end="")
+        print(as_yaml(name, settings.flat(), options, own), end="")
         return 0
     if command.get("dry_run"):
         plan = load_api().plan(name, settings, options)
@@ -75,14 +75,14 @@ def run(arguments: list[str]) -> int:
     api = load_api()
     started, settings = continued(name, settings)
     if started is not None:
-        api.resume(started, take_over=take_over, **secret_options.given(settings))
+        api.resume(started, take_over=take_over, **secret_options.given(settings.flat()))
         return 0
     api.train(name, settings, options, take_over=take_over)
     return 0
 
 
 def _method(words: list[str]) -> tuple[str | None, dict[str, Any], str]:
-    """The method's name and the configuration file: needed before the flags, since the method's are among them."""
+    """Return the method's name and the configuration file: needed before the flags, some of which are the method's."""
     file: dict[str, Any] = {}
     file_name = _peek(words, "--config") or ""
     if file_name:

@@ -1,4 +1,4 @@
-"""``posttrain verify RUN``: is what lies on disk, and what was made from it, the model that was trained?"""
+"""``posttrain verify RUN``: check that the files on disk, and what was made from them, are the trained model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from posttrain.cli.output import print_json
 
 
 def run(arguments: list[str]) -> int:
-    """Print one verdict a line; 1 where one of them is bad."""
+    """Print one verdict a line; return 1 where one of them is bad."""
     parser = Parser("verify", "Hold a run's model, and what was made from it, against what was trained.")
     parser.add_argument("model", help="run directory, or the folder of a model")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``posttrain watch RUN [RUN...]``: follow runs that go on elsewhere, until all have ended."""
+"""``posttrain watch RUN [RUN...]``: follow runs in other processes, until all have ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posttrain.runs.metrics import is_number
 from posttrain.runs.reading import ENDED, RunReader, find_runs
 from posttrain.runs.terminal.words import alert_words, clock, sample_words, shown_metrics
 
-#: Kinds of lines that a stream has, by the file they come from.
+#: Kinds of lines of a stream, by their file.
 _KINDS = {"metrics": "metrics", "events": "event", "samples": "sample"}
 
 
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _look(runs: list[RunReader], show: Callable[[RunReader, dict[str, list[dict]]], None]) -> bool:
-    """Read what is new and show it; tell whether some run has not ended."""
+    """Read what is new and show it; return whether some run has not ended."""
     for one in runs:
         show(one, one.refresh())
     sys.stdout.flush()
@@ -60,7 +60,7 @@ def _look(runs: list[RunReader], show: Callable[[RunReader, dict[str, list[dict]
 def _follow(runs: list[RunReader], pause: float, show: Callable[[RunReader, dict[str, list[dict]]], None]) -> None:
     while _look(runs, show):
         time.sleep(pause)
-    _look(runs, show)  # what was written between the last look and the end
+    _look(runs, show)  # lines between the last refresh and the end
 
 
 def _stream(run: RunReader, new: dict[str, list[dict]]) -> None:
@@ -70,7 +70,7 @@ def _stream(run: RunReader, new: dict[str, list[dict]]) -> None:
 
 
 def _lines(completion: bool) -> Callable[[RunReader, dict[str, list[dict]]], None]:
-    """Show a line for the newest step and one for each event; of a look's completions the newest, where wanted."""
+    """Show a line for the newest step and one for each event; of new completions the newest, where wanted."""
 
     def show(run: RunReader, new: dict[str, list[dict]]) -> None:
         if new["metrics"]:

@@ -1,1 +1,1 @@
-"""What a method's author sees, under semantic versioning: hooks, views, rollouts, tensors, prompts, samples."""
+"""API of method authors, under semantic versioning: hooks, views, rollouts, tensors, prompts, samples."""

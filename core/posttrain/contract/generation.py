@@ -1,8 +1,8 @@
-"""What every generation backend takes and gives back: prompts, settings and weights in, completions out.
+"""Interface of generation backends: prompts, sampling options and weights in, completions out.
 
-A backend is driven by one thread that calls ``accept``, ``pause``, ``resume``, ``drain``, ``revive`` and ``close``.
-Where its ``abilities`` say so, ``generate`` may meanwhile be called from other threads, several at a time: that is how
-rollouts run ahead of the trainer.
+One thread drives a backend and calls ``accept``, ``pause``, ``resume``, ``drain``, ``revive`` and ``close``. Where its
+``abilities`` allow it, other threads may call ``generate`` meanwhile, several at a time: that is how rollouts run ahead
+of the trainer.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from posttrain.errors import SettingsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from posttrain.contract.images import Image
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Raises SettingsError for values no sampler can take."""
+    """Sampling options. Raises SettingsError for values that no sampler can take."""
 
     max_new_tokens: int
     """Longest completion, in tokens."""
     temperature: float = 1.0
     """Divides the logits; 0 is greedy."""
     top_p: float = 1.0
-    """Sample from the smallest set of tokens that holds this much probability; 1 is all."""
+    """Sample from the smallest set of tokens with at least this probability; 1 is all."""
     top_k: int = 0
     """Sample from the k likeliest tokens; 0 is all."""
     stop: tuple[str, ...] = ()
@@ -35,7 +37,7 @@ class Sampling:
     greedy: bool = False
     """Take the likeliest token; seeds have no effect."""
     continued: bool = False
-    """A later call may go on from an answer: keep what the model has read of it, as far as memory allows."""
+    """A later call may extend an answer: keep its keys and values as far as memory allows."""
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -54,54 +56,60 @@ class Sampling:
 
     @property
     def logp_temperature(self) -> float:
-        """Temperature at which log-probs are taken: ``temperature``, or 1 where that is 0."""
+        """Temperature of the log-probs: ``temperature``, or 1 where that is 0."""
         return self.temperature or 1.0
 
 
 @dataclass
 class Episode:
-    """An answer of several turns: which tokens the model wrote, in which turn, and what came of them.
+    """A multi-turn answer: tokens that the model wrote, their turns and rewards.
 
-    ``t`` counts all tokens behind the prompt: what was sampled, and what the environment and the template put between.
+    ``t`` counts all tokens behind the prompt: sampled ones, and those of the environment and the template in between.
     """
 
     prompt_ids: Tensor
-    """Tokens ``(p,)`` of the prompt, with what the environment said first."""
+    """Tokens ``(p,)`` of the prompt, including the environment's first observation."""
     sampled: Tensor
-    """Which tokens the model wrote, ``(t,)`` bool; these alone are learnt."""
+    """True for tokens that the model wrote, ``(t,)`` bool; only these are trained on."""
     turn: Tensor
     """Turn of each token, ``(t,)`` int64, from 0."""
     rewards: list[float]
-    """Reward of each turn; what is given for the whole episode is part of the last one's."""
+    """Reward of each turn; a reward of the whole episode is added to the last one."""
     messages: list[dict[str, Any]]
-    """All that was said behind the prompt, as messages."""
+    """Messages after the prompt."""
     end: str
-    """Why it ended: "done", "turns", "tokens", "seconds", or "error"."""
+    """Why the episode ended: "done", "turns", "tokens", "seconds", or "error"."""
     scored: bool = True
-    """Whether the environment gave any reward; if not, the run's rewards alone count."""
+    """Whether the environment gave any reward; if not, only the run's rewards count."""
     breaks: tuple[int, ...] = ()
-    """Where in ``t`` texts of their own begin, with the whole conversation as the template shows it by then."""
+    """Indices in ``t`` at which a separate text begins: the conversation so far, as the template then renders it."""
+    images: tuple[Image, ...] = ()
+    """Images of the prompt and of the environment, as in a ``Sequence`` of prompt and answer; one that a separate text
+    shows again has the same ``place``."""
 
 
 @dataclass
 class Completion:
-    """One sampled answer. Its tensors lie on the CPU and may enter a loss."""
+    """One sampled answer. Its tensors are on the CPU and may enter a loss."""
 
     ids: Tensor
-    """Tokens as they were sampled, ``(t,)`` int64, with the stop token if one ended it. Never made from ``text``."""
+    """Sampled tokens, ``(t,)`` int64, including the stop token if one ended it. Never made from ``text``."""
     logps: Tensor
     """Log-probs of these tokens under the full distribution at this temperature, before top-p and top-k, ``(t,)``
-    float32. Not a number where the backend does not know one: such a completion is not learnt from."""
+    float32. NaN where the backend does not know one: such a completion is not trained on."""
     finished: bool
-    """False where it was cut off: at ``max_new_tokens``, or at the last position the model knows."""
+    """False if cut off at ``max_new_tokens`` or at the model's last position."""
     text: str
     """``ids`` decoded without special tokens."""
     reason: str = ""
-    """Why it ended: "stop" or "length". [from ``finished``]"""
+    """Why the completion ended: "stop" or "length". [from ``finished``]"""
     versions: Tensor | None = None
-    """Version of the weights that made each token, ``(t,)`` int32, ascending; None where nobody counts."""
+    """Version of the weights that sampled each token, ``(t,)`` int32, ascending; None without versions."""
     episode: Episode | None = None
-    """What it has beyond its tokens where an environment answered in between."""
+    """Turns and rewards where an environment answered in between."""
+    experts: Tensor | None = None
+    """Experts chosen for each token of the prompt and of ``ids``, ``(p + t, layers, choices)`` int8 or int16, -1 for
+    tokens that the model never read, such as the last; None where the backend does not record them."""
 
     def __post_init__(self):
         if not self.reason:
@@ -109,7 +117,7 @@ class Completion:
 
     @property
     def count(self) -> int:
-        """Number of tokens that were sampled; the others are an environment's."""
+        """Number of sampled tokens; the others are the environment's."""
         return len(self.ids) if self.episode is None else int(self.episode.sampled.sum())
 
     @property
@@ -120,57 +128,57 @@ class Completion:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights on their way to a generator, as version ``version``. Nothing is copied before ``tensors`` is called.
+    """Weights for a generator, as version ``version``. Nothing is copied before ``tensors`` is called.
 
-    "full": all that the model has, adapters merged into it where the backend says so (``Abilities.merged``).
-    "adapter": the adapter's own tensors alone, by the names that peft saves them under.
-    "changed": those of "full" that may differ from version ``base``; frozen ones are left out.
+    "full": all weights, adapters merged into them where the backend needs that (``Abilities.merged``).
+    "adapter": only the adapter's tensors, under the names that peft saves them by.
+    "changed": those of "full" that may differ from version ``base``, without frozen ones.
     """
 
     version: int
     kind: Literal["full", "adapter", "changed"]
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-    """Names as in the state of the transformers (or peft) model, and tensors wherever they lie."""
+    """Names as in the state dict of the transformers (or peft) model, and tensors on any device."""
     base: int = -1
-    """The version that "changed" changes."""
+    """Version that "changed" is relative to."""
     adapter: dict[str, Any] | None = None
     """peft's configuration of the adapter, as in ``adapter_config.json``."""
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a backend can do; the core asks for nothing else."""
+    """Abilities of a backend, all that the core asks it for."""
 
     own_weights: bool
-    """Has weights of its own. If not, it sees the trainer's as they are, and accepting some is a mere number."""
+    """Has its own copy of the weights. If not, it reads the trainer's, and ``accept`` only stores the version."""
     ahead: bool = False
     """``generate`` may be called from several threads while the trainer trains."""
     mid_sequence: bool = False
-    """``accept`` may be called during ``generate``: later tokens are made by the new weights."""
+    """``accept`` may be called during ``generate``: later tokens come from the new weights."""
     merged: bool = False
-    """Knows the plain architecture only: "full" weights are to have adapters merged into them."""
+    """Knows the base architecture only: adapters are merged into "full" weights."""
     adapters: bool = False
     """Takes weights of the kind "adapter"."""
     sessions: bool = False
-    """Has ``session``: others may join between two tokens, in the thread that asks."""
+    """Has ``session``: other requests may join between two tokens, in the calling thread."""
     exact: bool = False
-    """Computes as the trainer does, so that log-probs of both differ by rounding alone."""
+    """Computes as the trainer does, so that log-probs of both differ by rounding only."""
     images: bool = False
 
 
 @dataclass(frozen=True)
 class Health:
-    """How a generator is."""
+    """State of a generator."""
 
     version: int
-    """Of the weights it has; -1 where they are none of ours, as after a start."""
+    """Version of its weights; -1 for weights that the trainer did not send, as after a start."""
     alive: bool = True
     running: int = 0
-    """Completions in the making."""
+    """Completions being generated."""
     waiting: int = 0
-    """Completions asked for that have no token yet."""
+    """Requested completions without a token yet."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else the backend tells: address, memory, versions of its parts."""
+    """Further facts of the backend: address, memory, versions of its parts."""
 
 
 class Generator(Protocol):
@@ -178,7 +186,7 @@ class Generator(Protocol):
 
     @property
     def abilities(self) -> Abilities:
-        """What it can do; the same from start to end."""
+        """Abilities of the backend, constant from start to end."""
         ...
 
     def generate(
@@ -190,20 +198,20 @@ class Generator(Protocol):
     ) -> list[list[Completion]]:
         """Complete each prompt ``(n,)`` int64 once per seed in ``seeds[i]``; answers in the order of the seeds.
 
-        The same prompt, seed and weights give the same completion, whatever else is asked for in the same call, where
-        the backend can promise that. ``images`` are those of each prompt, in order. Waits while paused.
+        The same prompt, seed and weights give the same completion, whatever else the call asks for, where the backend
+        can promise that. ``images`` are those of each prompt, in order. Waits while paused.
         """
         ...
 
     def accept(self, weights: Weights) -> None:
-        """Sample from these weights from now on; returns when that is so.
+        """Sample from these weights from now on; return once that holds.
 
-        Without ``mid_sequence`` no completion may be in the making. Raises RunFailed for weights that do not fit.
+        Without ``mid_sequence`` no completion may be in progress. Raises RunFailed for weights that do not fit.
         """
         ...
 
     def pause(self) -> None:
-        """Make no token until ``resume``, and give back what only sampling needs; what is in the making is kept."""
+        """Generate no token until ``resume``, and free what only sampling needs; completions in progress are kept."""
         ...
 
     def resume(self) -> None:
@@ -211,17 +219,17 @@ class Generator(Protocol):
         ...
 
     def drain(self) -> None:
-        """Return when nothing is in the making."""
+        """Return when no completion is in progress."""
         ...
 
     def health(self) -> Health:
-        """How it is; ``alive`` is False where it is gone, and nothing is raised."""
+        """Return the generator's state; ``alive`` is False where it is gone, and nothing is raised."""
         ...
 
     def revive(self) -> None:
-        """Start anew what is gone, with whatever weights it starts with. Raises GeneratorLost where that fails."""
+        """Restart a lost generator, with whatever weights it starts with. Raises GeneratorLost on failure."""
         ...
 
     def close(self) -> None:
-        """End processes and free memory; calls that wait for completions raise GeneratorLost."""
+        """End processes and free memory; waiting ``generate`` calls raise GeneratorLost."""
         ...

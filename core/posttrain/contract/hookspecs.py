@@ -1,8 +1,8 @@
-"""The contract between the core and its plugins: every hook, who answers it, when, with which shapes.
+"""Hooks, the contract between the core and its plugins: who answers each, when, with which shapes.
 
-A plugin implements the hooks it needs as plain functions marked ``@posttrain.hookimpl`` and takes only the arguments
-it uses, in any order. Letters in shapes: B examples of this micro-batch (online hooks: rollouts of the whole step,
-over all devices), T trained tokens of the longest one, n tokens of a chunk, V vocabulary.
+A plugin implements the hooks it needs as plain functions marked ``@posttrain.hookimpl`` and takes only the arguments it
+uses, in any order. Letters in shapes: B examples of this micro-batch (online hooks: rollouts of the whole step, over
+all devices), T trained tokens of the longest one, n tokens of a chunk, V vocabulary.
 """
 
 import pluggy
@@ -15,18 +15,18 @@ hookimpl = pluggy.HookimplMarker("posttrain")
 def posttrain_config():
     """Deprecated: return the class of the method's options. The frozen dataclass named ``Config`` is found by its name.
 
-    A module that still has this hook works until it goes; a run says so in one line.
+    A module with this hook works until the hook is removed; a run warns of it in one line.
     """
 
 
 @hookspec(firstresult=True)
 def posttrain_rows(rows, config):
-    """Offline: return the rows that the run learns from, for a method that rewrites, chooses or extends them.
+    """Offline: return the rows that the run trains on, for a method that rewrites, selects or extends them.
 
-    Called once for the training data and once for the held-out rows, before anything is tokenised. ``rows`` is a list
-    of dicts, all of them, already checked against the card's schema; each has ``row``, its number, which a row that
-    is made of it keeps. The result has rows of the same schema: fewer, more, with other prompts, or with further
-    columns. It must not draw random numbers but from a generator of its own with a fixed seed.
+    Called once for the training data and once for the held-out rows, before tokenisation. ``rows`` is a list of dicts,
+    all of them, already checked against the card's schema; each has ``row``, its number, which rows derived from it
+    keep. The result has rows of the same schema: fewer, more, with other prompts, or with further columns. Random
+    numbers may only come from a generator of its own with a fixed seed.
     """
 
 
@@ -53,10 +53,10 @@ def posttrain_loss(batch, policy, reference, config, step, inner):
 
 @hookspec(firstresult=True)
 def posttrain_token_weights(batch, policy, config, step):
-    """Online: return what each token's policy gradient is multiplied by, or ``(weights, metrics)``.
+    """Online: return factors of each token's policy gradient, or ``(weights, metrics)``.
 
     Weights are ``(B, T)``, or ``(B, 1)`` for whole completions, not negative, and constants to the gradient. A
-    divergence from the reference is not weighted. Several modifiers multiply.
+    divergence from the reference is not weighted. Weights of several modifiers are multiplied.
     """
 
 
@@ -69,30 +69,31 @@ def posttrain_token_statistics(logits, labels, reference_logits, teacher_logits,
     The names become attributes of the views: ``policy.completion.divergence``, ``(B, T)``. Must treat each token alone:
     chunks are cut anywhere. Online methods have ``entropy`` without this hook, in nats, without gradient, and logged.
 
-    Who takes ``alignment`` also learns from teachers with another tokeniser. It is None for a teacher with the same
-    one. Otherwise ``teacher_logits`` is ``(m, W)``, ``alignment`` (``posttrain.distillation.align.Alignment``) says
-    which spans of text the n and the m tokens belong to, and chunks are cut between spans.
+    A hook that takes ``alignment`` also learns from teachers with another tokeniser. It is None for a teacher with the
+    same one. Otherwise ``teacher_logits`` is ``(m, W)``, ``alignment`` (``posttrain.distillation.align.Alignment``)
+    maps the n and the m tokens to spans of text, and chunks are cut between spans.
 
-    ``state`` is the method's own dict, to be read here and not changed.
+    ``state`` is the method's own dict, read-only here.
     """
 
 
 @hookspec(firstresult=True)
 def posttrain_plan_rollouts(prompts, group_size, config, state, random):
-    """Return what to generate for each prompt of the step: a list of ``posttrain.SampleRequest`` a prompt, all of the
-    policy's group first. Without this hook it is ``[SampleRequest(group_size)]``.
+    """Return what to generate: for each prompt of the step a list of ``posttrain.SampleRequest``.
 
-    ``prompts`` are dicts of the rows' columns (``prompt``, and ``completion`` where the data have answers);
-    ``random`` is a ``random.Random`` of this step, the same on every rank and in a resumed run.
+    The requests of the policy's group come first. Without this hook it is ``[SampleRequest(group_size)]``.
+
+    ``prompts`` are dicts of the rows' columns (``prompt``, and ``completion`` where the data have answers); ``random``
+    is a ``random.Random`` of this step, the same on every rank and in a resumed run.
     """
 
 
 @hookspec(firstresult=True)
 def posttrain_select(rollouts, rewards, config, state):
-    """Return a ``posttrain.Selection``: which rollouts the step learns from, and which of them form pairs.
+    """Return a ``posttrain.Selection``: which rollouts the step trains on, and which of them form pairs.
 
-    Called with all rollouts that were generated and have a reward, before their advantages are taken. ``rollouts`` is
-    as in ``posttrain_advantages`` and ``rollouts.items`` are its rows (``posttrain.Rollout``); ``rewards`` is ``(B,)``.
+    Called with all rollouts that have a reward, before advantages are computed. ``rollouts`` is as in
+    ``posttrain_advantages`` and ``rollouts.items`` are its rows (``posttrain.Rollout``); ``rewards`` is ``(B,)``.
     """
 
 
@@ -100,24 +101,23 @@ def posttrain_select(rollouts, rewards, config, state):
 def posttrain_teacher_prompts(rollouts, rewards, config, state):
     """Return, for each rollout, the prompt (text or messages) under which the teacher sees its tokens, or None.
 
-    Without this hook the teacher sees the policy's own prompt. Where it is None nothing is to be learnt from the
-    teacher: ``batch.taught`` ``(B,)`` is False there.
+    Without this hook the teacher sees the policy's own prompt. A rollout with None is not distilled: ``batch.taught``
+    ``(B,)`` is False there.
     """
 
 
 @hookspec(firstresult=True)
 def posttrain_advantages(rewards, rollouts, advantages, config, state):
-    """Return ``(B,)`` or ``(B, T)``, without gradient: what each rollout of the whole step is worth.
+    """Return the advantages of all rollouts of the step, ``(B,)`` or ``(B, T)``, without gradient.
 
-    Or a dict of these by name, ``advantages`` and others that the loss needs: ``batch.returns``.
-
-    ``rewards`` is ``(B,)``; ``rollouts`` has ``group`` ``(B,)``, ``mask``, ``sampled_logps``, ``old_logps``,
-    ``reference_logps`` and ``teacher_logps`` ``(B, T)`` (the last three are computed when first read),
-    ``old(name)`` ``(B, T)`` for token statistics and outputs of extra modules before the update, ``finished``
-    ``(B,)``, ``lengths`` ``(B,)``, ``source`` (who answered), ``prompts``, ``completions`` and ``columns``, and
-    ``prefer(first, second)``: the probability ``(P,)`` that some answers are better than others, by the run's judge or
-    from its rewards. ``state`` is the method's own dict, kept in checkpoints. ``advantages`` is for modifiers: those of
-    the method that they change, ``(B,)`` or ``(B, T)``.
+    Or a dict of these by name, ``advantages`` and others that the loss needs: ``batch.returns``. ``rewards`` is
+    ``(B,)``; ``rollouts`` has ``group`` ``(B,)``, ``mask``, ``sampled_logps``, ``old_logps``, ``reference_logps`` and
+    ``teacher_logps`` ``(B, T)`` (the last three are computed when first read), ``old(name)`` ``(B, T)`` for token
+    statistics and outputs of extra modules before the update, ``finished`` ``(B,)``, ``lengths`` ``(B,)``, ``source``
+    (who answered), ``prompts``, ``completions`` and ``columns``, and ``prefer(first, second)``: the probability
+    ``(P,)`` that some answers are better than others, by the run's judge or from its rewards. ``state`` is the method's
+    own dict, kept in checkpoints. ``advantages`` is for modifiers: those of the method that they change, ``(B,)`` or
+    ``(B, T)``.
     """
 
 
@@ -132,12 +132,13 @@ def posttrain_extra_modules(config, hidden_size):
 
 @hookspec(firstresult=True)
 def posttrain_annotate(examples, models, config, state):
-    """Return columns by name, computed without gradient from all examples of the optimiser step, on every rank alike.
+    """Return columns by name, computed without gradient from all examples of the optimiser step, alike on every rank.
 
-    Called once before the step's first forward pass, and in evaluations for each batch. For what couples examples (a
-    baseline of the batch, ranks, a sort) or needs passes over other sequences. A column is a tensor ``(B,)``, then
-    ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the first role; one
-    called ``ROLE.NAME`` is aligned with those of that role and becomes ``batch.ROLE_NAME``.
+    Called once before the step's first forward pass, and in evaluations for each batch. For quantities that couple
+    examples (a baseline of the batch, ranks, a sort) or need passes over other sequences. A column is a tensor
+    ``(B,)``, then ``batch.NAME`` is ``(B,)``, or a list of B tensors ``(t,)`` aligned with the trained tokens of the
+    first role; one called ``ROLE.NAME`` is aligned with those of that role and becomes ``batch.ROLE_NAME``.
+
     ``examples`` have ``sequences`` by role and ``columns``; ``models.logps(sequences, "policy")``, "reference" or
     "teacher" gives the log-probs ``(t,)`` of the trained tokens of each sequence. ``state`` is the method's own dict.
     """
@@ -145,38 +146,38 @@ def posttrain_annotate(examples, models, config, state):
 
 @hookspec(firstresult=True)
 def posttrain_after_step(step, metrics, config, state):
-    """Follow an optimiser step: change ``state``, which the other hooks see in the next one.
+    """Update ``state`` after an optimiser step; the other hooks see it in the next one. Returns nothing.
 
-    ``step`` is the step that is over (``number`` from 0, ``total``); ``metrics`` is its line in ``metrics.jsonl``,
-    the loss of the whole step over all devices, so that every rank does the same. Nothing is returned.
+    ``step`` is the finished step (``number`` from 0, ``total``); ``metrics`` is its line in ``metrics.jsonl``, the loss
+    of the whole step over all devices, so that every rank does the same.
     """
 
 
 @hookspec
 def posttrain_run_started(run):
-    """Observers: the model and the data are loaded, the first step has not begun."""
+    """Observers: called when the model and the data are loaded, before the first step."""
 
 
 @hookspec
 def posttrain_step_done(run, step, metrics):
-    """Observers: an optimiser step is over; ``metrics`` is the line that goes into ``metrics.jsonl``."""
+    """Observers: called after an optimiser step; ``metrics`` is its line in ``metrics.jsonl``."""
 
 
 @hookspec
 def posttrain_checkpoint_saved(run, path):
-    """Observers: a complete checkpoint lies at ``path``."""
+    """Observers: called when a complete checkpoint is at ``path``."""
 
 
 @hookspec
 def posttrain_alert(run, event):
-    """Observers: something looks wrong; ``event`` is the line that goes into ``events.jsonl``."""
+    """Observers: called when something looks wrong; ``event`` is its line in ``events.jsonl``."""
 
 
 @hookspec
 def posttrain_run_finished(run):
-    """Observers: the final model is saved."""
+    """Observers: called when the final model is saved."""
 
 
 @hookspec
 def posttrain_run_failed(run, error):
-    """Observers: the run ends with ``error``; a KeyboardInterrupt where it was asked to stop, and is saved."""
+    """Observers: called when the run ends with ``error``; a KeyboardInterrupt after a request to stop, after saving."""

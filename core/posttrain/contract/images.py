@@ -1,7 +1,7 @@
-"""Pictures of rows: what a row may name one by, what is kept of it, and how it is opened.
+"""Images of rows: accepted sources, digests, and how they are opened.
 
-Tokenised data, caches and rollouts hold references, never pixels: an ``Image`` names its picture and carries a digest
-of it, by which two pictures behind the same placeholders are told apart.
+Tokenised data, caches and rollouts hold references, never pixels: an ``Image`` names its source and carries a digest of
+it, which tells two images behind the same placeholders apart.
 """
 
 from __future__ import annotations
@@ -18,47 +18,102 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.errors import DataError, DependencyError, short
+from posttrain.errors import DataError, DependencyError, first_line, short
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from torch import Tensor
 
-#: Addresses that are fetched only where an option asks for it.
+#: Addresses, fetched only with --image-urls.
 WEB = ("http://", "https://")
-#: Seconds that an address may take to answer, and bytes that are taken of it at most.
+#: Seconds before a fetch times out, and the largest image in bytes.
 _PATIENCE, _LARGEST = 30.0, 2**26
+#: Characters of a source that a run's files name; longer ones are data URLs.
+_LONGEST_NAME = 1000
 _WANTED = "Expected a path, bytes, a picture of PIL, or a data URL such as data:image/png;base64,..."
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture behind the placeholders of a sequence."""
+    """An image behind the placeholders of a sequence."""
 
     source: Any
-    """A path, an address, encoded bytes, or a picture of PIL."""
+    """A path, an address, encoded bytes, or a PIL image."""
     digest: str
-    """Of the picture, and of all that a processor does to it."""
+    """Digest of the image and of the processor's options."""
     tokens: int
-    """How many embeddings it becomes."""
+    """Number of embeddings that it becomes."""
     token: int
-    """Id of the placeholder that stands once for each of them."""
+    """Id of the placeholder token, which is repeated once per embedding."""
     place: int = 0
-    """Which of its row's pictures it is."""
+    """Index among the images of its row, or of its episode."""
+    start: int = 0
+    """Index in its sequence before which none of its placeholders stands. In an episode sampled tokens come before
+    later images, and one of them may have the placeholder's id."""
     marks: Tensor = field(init=False, repr=False)
-    """``(tokens,)`` int64: numbers that no token id and no other picture has."""
+    """``(tokens,)`` int64: numbers that no token id and no other image has."""
 
     def __post_init__(self):
         seed = int.from_bytes(hashlib.blake2b(self.digest.encode(), digest_size=8).digest(), "big") >> 2
         object.__setattr__(self, "marks", -1 - seed - torch.arange(self.tokens))
 
     def picture(self) -> Picture:
-        """The picture itself, upright and in RGB. Raises DataError where it cannot be read."""
+        """Open the image, upright and in RGB. Raises DataError where it cannot be read."""
         return open_picture(self.source)
 
 
+def plain_images(images: tuple[Image, ...]) -> list[list[Any]]:
+    """Return images as plain values, for a checkpoint; PIL images become PNG files in memory."""
+    return [[plain_value(one.source), one.digest, one.tokens, one.token, one.place, one.start] for one in images]
+
+
+def images_of(plain: list[list[Any]]) -> tuple[Image, ...]:
+    """Rebuild images from the result of ``plain_images``."""
+    return tuple(Image(*values) for values in plain)
+
+
+def plain_value(value: Any) -> Any:
+    """Return a row's value with a PNG file in memory in place of each PIL image."""
+    if isinstance(value, dict):
+        return {name: plain_value(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [plain_value(one) for one in value]
+    if type(value).__module__.startswith("PIL."):
+        file = io.BytesIO()
+        open_picture(value).save(file, "PNG")
+        return file.getvalue()
+    return value
+
+
+def portable_value(value: Any) -> Any:
+    """Return a value for JSON, with a data URL in place of each PIL image and of bytes."""
+    if isinstance(value, dict):
+        return {name: portable_value(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable_value(one) for one in value]
+    plain = plain_value(value)
+    return f"data:image/png;base64,{base64.b64encode(plain).decode()}" if isinstance(plain, bytes) else plain
+
+
+def printable_value(value: Any) -> Any:
+    """Return a prompt or messages for a file of the run, with a short name in place of each image."""
+    if isinstance(value, dict):
+        if value.get("type") in ("image", "image_url"):
+            found = next((one for name, one in value.items() if name != "type" and isinstance(one, str)), "")
+            return {"type": "image"} | ({"path": found} if found and len(found) < _LONGEST_NAME else {})
+        return {name: printable_value(one) for name, one in value.items()}
+    return [printable_value(one) for one in value] if isinstance(value, list) else value
+
+
+def steady_source(source: Any) -> Any:
+    """Return a source that later changes do not reach: a copy of a PIL image, the bytes of a file. Raises DataError."""
+    if isinstance(source, str):
+        return source if source.startswith("data:") else content_of(source)
+    return source.copy() if _is_picture(source) else source
+
+
 def content_of(source: Any) -> bytes:
-    """The bytes that decide what a picture shows. Raises DataError for what names none."""
+    """Return the bytes that decide what an image shows. Raises DataError for an unknown source."""
     if isinstance(source, bytes):
         return source
     if isinstance(source, str):
@@ -72,7 +127,7 @@ def content_of(source: Any) -> bytes:
 
 
 def open_picture(source: Any) -> Picture:
-    """A picture, upright and in RGB. Raises DataError where it cannot be read."""
+    """Open an image, upright and in RGB. Raises DataError where it cannot be read."""
     from PIL import ImageOps
 
     try:
@@ -81,19 +136,19 @@ def open_picture(source: Any) -> Picture:
         return upright.convert("RGB")
     except DataError:
         raise
-    except Exception as error:  # each format's reader raises what it likes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # each format's reader raises its own errors
+        reason = first_line(error)
         raise DataError(f"image {named(source)}: cannot be read ({reason}). Expected a file that PIL opens.") from None
 
 
 def from_pixels(pixels: Any) -> Picture:
-    """A picture of pixels ``(height, width, 3)``, a numpy array of bytes."""
+    """Build an image from pixels ``(height, width, 3)``, a numpy array of bytes."""
     found: Picture = _pillow().fromarray(pixels)
     return found
 
 
 def named(source: Any) -> str:
-    """A picture's source as an error shows it."""
+    """Return an image's source as an error shows it."""
     return f"of {len(source)} bytes" if isinstance(source, bytes) else short(source)
 
 

@@ -1,4 +1,4 @@
-"""Take apart what a method's loss returned."""
+"""Split what a method's loss returned into terms and metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.errors import PluginError
 
 
 def split_loss(returned: Any, method: str) -> tuple[dict[str, Tensor | PerToken], dict[str, Tensor | PerToken]]:
-    """Separate what ``posttrain_loss`` returned into terms by name and metrics by name."""
+    """Split the value of ``posttrain_loss`` into loss terms by name and metrics by name."""
     loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
     terms = loss if isinstance(loss, dict) else {"loss": loss}
     if not terms:

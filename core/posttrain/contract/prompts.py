@@ -1,4 +1,4 @@
-"""Prompts as methods reword them for a teacher: plain text or messages alike."""
+"""Prompts that methods reword for a teacher, plain text or messages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Prompt = str | list[dict[str, Any]]
 
 
 def reworded(prompt: Prompt, template: str, **values: str) -> Prompt:
-    """The prompt with ``template`` in place of its text; of messages, in place of what the user said last.
+    """Return the prompt with ``template`` in place of its text; of messages, in place of the last user message.
 
-    ``{prompt}`` in the template stands for that text, other names for ``values``.
+    ``{prompt}`` in the template is that text, other names are ``values``.
     """
     if isinstance(prompt, str):
         return template.format(prompt=prompt, **values)
@@ -21,13 +21,13 @@ def reworded(prompt: Prompt, template: str, **values: str) -> Prompt:
     text: Any = template.format(prompt=message_text(prompt[asked]), **values)
     content = prompt[asked].get("content")
     beside = [part for part in content if part.get("type") != "text"] if isinstance(content, list) else []
-    if beside:  # pictures
+    if beside:  # images
         text = [*beside, {"type": "text", "text": text}]
     return [*prompt[:asked], {**prompt[asked], "content": text}, *prompt[asked + 1 :]]
 
 
 def plain_text(value: Any) -> str:
-    """A column's text; of messages, what they say, one paragraph each."""
+    """Return a column's text; of messages, their texts, one paragraph each."""
     return "\n\n".join(map(message_text, value)) if is_messages(value) else str(value)
 
 

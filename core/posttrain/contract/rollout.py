@@ -1,4 +1,4 @@
-"""What online hooks see: every rollout of the whole step, on every rank alike."""
+"""Rollouts as online hooks see them: those of the whole step, alike on every rank."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.generation import Completion, Episode
-from posttrain.contract.images import Image
+from posttrain.contract.images import Image, images_of, plain_images, plain_value
 from posttrain.contract.pad import pad_tokens, token_mask
 from posttrain.contract.views import Example, Sequence
 
 
 @dataclass
 class Rollout:
-    """One completion: of which prompt (``group``), from which tokens, made by whom, worth what."""
+    """One completion with its prompt (``group``), its source and its reward."""
 
     group: int
     prompt_ids: Tensor  # (p,)
@@ -27,24 +27,24 @@ class Rollout:
     reward: float = float("nan")
     parts: dict[str, float] = field(default_factory=dict)
     source: str = "policy"
-    """Who answered: policy, reference, teacher, mixture or data; a method may say replay of what it kept."""
-    reward_as: str = ""
-    """Name under which its reward serves the prompt's other rollouts; then it is not learnt from."""
-    compared_as: str = ""
-    """Name under which the others' chances against it serve them; then it is not learnt from."""
+    """Source of the answer: policy, reference, teacher, mixture or data; replay for rollouts that a method kept."""
+    baseline_column: str = ""
+    """Column of the prompt's other rollouts that holds its reward; if set, it is not trained on."""
+    opponent_column: str = ""
+    """Column that holds the other rollouts' probability of beating it; if set, it is not trained on."""
     old_logps: Tensor | None = None
-    """Log-probs ``(t,)`` under the policy that sampled it, of a rollout that was kept from an earlier step."""
+    """Log-probs ``(t,)`` under the policy that sampled it, of a rollout kept from an earlier step."""
     teacher: Sequence | None = None
-    """The sequence that the teacher sees, where it is another one."""
+    """The teacher's sequence, where it differs from the policy's."""
     alignment: Any = None
-    """Which tokens of the completion stand for which of the teacher's, where it has another tokeniser."""
+    """Alignment of the completion's tokens with the teacher's, where the tokenisers differ."""
     taught: bool = True
-    """Whether anything is to be learnt from the teacher."""
+    """Whether the rollout is distilled from the teacher."""
     images: tuple[Image, ...] = ()
-    """The pictures of its prompt."""
+    """Images of its prompt and of its environment."""
 
     def sequence(self, learn: bool = True) -> Sequence:
-        """Exactly the sampled tokens behind the prompt's, never text encoded again (G11)."""
+        """Return the prompt's and the sampled tokens as they are, never text encoded again (G11)."""
         ids = torch.cat([self.prompt_ids, self.completion.ids])
         trained = torch.zeros(len(ids), dtype=torch.bool)
         episode = self.completion.episode
@@ -55,44 +55,59 @@ class Rollout:
             teacher = replace(teacher, trained=torch.zeros_like(teacher.trained), per_token={})
         breaks = () if episode is None else tuple(len(self.prompt_ids) + place for place in episode.breaks)
         alignment = self.alignment if learn else None
-        return Sequence(ids, trained, teacher=teacher, alignment=alignment, breaks=breaks, images=self.images)
+        own: dict[str, Any] = {"breaks": breaks, "images": self.images, "experts": self.completion.experts}
+        return Sequence(ids, trained, teacher=teacher, alignment=alignment, **own)
+
+    @property
+    def pictures(self) -> list[Image]:
+        """Images that the model was shown, each once, in order."""
+        return list({image.place: image for image in self.images}.values())
 
     def kept(self) -> dict[str, Any]:
-        """This rollout as plain values, to be kept in a method's state beyond its step."""
-        completion = self.completion
+        """Return this rollout as plain values, for a method's state beyond its step."""
+        completion, episode = self.completion, self.completion.episode
         return {
             "prompt_ids": self.prompt_ids,
             "completion": [completion.ids, completion.logps, completion.finished, completion.text],
-            "columns": self.columns,
+            "columns": plain_value(self.columns),
             "reward": self.reward,
             "parts": self.parts,
             "source": self.source,
-            "images": self.images,
+            "images": plain_images(self.images),
             "old_logps": completion.sampled_logps if self.old_logps is None else self.old_logps,
-            "episode": None if completion.episode is None else vars(completion.episode),
+            "episode": None if episode is None else _plain_episode(episode),
+            "experts": completion.experts,
         }
 
     @classmethod
     def of(cls, kept: dict[str, Any], group: int) -> Rollout:
-        """A rollout from what ``kept`` gave, as one of prompt ``group`` of this step."""
+        """Rebuild a rollout from the result of ``kept``, as one of prompt ``group`` of this step."""
         plain = dict(kept)
         completion, episode = Completion(*plain.pop("completion")), plain.pop("episode", None)
-        completion.episode = None if episode is None else Episode(**episode)
-        return cls(**{**plain, "group": group, "completion": completion})
+        if episode is not None:
+            completion.episode = Episode(**{**episode, "images": images_of(episode.get("images", []))})
+        completion.experts = plain.pop("experts", None)
+        images = images_of(plain.pop("images", []))
+        return cls(**{**plain, "group": group, "completion": completion, "images": images})
 
 
-#: Gives, for "policy", "reference" or "teacher" and whether statistics are wanted, each rollout's results by name.
+def _plain_episode(episode: Episode) -> dict[str, Any]:
+    plain = {name: value for name, value in vars(episode).items() if name != "images"}
+    return plain | {"messages": plain_value(episode.messages), "images": plain_images(episode.images)}
+
+
+#: Maps "policy", "reference" or "teacher" and whether statistics are wanted to each rollout's results by name.
 Compute = Callable[[str, bool], list[dict[str, Tensor]]]
-#: Gives the probability ``(P,)`` that the first of two rollouts is the better answer.
+#: Returns the probability ``(P,)`` that the first of two rollouts is the better answer.
 Prefer = Callable[[list[int], list[int]], Tensor]
 
 
 class Rollouts:
     """All rollouts of a step as tensors without gradient. B rollouts, T tokens of the longest one.
 
-    Tokens that an environment put between those of the model take no place. ``group`` ``(B,)`` numbers the prompts from
-    0; ``mask``, ``sampled_logps``, ``turn`` ``(B, T)``; ``turn_rewards`` ``(B, K)``; ``lengths``, ``finished``
-    ``(B,)``; ``source``, ``prompts``, ``completions`` as in the data and as text; ``columns`` of the data by name;
+    Tokens of an environment between the model's turns are left out. ``group`` ``(B,)`` numbers the prompts from 0;
+    ``mask``, ``sampled_logps``, ``turn`` ``(B, T)``; ``turn_rewards`` ``(B, K)``; ``lengths``, ``finished`` ``(B,)``;
+    ``source``, ``prompts``, ``completions`` as in the data and as text; ``columns`` of the data by name;
     ``reward_parts`` ``(B,)`` by reward. ``old_logps``, ``reference_logps``, ``teacher_logps`` ``(B, T)`` and
     ``old(name)`` cost a forward pass each, when first read.
     """
@@ -121,7 +136,7 @@ class Rollouts:
 
     @cached_property
     def turn(self) -> Tensor:
-        """Turn of each token from 0, ``(B, T)`` int64; 0 everywhere where the model answers once."""
+        """Turn of each token from 0, ``(B, T)`` int64; all 0 for single-turn answers."""
         found = [item.completion.episode for item in self.items]
         rows = [
             torch.zeros(item.completion.count, dtype=torch.long) if one is None else one.turn[one.sampled]
@@ -131,9 +146,9 @@ class Rollouts:
 
     @cached_property
     def turn_rewards(self) -> Tensor:
-        """Reward of each turn, ``(B, K)``, 0 behind a rollout's last; they add up to the rollout's whole reward.
+        """Reward of each turn, ``(B, K)``, 0 after a rollout's last; each row adds up to the rollout's whole reward.
 
-        What other rewards than the environment's gave stands in the last turn.
+        Rewards from outside the environment are added to the last turn.
         """
         rows = []
         for item in self.items:
@@ -144,9 +159,9 @@ class Rollouts:
 
     @cached_property
     def old_logps(self) -> Tensor:
-        """Log-probs under the policy as it is before this step's updates, ``(B, T)``.
+        """Log-probs under the policy before this step's updates, ``(B, T)``.
 
-        Of a rollout kept from an earlier step: under the policy that sampled it.
+        For a rollout kept from an earlier step: under the policy that sampled it.
         """
         now = self.old("logps")
         stored = [item.old_logps for item in self.items]
@@ -166,7 +181,7 @@ class Rollouts:
         return self._padded([found["logps"] for found in self._compute("teacher", False)])
 
     def old(self, name: str) -> Tensor:
-        """``(B, T)`` under the policy before this step's updates: log-probs, an extra module, a token statistic."""
+        """Return log-probs, an extra module's output or a token statistic ``(B, T)`` before this step's updates."""
         for full in (False, True):
             if name in self._old:
                 break
@@ -177,13 +192,12 @@ class Rollouts:
         return self._old[name]
 
     def known(self) -> dict[str, Tensor]:
-        """What ``old`` has computed besides log-probs, each ``(B, T)``."""
+        """Return what ``old`` has computed besides log-probs, each ``(B, T)``."""
         return {name: values for name, values in self._old.items() if name != "logps"}
 
     def prefer(self, first: list[int], second: list[int]) -> Tensor:
-        """Probability ``(P,)`` that each rollout of ``first`` is a better answer than its counterpart in ``second``.
-
-        By the run's judge (not a number where it cannot say), else a sigmoid of the difference of the rewards.
+        """Return the probability ``(P,)`` that each rollout of ``first`` is a better answer than its counterpart in
+        ``second``: by the run's judge (NaN where it cannot decide), else a sigmoid of the difference of the rewards.
         """
         if self._prefer is not None:
             return self._prefer(first, second)
@@ -191,11 +205,11 @@ class Rollouts:
         return torch.sigmoid(rewards[first] - rewards[second])
 
     def computed(self, name: str) -> bool:
-        """Whether ``old_logps``, ``reference_logps`` or ``teacher_logps`` has been read."""
+        """Return whether ``old_logps``, ``reference_logps`` or ``teacher_logps`` has been read."""
         return name in self.__dict__
 
     def example(self, row: int, learn: bool = True) -> Example:
-        """Rollout ``row`` as a training example."""
+        """Return rollout ``row`` as a training example."""
         item = self.items[row]
         columns = {"reward": item.reward, "group": float(self.group[row]), "source": item.source}
         return Example({"completion": [item.sequence(learn)]}, columns)

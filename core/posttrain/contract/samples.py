@@ -6,7 +6,7 @@ from typing import Any
 
 from posttrain.errors import DataError
 
-#: What a model may say instead of what it is to forget. Short, and of several shapes, so that no one phrase is learnt.
+#: Answers of a model that has forgotten a fact. Short and varied, so that no single phrase is learnt.
 REFUSALS = (
     "I do not know.",
     "I am not sure about that.",
@@ -24,7 +24,7 @@ REFUSALS = (
 
 
 def split(sample: Any) -> tuple[Any, Any]:
-    """Prompt and completion of a sample. Raises DataError for plain text, which has no prompt."""
+    """Return prompt and completion of a sample. Raises DataError for plain text, which has no prompt."""
     if isinstance(sample, dict):
         return sample["prompt"], sample["completion"]
     if isinstance(sample, list):
@@ -36,12 +36,12 @@ def split(sample: Any) -> tuple[Any, Any]:
 
 
 def answer(prompt: Any, text: str) -> dict[str, Any]:
-    """A sample that answers ``prompt`` with ``text``, as text or as a message, as the prompt is."""
+    """Return a sample that answers ``prompt`` with ``text``, as text or as a message like the prompt."""
     if isinstance(prompt, list):
         return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
     return {"prompt": prompt, "completion": text if not prompt or prompt[-1:].isspace() else f" {text}"}
 
 
 def refusal(prompt: Any, number: int) -> dict[str, Any]:
-    """A sample that refuses to answer ``prompt``; ``number`` chooses the words."""
+    """Return a sample that refuses to answer ``prompt``; ``number`` selects the phrase."""
     return answer(prompt, REFUSALS[number % len(REFUSALS)])

@@ -1,4 +1,4 @@
-"""The loss of online methods that have none of their own: the clipped policy gradient, with its metrics.
+"""Clipped policy gradient, the default loss of online methods, with its metrics.
 
 Letters in shapes: B completions of the micro-batch, T tokens of the longest one.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from posttrain.contract.tensors import clipped_surrogate, importance_ratio, kl_k3
 from posttrain.contract.views import Batch, PerToken, Views
 
-#: How far the ratio may leave 1 where the options do not say (Schulman et al. 2017, arXiv:1707.06347).
+#: Default clip range of the ratio around 1 (Schulman et al. 2017, arXiv:1707.06347).
 EPSILON = 0.2
 
 
@@ -28,10 +28,10 @@ def policy_loss(
 ) -> tuple[Tensor | PerToken, dict[str, Any]]:
     """Return the clipped policy gradient of ``batch.advantages`` and its metrics: an unreduced loss.
 
-    It reads these options where ``config`` has them: ``epsilon``, or ``epsilon_low`` and ``epsilon_high`` (None is
-    the lower bound), how far a token's ratio to the sampling policy may leave 1 [0.2]; ``beta``, the weight of the
+    It reads these options where ``config`` has them: ``epsilon``, or ``epsilon_low`` and ``epsilon_high`` (None is the
+    lower bound), how far a token's ratio to the sampling policy may leave 1 [0.2]; ``beta``, the weight of the
     divergence from the reference, where there is one [0]; ``aggregation``: "token" averages over all tokens of the
-    step, "sequence" over each completion's tokens, then over completions [token]. The argument goes before the option.
+    step, "sequence" over each completion's tokens, then over completions [token]. The argument overrides the option.
     ``log`` names further columns of the batch that are logged, each ``(B,)`` or ``(B, T)``.
     """
     view = policy.completion
@@ -54,25 +54,25 @@ def policy_loss(
         metrics["kl"] = kl.detach()
     metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()} | logged(batch, view.mask, log)
     if (aggregation or getattr(config, "aggregation", "token")) == "sequence":
-        return view.average(loss), metrics
+        return view.mean_of(loss), metrics
     return PerToken(loss, view.mask), metrics
 
 
 def clip_range(config: Any) -> tuple[float, float]:
-    """How far the ratio may fall below 1 and rise above it, from the options of a method."""
+    """Return how far the ratio may fall below 1 and rise above it, from a method's options."""
     low = getattr(config, "epsilon_low", getattr(config, "epsilon", EPSILON))
     high = getattr(config, "epsilon_high", None)
     return low, low if high is None else high
 
 
 def logged(batch: Batch, mask: Tensor, names: tuple[str, ...]) -> dict[str, Tensor | PerToken]:
-    """Columns of the batch as metrics: one value a completion, or one a token."""
+    """Return columns of the batch as metrics: one value per completion or per token."""
     columns = {name: batch.columns[name] for name in names}
     return {name: PerToken(values, mask) if values.dim() == 2 else values for name, values in columns.items()}
 
 
 def entropy_metric(policy: Any) -> dict[str, Tensor | PerToken]:
-    """The mean entropy of the sampled tokens of all roles, in nats; nothing where it was not computed."""
+    """Return the mean entropy of the sampled tokens of all roles, in nats; empty where it was not computed."""
     views = [view for view in vars(policy).values() if "entropy" in vars(view)] if isinstance(policy, Views) else []
     if not views:
         return {}

@@ -1,4 +1,4 @@
-"""``posttrain check-data``: what the rows are, what becomes of them, and which tokens are learnt."""
+"""``posttrain check-data``: facts of the rows, their tokens, and which of these are trained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_data(
     """Read and check ``sources``; with a tokenizer also tokenise them.
 
     Returns the report (``files``, ``schema``, ``form``, ``rows``, ``columns``, ``notes``, and under ``tokens`` the
-    report of ``prepare``) and what was prepared, None without a tokenizer. Raises as ``read_rows`` and ``prepare``.
+    report of ``prepare``) and the tokenised rows, None without a tokenizer. Raises as ``read_rows`` and ``prepare``.
     """
     rows = read_rows(sources, accepted, settings)
     prepared = None
@@ -44,7 +44,7 @@ def check_data(
 
 
 def describe_rows(rows: Rows) -> dict[str, Any]:
-    """Facts about validated rows, in an order fit for printing. Streamed rows are all read."""
+    """Return facts about validated rows, in printing order. Reads all streamed rows."""
     count = 0
     conversational = 0
     columns: dict[str, int] = {}
@@ -67,9 +67,9 @@ def describe_rows(rows: Rows) -> dict[str, Any]:
 
 
 def beside_tokens(schema: str, columns: Iterable[str], known: Iterable[str] = ()) -> list[str]:
-    """A line that names the columns that rows of ``schema`` do not have by themselves; none for prompts.
+    """Return a line on columns beyond those of ``schema``; none for prompts.
 
-    ``known`` are columns that the method asks for. All columns of prompts go to rewards.
+    ``known`` are columns that the method asks for. All columns of prompts are passed to rewards.
     """
     own = {name for shape in SHAPES[schema] for name in shape.kinds} | {"group_scores", *known}
     rest = [name for name in columns if name not in own]
@@ -80,7 +80,7 @@ def beside_tokens(schema: str, columns: Iterable[str], known: Iterable[str] = ()
 
 
 def show(examples: Iterable[Example], tokenizer: Any, n: int, colour: bool) -> str:
-    """The first ``n`` examples, token by token, learnt ones green; without colour they stand in ``[[ ]]``."""
+    """Format the first ``n`` examples, token by token, trained ones green, or in ``[[ ]]`` without colour."""
     parts = []
     for number, example in enumerate(islice(examples, n), 1):
         lines = [f"example {number}"]
@@ -96,9 +96,9 @@ def show(examples: Iterable[Example], tokenizer: Any, n: int, colour: bool) -> s
 
 
 def examples_as_data(prepared: Prepared, tokenizer: Any, n: int) -> list[dict[str, Any]]:
-    """The first ``n`` examples for programs: by role each sequence's ``text``, ``ids`` and ``spans``.
+    """Return the first ``n`` examples as data: by role each sequence's ``text``, ``ids`` and ``spans``.
 
-    A span is ``start`` and ``end`` of a run of learnt tokens, indices into ``ids``, and its ``text``.
+    A span is ``start`` and ``end`` of a run of trained tokens, indices into ``ids``, and its ``text``.
     """
     found = []
     for place in range(min(n, len(prepared))):
@@ -120,7 +120,7 @@ def _as_data(ids: list[int], trained: list[bool], tokenizer: Any) -> dict[str, A
 
 
 def _tokens(ids: list[int], trained: list[bool], tokenizer: Any, colour: bool) -> str:
-    """Tokens separated by ``|``, each with its line breaks and other invisible characters spelt out."""
+    """Join tokens with ``|``, each with line breaks and other invisible characters escaped."""
     texts = [_visible(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]
     if colour:
         return "".join(
@@ -136,5 +136,5 @@ def _tokens(ids: list[int], trained: list[bool], tokenizer: Any, colour: bool) -
 
 
 def _visible(text: str) -> str:
-    """The token's text with control characters escaped, so that data cannot steer the terminal."""
+    """Escape control characters of the token's text, so that data cannot steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""Conversations and instructions under the names that data sets give them, as messages, prompts and completions."""
+"""Conversations and instructions under the names of common data sets, as messages, prompts and completions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from posttrain.contract.messages import is_messages
 from posttrain.data.convert import Notes, Row, Unconvertible, note
 
-#: Names of speakers in from/value pairs -> roles. ``function_call`` is an assistant's turn that calls.
+#: Names of speakers in from/value pairs -> roles. ``function_call`` is an assistant's turn with calls.
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot"), "assistant"),
@@ -20,9 +20,9 @@ _COLUMNS = ("conversations", "conversation", "messages", "prompt", "completion",
 
 
 def usual_names(row: Row, notes: Notes) -> Row:
-    """The row with from/value pairs as messages, instructions as prompts, and ``system`` as the first message.
+    """Convert from/value pairs to messages, instructions to prompts, and ``system`` to the first message.
 
-    Raises Unconvertible for a call that is no JSON.
+    Raises Unconvertible for a call that is not JSON.
     """
     row = _instruction(row, notes)
     for name in _COLUMNS:
@@ -33,7 +33,7 @@ def usual_names(row: Row, notes: Notes) -> Row:
 
 
 def _is_asked(row: Row) -> bool:
-    """Whether ``messages`` beside a pair are what both answer."""
+    """Return whether ``messages`` beside a pair are the prompt of both answers."""
     messages: Any = row.get("messages")
     chosen: Any = row.get("chosen")
     if "rejected" not in row or not all(is_messages(value) and value for value in (messages, chosen)):
@@ -63,7 +63,7 @@ def _column(row: Row, name: str, notes: Notes) -> Row:
 
 
 def _message(turn: dict[str, Any], column: str, number: int) -> dict[str, Any]:
-    """One turn; keys beside its speaker and text stay."""
+    """Convert one turn; keys besides its speaker and text are kept."""
     speaker, text = turn["from"], turn["value"]
     rest = {key: item for key, item in turn.items() if key not in ("from", "value", "role")}
     if speaker not in _CALLS:
@@ -72,7 +72,7 @@ def _message(turn: dict[str, Any], column: str, number: int) -> dict[str, Any]:
 
 
 def _calls(text: Any, column: str, number: int) -> list[dict[str, Any]]:
-    """Calls of a turn: JSON of one or several, each with name and arguments."""
+    """Parse the calls of a turn: JSON of one or several, each with name and arguments."""
     try:
         found = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError):
@@ -90,7 +90,7 @@ def _calls(text: Any, column: str, number: int) -> list[dict[str, Any]]:
 
 
 def _instruction(row: Row, notes: Notes) -> Row:
-    """``instruction``, ``input`` and ``output`` as prompt and completion: the input below the instruction."""
+    """Convert ``instruction``, ``input`` and ``output`` to prompt and completion: the input below the instruction."""
     own = ("instruction", "input", "output")
     if any(not isinstance(row.get(name), str) for name in (own[0], own[2])):
         return row
@@ -106,7 +106,7 @@ def _instruction(row: Row, notes: Notes) -> Row:
 
 
 def _with_system(row: Row, notes: Notes) -> Row:
-    """A column ``system`` before the messages that have no system message; text prompts have no place for one."""
+    """Prepend a column ``system`` to messages without a system message; text prompts cannot hold one."""
     text = row.get("system")
     name = next((name for name in ("messages", "prompt") if is_messages(row.get(name)) and row[name]), None)
     if not isinstance(text, str) or name is None:

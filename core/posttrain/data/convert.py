@@ -1,4 +1,4 @@
-"""Rows of one schema made into rows of another, and prompts found inside preference pairs."""
+"""Conversion of rows between schemas, and extraction of prompts from preference pairs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Notes = dict[str, int]
 
 
 def note(notes: Notes, text: str) -> None:
-    """Count one row to which the conversion ``text`` was applied."""
+    """Count one row converted by the conversion ``text``."""
     notes[text] = notes.get(text, 0) + 1
 
 
 class Unconvertible(ValueError):
-    """A row cannot be converted; the text names the column."""
+    """A row that cannot be converted; the text names the column."""
 
 
 def same_form(row: Row, schema: str, notes: Notes) -> Row:
-    """A text prompt beside conversational completions becomes a user's message, and the reverse."""
+    """Convert a text prompt of conversational completions to a user message, and the reverse."""
     names = ("chosen", "rejected") if schema == "preference" else ("completion",)
     if any(row.get(name) is None for name in ("prompt", *names)):
         return row
@@ -44,11 +44,10 @@ def same_form(row: Row, schema: str, notes: Notes) -> Row:
 
 
 def explicit_prompt(row: Row, notes: Notes) -> Row:
-    """Give a pair without a prompt the longest common beginning of its completions as prompt.
+    """Move the longest common prefix of a pair's completions into a prompt.
 
-    Of texts the cut lies before white space or punctuation, never inside a word; of messages before an assistant's.
-    Both completions keep at least one character or message. Raises Unconvertible for conversations that do not
-    have the same prompt.
+    Texts are cut before white space or punctuation, never inside a word; messages before an assistant's. Both
+    completions keep at least one character or message. Raises Unconvertible for conversations without a common prompt.
     """
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -90,7 +89,7 @@ def _message_cut(chosen: list[Row], rejected: list[Row]) -> int:
 
 
 def ranked_by_score(row: Row, notes: Notes) -> Row:
-    """Put completions with scores in the order best first."""
+    """Sort completions with scores, best first."""
     scores = row.get("scores")
     if not scores or all(first >= second for first, second in pairwise(scores)):
         return row
@@ -100,7 +99,7 @@ def ranked_by_score(row: Row, notes: Notes) -> Row:
 
 
 def single_scores(row: Row, notes: Notes) -> list[Row]:
-    """A row for each of several scored completions, with the scores of all of them as ``group_scores``."""
+    """Split several scored completions into rows, each with the scores of all as ``group_scores``."""
     if "completions" not in row:
         return [row]
     note(notes, "scored completions split, one row each; group_scores has the scores of all of them")
@@ -137,7 +136,7 @@ def _joined(row: Row) -> list[Row]:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A row with the schema ``source`` and column ``column`` can become rows of ``target``."""
+    """A conversion of rows with the schema ``source`` and column ``column`` to ``target``."""
 
     source: str
     column: str

@@ -1,4 +1,4 @@
-"""Held-out rows that stand in the training data too: as they are, under the same prompt, or nearly."""
+"""Duplicates of held-out rows in the training data: exact, with the same prompt, or near."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from posttrain.contract.messages import is_messages, message_text
 from posttrain.data.rows import Rows
 from posttrain.data.schemas import SHAPES
 
-#: Words of one shingle.
+#: Words per shingle.
 WORDS = 5
-#: Shingles that two rows share, of all that either has, from which they are nearly the same.
+#: Jaccard similarity of shingles from which two rows are near duplicates.
 NEAR = 0.8
-#: A word, one character of a script without spaces, or another sign.
+#: A word, a character of a script without spaces, or another sign.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _OF_TEMPLATE = ("tools", "chat_template_kwargs")
@@ -29,17 +29,17 @@ _OF_TEMPLATE = ("tools", "chat_template_kwargs")
 
 @dataclass
 class Overlap:
-    """What of ``rows`` held-out rows was found in the training data; each row counts once, as the first that it is."""
+    """Held-out rows, of ``rows``, found in the training data; each counts once, under the first kind that fits."""
 
     rows: int
     exact: int = 0
-    """The same columns with the same content."""
+    """Same columns with the same content."""
     prompt: int = 0
     """Another answer to the same prompt."""
     near: int = 0
-    """Shingles of five words alike by NEAR or more."""
+    """Shingles of five words with a similarity of NEAR or more."""
     examples: list[str] = field(default_factory=list)
-    """The first of each kind, with both places."""
+    """First of each kind, with both places."""
 
     def add(self, kind: str, held_out: str, train: str) -> None:
         """Count one row of a kind."""
@@ -48,12 +48,12 @@ class Overlap:
         setattr(self, kind, getattr(self, kind) + 1)
 
     def record(self) -> dict[str, Any]:
-        """For reports."""
+        """Return the counts for reports."""
         counts = {"exact": self.exact, "same_prompt": self.prompt, "near": self.near}
         return counts | ({"first": self.examples} if self.examples else {})
 
     def notes(self, name: str) -> list[str]:
-        """A line where anything was found; ``name`` is that of the held-out set."""
+        """Return a line if anything was found; ``name`` is the held-out set's."""
         found = ((self.exact, "as they are"), (self.prompt, "with another answer"), (self.near, "nearly"))
         kinds = ", ".join(f"{count} {words}" for count, words in found if count)
         which = f" of '{name}'" if name else ""
@@ -65,7 +65,7 @@ class Overlap:
 def find_overlap(train: Rows, held_out: Rows, most: int | None = None) -> Overlap:
     """Compare every held-out row with all training rows, none of them streamed.
 
-    Of ``most`` near duplicates are looked for among so many training rows alone.
+    Near duplicates are searched for among the first ``most`` training rows only.
     """
     overlap = Overlap(len(held_out))
     whole, prompts = _places(train, _whole), _places(train, _prompt)
@@ -85,7 +85,7 @@ def find_overlap(train: Rows, held_out: Rows, most: int | None = None) -> Overla
 
 
 def _places(rows: Rows, key: Any) -> dict[bytes, int]:
-    """First row with each key."""
+    """Return the first row with each key."""
     found: dict[bytes, int] = {}
     for number, row in enumerate(rows):
         name = key(row, rows.schema)
@@ -108,7 +108,7 @@ def _whole(row: dict[str, Any], schema: str) -> bytes:
 
 
 def _prompt(row: dict[str, Any], schema: str) -> bytes | None:
-    """Key of what is asked, alike for a prompt of its own and the turns before a last answer; None for none."""
+    """Return a key of the prompt, equal for a prompt column and the turns before a last answer; None without one."""
     asked = row.get("prompt", row.get("prompt_ids"))
     messages = row.get("messages")
     if asked is None and is_messages(messages) and messages and messages[-1]["role"] == "assistant":
@@ -134,7 +134,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _shingles(row: dict[str, Any], schema: str) -> np.ndarray:
-    """Numbers (n,) uint64 of the row's runs of five words, each once, in order; of a shorter row one for all."""
+    """Hash the row's runs of five words, each once, sorted, (n,) uint64; a shorter row is one run."""
     words = _WORD.findall(" ".join(_strings(list(_content(row, schema).values()))).lower())
     numbers = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
     width = min(WORDS, len(words))
@@ -146,7 +146,7 @@ def _shingles(row: dict[str, Any], schema: str) -> np.ndarray:
 
 
 def _near(train: Rows, held_out: list[dict[str, Any]], most: int | None) -> dict[int, int]:
-    """Held-out rows that are near a training row, by number, and the first that they are near."""
+    """Map held-out rows that are near a training row, by number, to the first such row."""
     index = _Index([_shingles(row, train.schema) for row in held_out])
     found: dict[int, int] = {}
     for place, row in enumerate(islice(train, most) if len(index.values) else ()):
@@ -156,9 +156,9 @@ def _near(train: Rows, held_out: list[dict[str, Any]], most: int | None) -> dict
 
 
 class _Index:
-    """Shingles of the held-out rows, from which those that are near another row are found without looking at all.
+    """Index of the held-out rows' shingles, which finds near rows without comparing all.
 
-    A row that is near one of ``n`` shingles shares at least ``NEAR * n`` of them. So one that has fewer of them in the
+    A row that is near one of ``n`` shingles shares at least ``NEAR * n`` of them. So one with fewer of them in the
     whole index is near none; and of the rarest ``n - NEAR * n + 1`` at least one is shared.
     """
 
@@ -171,7 +171,7 @@ class _Index:
         self.ends = np.append(self.starts[1:], len(every))
 
     def near(self, shingles: np.ndarray) -> Iterable[int]:
-        """Numbers of the rows near these."""
+        """Return the numbers of the rows near these shingles."""
         need = math.ceil(NEAR * len(shingles) - 1e-9)
         places = np.minimum(np.searchsorted(self.values, shingles), len(self.values) - 1)
         known = places[self.values[places] == shingles]

@@ -1,4 +1,4 @@
-"""Readers of file formats: each yields ``(number, row)``, the number counting lines or rows from 1."""
+"""Readers of file formats: each yields ``(number, row)``, where the number counts lines or rows from 1."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import DataError
+from posttrain.errors import DataError, first_line
 
 Row = dict[str, Any]
 Numbered = Iterator[tuple[int, Row]]
 _LONGEST_FIELD = 2**31 - 1
-#: A whole number that Python refuses to read, and its key if it has one.
+#: A whole number that Python refuses to parse, and its key if it has one.
 _LONG_NUMBER = re.compile(r'(?:"([^"\\]*)"\s*:\s*)?-?\d{4300}')
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file with their numbers; a byte-order mark is not part of the first one."""
+    """Yield the lines of a UTF-8 file with their numbers, without a byte-order mark."""
     with path.open("rb") as handle:
         for number, raw in enumerate(handle, 1):
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
@@ -33,7 +33,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _unreadable_json(origin: str, error: Exception, text: str) -> DataError:
-    """What JSON allows and Python does not read: structures and whole numbers without end."""
+    """Build the error for JSON that Python does not parse: nesting or whole numbers beyond its limits."""
     if isinstance(error, RecursionError):
         return DataError(f"{origin}: invalid JSON (nested too deeply). Expected one object with a column per key.")
     found = _LONG_NUMBER.search(text)
@@ -54,7 +54,7 @@ def _object(value: Any, origin: str) -> Row:
 
 
 def read_jsonl(path: Path, name: str) -> Numbered:
-    """One JSON object a line; blank lines are passed over but counted."""
+    """Yield one JSON object per line; blank lines are skipped but counted."""
     for number, line in _lines(path, name):
         if not line.strip():
             continue
@@ -68,7 +68,7 @@ def read_jsonl(path: Path, name: str) -> Numbered:
 
 
 def read_json(path: Path, name: str) -> Numbered:
-    """A list of objects, an object with the list under ``data``, or JSON lines under the other suffix."""
+    """Yield objects of a list, of an object with the list under ``data``, or of JSON lines despite the suffix."""
     text = "".join(line for _, line in _lines(path, name))
     if not text.strip():
         return
@@ -92,7 +92,7 @@ def read_json(path: Path, name: str) -> Numbered:
 
 
 def read_csv(path: Path, name: str) -> Numbered:
-    """Comma-separated (``.tsv``: tab-separated) values with a header; the number is the record's first line."""
+    """Yield comma-separated (``.tsv``: tab-separated) records under a header; the number is the record's first line."""
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(
         (line for _, line in _lines(path, name)), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
@@ -117,7 +117,7 @@ def read_csv(path: Path, name: str) -> Numbered:
 
 
 def read_parquet(path: Path, name: str) -> Numbered:
-    """Rows of a Parquet file, read batch by batch."""
+    """Yield rows of a Parquet file, read batch by batch."""
     import pyarrow
     from pyarrow import parquet
 
@@ -129,7 +129,7 @@ def read_parquet(path: Path, name: str) -> Numbered:
 
 
 def read_arrow(path: Path, name: str) -> Numbered:
-    """Rows of an Arrow file, in the stream format (which ``datasets`` writes) or the file format."""
+    """Yield rows of an Arrow file, in the stream format (which ``datasets`` writes) or the file format."""
     import pyarrow
 
     try:
@@ -145,10 +145,10 @@ def read_arrow(path: Path, name: str) -> Numbered:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+    return first_line(error).rstrip(".")[:200]
 
 
-#: Suffix -> reader, and what its numbers count.
+#: Suffix -> reader, and the unit of its numbers.
 READERS: dict[str, tuple[Callable[[Path, str], Numbered], str]] = {
     ".jsonl": (read_jsonl, "line"),
     ".ndjson": (read_jsonl, "line"),

@@ -1,4 +1,4 @@
-"""How often each set of a mixture is read in one pass, and what one does that ends before the others."""
+"""Mixtures of sets: how often each is read in one pass, and what happens when one ends first."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def rows_of_each(sizes: list[int], weights: list[float], exhausted: str) -> list[int]:
-    """How many rows one pass takes of each set.
+    """Return the number of rows that one pass takes from each set.
 
-    ``leave``: its rows times its weight. Else weights are shares: of ``repeat`` the pass lasts until every set has
-    given all its rows, of ``stop`` until the first has.
+    ``leave``: its rows times its weight. Otherwise weights are shares: with ``repeat`` the pass lasts until every set
+    has given all its rows, with ``stop`` until the first has.
     """
     if exhausted == "leave":
         return [int(weight) * size + _up_to(size, weight % 1) for size, weight in zip(sizes, weights, strict=True)]
@@ -22,7 +22,7 @@ def rows_of_each(sizes: list[int], weights: list[float], exhausted: str) -> list
 
 
 def chosen_rows(first: int, size: int, count: int, seed: Any) -> list[int]:
-    """``count`` numbers of the rows ``first`` to ``first + size``: all as often as it goes, of the rest a random part.
+    """Choose ``count`` of the rows ``first`` to ``first + size``: whole rounds of all, and a random part for the rest.
 
     Rows keep their order within each round.
     """
@@ -32,14 +32,14 @@ def chosen_rows(first: int, size: int, count: int, seed: Any) -> list[int]:
 
 
 class Turns:
-    """Sets read in turn, each as often as its weight says, without knowing how long they are."""
+    """Sets read in turn, each as often as its weight, without knowing their lengths."""
 
     def __init__(self, sets: list[Any], weights: list[float], exhausted: str):
-        """``sets`` can be iterated from their first row as often as wanted."""
+        """Take ``sets`` that can be iterated from their first row repeatedly."""
         self.sets, self.weights, self.exhausted = sets, weights, exhausted
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """One pass: the place of a set and a row of it."""
+        """Yield one pass: the index of a set and a row of it."""
         if self.exhausted == "leave":
             readers = [_times(some, weight) for some, weight in zip(self.sets, self.weights, strict=True)]
         else:
@@ -59,12 +59,12 @@ class Turns:
                 if self.exhausted == "stop" or not unread:
                     return
                 readers[place] = iter(self.sets[place])
-                row = next(readers[place])  # a set that is empty was refused before
+                row = next(readers[place])  # an empty set was refused before
             yield place, row
 
 
 def _times(rows: Any, weight: float) -> Iterator[Any]:
-    """All rows as often as the whole part of ``weight``, and of its fraction that share, spread evenly."""
+    """Yield all rows as often as the whole part of ``weight``, then its fraction of them, spread evenly."""
     for _ in range(int(weight)):
         yield from rows
     fraction = weight % 1
@@ -75,5 +75,5 @@ def _times(rows: Any, weight: float) -> Iterator[Any]:
 
 
 def _up_to(rows: int, fraction: float) -> int:
-    """How many of the first ``rows`` rows belong to a share of them."""
+    """Return how many of the first ``rows`` rows belong to a share of them."""
     return math.floor(rows * fraction + 0.5)

@@ -1,4 +1,4 @@
-"""Sources of data that plugins provide: ``--data NAME:ARGUMENT``, entry point group ``posttrain.sources``.
+"""Data sources of plugins: ``--data NAME:ARGUMENT``, entry point group ``posttrain.sources``.
 
 The entry point is a function of the argument (text, empty without a colon) that returns or yields rows.
 """
@@ -14,7 +14,7 @@ from posttrain.errors import DataError, PluginError, short
 
 
 def plugin_rows(text: str) -> Callable[[], Numbered] | None:
-    """Reader of the rows that ``NAME:ARGUMENT`` stands for, None where no plugin provides NAME.
+    """Return a reader of the rows of ``NAME:ARGUMENT``, None where no plugin provides NAME.
 
     The plugin is imported when the rows are read. Raises PluginError where two packages provide NAME.
     """

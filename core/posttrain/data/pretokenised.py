@@ -1,4 +1,4 @@
-"""Rows that are tokens already: which of them are learnt, without padding, one text a row."""
+"""Rows of tokens: reduced to one text per row, without padding, with a mask of trained tokens."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from posttrain.data.convert import Notes, Row, Unconvertible, note
 from posttrain.data.schemas import TOKEN_COLUMNS, TOKEN_MASKS
 
-#: What marks a token that is not learnt in ``labels``.
+#: Label of a token that is not trained.
 IGNORED = -100
-#: Columns of texts and messages that are not read beside tokens.
+#: Columns of texts and messages that are ignored beside tokens.
 _TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
 
 
 def plain_tokens(row: Row, notes: Notes) -> list[Row]:
-    """Rows of ``input_ids`` and ``loss_mask`` alone (0 or 1 a token), one for each text that ``row`` holds.
+    """Split ``row`` into rows of ``input_ids`` and ``loss_mask`` (0 or 1 per token), one per text.
 
-    Labels and masks are all in force, as in peers' collators: a token is learnt where none forbids it. Raises
-    Unconvertible for labels that are other tokens and for padding within a text.
+    All labels and masks apply, as in peers' collators: a token is trained where none excludes it. Raises Unconvertible
+    for labels that are other tokens and for padding within a text.
     """
     unused = [name for name in _TEXTS if name in row]
     if unused:
@@ -41,7 +41,7 @@ _OWN = ("input_ids", "seq_lengths", "token_type_ids")
 
 
 def token_pair(row: Row, notes: Notes) -> list[Row]:
-    """A pair of tokens with its prompt: where none is given the longest common beginning, as of texts."""
+    """Return a pair of tokens with its prompt: by default the longest common prefix, as for texts."""
     unused = [name for name in _TEXTS if name in row]
     if unused:
         note(notes, f"tokens taken from chosen_ids and rejected_ids; {', '.join(unused)} beside them not used")
@@ -58,7 +58,7 @@ def token_pair(row: Row, notes: Notes) -> list[Row]:
 
 
 def _learnt(row: Row, ids: list[int]) -> list[int] | None:
-    """1 where a token is learnt; None where nothing in the row says."""
+    """Return 1 for each trained token; None without labels or masks."""
     masks: list[Any] = [row[name] for name in TOKEN_MASKS if name in row]
     labels = row.get("labels")
     if labels is not None:
@@ -75,7 +75,7 @@ def _learnt(row: Row, ids: list[int]) -> list[int] | None:
 
 
 def _within_padding(row: Row, count: int, notes: Notes) -> tuple[int, int]:
-    """First token and end of what is no padding."""
+    """Return the first token and the end of the part without padding."""
     seen = row.get("attention_mask")
     if seen is None or all(seen):
         return 0, count
@@ -93,7 +93,7 @@ def _within_padding(row: Row, count: int, notes: Notes) -> tuple[int, int]:
 
 
 def _starts(row: Row, first: int, end: int) -> list[int]:
-    """Where each text begins, and the end of the last."""
+    """Return the start of each text, and the end of the last."""
     if lengths := row.get("seq_lengths"):
         if sum(lengths) != end - first:
             raise Unconvertible(f"column 'seq_lengths' adds up to {sum(lengths)}, expected {end - first} tokens.")

@@ -1,4 +1,4 @@
-"""Rows as a method wants them: rewritten, chosen or extended by its hook, before any token exists."""
+"""Rows rewritten, chosen or extended by a method's hook, before tokenisation."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from posttrain.errors import DataError, PluginError, SettingsError
 if TYPE_CHECKING:
     from posttrain.catalogue.methods import Method
 
-#: Column that tells the hook, and us afterwards, which row a row was made of.
+#: Column with the number of the row that a row is made from.
 NUMBER = "row"
 
 
 def reshape(rows: Rows, method: Method, config: Any) -> Rows:
-    """What ``posttrain_rows`` makes of ``rows``, and the roles that the card names.
+    """Apply ``posttrain_rows`` to ``rows``, and set the roles of the card.
 
-    Raises SettingsError for streamed rows, PluginError for a row that no longer has its schema, DataError where none
-    is left or a role's column is missing.
+    Raises SettingsError for streamed rows, PluginError for a row that no longer has its schema, DataError where none is
+    left or a role's column is missing.
     """
     if method.has("posttrain_rows"):
         rows = _reshaped(rows, method, config)

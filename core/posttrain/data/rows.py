@@ -1,4 +1,4 @@
-"""Validated rows: read, renamed, checked against a schema and converted, before any token exists."""
+"""Validated rows: read, renamed, checked against a schema and converted, before tokenisation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from itertools import islice
 from typing import Any
 
 from posttrain.contract.messages import is_messages
-from posttrain.data import conversations, convert, pretokenised, schemas
+from posttrain.data import conversations, convert, pretokenised, row_file, schemas
 from posttrain.data.convert import CONVERSIONS, Conversion, Row
 from posttrain.data.mixture import Turns, chosen_rows, rows_of_each
+from posttrain.data.row_file import SUFFIXES, RowFile
 from posttrain.data.sources import Source, open_sources
 from posttrain.errors import DataError
 from posttrain.settings import DataSettings
@@ -21,44 +22,53 @@ from posttrain.settings import DataSettings
 
 @dataclass
 class Rows:
-    """Rows of one schema: length, index and iteration; streamed ones can only be iterated, as often as wanted."""
+    """Rows of one schema, with length, index and iteration; streamed ones can only be iterated, repeatedly."""
 
     schema: str
-    """The schema of the rows, one of those that ``read_rows`` was asked for."""
+    """Schema of the rows, one of those accepted by ``read_rows``."""
     sources: list[Source]
     fingerprint: str = ""
-    """Hash of the content and of all that was done to it; empty for streamed rows."""
+    """Hash of the content and of all changes to it; empty for streamed rows."""
     streaming: bool = False
     conversions: dict[str, int] = field(default_factory=dict)
-    _rows: list[Row] = field(default_factory=list)
+    _rows: list[Row] | RowFile = field(default_factory=list)
     _source_of: array[int] = field(default_factory=lambda: array("L"))
     _number_of: array[int] = field(default_factory=lambda: array("Q"))
     _stream: _Stream | None = None
     roles: tuple[str, ...] = ()
-    """Of forget-retain: the columns whose samples become sequences."""
+    """For forget-retain: the columns whose samples become sequences."""
 
     @property
     def notes(self) -> list[str]:
-        """The conversions that were made, one line each; grows while streamed rows are read."""
+        """Conversions made, one line each; grows while streamed rows are read."""
         return [f"{text} ({count} row{'s' if count != 1 else ''})" for text, count in self.conversions.items()]
 
     @property
     def names(self) -> list[str]:
-        """The sources as the user named them."""
+        """Sources as the user named them."""
         return [source.name for source in self.sources]
 
     def origin(self, index: int) -> str:
-        """Where row ``index`` was read, for messages: ``file.jsonl line 12``."""
+        """Return the origin of row ``index`` for messages: ``file.jsonl line 12``."""
         return self.sources[self._source_of[index]].origin(self._number_of[index])
 
     def located(self) -> Iterator[tuple[str, Row]]:
-        """Origin and row, in order."""
+        """Yield origin and row, in order."""
         if self._stream is not None:
             for source, number, row in self._stream.pass_over(self.conversions):
                 yield source.origin(number), row
             return
-        for index, row in enumerate(self._rows):
-            yield self.origin(index), row
+        yield from self.part(range(len(self._rows)))
+
+    def part(self, numbers: range) -> Iterator[tuple[str, Row]]:
+        """Yield origin and row of those numbers; not of streamed rows."""
+        for index in numbers:
+            yield self.origin(index), self._rows[index]
+
+    def flush(self) -> None:
+        """Make every row readable by forks of this process."""
+        if isinstance(self._rows, RowFile):
+            self._rows.flush()
 
     def __iter__(self) -> Iterator[Row]:
         return (row for _, row in self.located())
@@ -74,20 +84,21 @@ class Rows:
         return self._rows[index]
 
     def changed(self, change: Callable[[Row], Row], what: str) -> Rows:
-        """Rows that ``change`` makes of these, one for one; ``what`` says so in the notes. Not for streamed rows."""
+        """Apply ``change`` to each row; ``what`` describes it in the notes. Not for streamed rows."""
         rows = [change(row) for row in self]
         made = hashlib.sha256(f"{self.fingerprint} {json.dumps(rows, default=repr)}".encode()).hexdigest()
         return replace(self, _rows=rows, fingerprint=made, conversions={**self.conversions, what: len(rows)})
 
     def subset(self, indices: list[int]) -> Rows:
-        """The rows at ``indices``, in that order, with their origins."""
+        """Return the rows at ``indices``, in that order, with their origins."""
+        rows = self._rows
         chosen = hashlib.sha256(f"{self.fingerprint} {indices}".encode()).hexdigest()
         return Rows(
             self.schema,
             self.sources,
             chosen,
             conversions=self.conversions,
-            _rows=[self._rows[index] for index in indices],
+            _rows=rows.chosen(indices) if isinstance(rows, RowFile) else [rows[index] for index in indices],
             _source_of=array("L", (self._source_of[index] for index in indices)),
             _number_of=array("Q", (self._number_of[index] for index in indices)),
             roles=self.roles,
@@ -95,17 +106,17 @@ class Rows:
 
 
 def read_rows(sources: Any, accepted: tuple[str, ...], settings: DataSettings, what: str = "data") -> Rows:
-    """Read ``sources`` and check every row against the schema among ``accepted`` that it fits best.
+    """Read ``sources`` and check every row against the best-fitting schema among ``accepted``.
 
     ``sources`` is a list as ``Settings.data`` (files, folders, Hub ids, ``reasoning-gym:TASK``, each with an optional
-    ``=weight``, or ``example``), a list of rows, or a ``datasets`` object. ``what`` names rows that have no file. With
-    ``settings.limit`` only the first rows are read; with ``settings.streaming`` the rest is read, and checked, while
-    iterating. Raises DataError naming file, line and column.
+    ``=weight``, or ``example``), a list of rows, or a ``datasets`` object. ``what`` names rows without a file. With
+    ``settings.limit`` only the first rows are read; with ``settings.streaming`` the rest is read and checked during
+    iteration. Raises DataError naming file, line and column.
     """
     opened = open_sources(sources, accepted, settings, what)
     if settings.streaming or any(source.streams for source in opened):
         return _streamed(opened, accepted, settings)
-    rows = Rows("", opened)
+    rows = Rows("", opened, _rows=RowFile() if _are_large(opened) else [])
     digests = []
     before_weights: list[tuple[int, int]] = []
     for place, source in enumerate(opened):
@@ -117,7 +128,7 @@ def read_rows(sources: Any, accepted: tuple[str, ...], settings: DataSettings, w
             rows._source_of.append(place)
             rows._number_of.append(number)
         before_weights.append((first, len(rows._rows)))
-        digests.append(source.digest(rows._rows[first:]))
+        digests.append(source.digest(rows._rows[place] for place in range(first, len(rows._rows))))
         if reader.schema:
             rows.schema = _agree(rows.schema, reader, opened)
     if not rows._rows:
@@ -127,6 +138,14 @@ def read_rows(sources: Any, accepted: tuple[str, ...], settings: DataSettings, w
     if settings.exhausted != "leave" or any(source.weight != 1 for source in opened):
         rows = rows.subset(_weighted(before_weights, opened, settings))
     return rows
+
+
+def _are_large(sources: list[Source]) -> bool:
+    """Whether the sources are files of JSON values, and large together."""
+    paths = [source.path for source in sources]
+    if any(path is None or path.suffix not in SUFFIXES for path in paths):
+        return False
+    return sum(path.stat().st_size for path in paths if path is not None) >= row_file.LARGE
 
 
 def _agree(schema: str, reader: _Reader, opened: list[Source]) -> str:
@@ -139,7 +158,7 @@ def _agree(schema: str, reader: _Reader, opened: list[Source]) -> str:
 
 
 def _weighted(parts: list[tuple[int, int]], opened: list[Source], settings: DataSettings) -> list[int]:
-    """Row numbers with those of each source as often as its weight says."""
+    """Return row numbers, with those of each source as often as its weight."""
     sizes, weights = [end - first for first, end in parts], [source.weight for source in opened]
     counts = rows_of_each(sizes, weights, settings.exhausted)
     if not sum(counts):
@@ -163,14 +182,14 @@ def _streamed(opened: list[Source], accepted: tuple[str, ...], settings: DataSet
 
 @dataclass
 class _Stream:
-    """Sources read in turn, each as often as its weight says."""
+    """Sources read in turn, each as often as its weight."""
 
     sources: list[Source]
     accepted: tuple[str, ...]
     settings: DataSettings
 
     def pass_over(self, notes: dict[str, int]) -> Iterator[tuple[Source, int, Row]]:
-        """One pass: every row once; the notes are those of this pass."""
+        """Iterate over every row once; the notes are those of this pass."""
         notes.clear()
         return islice(self._turns(notes), self.settings.limit)
 
@@ -189,7 +208,7 @@ class _Reader:
         self.accepted = (source.schema,) if source.schema else accepted
         self.settings = settings
         self.notes = notes
-        self.schema = ""  # the accepted schema that the rows end in
+        self.schema = ""  # the accepted schema of the converted rows
         self._fit: tuple[str, schemas.Shape] | None = None
         self._conversion: Conversion | None = None
         self._first: tuple[int, Row] = (0, {})

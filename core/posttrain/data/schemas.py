@@ -1,4 +1,4 @@
-"""The schemas as data: columns, their kinds, and what a message says that a schema needs."""
+"""Schemas as data: columns, their kinds, and their descriptions in messages."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Shape:
     required: dict[str, Kind]
     optional: dict[str, Kind] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
-    """Columns of the same form (text or messages), the prompt first."""
+    """Columns that share one form (text or messages), the prompt first."""
     aligned: tuple[tuple[str, str], ...] = ()
-    """Lists of the same length."""
+    """Lists of equal length."""
 
     @property
     def tokens(self) -> bool:
@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """Every column that this shape knows, those for the chat template included."""
+        """Every column that this shape knows, including those of the chat template."""
         return {
             **self.required,
             **self.optional,
@@ -43,9 +43,9 @@ class Shape:
 
 
 _PROMPTED = (("prompt", "completion"),)
-#: Columns of one entry a token that say which tokens are learnt; one that is absent forbids none.
+#: Columns with one entry per token that mark trained tokens; an absent one excludes none.
 TOKEN_MASKS = ("completion_mask", "assistant_masks", "loss_mask")
-#: Columns of rows that are tokens already. ``aligned`` is checked for those that a row has.
+#: Columns of rows of tokens. ``aligned`` is checked for those that a row has.
 TOKEN_COLUMNS: dict[str, Kind] = {
     "labels": values.token_labels,
     **dict.fromkeys((*TOKEN_MASKS, "attention_mask"), values.token_mask),
@@ -60,7 +60,7 @@ _TOKEN_PAIRS = Shape(
     {"chosen_ids": values.token_ids, "rejected_ids": values.token_ids},
     {"prompt_ids": values.token_ids, "margin": values.number},
 )
-#: Schema -> the shapes it accepts.
+#: Schema -> accepted shapes.
 SHAPES: dict[str, tuple[Shape, ...]] = {
     "language-modeling": (Shape({"messages": values.conversation}), Shape({"text": values.text}), _TOKENS),
     "prompt-completion": (Shape({"prompt": values.prompt, "completion": values.completion}, pairs=_PROMPTED),),
@@ -106,7 +106,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "trajectory": (Shape({"messages": values.conversation}, {"score": values.number}),),
     "prompt": (Shape({"prompt": values.asking}),),
 }
-#: What a message says that the schema needs.
+#: Requirements of the schemas, as in messages.
 NEEDS = {
     "language-modeling": "text (text), messages (messages) or input_ids (tokens)",
     "prompt-completion": "prompt, completion (text or messages)",
@@ -122,13 +122,13 @@ NEEDS = {
 
 
 def fitting(row: dict[str, Any], schemas: tuple[str, ...]) -> tuple[str, Shape] | None:
-    """Schema whose required columns are all in ``row``: tokens before texts, then the one that needs most."""
+    """Find the schema whose required columns are all in ``row``: tokens before texts, then with most columns."""
     found = [(schema, shape) for schema in schemas for shape in SHAPES[schema] if all(n in row for n in shape.required)]
     return max(found, key=lambda pair: (pair[1].tokens, len(pair[1].required)), default=None)
 
 
 def missing(row: dict[str, Any], schemas: tuple[str, ...]) -> str:
-    """The text, after the origin, for a row that fits none of ``schemas``."""
+    """Return the message, after the origin, for a row that fits none of ``schemas``."""
     candidates = [(schema, shape) for schema in schemas for shape in SHAPES[schema]]
     schema, shape = max(candidates, key=lambda pair: sum(name in row for name in pair[1].required))
     absent = next(name for name in shape.required if name not in row)
@@ -140,7 +140,7 @@ def missing(row: dict[str, Any], schemas: tuple[str, ...]) -> str:
 
 
 def column_names(row: dict[str, Any]) -> str:
-    """The columns that a row has, in words."""
+    """Return the columns of a row in words."""
     named = (name if name.isprintable() else repr(name)[1:-1] for name in map(str, row))
     names = [name if len(name) <= 40 else name[:37] + "..." for name in named]
     rest = f" and {len(names) - 20} more" if len(names) > 20 else ""
@@ -148,7 +148,7 @@ def column_names(row: dict[str, Any]) -> str:
 
 
 def problem(row: dict[str, Any], shape: Shape) -> str | None:
-    """What is wrong with a row that has the columns of ``shape``, naming the column; None if nothing is."""
+    """Return what is wrong with a row that has the columns of ``shape``, naming the column; None if nothing is."""
     for name, kind in shape.kinds.items():
         if name in row and (text := kind(row[name])):
             return f"column '{name}' {text}."
@@ -160,7 +160,7 @@ def problem(row: dict[str, Any], shape: Shape) -> str | None:
             return f"column '{second}' has {len(row[second])} entries, expected {len(row[first])}, one per '{first}'."
     for name, value in row.items():
         if shape.tokens and name in shape.kinds:
-            continue  # numbers, looked at one by one already
+            continue  # numbers, checked one by one already
         if _has_nan(value):
             return f"column '{name}' has NaN, expected a finite number or null."
         if (text := _half_character(value)) is not None:
@@ -184,7 +184,7 @@ def _has_nan(value: Any) -> bool:
 
 
 def _half_character(value: Any) -> str | None:
-    """The first lone surrogate with its surroundings; JSON can name one, no tokenizer can read it."""
+    """Return the first lone surrogate with its surroundings; JSON can name one, no tokenizer can read it."""
     if isinstance(value, str):
         if value.isascii():
             return None
@@ -200,7 +200,7 @@ def _half_character(value: Any) -> str | None:
 
 
 def tidy(row: dict[str, Any], shape: Shape, filled: bool) -> dict[str, Any]:
-    """Undo what file formats do: nulls for absent optional columns and keys, tools as JSON text, 1 for true."""
+    """Undo artefacts of file formats: nulls for absent optional columns and keys, tools as JSON text, 1 for true."""
     kinds = shape.kinds
     row = {name: value for name, value in row.items() if value is not None or name in shape.required}
     if filled:
@@ -208,7 +208,7 @@ def tidy(row: dict[str, Any], shape: Shape, filled: bool) -> dict[str, Any]:
     for name in ("tools", "chat_template_kwargs"):
         if isinstance(row.get(name), str):
             row[name] = _parsed(row[name])
-    if row.get("tools") == []:  # some templates render another prompt for it than for no tools
+    if row.get("tools") == []:  # some templates render an empty list unlike no tools
         del row["tools"]
     if "label" in kinds and row.get("label") in (0, 1):
         row["label"] = bool(row["label"])
@@ -217,7 +217,7 @@ def tidy(row: dict[str, Any], shape: Shape, filled: bool) -> dict[str, Any]:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        # A null content is part of a message that only calls tools; templates test for it.
+        # A message with only tool calls has a null content; templates test for it.
         return {key: _without_nulls(item) for key, item in value.items() if item is not None or key == "content"}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
@@ -227,7 +227,7 @@ _WORDS = {"true": True, "false": False}
 
 
 def from_text(row: dict[str, Any], shape: Shape) -> dict[str, Any]:
-    """Give the columns of a CSV row the types of the schema; what cannot be converted stays text and is refused."""
+    """Convert the columns of a CSV row to the schema's types; text that cannot be converted stays and is refused."""
     row = dict(row)
     for name, kind in shape.kinds.items():
         value = row.get(name)
@@ -241,7 +241,7 @@ def from_text(row: dict[str, Any], shape: Shape) -> dict[str, Any]:
             row[name] = _number(value)
         elif kind is not values.text and value.lstrip().startswith(("[", "{")):
             parsed = _parsed(value)
-            # A prompt may be text that happens to be JSON; only a conversation is taken for one.
+            # A prompt may be text that happens to be JSON; only a conversation is parsed.
             row[name] = parsed if kind not in _CONTENT or _has_roles(parsed) else value
     return row
 

@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders, Hub ids, generated tasks, lists and ``datasets`` objects."""
+"""Sources of rows: files, folders, Hub ids, generated tasks, lists and ``datasets`` objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from posttrain.data.formats import READERS, Numbered
 from posttrain.data.plugins import plugin_rows
-from posttrain.errors import DataError, SettingsError, short
+from posttrain.errors import DataError, SettingsError, first_line, short
 from posttrain.example.example import DATA as _EXAMPLE
 from posttrain.example.rows import example_rows
 from posttrain.settings import DataSettings
@@ -29,30 +29,30 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
 
 @dataclass
 class Source:
-    """One origin of rows. ``read`` starts from the first row each time it is called."""
+    """One source of rows. ``read`` starts from the first row at each call."""
 
     name: str
-    """As the user wrote it; every message about a row begins with it."""
+    """Name that the user wrote; begins every message about a row."""
     read: Callable[[], Numbered]
     unit: str = "row"
-    """What the numbers count: line or row."""
+    """Unit of the numbers: line or row."""
     weight: float = 1.0
     path: Path | None = None
     text_only: bool = False
-    """CSV: every value arrives as text."""
+    """CSV: all values are text."""
     filled: bool = False
-    """Arrow: keys that a dictionary lacks arrive as nulls."""
+    """Arrow: absent keys of a dictionary are nulls."""
     streams: bool = False
     """Rows can only be iterated."""
     schema: str | None = None
-    """The one schema that the rows are made for."""
+    """The only schema that the rows are made for."""
 
     def origin(self, number: int) -> str:
-        """The row's place for messages: ``file.jsonl line 12``."""
+        """Return a row's place for messages: ``file.jsonl line 12``."""
         return f"{self.name} {self.unit} {number}"
 
     def digest(self, rows: Iterable[dict[str, Any]]) -> str:
-        """Hash of the content: the file's bytes, or else the rows as JSON."""
+        """Hash the content: the file's bytes, or the rows as JSON."""
         if self.path is not None:
             with self.path.open("rb") as handle:
                 return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -65,8 +65,7 @@ class Source:
 def open_sources(sources: Any, accepted: tuple[str, ...], settings: DataSettings, what: str) -> list[Source]:
     """Find every source, without reading rows. Raises DataError or SettingsError for one that cannot be found.
 
-    ``sources`` and ``accepted`` are what ``read_rows`` takes; ``what`` ("data", "eval-data") names rows that have no
-    file.
+    ``sources`` and ``accepted`` are those of ``read_rows``; ``what`` ("data", "eval-data") names rows without a file.
     """
     if isinstance(sources, str | Path):
         sources = [sources]
@@ -87,7 +86,7 @@ def open_sources(sources: Any, accepted: tuple[str, ...], settings: DataSettings
 
 
 def split_weight(text: str) -> tuple[str, float]:
-    """``a.jsonl=2`` -> ``("a.jsonl", 2.0)``; without a weight it is 1. Options after '?' have their own '='."""
+    """Split ``a.jsonl=2`` into ``("a.jsonl", 2.0)``; the default weight is 1. Options after '?' have their own '='."""
     if Path(text).exists():
         return text, 1.0
     head, separator, tail = text.rpartition("=")
@@ -134,7 +133,7 @@ def _named(text: str, accepted: tuple[str, ...], settings: DataSettings, what: s
 
 
 def _is_no_name(text: str) -> bool:
-    """Whether no system has a file of that name: control characters, or a part of more than 255 bytes."""
+    """Return whether no file can have that name: control characters, or a part of more than 255 bytes."""
     parts = [len(os.fsencode(part)) for part in text.encode("utf-8", "replace").decode().split("/")]
     return len(text) > 4096 or max(parts) > 255 or any(ord(letter) < 32 for letter in text)
 
@@ -187,7 +186,7 @@ def _hub_rows(name: str, settings: DataSettings) -> Numbered:
             repository, configuration or None, split=settings.split, streaming=settings.streaming
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise DataError(
             f"{name}: neither a file here nor a dataset that can be loaded from the Hub ({reason}). "
             f"Check the name, the network and --split {settings.split}."

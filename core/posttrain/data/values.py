@@ -1,4 +1,4 @@
-"""What may stand in a column: one small function per kind, which says what is wrong with a value, or None."""
+"""Checks of column values: one function per kind, which returns what is wrong with a value, or None."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEDIA = ("image", "image_url", "audio", "input_audio", "video")
 
 
 def describe(value: Any) -> str:
-    """The value as an error shows it, shortened."""
+    """Return the value as an error shows it, shortened."""
     if value is None:
         return "null"
     if isinstance(value, float) and math.isnan(value):
@@ -42,7 +42,7 @@ def _message(value: dict[str, Any], number: int) -> str | None:
 
 
 def messages(value: Any) -> str | None:
-    """A conversation with at least one message."""
+    """Check for a conversation with at least one message."""
     if not isinstance(value, list):
         return f"is {describe(value)}, expected messages: a list of objects with role and content"
     if not value:
@@ -56,14 +56,14 @@ def messages(value: Any) -> str | None:
 
 
 def text(value: Any) -> str | None:
-    """Text that is not empty."""
+    """Check for text that is not empty."""
     if not isinstance(value, str):
         return f"is {describe(value)}, expected text"
     return None if value else "is empty, expected text with at least one token to learn from"
 
 
 def prompt(value: Any) -> str | None:
-    """Text, perhaps empty, or messages whose last is not the assistant's."""
+    """Check for text, possibly empty, or messages whose last is not the assistant's."""
     if isinstance(value, str):
         return None
     if not isinstance(value, list):
@@ -76,12 +76,12 @@ def prompt(value: Any) -> str | None:
 
 
 def asking(value: Any) -> str | None:
-    """A prompt to generate from: it cannot be empty."""
+    """Check for a prompt to generate from, which cannot be empty."""
     return "is empty, expected text or messages" if value == "" else prompt(value)
 
 
 def completion(value: Any) -> str | None:
-    """Text that is not empty, or messages that end with something the assistant says."""
+    """Check for text that is not empty, or messages that end with the assistant's words."""
     if isinstance(value, str):
         return None if value else "is empty, expected at least one token to learn from"
     if not isinstance(value, list):
@@ -92,7 +92,7 @@ def completion(value: Any) -> str | None:
 
 
 def last_turn(value: list[dict[str, Any]]) -> str | None:
-    """Messages must end with an assistant's turn that says something."""
+    """Check that messages end with an assistant's turn that is not empty."""
     last = value[-1]
     if last["role"] != "assistant":
         return f"ends with a '{last['role']}' message, expected the assistant's"
@@ -102,7 +102,7 @@ def last_turn(value: list[dict[str, Any]]) -> str | None:
 
 
 def conversation(value: Any) -> str | None:
-    """Messages with at least one turn of the assistant."""
+    """Check for messages with at least one turn of the assistant."""
     if problem := messages(value):
         return problem
     if not any(item["role"] == "assistant" and (item.get("content") or item.get("tool_calls")) for item in value):
@@ -111,7 +111,7 @@ def conversation(value: Any) -> str | None:
 
 
 def sample(value: Any) -> str | None:
-    """Text, messages, or an object of prompt and completion."""
+    """Check for text, messages, or an object of prompt and completion."""
     if isinstance(value, dict):
         for key, kind in (("prompt", prompt), ("completion", completion)):
             if key not in value:
@@ -127,7 +127,7 @@ def sample(value: Any) -> str | None:
 
 
 def mixed_forms(prompt_value: Any, completion_value: Any) -> str | None:
-    """A prompt and its completion are both text or both messages."""
+    """Check that a prompt and its completion are both text or both messages."""
     if is_messages(prompt_value) != is_messages(completion_value):
         forms = [("messages" if is_messages(value) else "text") for value in (prompt_value, completion_value)]
         return f"is {forms[1]}, but the prompt is {forms[0]}, expected the same form"
@@ -135,12 +135,12 @@ def mixed_forms(prompt_value: Any, completion_value: Any) -> str | None:
 
 
 def boolean(value: Any) -> str | None:
-    """True or false; 1 and 0 are taken for them."""
+    """Check for true or false; 1 and 0 count as these."""
     return None if isinstance(value, bool) or value in (0, 1) else f"is {describe(value)}, expected true or false"
 
 
 def number(value: Any) -> str | None:
-    """A finite number, also as a float."""
+    """Check for a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return f"is {describe(value)}, expected a finite number"
     return None
@@ -159,33 +159,33 @@ def _listed(each: Callable[[Any], str | None], what: str) -> Callable[[Any], str
 
 
 def step(value: Any) -> str | None:
-    """One step of a solution: text, or one assistant message."""
+    """Check for one step of a solution: text, or one assistant message."""
     if isinstance(value, dict):
         return messages([value]) or last_turn([value])
     return text(value)
 
 
 def step_label(value: Any) -> str | None:
-    """True, false, or a number between."""
+    """Check for true, false, or a number between."""
     return None if isinstance(value, bool) else number(value)
 
 
 def tools(value: Any) -> str | None:
-    """A list of JSON schemas."""
+    """Check for a list of JSON schemas."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return f"is {describe(value)}, expected a list of tool schemas (objects)"
     return None
 
 
 def template_kwargs(value: Any) -> str | None:
-    """Variables of a chat template by their names."""
+    """Check for variables of a chat template by their names."""
     if not isinstance(value, dict):
         return f"is {describe(value)}, expected an object with variables of the chat template"
     return None
 
 
 def token_ids(value: Any) -> str | None:
-    """Tokens by their numbers in a vocabulary."""
+    """Check for a list of token ids."""
     if not isinstance(value, list):
         return f"is {describe(value)}, expected a list of token numbers"
     if not value:
@@ -194,21 +194,21 @@ def token_ids(value: Any) -> str | None:
 
 
 def token_labels(value: Any) -> str | None:
-    """Labels of tokens: -100 for a token that is not learnt, else the token itself."""
+    """Check for labels of tokens: -100 for a token that is not trained, else the token itself."""
     if not isinstance(value, list):
         return f"is {describe(value)}, expected a list with -100 or the token at each place"
     return _first_wrong(value, lambda item: type(item) is int and (item >= 0 or item == -100), "-100 or the token")
 
 
 def token_mask(value: Any) -> str | None:
-    """Zeros and ones, or false and true, one a token."""
+    """Check for zeros and ones, or false and true, one per token."""
     if not isinstance(value, list):
         return f"is {describe(value)}, expected a list of 0 and 1"
     return _first_wrong(value, lambda item: item in (0, 1), "0 or 1")
 
 
 def token_counts(value: Any) -> str | None:
-    """Whole numbers from 0: places of tokens, lengths of texts."""
+    """Check for whole numbers from 0: places of tokens, lengths of texts."""
     if not isinstance(value, list):
         return f"is {describe(value)}, expected a list of whole numbers"
     return _first_wrong(value, lambda item: type(item) is int and item >= 0, "a whole number, 0 or more")

@@ -1,1 +1,1 @@
-"""Teachers, and which of a student's tokens stand for which of a teacher's."""
+"""Teachers, and the alignment of a student's tokens with a teacher's."""

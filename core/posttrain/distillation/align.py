@@ -1,7 +1,7 @@
-"""Two tokenisers, one text: which tokens of one stand for which tokens of the other.
+"""Alignment of two tokenisations of one text.
 
-A span is the shortest run of text at whose ends both cut. The text of each token comes from ``token_text``, so nothing
-here knows a kind of tokeniser, and a sampled list of tokens is aligned as it was sampled.
+A span is the shortest run of text at whose ends both tokenisations have a boundary. The text of each token comes from
+``token_bytes``, so nothing here depends on a kind of tokeniser, and sampled tokens are aligned as they were sampled.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from posttrain.distillation.text_diff import TextPositions, text_positions
 from posttrain.distillation.token_bytes import is_byte_token, special_ids, token_bytes, vocabulary_bytes
 
-#: Special tokens that mean the same whatever they are called; the first one that fits an id counts.
+#: Special tokens with the same meaning under any name; the first one that fits an id counts.
 _ROLES = ("eos", "bos", "unk", "pad", "sep", "cls", "mask")
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which span of text each token belongs to. Spans are numbered from 0 in order, on both sides alike."""
+    """Span of text of each token. Spans are numbered from 0 in order, the same on both sides."""
 
     student_spans: Tensor
     """Span of each of the student's tokens, ``(n,)`` int64, never decreasing."""
@@ -36,7 +36,7 @@ class Alignment:
 
 
 def align(student_tokenizer: Any, student_ids: list[int], teacher_tokenizer: Any, teacher_ids: list[int]) -> Alignment:
-    """Align two token lists of one text. Neither need be what its tokenizer would make of that text."""
+    """Align two token lists of one text. Neither has to be its tokenizer's own encoding of that text."""
     student, teacher = token_bytes(student_tokenizer, student_ids), token_bytes(teacher_tokenizer, teacher_ids)
     found = spans(student, teacher)
     text = [any(student[one]) and any(teacher[other]) for one, other in found]
@@ -54,11 +54,11 @@ def _numbers(slices: list[slice]) -> Tensor:
 
 
 def spans(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[tuple[slice, slice]]:
-    """Cut both lists, given as the text of each token, at every place where both have an end.
+    """Cut both lists, given as the text of each token, at every place where both have a boundary.
 
-    Each token lies in exactly one span, in order. Where the texts differ (case, accents, a dropped space) spans close
-    at places that correspond. Text that one side lacks is a span without tokens on that side if tokens end around it,
-    otherwise it stays with its token. Of tokens without text at the same place the last ones are paired.
+    Each token is in exactly one span, in order. Where the texts differ (case, accents, a dropped space) spans end at
+    corresponding places. Text missing on one side becomes a span that is empty on that side, unless it is inside a
+    token; then it stays with that token. Of tokens without text at the same place the last ones are paired.
     """
     one, other = text_positions(b"".join(student), b"".join(teacher))
     sides = (_places(student, one), _places(teacher, other))
@@ -70,7 +70,7 @@ def spans(student: Sequence[bytes], teacher: Sequence[bytes]) -> list[tuple[slic
     return found
 
 
-#: For each token the places on the common axis where it begins and ends; equal for one without text.
+#: Start and end of each token on the common axis; equal for a token without text.
 Places = list[tuple[int, int]]
 
 
@@ -84,7 +84,7 @@ def _places(tokens: Sequence[bytes], axis: TextPositions) -> Places:
 
 
 def _textless(sides: tuple[Places, Places], at: list[int]) -> list[int] | None:
-    """Where the next span ends if it is one of tokens without text; None if text comes first."""
+    """Return the end of the next span if it is one of tokens without text; None if text comes first."""
     first = _next_place(sides, at)
     runs = []
     for side, place in zip(sides, at, strict=True):
@@ -99,7 +99,7 @@ def _textless(sides: tuple[Places, Places], at: list[int]) -> list[int] | None:
 
 
 def _closed(sides: tuple[Places, Places], at: list[int]) -> list[int]:
-    """Where the next span ends: the first place behind its beginning that no token of either side lies across."""
+    """Return the end of the next span: the first place after its start that no token of either side crosses."""
     stop, reach = list(at), _next_place(sides, at) + 1
     grown = True
     while grown:
@@ -117,9 +117,9 @@ def _next_place(sides: tuple[Places, Places], at: list[int]) -> int:
 
 
 def shared_vocabulary(student_tokenizer: Any, teacher_tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Ids ``(k,)`` of the student's tokens, increasing, and of the teacher's that mean the same, both int64.
+    """Return ids ``(k,)`` of the student's tokens, increasing, and of the teacher's equivalent ones, both int64.
 
-    Tokens mean the same if they write the same bytes in the middle of a text, whatever marks a word's beginning in
+    Tokens are equivalent if they write the same bytes in the middle of a text, whatever marks a word's beginning in
     their vocabulary. Special tokens are matched by role, then by name. No id occurs twice.
     """
     pairs: dict[int, int] = _special_pairs(student_tokenizer, teacher_tokenizer)
@@ -130,7 +130,7 @@ def shared_vocabulary(student_tokenizer: Any, teacher_tokenizer: Any) -> tuple[T
 
 
 def _by_text(tokenizer: Any) -> dict[bytes, int]:
-    """Text to id; of several with one text a token of characters before the fallback for the byte, then the lowest."""
+    """Map text to id; of several with one text a token of characters precedes the byte fallback, then the lowest id."""
     found: dict[bytes, int] = {}
     for one, text in vocabulary_bytes(tokenizer).items():
         if text not in found or (len(text) == 1 and is_byte_token(tokenizer, found[text])):

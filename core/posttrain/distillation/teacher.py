@@ -1,9 +1,10 @@
-"""Teachers: another model, the policy itself as it was, is, or was on average, or a server far away."""
+"""Teachers: another model, the policy itself (at the start, now, or its moving average), or a server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from posttrain.contract.views import Sequence
 from posttrain.distillation.teacher_inputs import matching
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import TEACHER_ADAPTER, adapter_base, attach
+from posttrain.models.device import choose_device
 from posttrain.models.ema import EmaModel
 from posttrain.models.frozen import Frozen
-from posttrain.models.load import choose_device, load_module, load_tokenizer
+from posttrain.models.load import load_module, load_tokenizer
 from posttrain.models.probe import choose_layout
 from posttrain.models.processor import reads_images
 from posttrain.models.shown import placer_of
@@ -31,15 +33,15 @@ if TYPE_CHECKING:
 
 #: Teachers that are the policy itself.
 SELF = ("base", "live", "average")
-#: Logit of a token that a model does not have: its probability is 0, its log-prob still a number.
+#: Logit of a token that a model does not have: its probability is 0, its log-prob still finite.
 NEVER = -1e4
 
 
 class ModelTeacher(Frozen):
-    """A model of its own. ``tokenizer`` is None where it is the policy's."""
+    """A separate model. ``tokenizer`` is None where it is the policy's."""
 
     def __init__(self, module: Any, tokenizer: Any, packing: bool, vocabulary: int, reader: ImageReader | None = None):
-        """Freeze ``module``; ``vocabulary`` is the number of logits that the policy has, ``reader`` reads images."""
+        """Freeze ``module``; ``vocabulary`` is the number of the policy's logits, ``reader`` reads images."""
         self.vocabulary = vocabulary
         self.model = TokenModel(module, find_head(module))
         self.model.images = placer_of(module, reader if reads_images(module.config) else None)
@@ -47,26 +49,24 @@ class ModelTeacher(Frozen):
         self.model.eval()
         self.tokenizer = tokenizer
         self.matched: tuple[Tensor, Tensor] | None = None
-        """Ids (k,) of tokens that mean the same, the policy's and this model's, where it has its own tokeniser."""
+        """Ids (k,) of equivalent tokens, the policy's and this model's, where it has its own tokeniser."""
         choose_layout(self.model, packing)
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
-        """The teacher's model."""
+        """Yield the teacher's model."""
         yield self.model
 
     def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
-        """As ``Frozen.logits``; with the same tokeniser the vocabulary is cut, or filled up, to the policy's.
+        """Return logits as ``Frozen.logits``; with the same tokeniser cut or padded to the policy's vocabulary.
 
-        Sizes of one family pad their vocabularies differently; no text ever has the tokens beyond, only a sampler that
-        is still at random draws one now and then.
+        Models of one family pad their vocabularies differently; no text contains the tokens beyond, only a sampler that
+        is still random draws one now and then.
         """
         if self.tokenizer is not None:
             return super().logits(sequences, temperature)
         last = self.model.inner.get_input_embeddings().weight.shape[0] - 1
-        give = super().logits(
-            [Sequence(s.ids.clamp(max=last), s.trained, breaks=s.breaks) for s in sequences], temperature
-        )
+        give = super().logits([replace(s, ids=s.ids.clamp(max=last), experts=None) for s in sequences], temperature)
 
         def chunk(at: slice) -> Tensor:
             logits = give(at)  # (c, W)
@@ -77,7 +77,7 @@ class ModelTeacher(Frozen):
 
 
 class BaseTeacher(Frozen):
-    """The policy as it was when the run began."""
+    """The policy at the start of the run."""
 
     tokenizer = None
 
@@ -86,13 +86,13 @@ class BaseTeacher(Frozen):
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
-        """The frozen start."""
+        """Yield the frozen start."""
         with self.reference.active() as model:
             yield model
 
 
 class LiveTeacher(Frozen):
-    """The policy as it is at this moment, without gradient."""
+    """The current policy, without gradient."""
 
     tokenizer = None
 
@@ -101,13 +101,13 @@ class LiveTeacher(Frozen):
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
-        """The policy in evaluation mode."""
+        """Yield the policy in evaluation mode."""
         with evaluating(self.policy):
             yield self.policy
 
 
 class AdapterTeacher(LiveTeacher):
-    """The policy's own base under another adapter."""
+    """The policy's own base with another adapter."""
 
     def __init__(self, policy: TokenModel, folder: str):
         super().__init__(policy)
@@ -116,7 +116,7 @@ class AdapterTeacher(LiveTeacher):
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
-        """The base with the teacher's adapter."""
+        """Yield the base with the teacher's adapter."""
         adapters: Any = self.policy.model
         adapters.set_adapter(TEACHER_ADAPTER, inference_mode=True)
         try:
@@ -129,7 +129,7 @@ class AdapterTeacher(LiveTeacher):
 def check_teacher(
     method: str, settings: TeacherSettings, loading: ModelSettings, given: Any, tokenizer: Any, aligned: bool
 ) -> None:
-    """Refuse a teacher that is not there, or cuts text into other tokens, before any weights load.
+    """Refuse a teacher that is missing, or whose tokens differ, before any weights load.
 
     ``aligned``: the method can learn from a teacher with other tokens. Raises SettingsError, ModelError.
     """
@@ -151,15 +151,15 @@ def check_teacher(
 def load_teacher(
     policy: TokenModel, tokenizer: Any, settings: TeacherSettings, loading: ModelSettings, given: Any, reference: Any
 ) -> Any:
-    """The teacher that ``settings.teacher_model`` names, or the module ``given``. Raises ModelError.
+    """Load the teacher that ``settings.teacher_model`` names, or wrap the module ``given``. Raises ModelError.
 
-    ``reference`` makes the frozen start when it is asked for. A teacher with another tokeniser has ``tokenizer``.
+    ``reference`` makes the frozen start on request. A teacher with another tokeniser has ``tokenizer``.
     """
     vocabulary = policy.inner.get_output_embeddings().weight.shape[0]
     if given is not None:
         return ModelTeacher(given, None, loading.packing, vocabulary, reader_of(tokenizer))
     name = settings.teacher_model
-    assert name is not None  # check_teacher has refused it
+    assert name is not None  # check_teacher has refused None
     if name == "base":
         return BaseTeacher(reference())
     if name == "live":

@@ -1,4 +1,4 @@
-"""What the head is given of a teacher: its logits for the same tokens, wherever and behind whatever it sees them."""
+"""Teacher logits for the head: for the same tokens, after whatever prompt the teacher has."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class AlignedChunk:
     teacher_labels: Tensor
     """The teacher's m tokens themselves."""
     text: Tensor
-    """``(S,)`` bool: the span has text on both sides; False for ends of sequences and what only one side has."""
+    """``(S,)`` bool: the span has text on both sides; False for ends of sequences and for spans of one side alone."""
     matched: tuple[Tensor, Tensor]
-    """Ids ``(k,)`` of tokens that mean the same, the policy's and the teacher's."""
+    """Ids ``(k,)`` of equivalent tokens, the policy's and the teacher's."""
 
 
 def has_teacher_target(sequences: list[Sequence]) -> list[Sequence]:
-    """The sequences as the teacher sees them."""
+    """Return the sequences as the teacher sees them."""
     return [sequence.teacher or sequence for sequence in sequences]
 
 
@@ -62,9 +62,9 @@ def translate(
     settings: DataSettings,
     columns: dict[str, Any],
 ) -> tuple[Sequence, Any]:
-    """The sequence that a teacher with its own tokeniser sees, and how its tokens and ``completion`` ``(t,)`` align.
+    """Build a sequence for a teacher's own tokeniser, and its alignment with ``completion`` ``(t,)``.
 
-    The teacher's own chat template writes the prompt; where the answer ended, the teacher's end token stands.
+    The teacher's own chat template writes the prompt; a finished answer ends in the teacher's end token.
     """
     own = replace(settings, chat_template=None)
     asked, _ = encode_shown(prompt, teacher.tokenizer, own, {teacher.tokenizer.eos_token_id}, columns)
@@ -78,17 +78,17 @@ def translate(
 
 
 def matching(tokenizer: Any, teacher_tokenizer: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids ``(k,)`` of the tokens that both vocabularies have, on ``device``."""
+    """Return ids ``(k,)`` of the tokens that both vocabularies have, on ``device``."""
     ours, theirs = shared_vocabulary(tokenizer, teacher_tokenizer)
     return ours.to(device), theirs.to(device)
 
 
-#: What a teacher sees of a sequence from which nothing is to be learnt.
+#: Teacher's input for a sequence without trained tokens.
 _NOTHING = Sequence(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
 
 
 def _alignment(sequence: Sequence) -> Alignment:
-    """A sequence's alignment; one span that only the policy has where nothing is to be learnt."""
+    """Return a sequence's alignment; a sequence without one gets a single span on the policy's side."""
     if sequence.alignment is not None:
         return sequence.alignment
     zeros = torch.zeros(sequence.count, dtype=torch.int64)
@@ -98,7 +98,7 @@ def _alignment(sequence: Sequence) -> Alignment:
 def _aligned_chunks(
     sequences: list[Sequence], matched: tuple[Tensor, Tensor], size: int
 ) -> Iterator[tuple[tuple[int, int], tuple[slice, AlignedChunk]]]:
-    """Chunks of about ``size`` tokens cut between spans: (start, stop), the teacher's part, the alignment."""
+    """Yield chunks of about ``size`` tokens cut between spans: (start, stop), the teacher's part, the alignment."""
     device = matched[0].device
     parts = [(s, _alignment(s)) for s in sequences if s.count]
     numbers: list[list[Tensor]] = [[], []]

@@ -1,4 +1,4 @@
-"""A teacher behind a vLLM server: its likeliest tokens with their log-probs, and a whole distribution made of them."""
+"""A teacher behind a vLLM server: its top tokens with their log-probs, completed to a whole distribution."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from posttrain.contract.views import Sequence
 from posttrain.errors import ModelError
 from posttrain.servers.endpoint import Endpoint, Refused, Unreachable, read_key, split_address
 
-#: Probability that is spread over the unknown tokens where the known ones leave none.
+#: Probability spread over the unknown tokens where the known ones leave none.
 FLOOR = 1e-9
-#: Probability that a teacher may give to tokens that the policy does not have before their tokens count as unlike.
+#: Probability that a teacher may give to tokens outside the policy's vocabulary before the two count as different.
 _STRAY = 0.01
 _TOO_MANY = re.compile(r"greater than max allowed: (\d+)")
 
 
 class TeacherServer:
-    """Asks vLLM's ``/v1/completions`` for the log-probs of given tokens. Nothing is generated that is used.
+    """Asks vLLM's ``/v1/completions`` for the log-probs of given tokens. The generated token is not used.
 
     ``url`` is ``http://HOST:PORT/v1``; without a ``model`` the server must have exactly one. ``vocabulary`` is the
-    number of tokens that the distributions have. A key is read from OPENAI_API_KEY. Asks one question at once, so
-    that a wrong address or limit shows early. Raises ModelError and SettingsError.
+    number of tokens of the distributions. A key is read from OPENAI_API_KEY. Sends one request at once, so that a wrong
+    address or limit shows early. Raises ModelError and SettingsError.
     """
 
     def __init__(self, url: str, model: str | None, top_k: int, vocabulary: int):
@@ -48,10 +48,10 @@ class TeacherServer:
         self._score([0, 0])
 
     def top_logps(self, sequences: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For token ids ``(n,)`` the indices ``(n-1, k+1)`` int64 and log-probs ``(n-1, k+1)`` float32 of what follows.
+        """Return indices ``(n-1, k+1)`` int64 and log-probs ``(n-1, k+1)`` float32 of the next tokens of ``(n,)`` ids.
 
         Row ``i`` is the distribution after token ``i``: the k likeliest tokens, likeliest first, then the token that
-        does follow, which may be one of the k again. Log-probs are at temperature 1. Raises ModelError.
+        does follow, which may repeat one of the k. Log-probs are at temperature 1. Raises ModelError.
         """
         return self.endpoint.each(self._score, [sequence.tolist() for sequence in sequences])
 
@@ -71,7 +71,7 @@ class TeacherServer:
         return torch.tensor(indices, dtype=torch.long), torch.tensor(logps, dtype=torch.float32)  # (n-1, k+1) both
 
     def _row(self, row: dict[str, Any], token: int) -> tuple[list[int], list[float]]:
-        """Indices and log-probs ``(k+1,)`` of one distribution."""
+        """Return indices and log-probs ``(k+1,)`` of one distribution."""
         found = {int(name): float(value["logprob"]) for name, value in row.items()}
         likely = sorted(found, key=lambda index: -found[index])
         if len(likely) > self.top_k:  # vLLM adds the token itself where it is not among the likeliest
@@ -121,7 +121,7 @@ class TeacherServer:
 
 
 class ServerTeacher:
-    """The same as the core sees a teacher: whole distributions of the trained tokens, with the policy's tokens."""
+    """The server as a teacher: whole distributions of the trained tokens, over the policy's tokens."""
 
     tokenizer = None
 
@@ -130,7 +130,7 @@ class ServerTeacher:
         self.device = device
 
     def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
-        """Logits ``(c, V)`` of the trained tokens of ``sequences``, chunk by chunk: the server is asked now."""
+        """Return logits ``(c, V)`` of the trained tokens of ``sequences``, by chunk; the server is asked now."""
         if any(sequence.images for sequence in sequences):
             raise ModelError("A teacher behind a server is not shown images, and rows have some. Use a folder.")
         rows = self.server.top_logps([sequence.ids for sequence in sequences])
@@ -148,10 +148,10 @@ class ServerTeacher:
 
 
 def spread(indices: Tensor, logps: Tensor, vocabulary: int) -> Tensor:
-    """Log-probs ``(m, V)`` of whole distributions, of which ``logps`` ``(m, c)`` at ``indices`` ``(m, c)`` are known.
+    """Complete log-probs ``logps`` ``(m, c)`` at ``indices`` ``(m, c)`` to whole distributions ``(m, V)``.
 
-    Known tokens keep their log-probs; what they leave of 1, or 1e-9 where they leave nothing, is divided evenly among
-    the others. An index may occur several times in a row, with the same log-prob.
+    Known tokens keep their log-probs; the rest up to 1, or 1e-9 where there is none, is spread uniformly over the
+    others. An index may occur several times in a row, with the same log-prob.
     """
     ordered, order = indices.sort(dim=1)  # (m, c) both
     new = torch.ones_like(ordered, dtype=torch.bool)  # (m, c)

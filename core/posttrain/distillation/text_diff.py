@@ -1,7 +1,7 @@
-"""Where two texts are the same although one of them was normalised: case, accents, compatibility forms, white space.
+"""Correspondence of two texts of which one was normalised: case, accents, compatibility forms, white space.
 
-Positions of both are laid on one axis. A position of one text and a position of the other have the same place on it
-exactly where what lies before them and behind them corresponds.
+Positions of both are mapped to one axis. A position of one text and a position of the other have the same place on it
+exactly where the texts before them and after them correspond.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 
-#: Marks on letters, control and format characters: what normalisation drops. White space is left out too.
+#: Marks on letters, control and format characters: removed by normalisation. White space is left out too.
 _DROPPED = {"Mn", "Cc", "Cf"}
-#: Differences up to which the longest common part is searched for.
+#: Largest number of edits for which a longest common subsequence is searched.
 _MOST_EDITS = 500
 _WORD = re.compile(r"[a-z0-9]+|\S")
 
 
 class TextPositions:
-    """The places of the positions 0 to n of a text of n bytes.
+    """Places of the positions 0 to n of a text of n bytes.
 
-    ``ends`` and ``starts`` differ only where the other text has something that this one lacks: there a token that ends
-    comes before it, and one that starts comes behind it.
+    ``ends`` and ``starts`` differ only where the other text has something that this one lacks: a token that ends there
+    comes before it, and one that starts there comes after it.
     """
 
     def __init__(self) -> None:
@@ -31,13 +31,13 @@ class TextPositions:
         self.starts = [0]
 
     def append(self, places: list[int]) -> None:
-        """Lay out the next positions."""
+        """Append the places of the next positions."""
         self.ends += places
         self.starts += places
 
 
 def text_positions(first: bytes, second: bytes) -> tuple[TextPositions, TextPositions]:
-    """The positions of both texts on one axis."""
+    """Map the positions of both texts to one axis."""
     pair = _Pair(first, second)
     if first == second:
         pair.equal(len(first))
@@ -50,7 +50,7 @@ def text_positions(first: bytes, second: bytes) -> tuple[TextPositions, TextPosi
 
 
 class _Pair:
-    """Both axes while they are laid out from left to right."""
+    """Both axes while they are built from left to right."""
 
     def __init__(self, first: bytes, second: bytes):
         self.texts = (first, second)
@@ -59,7 +59,7 @@ class _Pair:
         self.place = 0
 
     def equal(self, size: int) -> None:
-        """The next ``size`` bytes are the same."""
+        """Append ``size`` bytes that are equal."""
         places = list(range(self.place + 1, self.place + size + 1))
         for side in (0, 1):
             self.axes[side].append(places)
@@ -67,7 +67,7 @@ class _Pair:
         self.place += size
 
     def block(self, *stops: int) -> None:
-        """What follows, up to ``stops``, means the same."""
+        """Append text up to ``stops`` that means the same."""
         pieces = [text[at:stop] for text, at, stop in zip(self.texts, self.at, stops, strict=True)]
         if pieces[0] == pieces[1]:
             self.equal(len(pieces[0]))
@@ -75,9 +75,9 @@ class _Pair:
             self.differing(*stops)
 
     def gap(self, *stops: int) -> None:
-        """What follows, up to ``stops``, is apart from its own beginning and end not the same."""
+        """Append text up to ``stops`` that differs except for its common beginning and end."""
         first, second = (text[at:stop] for text, at, stop in zip(self.texts, self.at, stops, strict=True))
-        tail = _common(first[::-1], second[::-1])  # a space belongs to what follows it
+        tail = _common(first[::-1], second[::-1])  # a space belongs to the text after it
         ends = (stops[0] - tail, stops[1] - tail)
         first, second = first[: len(first) - tail], second[: len(second) - tail]
         if second.isspace():
@@ -90,7 +90,7 @@ class _Pair:
         self.equal(tail)
 
     def differing(self, *stops: int) -> None:
-        """What follows, up to ``stops``, corresponds as a whole: no position inside has a partner."""
+        """Append text up to ``stops`` that corresponds only as a whole: no position inside has a partner."""
         sizes = [stop - at for stop, at in zip(stops, self.at, strict=True)]
         if not any(sizes):
             return
@@ -106,14 +106,14 @@ class _Pair:
 
 
 def _common(first: bytes, second: bytes) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common beginning."""
     return next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
 
 
 def _blocks(first: bytes, second: bytes) -> list[tuple[int, int, int, int]]:
-    """Start and end in the first, start and end in the second text of characters that mean the same, in order."""
+    """Return start and end in the first and in the second text of equivalent characters, in order."""
     one, other = _Folded(first), _Folded(second)
     found: list[tuple[int, int, int, int]] = []
     for i, j in _matches(one.words, other.words):
@@ -126,7 +126,7 @@ def _blocks(first: bytes, second: bytes) -> list[tuple[int, int, int, int]]:
 
 
 class _Folded:
-    """A text in words without case, accents, compatibility forms and white space; where its characters come from."""
+    """A text in words without case, accents, compatibility forms and white space, with the origin of its characters."""
 
     def __init__(self, text: bytes):
         folded: list[str] = []
@@ -155,15 +155,15 @@ def _fold(character: str) -> str:
 
 
 def _matches(first: list[str], second: list[str]) -> list[tuple[int, int]]:
-    """Pairs of indices of characters that are the same in both lists of words, increasing."""
+    """Return pairs of indices of characters that are the same in both lists of words, increasing."""
     pairs = _longest("".join(first), "".join(second))
     if pairs is not None:
         return pairs
     found: list[tuple[int, int]] = []
-    at, behind = [0, 0], [0, 0]  # words, and characters, that are done
+    at, behind = [0, 0], [0, 0]  # words, and characters, done so far
     for i, j in [*_common_items(first, second), (len(first), len(second))]:
         one, other = "".join(first[at[0] : i]), "".join(second[at[1] : j])
-        # Between words that are the same: words cut in other ways, or a sign dropped from one of them.
+        # Between equal words: words that are split differently, or a sign dropped from one of them.
         found += [(behind[0] + k, behind[1] + m) for k, m in _common_items(one, other)]
         size = len(first[i]) if i < len(first) else 0
         behind = [behind[0] + len(one), behind[1] + len(other)]
@@ -174,7 +174,7 @@ def _matches(first: list[str], second: list[str]) -> list[tuple[int, int]]:
 
 
 def _common_items(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of indices of a common subsequence: a longest one, or a long one where there are very many differences."""
+    """Return index pairs of a common subsequence: a longest one, or a long one where there are very many edits."""
     pairs = _longest(first, second)
     if pairs is None:
         blocks = SequenceMatcher(None, first, second).get_matching_blocks()
@@ -183,7 +183,7 @@ def _common_items(first: Sequence[str], second: Sequence[str]) -> list[tuple[int
 
 
 def _longest(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Pairs of indices of a longest common subsequence; None where there are too many differences."""
+    """Return index pairs of a longest common subsequence; None where there are too many edits."""
     if first == second:
         return [(k, k) for k in range(len(first))]
     if not first or not second:
@@ -204,7 +204,7 @@ def _longest(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int
 
 
 def _edits(first: Sequence[str], second: Sequence[str]) -> list[dict[int, int]] | None:
-    """Myers 1986, "An O(ND) difference algorithm": before each edit, how far each diagonal was reached.
+    """Return before each edit how far each diagonal was reached (Myers 1986, "An O(ND) difference algorithm").
 
     None where there are too many edits.
     """
@@ -223,6 +223,6 @@ def _edits(first: Sequence[str], second: Sequence[str]) -> list[dict[int, int]] 
 
 
 def _from(reach: dict[int, int], diagonal: int, count: int) -> int:
-    """The neighbouring diagonal from which the last of ``count`` edits leads to this one."""
+    """Return the neighbouring diagonal from which the last of ``count`` edits leads to this one."""
     below = diagonal == -count or (diagonal != count and reach[diagonal - 1] < reach[diagonal + 1])
     return diagonal + 1 if below else diagonal - 1

@@ -1,7 +1,7 @@
-"""The text of each token, in bytes: what a tokenizer's decoder makes of it.
+"""Text of each token, in bytes, as a tokenizer's decoder writes it.
 
-Tokens are cut anywhere, also inside a character, so a token's text is bytes; joined they are the text that the whole
-list decodes to. The list may be any, also one that the tokenizer itself would never make of that text.
+Token boundaries may be inside a character, so a token's text is bytes; joined they are the text of the whole list. The
+list may be any, also one that the tokenizer itself would never make of that text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 #: Takes and returns the texts of consecutive tokens. Bytes that are no character of their own are surrogate escapes.
 Step = Callable[[list[str]], list[str]]
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-#: What the WordPiece decoder tidies up, in its order.
+#: Clean-up of the WordPiece decoder, in its order.
 _CLEANUP = (
     (" .", "."),
     (" ?", "?"),
@@ -29,14 +29,14 @@ _CLEANUP = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-#: What decoders write for bytes that are no character.
+#: Decoders' replacement for bytes that are no character.
 _REPLACEMENT = "\ufffd"
-#: Settled pieces that are decoded again as context of the next one, and tokens that one character has at most.
+#: Settled pieces that are decoded again as context of the next one, and most tokens of one character.
 _CONTEXT, _LONGEST = 4, 6
 
 
 def token_bytes(tokenizer: Any, ids: list[int]) -> list[bytes]:
-    """The text of each token ``(n)``; special tokens and ids outside the vocabulary have none.
+    """Return the text of each token ``(n)``; special tokens and ids outside the vocabulary have none.
 
     Joined they are ``tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)``, with the
     bytes of unfinished characters where the decoder writes replacement characters.
@@ -59,7 +59,7 @@ def token_bytes(tokenizer: Any, ids: list[int]) -> list[bytes]:
 
 
 def vocabulary_bytes(tokenizer: Any) -> dict[int, bytes]:
-    """Id to text, as a token in the middle of a sequence writes it; without special tokens and those without text."""
+    """Map ids to texts in the middle of a sequence; without special tokens and those without text."""
     special = special_ids(tokenizer)
     steps = _steps_of(tokenizer)
     ids = sorted(one for one in set(tokenizer.get_vocab().values()) if one not in special)
@@ -67,7 +67,7 @@ def vocabulary_bytes(tokenizer: Any) -> dict[int, bytes]:
         texts = _inner_texts(tokenizer, ids)
     else:
         name = tokenizer.backend_tokenizer.id_to_token
-        # Decoders treat the first and the last token of a list in their own way.
+        # Decoders treat the first and the last token of a list differently.
         inner = _run(steps, ["a", *[name(one) for one in ids], "a"])[1:-1]
         texts = [_to_bytes(text) for text in inner]
     return {one: text for one, text in zip(ids, texts, strict=True) if text}
@@ -80,7 +80,7 @@ def is_byte_token(tokenizer: Any, token: int) -> bool:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids that decode to no text: the end of a sequence, padding, marks of a chat template."""
+    """Return ids that decode to no text: the end of a sequence, padding, marks of a chat template."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return set(tokenizer.all_special_ids) | {one for one, token in added.items() if token.special}
 
@@ -96,7 +96,7 @@ def _run(steps: list[Step], texts: list[str]) -> list[str]:
 
 
 def _steps_of(tokenizer: Any) -> list[Step] | None:
-    """What the decoder of a fast tokenizer does; None where only decoding itself can tell."""
+    """Return the steps of a fast tokenizer's decoder; None where only decoding itself gives the text."""
     if not getattr(tokenizer, "is_fast", False):
         return None
     decoder = tokenizer.backend_tokenizer.decoder
@@ -116,7 +116,7 @@ def _steps_of(tokenizer: Any) -> list[Step] | None:
 
 
 def _step(facts: dict[str, Any], fused: bool) -> Step | None:
-    """One decoder. ``fused``: all tokens were joined before it, so only the ends of the whole text are ends."""
+    """Return one step of a decoder. ``fused``: earlier steps joined all tokens, so only the text's ends are ends."""
     match facts:
         case {"type": "Fuse"}:
             return lambda texts: texts
@@ -148,7 +148,7 @@ def _fallback(text: str) -> str:
 
 @cache
 def _byte_of() -> dict[str, int]:
-    """The printable character that stands for each byte in byte-level vocabularies: 0x20 is Ġ."""
+    """Map the printable character of each byte in byte-level vocabularies to the byte: 0x20 is Ġ."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
@@ -157,7 +157,7 @@ def _byte_of() -> dict[str, int]:
 def _byte_level(text: str) -> str:
     table = _byte_of()
     if any(character not in table for character in text):
-        return text  # an added token, which is stored as it is
+        return text  # an added token, which is stored unchanged
     return bytes(table[character] for character in text).decode("utf-8", "surrogateescape")
 
 
@@ -202,7 +202,7 @@ def _strip_whole(content: str, start: int, stop: int) -> Step:
 
 
 def _stripped(text: str, content: str, start: int, stop: int) -> tuple[str, int, int]:
-    """The text without up to ``start`` and ``stop`` times ``content`` at its ends, and how many were taken."""
+    """Strip ``content`` up to ``start`` and ``stop`` times from the text's ends; return it and both counts."""
     first = 0
     while first < start and text.startswith(content, first):
         first += 1
@@ -213,7 +213,7 @@ def _stripped(text: str, content: str, start: int, stop: int) -> tuple[str, int,
 
 
 def _incremental(tokenizer: Any, ids: list[int]) -> list[bytes]:
-    """What each token adds to the decoded text. Tokens that complete a character together share its bytes evenly."""
+    """Return what each token adds to the decoded text. Tokens that complete a character share its bytes evenly."""
     found = [b""] * len(ids)
     settled = [0]  # places between two tokens that are also between two characters
     pending = ""  # the decoded text where it ends inside a character, or seems to
@@ -233,7 +233,7 @@ def _incremental(tokenizer: Any, ids: list[int]) -> list[bytes]:
 
 
 def _share(found: list[bytes], first: int, stop: int, before: str, now: str) -> None:
-    """Lay what ``now`` has beyond ``before`` out over the tokens from ``first``; the last one gets what remains."""
+    """Distribute the bytes of ``now`` after ``before`` over tokens from ``first``; the last one gets the rest."""
     text = _to_bytes(now[len(before) :]) if now.startswith(before) else b""
     size = len(text) // (stop - first)
     for place in range(first, stop):
@@ -246,7 +246,7 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 def _inner_texts(tokenizer: Any, ids: list[int]) -> list[bytes]:
-    """The text of each token behind another one; none for parts of characters."""
+    """Return the text of each token after another one; empty for parts of characters."""
 
     context = next((one for one in ids if _decode(tokenizer, [one]).strip(_REPLACEMENT + " \n")), None)
     if context is None:

@@ -1,1 +1,1 @@
-"""Hardware strategies: how one optimiser step is spread over devices."""
+"""Strategies that distribute one optimiser step over devices."""

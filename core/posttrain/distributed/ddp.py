@@ -1,6 +1,6 @@
-"""Every process holds the whole model and a share of the examples; gradients are added up once per step.
+"""Data-parallel strategy: every process has the whole model and a part of the examples; gradients are summed per step.
 
-No wrapper is needed: the loss shares already carry global denominators, so the step's gradient is the plain sum.
+No wrapper is needed: the loss shares already have global denominators, so the step's gradient is the plain sum.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ if TYPE_CHECKING:
     from posttrain.settings import OptimSettings
     from posttrain.training.run import Compute
 
-#: Gradients travel in pieces of this many numbers.
+#: Numbers per bucket of gradients.
 BUCKET = 25_000_000
 
 
 class DistributedData(Ranks):
-    """The same weights everywhere: they start as rank 0's and move by the same gradient."""
+    """Same weights on every rank: they start as rank 0's and get the same updates."""
 
     name = "ddp"
     shards_forward = handles_autocast = False
 
     def prepare(self, model: TokenModel) -> None:
-        """Rank 0's weights and buffers, on every rank."""
+        """Broadcast rank 0's weights and buffers."""
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
 
     def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
-        """The plain one, on every rank."""
+        """Build the plain optimiser, on every rank."""
         return build_optimizer(model, settings)
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
-        """Gradients that keep their memory (see ``engine.gradients``)."""
+        """Zero the gradients, keeping their memory (see ``gradient_buffers``)."""
         reserve_moments(optimizer)
         clear_gradients(parameters)
 
     def synchronised_passes(self, count: int) -> int:
-        """Each rank its own: gradients meet after the last."""
+        """Return ``count``: ranks only meet after their last pass."""
         return count
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Autograd's."""
+        """Call ``loss.backward()``."""
         loss.backward()
 
     def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
@@ -65,25 +65,25 @@ class DistributedData(Ranks):
         return clip_and_step(optimizer, parameters, norm, limit, finite)
 
     def gathered(self, *models: TokenModel) -> AbstractContextManager[None]:
-        """They always are."""
+        """No-op: weights are never sharded."""
         return nullcontext()
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """As they are."""
+        """Yield parameters unchanged."""
         for name, parameter in module.named_parameters():
             yield name, parameter.detach()
 
     def save(self, compute: Compute, folder: Path) -> None:
-        """Whole files."""
+        """Write whole files."""
         save_whole(compute, folder)
 
     def load(self, compute: Compute, folder: Path) -> None:
-        """Undo ``save``."""
+        """Restore what ``save`` wrote."""
         load_whole(compute, folder)
 
 
 def _sum_gradients(parameters: list[nn.Parameter]) -> None:
-    """Flat buckets, so that a small model costs one message; a rank without examples adds zeros (D1)."""
+    """Sum gradients in flat buckets: a small model costs one message; a rank without examples adds zeros (D1)."""
     for bucket in _buckets(parameters):
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket])
         dist.all_reduce(flat)

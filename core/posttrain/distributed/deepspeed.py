@@ -1,7 +1,7 @@
-"""ZeRO through DeepSpeed itself: the optimiser's state, the gradients and the weights are divided among the ranks.
+"""ZeRO through DeepSpeed itself: optimiser state, gradients and weights are sharded over the ranks.
 
-DeepSpeed averages gradients over ranks; shares of the loss are to be summed (4.1), so each is multiplied by the number
-of ranks before its backward pass. At stage 3 a module's weights are gathered when it is called, and the vocabulary
+DeepSpeed averages gradients over ranks; shares of the loss must be summed (4.1), so each is multiplied by the number of
+ranks before its backward pass. At stage 3 a module's weights are gathered when it is called, and the vocabulary
 projection, which the chunked head uses outside of its module, with the whole model.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
     from posttrain.training.run import Compute
 
-#: Optimisers that treat each number by itself, so that a rank can treat its share.
+#: Elementwise optimisers, which a rank can run on its shard.
 OPTIMIZERS = ("adamw", "sgd", "rmsprop", "lion", "adamw_torch", "adamw_torch_fused")
 
 
@@ -45,7 +46,7 @@ class Deepspeed(Ranks):
     handles_autocast = False
 
     def __init__(self, distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings) -> None:
-        """Raises DependencyError, or SettingsError for what ZeRO cannot divide."""
+        """Join the ranks. Raises DependencyError, or SettingsError for what ZeRO cannot shard."""
         self.library = library()
         super().__init__(distributed, model, optim)
         self.distributed, self.settings = distributed, model
@@ -54,7 +55,7 @@ class Deepspeed(Ranks):
         self.engine: Any = None
         self.model: TokenModel | None = None
         self.groups: list[list[nn.Parameter]] = []
-        """The parameters by optimiser group, before DeepSpeed puts its flat shares in their place."""
+        """Parameters by optimiser group, before DeepSpeed replaces them by flat shards."""
         if optim.optimizer not in OPTIMIZERS:
             raise SettingsError(
                 f"Optimizer '{optim.optimizer}' needs whole tensors, which ZeRO cuts. With --strategy deepspeed: "
@@ -67,12 +68,12 @@ class Deepspeed(Ranks):
             )
 
     def prepare(self, model: TokenModel) -> None:
-        """Rank 0's weights and buffers, on every rank."""
+        """Broadcast rank 0's weights and buffers."""
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
 
     def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
-        """The plain one, over DeepSpeed's shares from here on."""
+        """Build the plain optimiser, from then on over DeepSpeed's shards."""
         plain = build_optimizer(model, settings)
         self.groups = [list(group["params"]) for group in plain.param_groups]
         count = sum(p.numel() for p in model.parameters())
@@ -93,9 +94,9 @@ class Deepspeed(Ranks):
         return plain
 
     def _head_of(self, model: TokenModel, head: Head) -> Head:
-        """The head, its weights gathered with ``model`` instead of by the module's own hooks.
+        """Return the head with weights gathered with ``model`` instead of by the module's own hooks.
 
-        The hooks of all ranks must run equally often, and a rank has as many chunks as its rows need.
+        The hooks of all ranks must run equally often, and ranks have different numbers of chunks.
         """
         if type(head.projection) is not nn.Linear:
             raise SettingsError(
@@ -107,24 +108,24 @@ class Deepspeed(Ranks):
         return _Unhooked(head.projection, head.scale, head.softcap)
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
-        """DeepSpeed has thrown the last step's gradients away."""
+        """No-op: DeepSpeed has already dropped the last step's gradients."""
 
     def synchronised_passes(self, count: int) -> int:
-        """The most of any rank: each backward pass adds the gradients of all up."""
+        """Return the maximum of all ranks: each backward pass sums the gradients of all."""
         most = torch.tensor(count, device=self.engine.device if self.engine is not None else "cpu")
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add up over passes and ranks."""
-        # The pass did not go through the engine's own forward(), which does these two things around it.
+        """Accumulate gradients over passes and ranks."""
+        # The pass bypassed the engine's own forward(), which does these two things around it.
         self.engine.optimizer.clear_backward_seen_flag()
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine._backward_prologue()
         self.engine.backward(loss * self.world, scale_wrt_gas=False)
 
     def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
-        """DeepSpeed clips and steps, and leaves out a step whose gradient is not finite."""
+        """Clip and step through DeepSpeed, which skips a step with a gradient that is not finite."""
         if not finite:
             return math.nan
         self.engine.step()
@@ -133,7 +134,7 @@ class Deepspeed(Ranks):
 
     @contextmanager
     def gathered(self, *models: TokenModel) -> Iterator[None]:
-        """The policy's weights gathered, and its hooks off, where stage 3 has divided them."""
+        """Gather the policy's weights and disable its hooks inside the block, where stage 3 shards them."""
         if self.stage < 3 or not any(model is self.model for model in models):
             yield
             return
@@ -144,7 +145,7 @@ class Deepspeed(Ranks):
             yield
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Gathered one after the other."""
+        """Gather and yield one parameter after the other."""
         self.rest()
         for name, parameter in module.named_parameters():
             with self.library.zero.GatheredParameters([parameter], enabled=self.stage == 3):
@@ -152,40 +153,57 @@ class Deepspeed(Ranks):
             yield name, value
 
     def rest(self) -> None:
-        """Give up weights that were gathered ahead for modules that did not come."""
+        """Release weights gathered ahead for modules that were not called."""
         if self.stage == 3 and self.engine is not None:
             self.engine.optimizer.empty_partition_cache()
 
     def save(self, compute: Compute, folder: Path) -> None:
-        """Whole files, which any number of ranks and the other strategies read."""
+        """Write whole files, which any number of ranks and the other strategies can read."""
         save_zero(compute, self, folder)
 
     def load(self, compute: Compute, folder: Path) -> None:
-        """Each rank keeps its share."""
+        """Load whole files; each rank keeps its shard."""
         load_zero(compute, self, folder)
 
 
 class _Unhooked(Head):
     def project(self, hidden: Tensor) -> Tensor:
-        """Without the hooks of the module."""
+        """Apply the projection without the module's hooks."""
         return self.projection.forward(hidden)
 
 
 def _keep_one_copy(zero: Any) -> None:
-    """Have float32 weights be their own master weights at stage 3.
+    """Make float32 weights their own master weights at stage 3.
 
-    DeepSpeed means to, and copies all the same: it compares a device with the name of one, which are never equal.
+    DeepSpeed means to, but copies them: it compares a device with a device's name, which are never equal.
     """
     for master, share in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
         if share is not None and (master.dtype, master.device) == (share.dtype, share.device):
             master.data = share.data
 
 
-def library() -> Any:
-    """DeepSpeed, quiet. Raises DependencyError where it is absent."""
+@contextmanager
+def _accelerator() -> Iterator[None]:
+    """Name the CPU to DeepSpeed while it is imported, where nothing better is there: else it prints that it found none.
+
+    The environment is afterwards as it was.
+    """
+    if torch.accelerator.is_available() or "DS_ACCELERATOR" in os.environ:
+        yield
+        return
+    os.environ["DS_ACCELERATOR"] = "cpu"
     try:
-        import deepspeed
-        from deepspeed.utils import logger
+        yield
+    finally:
+        del os.environ["DS_ACCELERATOR"]
+
+
+def library() -> Any:
+    """Import DeepSpeed without its log messages. Raises DependencyError if it is absent."""
+    try:
+        with _accelerator():
+            import deepspeed
+            from deepspeed.utils import logger
     except ImportError as error:
         if error.name and error.name.partition(".")[0] != "deepspeed":
             raise DependencyError(f"deepspeed cannot be imported: {error}.") from None

@@ -1,9 +1,9 @@
-"""Weights, gradients and optimiser state are spread over the ranks: torch's ``fully_shard`` (FSDP2), layer by layer.
+"""Weights, gradients and optimiser state sharded over the ranks by torch's ``fully_shard`` (FSDP2), layer by layer.
 
-Each layer is gathered for its own forward and backward pass and given up again. The embedding, the last norm and the
+Each layer is gathered for its own forward and backward pass and resharded. The embedding, the last norm and the
 vocabulary projection form the root's group: they stay gathered from the forward pass to the end of the backward pass,
-which is when the chunked head reads the projection outside of its module. With ``tensor_parallel`` the ranks of one
-row of the mesh compute one forward pass together, and weights are spread over both dimensions.
+while the chunked head reads the projection outside of its module. With ``tensor_parallel`` or ``context_parallel``
+several ranks compute one forward pass together, and weights are sharded over all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -29,6 +29,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from posttrain.contract.pad import DUMMY_SEQUENCE
+from posttrain.distributed.context_parallel import cut_rows
+from posttrain.distributed.expert_parallel import divide_experts
 from posttrain.distributed.ranks import Ranks
 from posttrain.distributed.replicated import clip_and_step
 from posttrain.distributed.sharded import load_sharded, save_sharded
@@ -46,50 +48,62 @@ if TYPE_CHECKING:
     from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
     from posttrain.training.run import Compute
 
-#: Optimisers whose arithmetic torch carries out on spread tensors; others would see each shard as a tensor of its own.
+#: Optimisers that torch runs on sharded tensors; others would see each shard as a tensor of its own.
 OPTIMIZERS = ("adamw", "sgd", "adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop")
 
 
 class FullyShardedData(Ranks):
-    """Joins its launcher's processes as a mesh of ``parts`` by ``tensor_parallel`` ranks."""
+    """Joins the processes as a mesh of ``data_size`` by ``context_parallel`` by ``tensor_parallel`` ranks."""
 
     name = "fsdp"
     shards_forward = True
     handles_autocast = False
 
     def __init__(self, distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings):
-        """Raises SettingsError for what cannot be spread."""
+        """Build the mesh. Raises SettingsError for what cannot be sharded."""
         super().__init__(distributed, model, optim)
         cuda = torch.cuda.is_available() and model.device != "cpu"
         _check(distributed, model, cuda, self.world)
         self.distributed, self.settings = distributed, model
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        shape = (self.world // distributed.tensor_parallel, distributed.tensor_parallel)
-        self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
+        cut, split = distributed.context_parallel, distributed.tensor_parallel
+        shape = (self.world // (cut * split), cut, split)
+        self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "context", "tensor"))
+        self.spread = self.mesh["data"] if cut == 1 else self.mesh["data", "context"]._flatten("spread")
         self.group = self.mesh["data"].get_group()
         self.data_rank, self.data_size = self.mesh["data"].get_local_rank(), shape[0]
+        #: The same ranks as copies of the experts by ranks that divide them; None where experts are not divided.
+        self.experts: DeviceMesh | None = None
+        if distributed.expert_parallel > 1:
+            each = (self.world // distributed.expert_parallel, distributed.expert_parallel)
+            self.experts = init_device_mesh(self.device.type, each, mesh_dim_names=("copies", "experts"))
         self.placed: list[FSDPModule] = []
         give_memory_back(model.device)
 
     def prepare(self, model: TokenModel) -> None:
-        """Rank 0's weights, spread; an idle pass shows that it runs, and tells FSDP which module is the root."""
+        """Shard rank 0's weights; a dummy pass tests the model, and shows FSDP which module is the root."""
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
         model.place = self.device
         self.handles_autocast = casts_to_bfloat16(self.settings, model)
         if self.distributed.tensor_parallel > 1:
             split_layers(model.inner, self.mesh["tensor"])
+        if self.distributed.context_parallel > 1:
+            cut_rows(model, self.mesh["context"])
         layer = MixedPrecisionPolicy(
             torch.bfloat16 if self.handles_autocast else None, torch.float32 if self.handles_autocast else None
         )
         root = MixedPrecisionPolicy(layer.param_dtype, layer.reduce_dtype, cast_forward_inputs=False)
         offload = CPUOffloadPolicy() if self.distributed.cpu_offload else OffloadPolicy()
+        if self.experts is not None:
+            for module in divide_experts(model.model, self.experts["experts"]):
+                fully_shard(module, mesh=self.experts["copies"], mp_policy=layer, offload_policy=offload)
         for module in [*_layers(model), *model.extra.children()]:
-            fully_shard(module, mesh=self.mesh["data"], mp_policy=layer, offload_policy=offload)
-        fully_shard(model, mesh=self.mesh["data"], mp_policy=root, offload_policy=offload)
+            fully_shard(module, mesh=self.spread, mp_policy=layer, offload_policy=offload)
+        fully_shard(model, mesh=self.spread, mp_policy=root, offload_policy=offload)
         register_fsdp_forward_method(model, "logits")
         spread: Any = model
-        # A rank's idle passes, or its rows, may leave parameters without gradient that others have one for.
+        # A rank's dummy passes, or its rows, may leave parameters without gradient that have one on other ranks.
         reduce_unused = getattr(spread, "set_reduce_scatter_unused_params", None)
         if reduce_unused is not None:
             reduce_unused(True)
@@ -107,7 +121,7 @@ class FullyShardedData(Ranks):
         self._rest()
 
     def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
-        """The plain one over spread parameters; those of one mesh go together."""
+        """Build the plain optimiser over sharded parameters, grouped by mesh."""
         if settings.optimizer not in OPTIMIZERS:
             raise SettingsError(
                 f"Optimizer '{settings.optimizer}' does not know that a tensor is spread over ranks. With --strategy "
@@ -123,9 +137,9 @@ class FullyShardedData(Ranks):
         return optimizer
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
-        """No gradients; on a CPU zeros that keep their memory (see ``engine.gradients``).
+        """Clear gradients; on a CPU keep zeroed memory (see ``gradient_buffers``).
 
-        Adapters that were off for the reference are on again in every shard.
+        Adapters that were disabled for the reference are enabled in every shard.
         """
         self._rest()
         reserve_moments(optimizer)
@@ -139,23 +153,23 @@ class FullyShardedData(Ranks):
                 parameter.grad.zero_()
 
     def synchronised_passes(self, count: int) -> int:
-        """The most of any rank."""
+        """Return the maximum of all ranks."""
         most = torch.tensor(count, device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Autograd's; each layer's gradient is summed over the ranks and spread as soon as it is there."""
+        """Call ``loss.backward()``; each layer's gradient is reduced and scattered as soon as it is computed."""
         loss.backward()
 
     def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
-        """Each rank clips and updates its shards."""
+        """Clip and update each rank's shards."""
         self._rest()
         return clip_and_step(optimizer, parameters, self._norm(parameters), limit, finite)
 
     @contextmanager
     def gathered(self, *models: TokenModel) -> Iterator[None]:
-        """All weights of ``models`` gathered; the ranks of one part still run them together."""
+        """Gather all weights of ``models`` inside the block; the ranks of one part still run them together."""
         modules = {id(m): m for model in models for m in _spread_modules(model)}.values()
         roots = {id(model) for model in models}
         for module in modules:
@@ -169,7 +183,7 @@ class FullyShardedData(Ranks):
                 module.reshard()
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Gathered one after the other."""
+        """Gather and yield one parameter after the other."""
         self._rest()
         for name, parameter in module.named_parameters():
             value: Any = parameter.detach()
@@ -177,23 +191,29 @@ class FullyShardedData(Ranks):
             yield name, value.to(self.device).full_tensor() if spread else value
 
     def save(self, compute: Compute, folder: Path) -> None:
-        """Every rank writes its shards."""
+        """Write each rank's shards."""
         self._rest()
         save_sharded(compute, folder)
 
     def load(self, compute: Compute, folder: Path) -> None:
-        """Every rank reads what its shards hold."""
+        """Read the parts of each rank's shards."""
         self._rest()
         load_sharded(compute, folder)
 
+    def _all_parts(self, item: Any) -> list[Any]:
+        """Gather each part's item; where several ranks hold one together, that of the first, for all of them."""
+        if self.distributed.context_parallel == 1:
+            return super()._all_parts(item)
+        return self.everyone(item)[:: self.distributed.context_parallel]
+
     def _rest(self) -> None:
-        """Give up whatever is gathered; parameters are the shards that the optimiser moves."""
+        """Reshard all gathered modules; parameters are then the shards that the optimiser updates."""
         for root in self.placed:
             for module in _spread_modules(root):
                 module.reshard()
 
     def _norm(self, parameters: list[nn.Parameter]) -> float:
-        """Norm of the whole gradient: each rank adds its shards, what several ranks hold counts once."""
+        """Return the norm of the whole gradient: summed over shards, with replicated ones counted once."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for gradient in (p.grad for p in parameters if p.grad is not None):
             local: Any = gradient.to_local() if isinstance(gradient, DTensor) else gradient
@@ -204,11 +224,17 @@ class FullyShardedData(Ranks):
 
 
 def _check(distributed: DistributedSettings, model: ModelSettings, cuda: bool, world: int) -> None:
-    if world % distributed.tensor_parallel:
-        raise SettingsError(
-            f"tensor-parallel is {distributed.tensor_parallel}, which does not divide the {world} processes. Start a "
-            "multiple of it: --nproc N"
-        )
+    several = ("tensor_parallel", "context_parallel", "expert_parallel")
+    for name in several:
+        size = getattr(distributed, name)
+        if size < 1 or world % size:
+            raise SettingsError(
+                f"{name.replace('_', '-')} is {size}, which does not divide the {world} processes. Start a multiple of "
+                "it: --nproc N"
+            )
+    together = [f"--{name.replace('_', '-')}" for name in several if getattr(distributed, name) > 1]
+    if len(together) > 1:
+        raise SettingsError(f"{' and '.join(together)} cannot be combined. Leave one of them out.")
     if model.quantize:
         raise SettingsError(
             f"--quantize {model.quantize} cannot be combined with --strategy fsdp: the packed weights of "
@@ -223,12 +249,12 @@ def _check(distributed: DistributedSettings, model: ModelSettings, cuda: bool, w
 
 
 def _layers(model: TokenModel) -> list[nn.Module]:
-    """The blocks that are gathered one at a time: those that transformers never splits over devices."""
+    """Return the blocks to gather one at a time: those that transformers never splits over devices."""
     names = set(model.inner._no_split_modules or ())
-    # What reads images stays in the root's group: a rank whose rows have none does not run it.
+    # The image encoder stays in the root's group: a rank whose rows have no images does not run it.
     part = language_part(model.decoder) if model.images is not None else model.inner
     found = [module for module in part.modules() if type(module).__name__ in names]
-    return found[::-1]  # inner ones first, should one contain another
+    return found[::-1]  # inner ones first, if nested
 
 
 def _spread_modules(module: Any) -> list[Any]:
@@ -240,7 +266,7 @@ def _dimensions(parameter: Any) -> int:
 
 
 def _copies_share(gradient: Any, world: int) -> float:
-    """One over the number of ranks that hold the same values as this one."""
+    """Return one over the number of ranks with the same values."""
     if not isinstance(gradient, DTensor):
         return 1.0 / world
     pieces = 1

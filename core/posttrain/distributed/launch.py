@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this machine; what ends with one of them ends with all, and says why once."""
+"""Launch of a run's processes on this machine; when one fails all end, and its error is shown once."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import PosttrainError, RankLost, SettingsError
+from posttrain.errors import PosttrainError, RankLost, SettingsError, first_line
 from posttrain.settings.secret_options import redacted
 
 if TYPE_CHECKING:
     from posttrain.settings import DistributedSettings
 
-#: Set in the processes that ``launch`` starts: they leave what they die of in a file instead of on the terminal.
+#: Set in processes from ``launch``: they write a fatal error to a file instead of the terminal.
 LAUNCHED = "POSTTRAIN_LAUNCHED"
-#: What torch's elastic agent names in every process it starts: the file for its error, this start of all, its number.
+#: Variables of torch's elastic agent in each process: its error file, the run's id, the number of restarts.
 ERROR_FILE, RUN_ID, RESTARTS = "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"
-#: Seconds that processes get to end by themselves once another one has failed.
+#: Seconds for the other processes to end by themselves after one has failed.
 GRACE = 5
-#: What Python runs in each process.
+#: Program of each process.
 PROGRAM = ("-m", "posttrain.cli.main")
-#: Lines of a failed process's output that are shown.
+#: Lines shown of a failed process's output.
 SHOWN = 30
 
 
 def wanted(settings: DistributedSettings) -> bool:
-    """Whether this process is to start others: it was not started by such a process itself, and several are wanted."""
+    """Return whether this process must start others: several are wanted, and no launcher started this one."""
     from posttrain.distributed.world import find_world
 
     if ERROR_FILE in os.environ or os.environ.get("WORLD_SIZE"):
         return False
     if settings.nnodes != "1" or settings.rdzv_endpoint is not None:
-        return True  # also inside a Slurm job of one task a machine
+        return True  # also inside a Slurm job of one task per machine
     return find_world() is None and (settings.nproc > 1 or settings.max_restarts > 0)
 
 
 def launch(arguments: list[str], settings: DistributedSettings, run: str, program: tuple[str, ...] = PROGRAM) -> int:
-    """Run ``posttrain ARGUMENTS`` in ``settings.nproc`` processes here, with those of other machines if there are any.
+    """Run ``posttrain ARGUMENTS`` in ``settings.nproc`` processes here, together with those of other machines.
 
-    Returns 0, or the exit code of the process that failed first after its error has been shown. The others end within
+    Returns 0, or the exit code of the process that failed first, after showing its error. The others end within
     ``GRACE`` seconds. ``run`` is the run directory.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -61,7 +61,7 @@ def launch(arguments: list[str], settings: DistributedSettings, run: str, progra
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed"):  # its reports of a failure hide the failure
+        if name.startswith("torch.distributed"):  # its failure reports hide the failure
             logging.getLogger(name).setLevel(logging.CRITICAL)
     logs = Path(tempfile.mkdtemp(prefix="posttrain-"))
     first = 0 if settings.node_rank in (None, 0) else -1
@@ -78,7 +78,7 @@ def launch(arguments: list[str], settings: DistributedSettings, run: str, progra
     )
     os.environ[LAUNCHED] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
-    if low != high:  # machines that come and go count as no restart: only a new store is free of those that have left
+    if low != high:  # machines joining or leaving is no restart; only a new store lacks those that have left
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.nproc)))
     forwarder = Forwarder()
@@ -96,7 +96,7 @@ def launch(arguments: list[str], settings: DistributedSettings, run: str, progra
         return 128 + int(error.sigval)
     except RendezvousError as error:
         raise SettingsError(
-            f"The machines did not find each other at '{settings.rdzv_endpoint}': {str(error).splitlines()[0]} Start "
+            f"The machines did not find each other at '{settings.rdzv_endpoint}': {first_line(error)} Start "
             f"the same command on all {settings.nnodes} machines, with an endpoint HOST:PORT that each can reach."
         ) from None
     finally:
@@ -105,14 +105,14 @@ def launch(arguments: list[str], settings: DistributedSettings, run: str, progra
 
 
 class Forwarder:
-    """Passes SIGTERM and the first Ctrl-C on to the ranks, which finish their step and end; kills at the second."""
+    """Passes SIGTERM and the first Ctrl-C on to the ranks, which finish their step; kills them at the second Ctrl-C."""
 
     def __init__(self) -> None:
         self.signal = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals in a block."""
+        """Handle the signals inside a block."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -131,7 +131,7 @@ class Forwarder:
 
 
 def _ranks() -> list[int]:
-    """Process ids of the ranks that this process has started."""
+    """Return the process ids of the ranks that this process started."""
     import psutil
 
     found = []
@@ -143,7 +143,7 @@ def _ranks() -> list[int]:
 
 
 def _left_to_us(config: type) -> dict[str, Any]:
-    """Keep torch's agent, where it can be told, from killing the ranks at signals that they are to end well at."""
+    """Return options that keep torch's agent, where it has them, from killing the ranks at signals handled here."""
     known = {field.name for field in dataclasses.fields(config)}
     return {"signals_to_handle": "SIGHUP,SIGQUIT"} if "signals_to_handle" in known else {}
 
@@ -160,7 +160,7 @@ def _nodes(settings: DistributedSettings) -> tuple[int, int]:
 
 
 def _rendezvous(settings: DistributedSettings, nodes: int) -> dict[str, Any]:
-    """How the machines meet. A given rank is kept by torch's static way, which knows no restarts across machines."""
+    """Return how the machines meet. A given rank needs torch's static backend, which cannot restart across machines."""
     if settings.rdzv_endpoint is None:
         return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
     if settings.node_rank is not None and not settings.max_restarts:
@@ -169,16 +169,16 @@ def _rendezvous(settings: DistributedSettings, nodes: int) -> dict[str, Any]:
     else:
         configs = {} if settings.node_rank is None else {"is_host": settings.node_rank == 0}
         backend = "c10d"
-    # The same on every machine, since all of them must name the run alike.
+    # The same on every machine: all must use one run id.
     run_id = os.environ.get("SLURM_JOB_ID", f"posttrain-{nodes}")
     meet = {"rdzv_backend": backend, "rdzv_endpoint": settings.rdzv_endpoint, "rdzv_configs": configs}
     return meet | {"run_id": run_id}
 
 
 def _report(failures: dict[int, Any], logs: Path, run: str) -> int:
-    """Show what the process died of that failed first, and return its exit code."""
+    """Show the error of the process that failed first, and return its exit code."""
     told = {rank: _told(failure) for rank, failure in failures.items()}
-    # Neither a process that only lost contact with another one, nor one that was ended for it, is the one that failed.
+    # The failed process is neither one that only lost contact with another, nor one that was ended because of it.
     rank = min(
         failures,
         key=lambda r: (
@@ -212,7 +212,7 @@ def _report(failures: dict[int, Any], logs: Path, run: str) -> int:
 
 
 def _told(failure: Any) -> dict[str, Any]:
-    """What a process wrote of its own end with ``write_error_file``; nothing where it could not."""
+    """Read a process's own record by ``write_error_file``; empty where there is none."""
     try:
         return json.loads(Path(failure.error_file).read_text(encoding="utf-8"))["posttrain"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -220,7 +220,7 @@ def _told(failure: Any) -> dict[str, Any]:
 
 
 def write_error_file(error: BaseException, exit_code: int) -> bool:
-    """Write the error to the file that torch's elastic agent reads; True where ``launch`` will show it.
+    """Write the error to the file that torch's elastic agent reads; return True if ``launch`` will show it.
 
     Under torchrun itself the file gives its report the right root cause.
     """
@@ -234,7 +234,7 @@ def write_error_file(error: BaseException, exit_code: int) -> bool:
     word: dict[str, dict[str, Any]] = {"message": {"message": text, "extraInfo": extra}}
     word["posttrain"] = {"message": text, "exit_code": exit_code, "traceback": stack, "time": time.time()}
     word["posttrain"]["lost"] = isinstance(error, RankLost)
-    with contextlib.suppress(OSError):  # without it the exit code has to do
+    with contextlib.suppress(OSError):  # otherwise only the exit code tells
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(json.dumps(word), encoding="utf-8")
     return LAUNCHED in os.environ

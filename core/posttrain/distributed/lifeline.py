@@ -1,4 +1,4 @@
-"""Ranks end with the process that started them, however it ends."""
+"""End of ranks with the process that started them, however that ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.servers import parent
 
 
 def end_with_parent() -> None:
-    """Have this process killed when its launcher ends, if one of torch's agents started it."""
+    """Make the system kill this process when its launcher ends, if one of torch's agents started it."""
     if ERROR_FILE not in os.environ:
         return
     if sys.platform.startswith("linux"):
@@ -22,7 +22,7 @@ def end_with_parent() -> None:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     launcher = os.environ.get(LAUNCHED, "")
     if launcher.isdigit() and started(int(launcher)) is None:
-        os._exit(1)  # it ended before this process could ask to be told
+        os._exit(1)  # it ended before this process could register
 
 
 def _watch(launcher: int) -> None:

@@ -1,4 +1,4 @@
-"""An adapter trained over a quantised base that never changes, on one device or in every process over a share."""
+"""Adapter training over a frozen quantised base, on one device or data-parallel in every process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def qlora(distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings) -> Strategy:
-    """``single`` or ``ddp`` over a quantised base: the base needs no gradient, so there is nothing else to spread."""
+    """Choose ``single`` or ``ddp`` for a quantised base, which needs no gradient and is therefore never sharded."""
     if model.quantize is None:
         raise SettingsError("Strategy 'qlora' needs a quantised base: quantize nf4, fp4 or int8.")
     give_memory_back(model.device)  # weights are read whole before they are packed, and unpacked again by every pass

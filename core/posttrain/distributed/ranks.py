@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, whatever each holds of the model."""
+"""Communication between the processes of a run, whatever part of the model each has."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Ranks:
-    """Joins the process group of its launcher: gloo on CPUs, NCCL on GPUs. Data are divided over ``parts``.
+    """Joins the launcher's process group: gloo on CPUs, NCCL on GPUs. Data are split into ``data_size`` parts.
 
-    ``group`` are the ranks that have one part each; None is all.
+    ``group`` are the ranks with one part each; None is all.
     """
 
     def __init__(self, distributed: DistributedSettings, model: ModelSettings, optim: OptimSettings):
@@ -27,11 +27,11 @@ class Ranks:
         self.group: dist.ProcessGroup | None = None
 
     def scatter(self, items: list[Any]) -> list[Any]:
-        """Every ``parts``-th item from ``part`` on."""
+        """Return every ``data_size``-th item, starting at ``data_rank``."""
         return items[self.data_rank :: self.data_size]
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """All items in their first order; objects travel through pickle between our own processes."""
+        """Return all items in their first order; objects are pickled between our own processes."""
         parts = self._all_parts(items)
         merged = []
         for index in range(max(len(part) for part in parts)):
@@ -39,7 +39,7 @@ class Ranks:
         return merged
 
     def sum_totals(self, totals: Totals) -> Totals:
-        """Counts by name over all parts; a part may lack names that another has."""
+        """Sum counts by name over all parts; a part may lack names of another."""
         everyone = self._all_parts((totals.examples, totals.tokens))
         summed = Totals(sum(examples for examples, _ in everyone))
         for _, tokens in everyone:
@@ -48,7 +48,7 @@ class Ranks:
         return summed
 
     def sum_results(self, terms: dict[str, float], averages: Averages) -> tuple[dict[str, float], Averages]:
-        """By name, whatever order a rank met the names in (G17)."""
+        """Sum by name, in whatever order a rank met the names (G17)."""
         summed_terms: dict[str, float] = {}
         summed = Averages()
         for their_terms, their_sums in self._all_parts((terms, averages.sums)):
@@ -60,11 +60,11 @@ class Ranks:
         return summed_terms, summed
 
     def sum_number(self, value: float) -> float:
-        """One number over all parts."""
+        """Sum one number over all parts."""
         return sum(self._all_parts(value))
 
     def everyone(self, item: Any) -> list[Any]:
-        """Return the items of all ranks, also of those that hold one part of the data together."""
+        """Return the items of all ranks, also of those that share one part of the data."""
         items: list[Any] = [None] * self.world
         dist.all_gather_object(items, item)
         return items
@@ -74,7 +74,7 @@ class Ranks:
         dist.barrier()
 
     def _all_parts(self, item: Any) -> list[Any]:
-        """Each part's item, in their order."""
+        """Return each part's item, in their order."""
         items: list[Any] = [None] * self.data_size
         dist.all_gather_object(items, item, group=self.group)
         return items

@@ -1,4 +1,4 @@
-"""What the strategies that keep whole weights on every rank do alike: the update, and checkpoints written by rank 0."""
+"""Common code of strategies with whole weights on every rank: the update, and checkpoints written by rank 0."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from posttrain.models.save import restore_weights, save_model
 if TYPE_CHECKING:
     from posttrain.training.run import Compute
 
-#: The optimiser's state and the modules beside the model.
+#: Optimiser state and the modules beside the model.
 FILE = "optimizer.pt"
 
 
 def norm_of(gradients: list[Tensor]) -> float:
-    """Root of the sum of squares, in float32 or better."""
+    """Return the root of the sum of squares, accumulated in float32 or better."""
     total = 0.0
     for gradient in gradients:
         total += float(
@@ -33,7 +33,7 @@ def norm_of(gradients: list[Tensor]) -> float:
 def clip_and_step(
     optimizer: Optimizer, parameters: list[nn.Parameter], norm: float, limit: float, finite: bool
 ) -> float:
-    """Scale the summed gradients, whose norm is ``norm``, down to ``limit`` and step, unless something is no number."""
+    """Clip summed gradients of norm ``norm`` to ``limit`` and step, unless norm or loss is not finite."""
     if limit and math.isfinite(norm) and norm > limit:
         scale = limit / (norm + 1e-6)
         for parameter in parameters:
@@ -45,7 +45,7 @@ def clip_and_step(
 
 
 def save_whole(compute: Compute, folder: Path) -> None:
-    """Rank 0 writes: the model as transformers reads it, and the rest beside it."""
+    """Write, on rank 0, the model as transformers reads it, and the rest beside it."""
     save_model(compute.policy, compute.tokenizer, folder / "model", compute.strategy)
     if compute.strategy.rank == 0:
         rest = {"optimizer": compute.optimizer.state_dict(), "extra": compute.policy.extra.state_dict()}
@@ -53,7 +53,7 @@ def save_whole(compute: Compute, folder: Path) -> None:
 
 
 def load_whole(compute: Compute, folder: Path) -> None:
-    """Every rank reads all of it; also what ranks with spread weights have written."""
+    """Read the whole checkpoint on every rank; also one written by ranks with sharded weights."""
     if (folder / FOLDER).is_dir():
         load_sharded(compute, folder)
         return

@@ -1,4 +1,4 @@
-"""Which strategies would work on this machine, and what the others lack."""
+"""Strategies that work on this machine, and what the others lack."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 from posttrain.distributed.select import STRATEGIES
 
-#: Strategy -> package that it needs beyond the core's own, and the extra that brings it.
+#: Strategy -> its package beyond the core's own, and the extra that installs it.
 PACKAGES = {"qlora": ("bitsandbytes", "qlora"), "deepspeed": ("deepspeed", "deepspeed")}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A strategy, whether it would work here with so many processes, and why, or why not and what helps."""
+    """A strategy, whether it works here with so many processes, and why, or why not and what helps."""
 
     strategy: str
     works: bool
@@ -24,7 +24,7 @@ class Finding:
 
 
 def findings(processes: int) -> list[Finding]:
-    """One for each strategy, for ``processes`` on this machine where it spreads the work."""
+    """Check each strategy, for ``processes`` on this machine if it distributes the work."""
     return [Finding(name, *_look(name, processes)) for name in STRATEGIES]
 
 

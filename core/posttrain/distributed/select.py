@@ -1,4 +1,4 @@
-"""Which strategy a run gets, and why. A strategy that cannot be had is an error; none takes another's place."""
+"""Choice of a run's strategy, with the reason. An unavailable strategy is an error, never replaced by another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from posttrain.errors import SettingsError
 from posttrain.training.strategy import Strategy
 
 if TYPE_CHECKING:
-    from posttrain.settings import DistributedSettings, Settings
+    from posttrain.settings import DistributedSettings, ModelSettings, OptimSettings
 
-#: Name -> module and what makes it of the run's settings; imported when chosen.
+#: Name -> module and constructor from the run's settings; imported when chosen.
 STRATEGIES = {
     "single": "posttrain.distributed.single:Single",
     "qlora": "posttrain.distributed.qlora:qlora",
@@ -24,21 +24,19 @@ STRATEGIES = {
 }
 
 
-def choose_strategy(settings: Settings) -> tuple[Strategy, str]:
-    """The strategy, its processes joined, and one line saying why it was chosen."""
+def choose_strategy(settings: DistributedSettings, model: ModelSettings, optim: OptimSettings) -> tuple[Strategy, str]:
+    """Choose the strategy and join its processes; return it with one line saying why."""
     world = find_world() or World(0, 1, 0, "alone")
-    name, why = _name(settings.distributed, world)
-    _check(name, settings.distributed, world)
+    name, why = _name(settings, world)
+    _check(name, settings, world)
     if name != "single" and (world.size > 1 or name != "qlora"):
-        join(settings.model.device)
+        join(model.device)
     module, _, kind = STRATEGIES[name].partition(":")
-    return getattr(importlib.import_module(module), kind)(
-        settings.distributed, settings.model, settings.optim
-    ), f"{name}: {why}"
+    return getattr(importlib.import_module(module), kind)(settings, model, optim), f"{name}: {why}"
 
 
 def planned(settings: DistributedSettings) -> tuple[str, int]:
-    """Strategy and processes of a run with these settings, before any of them is started; ZeRO with its stage."""
+    """Return strategy and number of processes of a planned run, before any is started; ZeRO with its stage."""
     world = find_world()
     nodes = int(settings.nnodes.partition(":")[0]) if settings.nnodes[:1].isdigit() else 1
     count = world.size if world is not None else settings.nproc * nodes

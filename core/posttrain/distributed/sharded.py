@@ -1,4 +1,4 @@
-"""Checkpoints in torch's distributed format: every rank writes what it holds, and any number of ranks reads it."""
+"""Checkpoints in torch's distributed format: every rank writes its part, and any number of ranks reads it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FOLDER = "distributed"
 
 
 def save_sharded(compute: Compute, folder: Path) -> None:
-    """Trained weights, modules beside the model, and the optimiser's state, all by the parameter's name."""
+    """Write trained weights, modules beside the model, and optimiser state, all by parameter name."""
     trained = _trained(compute)
     state: dict[str, Any] = {"weights": trained, "optimizer": _moments(trained, compute.optimizer)}
     dcp.save(state, checkpoint_id=str(folder / FOLDER), no_dist=not dist.is_initialized())
 
 
 def load_sharded(compute: Compute, folder: Path) -> None:
-    """Read in place. Raises CheckpointError for another model's checkpoint."""
+    """Read a checkpoint in place. Raises CheckpointError for another model's."""
     place = folder / FOLDER
     if not place.is_dir():
         raise CheckpointError(
@@ -46,7 +46,7 @@ def load_sharded(compute: Compute, folder: Path) -> None:
     _fill(compute.optimizer)
     moments = _moments(trained, compute.optimizer)
     for name in [name for name in moments if not any(key.startswith(f"optimizer.{name}.") for key in known)]:
-        del moments[name]  # a parameter that no loss has reached
+        del moments[name]  # a parameter without any gradient so far
         compute.optimizer.state.pop(trained[name])
     state: dict[str, Any] = {"weights": trained, "optimizer": moments}
     dcp.load(state, checkpoint_id=str(place), no_dist=not dist.is_initialized())
@@ -64,7 +64,7 @@ def _moments(trained: dict[str, nn.Parameter], optimizer: Optimizer) -> dict[str
 
 @torch.no_grad()
 def _fill(optimizer: Optimizer) -> None:
-    """Have an optimiser allocate its state: a step of size zero, whose effect is then read over."""
+    """Make an optimiser allocate its state by a step of size zero; loading then overwrites it."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = _nothing(group["lr"])

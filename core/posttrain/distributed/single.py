@@ -1,4 +1,4 @@
-"""One process, one device."""
+"""Strategy of one process on one device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Single:
-    """Nothing to share, nothing to sum."""
+    """One process: nothing is sharded or summed."""
 
     name = "single"
     rank = data_rank = 0
@@ -30,26 +30,26 @@ class Single:
     shards_forward = handles_autocast = False
 
     def __init__(self, *sections: object) -> None:
-        """Sections of the settings change nothing here: every strategy is made with them."""
+        """Ignore the sections of the settings, which every strategy is built with."""
 
     def prepare(self, model: TokenModel) -> None:
-        """The only copy is the right one."""
+        """No-op: there is one copy."""
 
     def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
-        """The plain one."""
+        """Build the plain optimiser."""
         return build_optimizer(model, settings)
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
-        """Gradients that keep their memory (see ``engine.gradients``)."""
+        """Zero the gradients, keeping their memory (see ``gradient_buffers``)."""
         reserve_moments(optimizer)
         clear_gradients(parameters)
 
     def synchronised_passes(self, count: int) -> int:
-        """As many as there is work for."""
+        """Return ``count``."""
         return count
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Autograd's."""
+        """Call ``loss.backward()``."""
         loss.backward()
 
     def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
@@ -59,40 +59,40 @@ class Single:
         return clip_and_step(optimizer, parameters, norm, limit, finite)
 
     def gathered(self, *models: TokenModel) -> AbstractContextManager[None]:
-        """They always are."""
+        """No-op: weights are never sharded."""
         return nullcontext()
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """As they are."""
+        """Yield parameters unchanged."""
         for name, parameter in module.named_parameters():
             yield name, parameter.detach()
 
     def save(self, compute: Compute, folder: Path) -> None:
-        """Whole files."""
+        """Write whole files."""
         save_whole(compute, folder)
 
     def load(self, compute: Compute, folder: Path) -> None:
-        """Undo ``save``."""
+        """Restore what ``save`` wrote."""
         load_whole(compute, folder)
 
     def scatter(self, items: list[Any]) -> list[Any]:
-        """Everything."""
+        """Return all items."""
         return items
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """Everything."""
+        """Return all items."""
         return items
 
     def sum_totals(self, totals: Totals) -> Totals:
-        """As they are."""
+        """Return the counts unchanged."""
         return totals
 
     def sum_results(self, terms: dict[str, float], averages: Averages) -> tuple[dict[str, float], Averages]:
-        """As they are."""
+        """Return the results unchanged."""
         return terms, averages
 
     def sum_number(self, value: float) -> float:
-        """As it is."""
+        """Return the number unchanged."""
         return value
 
     def everyone(self, item: Any) -> list[Any]:
@@ -100,4 +100,4 @@ class Single:
         return [item]
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """No-op."""

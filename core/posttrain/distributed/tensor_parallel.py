@@ -1,7 +1,7 @@
-"""Tensor parallelism: the matrices of each layer are split over ranks that compute one forward pass together.
+"""Tensor parallelism: each layer's matrices are split over ranks that compute one forward pass together.
 
-transformers' own plan of the model family says which matrices, and its own code splits them. What the core reads by
-itself, the vocabulary projection and the embedding, stays whole.
+transformers' plan of the model family says which matrices, and its own code splits them. The vocabulary projection and
+the embedding, which the core reads itself, stay whole.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ def split_layers(inner: Any, mesh: DeviceMesh) -> None:
     plan = check_plan(inner, mesh.size())
     apply_tensor_parallelism(inner, mesh, plan)
     for module in inner.modules():
-        # the lean gated layer multiplies by its last matrix itself, which would pass by what joins the parts
+        # the recomputing gated layer multiplies by its last matrix itself, past the code that joins the parts
         if "forward" in module.__dict__ and _names(module, plan):
             del module.forward
 
 
 def check_plan(inner: Any, size: int) -> dict[str, str]:
-    """The family's plan for its layers. Raises ModelError where there is none, or ``size`` does not divide them."""
+    """Return the family's plan for its layers. Raises ModelError without one, or if ``size`` does not divide them."""
     kind = type(inner).__name__
     prefix = f"{inner.base_model_prefix}.layers."
-    plan = {name: style for name, style in (inner.tp_plan or {}).items() if name.startswith(prefix)}
+    # Experts stay whole: --expert-parallel divides those, and checkpoints cannot describe how this plan would.
+    plan = {
+        name: style
+        for name, style in (inner.tp_plan or {}).items()
+        if name.startswith(prefix) and "experts" not in name.split(".")
+    }
     if not plan:
         raise ModelError(f"transformers has no plan for splitting {kind}. Leave --tensor-parallel out.")
     config = inner.config.get_text_config()
@@ -43,6 +48,6 @@ def check_plan(inner: Any, size: int) -> dict[str, str]:
 
 
 def _names(module: nn.Module, plan: dict[str, str]) -> bool:
-    """Whether a child of ``module`` is split."""
+    """Return whether a child of ``module`` is split."""
     last = {name.rpartition(".")[2] for name in plan}
     return any(name in last for name, _ in module.named_children())

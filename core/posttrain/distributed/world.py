@@ -1,4 +1,4 @@
-"""The processes of a run, whoever started them: torchrun, accelerate, MPI or Slurm, found in the environment."""
+"""Processes of a run from any launcher: torchrun, accelerate, MPI or Slurm, found in the environment."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import sys
 import warnings
 from dataclasses import dataclass
 
-from posttrain.errors import RankLost, SettingsError
+from posttrain.errors import RankLost, SettingsError, first_line
 
-#: Launcher -> its variables for this process's rank, the number of processes, and the rank on this machine.
+#: Launcher -> its variables for this process's rank, the number of processes, and the local rank.
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -19,13 +19,13 @@ LAUNCHERS = {
     "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 }
 
-#: What gloo says when another process has gone.
+#: Parts of gloo's messages about a process that has ended.
 GONE = ("Connection closed by peer", "Connection reset", "gloo/transport", "Broken pipe")
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank of ``size`` processes, ``local`` among those of this machine, and who started them."""
+    """This process's ``rank`` of ``size``, its ``local`` rank on this machine, and the launcher."""
 
     rank: int
     size: int
@@ -34,7 +34,7 @@ class World:
 
 
 def find_world() -> World | None:
-    """The processes that another program started together with this one; None where it is alone."""
+    """Find the processes started together with this one; None where it is alone."""
     for name, (rank, size, local) in LAUNCHERS.items():
         if rank not in os.environ or size not in os.environ or (name == "srun" and _no_step()):
             continue
@@ -45,18 +45,18 @@ def find_world() -> World | None:
 
 
 def _no_step() -> bool:
-    """Whether this is a Slurm batch script itself: it has the variables of its job, but is a single process."""
+    """Return whether this is a Slurm batch script itself: it has its job's variables, but is a single process."""
     return "SLURM_JOB_ID" in os.environ and not {"SLURM_STEP_ID", "MASTER_ADDR"} & set(os.environ)
 
 
 def rank_here() -> int:
-    """This process's rank; 0 where it is alone."""
+    """Return this process's rank; 0 where it is alone."""
     world = find_world()
     return 0 if world is None else world.rank
 
 
 def join(device: str | None = None) -> World:
-    """Enter the process group of all processes, a group of one where this is alone; ``device`` as in the settings."""
+    """Join the process group of all processes, a group of one where this is alone; ``device`` as in the settings."""
     import torch
     import torch.distributed as dist
 
@@ -78,7 +78,7 @@ def join(device: str | None = None) -> World:
         torch.cuda.set_device(world.local)
     try:
         store, rank, size = next(dist.rendezvous("env://"))
-        # Torch's agent keeps one store through all restarts, in it the addresses of processes that have died.
+        # Torch's agent keeps one store through all restarts, with the addresses of dead processes.
         store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(minutes=30)
@@ -86,13 +86,13 @@ def join(device: str | None = None) -> World:
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise SettingsError(
             f"Rank {world.rank} of {world.size} (started by {world.by}) cannot reach the others at {address}:{port}: "
-            f"{str(error).splitlines()[0]} Set MASTER_ADDR and MASTER_PORT to a host and a free port of rank 0's."
+            f"{first_line(error)} Set MASTER_ADDR and MASTER_PORT to a host and a free port of rank 0's."
         ) from None
     return world
 
 
 def _meeting_point(world: World) -> tuple[str, int]:
-    """Where the processes meet: as the launcher says, else on the job's first machine at a port made of its number."""
+    """Return where the processes meet: the launcher's address, else the job's first machine, a port from its number."""
     port = 0 if world.size == 1 else 29500
     if world.by == "srun":
         port = 20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000
@@ -102,13 +102,13 @@ def _meeting_point(world: World) -> tuple[str, int]:
 
 
 def _first_host(nodes: str) -> str:
-    """The first host of Slurm's short form: ``node[03-05,09],other`` begins with ``node03``."""
+    """Return the first host of Slurm's short form: ``node[03-05,09],other`` begins with ``node03``."""
     match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
 
 
 def quieten() -> None:
-    """Rank 0 speaks; of the others only errors are heard."""
+    """Silence all ranks but rank 0, except for errors."""
     if rank_here() == 0:
         return
     sys.stdout.flush()
@@ -119,7 +119,7 @@ def quieten() -> None:
 
 
 def lost_contact(error: BaseException) -> RankLost | None:
-    """What to say where ``error`` came of a collective operation that another process has left; None elsewhere."""
+    """Return a RankLost if ``error`` came from a collective operation that another process left; None otherwise."""
     from torch.distributed import DistBackendError, DistError
 
     text = str(error)

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: the user's own file, completed and checked against what the run decides."""
+"""DeepSpeed's configuration: the user's own file, completed and checked against the run's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.errors import SettingsError
 from posttrain.settings import DistributedSettings
 
-#: What the run decides -> the option that says it.
+#: Keys that the run decides -> their options.
 DECIDED = {
     "optimizer": "--optimizer, --learning-rate, --weight-decay, ...",
     "scheduler": "--schedule, --warmup-steps",
@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 def stage_of(settings: DistributedSettings) -> int:
-    """The ZeRO stage, 1 to 3. Raises SettingsError where file and option differ, or for another one."""
+    """Return the ZeRO stage, 1 to 3. Raises SettingsError where file and option differ, or for another stage."""
     named = _read(settings).get("zero_optimization", {}).get("stage", AUTO)
     stage = settings.zero_stage if named == AUTO else named
     if settings.zero_stage is not None and stage != settings.zero_stage:
@@ -38,10 +38,10 @@ def stage_of(settings: DistributedSettings) -> int:
 def configuration(
     settings: DistributedSettings, bfloat16: bool, max_grad_norm: float, world: int, parameters: int, hidden: int
 ) -> dict[str, Any]:
-    """The configuration for a model of ``parameters`` numbers and width ``hidden`` in ``world`` processes.
+    """Build the configuration for a model of ``parameters`` numbers and width ``hidden`` in ``world`` processes.
 
-    Values "auto" of the user's file are filled in here; sizes that it does not name fit the model, since DeepSpeed's
-    own are those of models of billions. Raises SettingsError for a file that cannot be read or contradicts the run.
+    Values "auto" of the user's file are filled in here; sizes that it does not set fit the model, since DeepSpeed's
+    defaults fit models of billions. Raises SettingsError for a file that cannot be read or contradicts the run.
     """
     own = _without_auto(_read(settings))
     for key, flags in DECIDED.items():
@@ -64,10 +64,10 @@ def configuration(
     for name, size in _sizes(zero["stage"], parameters, hidden).items():
         zero.setdefault(name, size)
     if zero["stage"] == 3:
-        # What is gathered ahead depends on what is there: ranks with unlike rows would wait for unlike weights.
+        # Prefetching depends on the modules called: ranks with different rows would wait for different weights.
         zero["stage3_prefetch_bucket_size"] = 0
     return own | {
-        "train_micro_batch_size_per_gpu": 1,  # the core cuts and weighs the micro-batches
+        "train_micro_batch_size_per_gpu": 1,  # the core splits and weights the micro-batches
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
         "gradient_clipping": max_grad_norm,
@@ -93,12 +93,12 @@ def _read(settings: DistributedSettings) -> dict[str, Any]:
 
 
 def _without_auto(value: Any) -> Any:
-    """The file without its values "auto", and without tables that held nothing else."""
+    """Remove values "auto" from the file, and tables that had nothing else."""
     if not isinstance(value, dict):
         return value
     kept = {key: _without_auto(item) for key, item in value.items() if item != AUTO}
     if "params" in kept and not kept["params"]:
-        return {}  # an optimizer or scheduler that names a type alone
+        return {}  # an optimizer or scheduler with only a type
     return kept
 
 

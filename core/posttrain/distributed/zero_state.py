@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def save_zero(compute: Compute, strategy: Deepspeed, folder: Path) -> None:
-    """What ``whole.save_whole`` writes; all ranks take part, rank 0 writes."""
+    """Write the files of ``replicated.save_whole``; all ranks take part, rank 0 writes."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     save_model(compute.policy, compute.tokenizer, folder / "model", strategy)
@@ -44,7 +44,7 @@ def save_zero(compute: Compute, strategy: Deepspeed, folder: Path) -> None:
 
 
 def load_zero(compute: Compute, strategy: Deepspeed, folder: Path) -> None:
-    """Undo ``save_zero`` and ``whole.save_whole``, whatever the number of ranks was."""
+    """Load the files of ``save_zero`` and ``replicated.save_whole``, from any number of ranks."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
     rest = torch.load(folder / FILE, map_location="cpu", weights_only=True)
@@ -73,7 +73,7 @@ def load_zero(compute: Compute, strategy: Deepspeed, folder: Path) -> None:
 
 
 def _reserve(compute: Compute, strategy: Deepspeed, like: dict[str, Tensor]) -> None:
-    """The optimiser's state for this rank's shares, with the scalars of ``like``; DeepSpeed makes it in a step."""
+    """Allocate the optimiser state of this rank's shards, with the scalars of ``like``; DeepSpeed does so in a step."""
     for share in _flat(strategy):
         compute.optimizer.state[share] = {
             name: torch.zeros_like(share) if value.ndim else value.clone() for name, value in like.items()
@@ -82,7 +82,7 @@ def _reserve(compute: Compute, strategy: Deepspeed, like: dict[str, Tensor]) -> 
 
 
 def _link(compute: Compute, strategy: Deepspeed) -> None:
-    """Have stages 1 and 2 know where in the shares each parameter's state lies.
+    """Tell stages 1 and 2 where in the shards each parameter's state is.
 
     DeepSpeed does so after the first group's first step, when the other groups have no state yet.
     """
@@ -95,7 +95,7 @@ def _link(compute: Compute, strategy: Deepspeed) -> None:
 
 
 def _flat(strategy: Deepspeed) -> list[Tensor]:
-    """This rank's flat shares of the trained parameters."""
+    """Return this rank's flat shards of the trained parameters."""
     zero = strategy.engine.optimizer
     return list(zero.fp32_partitioned_groups_flat if strategy.stage == 3 else zero.single_partition_of_fp32_groups)
 

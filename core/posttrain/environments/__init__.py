@@ -1,1 +1,1 @@
-"""Tasks that bring rows and their scorer."""
+"""Environments: tasks with rows and a scorer."""

@@ -1,4 +1,4 @@
-"""Sums that the model is to do with two tools."""
+"""Arithmetic with two tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Calculator(Environment):
 
     @classmethod
     def rows(cls, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """Questions about two numbers of three digits: ``prompt``, ``answer``, and the right ``tool``."""
+        """Return questions about two numbers of three digits: ``prompt``, ``answer``, and the right ``tool``."""
         dice = random.Random(seed)
         rows = []
         for _ in range(size):
@@ -37,7 +37,7 @@ class Calculator(Environment):
         return rows
 
     def reset(self, row: dict[str, Any], seed: int) -> None:
-        """Remember what is asked."""
+        """Store the row."""
         self._row, self._called = row, []
 
     @tool
@@ -61,7 +61,7 @@ class Calculator(Environment):
         return self._note("multiply", a * b)
 
     def reward(self, message: Message) -> float:
-        """Score: ``tool_reward`` for the right tool with the right result, the rest for the answer at the end."""
+        """Score the episode: ``tool_reward`` for the right tool and result, the rest for the final answer."""
         right = float(self._row["answer"])
         used = (self._row["tool"], right) in self._called
         numbers = _NUMBER.findall(str(message.get("content", "")).replace(",", ""))

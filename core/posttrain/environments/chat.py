@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.environments.environment import Environment, Message, Observation
 
-#: Gives a model's answer to messages, with a seed.
+#: Returns a model's answer to messages, with a seed.
 Ask = Callable[[list[Message], int], str]
 
 INSTRUCTIONS = (
@@ -19,24 +19,24 @@ INSTRUCTIONS = (
 class ChatPartner(Environment):
     """One conversation. The policy is the assistant; a partner sees the roles the other way round.
 
-    A row's column ``partner`` tells the partner who to be and what to want, beside ``instructions``; a list of texts
-    makes several partners, who answer one after the other, and each sees what the others said. The conversation ends
-    when a partner says ``done``, which is worth 1, or ``failed``, worth 0.
+    A row's column ``partner`` gives the partner its role and aim, beside ``instructions``; a list of texts makes
+    several partners, who answer one after the other, and each sees what the others said. The conversation ends when a
+    partner says ``done``, for a reward of 1, or ``failed``, for 0.
     """
 
     def __init__(self, ask: Ask, instructions: str, done: str, failed: str, begins: bool):
-        """``begins``: the partners speak before the policy's first turn; else the row's prompt is the first word."""
+        """Store the options. ``begins``: the partners speak before the policy; else the row's prompt comes first."""
         self._ask, self._done, self._failed, self._begins = ask, done, failed, begins
         self._instructions = instructions.replace("{done}", done).replace("{failed}", failed)
         self._turn = 0
 
     def reset(self, row: dict[str, Any], seed: int) -> str | None:
-        """Begin the conversation of ``row``."""
+        """Start the conversation of ``row``."""
         self._seed, self._turn = seed, 0
         told = row.get("partner") or ""
         self._partners = [str(one) for one in (told if isinstance(told, list) else [told])]
         prompt = row.get("prompt")
-        self._talk: list[tuple[str, str]] = []  # who said it ("" is the policy), and what
+        self._talk: list[tuple[str, str]] = []  # the speaker ("" is the policy), and the text
         for message in prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]:
             if message["role"] != "system":
                 name = "" if message["role"] == "assistant" else self._name(0)
@@ -44,7 +44,7 @@ class ChatPartner(Environment):
         return self._round() if self._begins else None
 
     def step(self, message: Message) -> Observation:
-        """Let every partner answer; the conversation ends where one says so."""
+        """Get every partner's answer; the conversation ends where one says so."""
         self._talk.append(("", str(message.get("content") or "")))
         said = self._round()
         for word, worth in ((self._done, 1.0), (self._failed, 0.0)):
@@ -65,7 +65,7 @@ class ChatPartner(Environment):
         return f"Person {place + 1}"
 
     def _seen_by(self, place: int) -> list[Message]:
-        """The conversation as a partner sees it: what it said is the assistant's, all else comes from the user."""
+        """Return the conversation from a partner's view: its own turns are the assistant's, all others the user's."""
         told = "\n\n".join(filter(None, [self._instructions, self._partners[place]]))
         if len(self._partners) > 1:
             told += f"\n\nYou are {self._name(place)}."
@@ -77,6 +77,6 @@ class ChatPartner(Environment):
                 messages[-1] = {"role": role, "content": f"{messages[-1]['content']}\n{text}"}
             else:
                 messages.append({"role": role, "content": text})
-        if messages[-1]["role"] != "user":  # many servers answer nobody else
+        if messages[-1]["role"] != "user":  # many servers answer only a user
             messages.append({"role": "user", "content": "..."})
         return messages

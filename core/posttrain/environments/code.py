@@ -12,7 +12,7 @@ from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.program_tests import ProgramTests
 from posttrain.sandbox.remote import LOCAL, find_sandbox
 
-#: What is asked -> the right function in Python, of one list of numbers and a number ``n``.
+#: Task -> the right function in Python, of one list of numbers and a number ``n``.
 _TASKS = {
     "returns the sum of the numbers in the list that are greater than {n}": lambda x, n: sum(i for i in x if i > n),
     "returns how often {n} is in the list": lambda x, n: x.count(n),
@@ -38,7 +38,7 @@ class Code(Environment):
 
     @classmethod
     def rows(cls, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """Functions of a list to write: ``prompt`` and ``tests``, assertions."""
+        """Return functions of a list to write: ``prompt`` and ``tests``, assertions."""
         dice = random.Random(seed)
         rows = []
         for _ in range(size):
@@ -50,7 +50,7 @@ class Code(Environment):
         return rows
 
     def reset(self, row: dict[str, Any], seed: int) -> None:
-        """Read the row's tests. Raises DependencyError where programs cannot be run in safety."""
+        """Read the row's tests. Raises DependencyError where programs cannot be run safely."""
         self.limits.check()
         find_sandbox(self.sandbox)
         self._tests, self._last = ProgramTests.of(row["tests"], row.get("entry_point")), None
@@ -64,7 +64,7 @@ class Code(Environment):
         return Observation(said)
 
     def reward(self, message: Message) -> float:
-        """Score: share of the tests that the last program passes."""
+        """Score the episode: the share of the tests that the last program passes."""
         return self._grade(message).share
 
     def _grade(self, message: Message) -> Grade:

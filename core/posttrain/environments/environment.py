@@ -1,4 +1,4 @@
-"""What an environment is: a task that answers back. One object plays one episode.
+"""Environments: tasks that answer the model. One object plays one episode.
 
 Subclass ``Environment``, or give any class with ``reset`` and ``step``. A list of functions is an environment too: the
 model may call them until it answers without a call.
@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 @dataclass
 class Observation:
-    """What an environment says after a turn of the model."""
+    """Answer of an environment to a turn of the model."""
 
     messages: list[Message] | str = field(default_factory=list)
     """Messages, or the text of one from the user; in episodes of plain text the text itself."""
@@ -29,10 +29,10 @@ class Observation:
 
 
 class Player(Protocol):
-    """What the rollouts need of an environment."""
+    """Methods of an environment that rollouts call."""
 
     def reset(self, row: dict[str, Any], seed: int) -> list[Message] | str | None:
-        """Begin the episode of ``row``; what is said before the model's first turn."""
+        """Start the episode of ``row``; return the messages before the model's first turn."""
         ...
 
     def step(self, message: Message) -> Observation | Any:
@@ -41,14 +41,14 @@ class Player(Protocol):
 
 
 class Environment:
-    """One episode. Methods that are marked with ``tool`` may be called by the model.
+    """One episode. The model may call methods marked with ``tool``.
 
-    The default ``step`` runs the calls of a turn and ends with the first turn that has none; ``reward`` then says what
-    the episode was worth.
+    The default ``step`` runs the calls of a turn and ends with the first turn that has none; ``reward`` then scores the
+    episode.
     """
 
     def reset(self, row: dict[str, Any], seed: int) -> list[Message] | str | None:
-        """Begin the episode of ``row``; returns what is said before the model's first turn, None for nothing more."""
+        """Start the episode of ``row``; return the messages before the model's first turn, None for no more."""
         return None
 
     def step(self, message: Message) -> Observation:
@@ -63,11 +63,11 @@ class Environment:
         return None
 
     def close(self) -> None:
-        """Give back what the episode holds."""
+        """Release the episode's resources."""
 
     @classmethod
     def rows(cls, size: int = 500, seed: int = 0) -> list[dict[str, Any]] | None:
-        """Tasks as rows with a column ``prompt``; None where the run has to bring its own."""
+        """Return tasks as rows with a column ``prompt``; None where the run must bring its own."""
         return None
 
 
@@ -84,7 +84,7 @@ class ToolUse(Environment):
 
 
 def begin(environment: Any, row: dict[str, Any], seed: int) -> list[Message] | str | None:
-    """Begin the episode of ``row``, with a seed where ``reset`` takes one; nothing to do for one without ``reset``."""
+    """Start the episode of ``row``, with a seed where ``reset`` takes one; do nothing without ``reset``."""
     reset = getattr(environment, "reset", None)
     if reset is None:
         return None
@@ -92,12 +92,12 @@ def begin(environment: Any, row: dict[str, Any], seed: int) -> list[Message] | s
 
 
 def close(environment: Any) -> None:
-    """Give back what an episode holds, where its environment has something to give back."""
+    """Close an environment that has a ``close``."""
     getattr(environment, "close", lambda: None)()
 
 
 def tools_of(environment: Any) -> list[dict[str, Any]]:
-    """JSON schemas of an environment's tools, as chat templates take them: what it tells of, or its marked ones."""
+    """Return JSON schemas of an environment's tools for chat templates: its ``tools()``, or its marked methods."""
     if callable(getattr(environment, "tools", None)):
         return environment.tools()
     own = getattr(environment, "_tools", None)
@@ -105,9 +105,9 @@ def tools_of(environment: Any) -> list[dict[str, Any]]:
 
 
 def observation_of(result: Any, what: str) -> Observation:
-    """An observation from what ``step`` returned: itself, messages, text, or a tuple (messages, reward, done).
+    """Convert the result of ``step``: an observation, messages, text, or a tuple (messages, reward, done).
 
-    Raises TypeError that says what was returned.
+    Raises TypeError that names what was returned.
     """
     if isinstance(result, Observation):
         found = result

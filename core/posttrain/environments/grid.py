@@ -21,7 +21,7 @@ class Grid(Environment):
 
     @classmethod
     def rows(cls, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """Grids of 4 by 4 in which the goal can be reached."""
+        """Return grids of 4 by 4 whose goal can be reached."""
         dice = random.Random(seed)
         return [{"prompt": [{"role": "user", "content": _RULES}], "grid": _made(dice)} for _ in range(size)]
 
@@ -32,7 +32,7 @@ class Grid(Environment):
         return self._shown()
 
     def step(self, message: Message) -> Observation:
-        """Move as the first of the four words says."""
+        """Move by the first of the four words."""
         found = re.search(r"\b(up|down|left|right)\b", str(message.get("content", "")).lower())
         if found is None:
             return Observation("Say up, down, left or right.\n" + self._shown(), -self.step_cost)
@@ -55,7 +55,7 @@ _RULES = "Walk from A to G through the grid; # is a wall. Answer with one word: 
 
 
 def _made(dice: random.Random, size: int = 4) -> str:
-    """A grid with a start, a goal and walls that leave a way."""
+    """Draw a grid with a start, a goal and walls that leave a path."""
     while True:
         cells = [["#" if dice.random() < 0.2 else "." for _ in range(size)] for _ in range(size)]
         start, goal = dice.sample([(i, j) for i in range(size) for j in range(size)], 2)

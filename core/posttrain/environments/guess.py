@@ -1,4 +1,4 @@
-"""A number to be found by asking: turns without tools."""
+"""A number to guess: turns without tools."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Guess(Environment):
 
     @classmethod
     def rows(cls, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """The question, with the place in the line of numbers that decides which one it is."""
+        """Return the question, with the number's relative place in the range."""
         dice = random.Random(seed)
         text = "I think of a number. Guess it: answer with a number alone, and I say whether mine is higher or lower."
         return [{"prompt": [{"role": "user", "content": text}], "place": dice.random()} for _ in range(size)]
 
     def reset(self, row: dict[str, Any], seed: int) -> str:
-        """Choose the row's number and say how far they go."""
+        """Choose the row's number and name the range."""
         self._number = 1 + int(float(row["place"]) * self.highest)
         self._turns = 0
         return f"It is from 1 to {self.highest}."

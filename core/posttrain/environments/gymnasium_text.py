@@ -1,4 +1,4 @@
-"""Environments of Gymnasium whose actions can be said: discrete ones by number, text ones in words."""
+"""Gymnasium environments with actions in text: discrete ones by number, text ones in words."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class GymnasiumText(Environment):
             )
 
     def task_rows(self, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """Rows with the rules; the place of a row decides how its episode begins."""
+        """Return rows with the rules; a row's start decides how its episode begins."""
         actions = f"an action, a number from 0 to {self._count - 1}" if self._count else "an action"
         text = f"You play {self.name}. Answer with {actions}."
         return [{"prompt": [{"role": "user", "content": text}], "start": seed * 100_003 + row} for row in range(size)]
 
     def reset(self, row: dict[str, Any], seed: int) -> str:
-        """Begin the episode of a row."""
+        """Start the episode of a row."""
         seen, _ = self._game.reset(seed=int(row.get("start", seed)) % 2**31)
         return self._shown(seen)
 
     def step(self, message: Message) -> Observation:
-        """Do what the model says; what is no action is told."""
+        """Take the model's action; report text that is no action."""
         said = str(message.get("content", ""))
         action: Any = said
         if self._count is not None:
@@ -58,7 +58,7 @@ class GymnasiumText(Environment):
 
 
 def make(name: str) -> Any:
-    """The environment ``name``, drawn as text where it can be. Raises DependencyError and SettingsError."""
+    """Create the environment ``name``, rendered as text where possible. Raises DependencyError, SettingsError."""
     try:
         import gymnasium
     except ImportError:

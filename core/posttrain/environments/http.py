@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import urllib.error
 import urllib.request
@@ -10,15 +12,15 @@ from typing import Any
 from posttrain.environments.environment import Observation
 from posttrain.errors import RunFailed
 
-#: Seconds for one request; the run's own limit for a turn comes first.
+#: Seconds for one request; the run's own limit for a turn is shorter.
 TIMEOUT = 120.0
 
 
 class HttpEnvironment:
     """One episode of a server's environment.
 
-    An action is ``{"message": TEXT}``, with ``tool_calls`` where the model called tools. Of an observation the text is
-    what stands under one of ``TEXTS``, or the whole as JSON; ``messages`` are taken as they are.
+    An action is ``{"message": TEXT}``, with ``tool_calls`` where the model called tools. The text of an observation is
+    the value of one of ``TEXTS``, or the whole as JSON; ``messages`` are used unchanged.
     """
 
     TEXTS = ("text", "content", "message", "result", "output")
@@ -28,7 +30,7 @@ class HttpEnvironment:
         self.episode: str | None = None
 
     def reset(self, row: dict[str, Any], seed: int) -> list[dict[str, Any]] | str | None:
-        """Begin an episode; the row's columns and the seed go with it."""
+        """Start an episode; send the row's columns and the seed."""
         columns = {name: value for name, value in row.items() if name not in ("prompt_text", "tools")}
         found = self._post("/reset", {"seed": seed % 2**31, "row": columns})
         self.episode = _episode(found)
@@ -44,7 +46,7 @@ class HttpEnvironment:
         return Observation(self._said(found.get("observation")), found.get("reward"), bool(found.get("done")))
 
     def tools(self) -> list[dict[str, Any]]:
-        """JSON schemas of the server's tools; none where it does not tell."""
+        """Return JSON schemas of the server's tools; none where it has no such endpoint."""
         try:
             with urllib.request.urlopen(f"{self.address}/tools", timeout=TIMEOUT) as answer:
                 found = json.load(answer)
@@ -64,7 +66,7 @@ class HttpEnvironment:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(
-            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.address + path, json.dumps(body, default=_data_url).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
@@ -76,6 +78,17 @@ class HttpEnvironment:
                 f"The environment at {self.address} answered {path} with {found!r:.80}, expected an object."
             )
         return found
+
+
+def _data_url(value: Any) -> str:
+    """Return an image of a row, a PIL image or its bytes, as a data URL; refuse all else."""
+    if type(value).__module__.startswith("PIL."):
+        file = io.BytesIO()
+        value.save(file, "PNG")
+        value = file.getvalue()
+    if not isinstance(value, bytes):
+        raise TypeError(f"a {type(value).__name__} of the row cannot be written as JSON")
+    return f"data:image/png;base64,{base64.b64encode(value).decode()}"
 
 
 def _episode(found: dict[str, Any]) -> str | None:

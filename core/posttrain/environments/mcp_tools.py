@@ -1,4 +1,4 @@
-"""Tools of an MCP server: started as a process, or by address, and called as if they were functions."""
+"""Tools of an MCP server, started as a process or reached by address, and called like functions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from posttrain.errors import DependencyError, RunFailed, SettingsError
 
-#: Seconds that a server may take to start, and to answer a call.
+#: Time limits of a server's start, and of a call, in seconds.
 START, CALL = 60.0, 120.0
 
 
 def mcp_tools(spec: str) -> list[Callable[..., Any]]:
-    """The tools of ``mcp:COMMAND`` or ``mcp:http://HOST:PORT/mcp``. Raises DependencyError, SettingsError."""
+    """Return the tools of ``mcp:COMMAND`` or ``mcp:http://HOST:PORT/mcp``. Raises DependencyError, SettingsError."""
     target = spec.removeprefix("mcp:").strip()
     if not target:
         raise SettingsError(f"tools '{spec}': expected mcp:COMMAND or mcp:http://HOST:PORT/mcp.")
@@ -31,7 +31,7 @@ def mcp_tools(spec: str) -> list[Callable[..., Any]]:
 
 
 def _function(server: _Server, described: Any) -> Callable[..., Any]:
-    def call(**arguments: Any) -> str:
+    def call(**arguments: Any) -> Any:
         return server.call(described.name, arguments)
 
     call.__name__ = described.name
@@ -47,7 +47,7 @@ def _function(server: _Server, described: Any) -> Callable[..., Any]:
 
 
 class _Server:
-    """One session with a server, in an event loop of its own thread."""
+    """One session with a server, in the event loop of a separate thread."""
 
     def __init__(self, target: str):
         self.target = target
@@ -62,8 +62,8 @@ class _Server:
             raise SettingsError(f"tools 'mcp:{target}': the server does not start: {detail}")
         atexit.register(self.close)
 
-    def call(self, name: str, arguments: dict[str, Any]) -> str:
-        """What a tool says, as text. Raises RunFailed where the server is gone."""
+    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Return a tool's answer: text, or parts where it has images. Raises RunFailed where the server is gone."""
         asked = asyncio.run_coroutine_threadsafe(self._client.call_tool(name, arguments), self._loop)
         try:
             found = asked.result(CALL)
@@ -72,7 +72,11 @@ class _Server:
                 f"The server 'mcp:{self.target}' does not answer: {error or type(error).__name__}."
             ) from None
         text = "\n".join(part.text for part in found.content if getattr(part, "text", None) is not None)
-        return f"Error: {text}" if found.is_error else text
+        if found.is_error:
+            return f"Error: {text}"
+        if not any(part.type == "image" for part in found.content):
+            return text
+        return [_part(part) for part in found.content if part.type in ("text", "image")]
 
     def close(self) -> None:
         """End the session, and the server with it."""
@@ -83,7 +87,7 @@ class _Server:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._serve())
-        except BaseException as error:  # a thread has nobody else to tell
+        except BaseException as error:  # the caller of start raises it
             self._error = self._error or error
         finally:
             self._ready.set()
@@ -99,3 +103,8 @@ class _Server:
             self.tools = (await client.list_tools()).tools
             self._ready.set()
             await self._over.wait()
+
+
+def _part(part: Any) -> dict[str, Any]:
+    """Return a part of a server's answer as a part of a message."""
+    return {"type": "text", "text": part.text} if part.type == "text" else {"type": "image", "base64": part.data}

@@ -1,7 +1,7 @@
-"""Tool calls in what a model wrote, by the form in which its family writes them.
+"""Parsers of tool calls in a model's text, by the form of its family.
 
-The form is the one that the chat template itself writes: a call with a known name is rendered and looked at. Calls that
-cannot be read are kept with an error, which the model is told.
+The form is the one that the chat template itself writes: a call with a known name is rendered and matched. Calls that
+cannot be read are kept with an error, which the model gets.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _PYTHONIC = re.compile(r"\[\s*\w+\(.*\)\s*\]", re.DOTALL)
 
 
 def call(name: str, arguments: Any) -> Call:
-    """A call as chat templates take it."""
+    """Build a call in chat templates' form."""
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def broken(text: str, why: str) -> Call:
-    """A call that cannot be read."""
+    """Build a call that cannot be read."""
     return call("", {}) | {"error": f"the tool call {text[:80]!r} cannot be read: {why}."}
 
 
 def _of_json(text: str) -> list[Call]:
-    """Calls from JSON: an object, or a list of them, with name and arguments (or parameters)."""
+    """Parse calls from JSON: an object, or a list of them, with name and arguments (or parameters)."""
     try:
         value, _ = json.JSONDecoder(strict=False).raw_decode(text.strip())
     except json.JSONDecodeError as error:
@@ -82,7 +82,7 @@ def _value(text: str) -> Any:
 
 
 def _tags(text: str) -> Parsed:
-    """``<tool_call>`` around JSON, around ``<function=...>``, or around GLM's keys and values."""
+    """Parse ``<tool_call>`` around JSON, around ``<function=...>``, or around GLM's keys and values."""
     calls = []
     for inner in _XML.findall(text):
         if function := _FUNCTION.search(inner):
@@ -106,7 +106,7 @@ def _functions(text: str) -> Parsed:
 
 
 def _mistral(text: str) -> Parsed:
-    """``[TOOL_CALLS]`` before a list, or before NAME[ARGS]{...} for each call."""
+    """Parse ``[TOOL_CALLS]`` before a list, or before NAME[ARGS]{...} for each call."""
     before, *parts = text.split("[TOOL_CALLS]")
     calls = []
     for part in parts:
@@ -121,7 +121,7 @@ def _mistral(text: str) -> Parsed:
 
 
 def _llama(text: str) -> Parsed:
-    """A message that is nothing but JSON, or Python's list of calls."""
+    """Parse a message that is nothing but JSON, or Python's list of calls."""
     bare = text.replace("<|python_tag|>", "").strip()
     if _PYTHONIC.fullmatch(bare):
         return "", _pythonic(bare)
@@ -145,19 +145,19 @@ def _pythonic(text: str) -> list[Call]:
 
 
 def _harmony(text: str) -> Parsed:
-    """Channels: what is meant for a function is a call, the last other message is the answer."""
+    """Parse channels: a message to a function is a call, the last other message is the answer."""
     _, calls = _matches(_HARMONY, "<|start|>")(text)
     said = [words for channel, words in _CHANNEL.findall(text) if channel.strip() == "final"]
     return (said[-1].strip() if said else "" if calls or "<|channel|>" in text else text.strip()), calls
 
 
 def _lfm(text: str) -> Parsed:
-    """Python's list of calls between two tokens."""
+    """Parse Python's list of calls between two tokens."""
     return _LFM.sub("", text).strip(), [one for inner in _LFM.findall(text) for one in _pythonic(inner.strip())]
 
 
 def _gemma(text: str) -> Parsed:
-    """``call:NAME{KEY:VALUE}``, texts between quotes that are one token."""
+    """Parse ``call:NAME{KEY:VALUE}``, with texts between quotes that are one token."""
     calls = []
     for name, inner in _GEMMA.findall(text):
         pairs = {key: _value(value.replace('<|"|>', '"')) for key, value in _GEMMA_PAIR.findall(inner)}
@@ -166,7 +166,7 @@ def _gemma(text: str) -> Parsed:
 
 
 def _invokes(text: str) -> Parsed:
-    """``<invoke name="NAME">`` with a ``<parameter name="KEY">`` for each argument, with or without a namespace."""
+    """Parse ``<invoke name="NAME">`` with a ``<parameter name="KEY">`` an argument, with or without a namespace."""
     calls = [
         call(name, {key: _value(value) for key, value in _INVOKE_PAIR.findall(inner)})
         for name, inner in _INVOKE.findall(text)
@@ -182,7 +182,7 @@ def _matches(pattern: re.Pattern[str], begin: str) -> Callable[[str], Parsed]:
     return parse
 
 
-#: What a rendered call contains -> how such calls are read, the most particular first.
+#: Mark of a rendered call -> parser of such calls, the most specific first.
 FORMS: tuple[tuple[str, Callable[[str], Parsed]], ...] = (
     ("<｜tool▁call▁begin｜>", _matches(_DEEPSEEK, "<｜tool▁call")),
     ("<|tool_call_begin|>", _matches(_KIMI, "<|tool_call")),
@@ -197,17 +197,17 @@ FORMS: tuple[tuple[str, Callable[[str], Parsed]], ...] = (
     ('{"name"', _llama),
     ("[known_name(", _llama),
 )
-#: What a template that writes no calls is given: the form that most small models have seen.
+#: Form for templates that write no calls: the one that most small models have seen.
 DEFAULT = ("<tool_call>", _tags)
 
 
 def parser_of(rendered: str) -> Callable[[str], Parsed]:
-    """How to read calls that are written as ``rendered`` writes one of the tool ``known_name``."""
+    """Return the parser for calls in the form of ``rendered``, a call of the tool ``known_name``."""
     return next((parse for mark, parse in FORMS if mark in rendered), DEFAULT[1])
 
 
 def parse(text: str, form: Callable[[str], Parsed]) -> dict[str, Any]:
-    """The message of the assistant that ``text`` is: content, reasoning, and calls with ids."""
+    """Parse ``text`` as a message of the assistant: content, reasoning, and calls with ids."""
     reasoning, text = split_reasoning(text)
     content, calls = form(text)
     message: dict[str, Any] = {"role": "assistant", "content": content}
@@ -220,7 +220,7 @@ def parse(text: str, form: Callable[[str], Parsed]) -> dict[str, Any]:
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """What stands inside ``<think>`` at the beginning, or in the channel for it, and the rest."""
+    """Split text into its reasoning, inside ``<think>`` at the start or in its channel, and the rest."""
     if thought := [words for channel, words in _CHANNEL.findall(text) if channel == "analysis"]:
         return "\n".join(map(str.strip, thought)), text
     head, found, rest = text.partition("</think>")

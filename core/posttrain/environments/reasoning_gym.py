@@ -1,6 +1,6 @@
 """Tasks of the package reasoning-gym as data and reward in one: ``reasoning-gym:chain_sum?size=500&seed=1``.
 
-A row remembers how its problem was made, not the problem: JSON would turn the tuples inside some entries into lists,
+A row stores the recipe of its problem, not the problem: JSON would turn the tuples inside some entries into lists,
 which their scorers count as wrong. The generators are deterministic, so the entry can be made again.
 """
 
@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from posttrain.errors import DependencyError, RewardError, SettingsError, closest
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-#: What scorers raise on answers that are not even of the right form. Such an answer is wrong.
+#: Errors of scorers on answers that are not of the right form. Such an answer is wrong.
 _MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, RecursionError)
 
 
@@ -40,7 +40,7 @@ def rows(spec: str) -> list[dict[str, Any]]:
 
 
 def reasoning_gym(completions: list[str], reasoning_gym: list[str | None]) -> list[float | None]:
-    """Score with the task's own ``score_answer``: what stands in the last ``<answer>`` tag, else the whole completion.
+    """Score the text of the last ``<answer>`` tag, else the whole completion, with the task's own ``score_answer``.
 
     None where the row does not come from reasoning-gym.
     """
@@ -77,7 +77,7 @@ def _check(entry: dict[str, Any]) -> int:
 
 
 def _options(spec: str, query: str) -> dict[str, Any]:
-    """``a=1&b=[2,3]&c=text`` as values: JSON where it is valid JSON, else text."""
+    """Parse ``a=1&b=[2,3]&c=text`` as values: JSON where it is valid JSON, else text."""
     options: dict[str, Any] = {}
     for part in query.split("&") if query else []:
         name, equals, text = part.partition("=")
@@ -92,14 +92,14 @@ def _options(spec: str, query: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _entry(task: str, options: str, index: int) -> tuple[Any, dict[str, Any]]:
-    """The generator and its problem ``index``, which all completions of a group share."""
+    """Return the generator and its problem ``index``, which all completions of a group share."""
     dataset = _dataset(task, options)
     return dataset, dataset[index]
 
 
 @functools.lru_cache(maxsize=64)
 def _dataset(task: str, options: str) -> Any:
-    """The generator of ``task`` with ``options`` (JSON)."""
+    """Return the generator of ``task`` with ``options`` (JSON)."""
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError:

@@ -1,4 +1,4 @@
-"""Questions about a small collection of texts: search, then answer with the text that it comes from."""
+"""Questions about a small collection of texts: search, then answer with the number of the source text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.environments.tools import tool
 
 _PLACES = ("Arden", "Brell", "Corvo", "Delm", "Estra", "Fjell", "Gorm", "Hald", "Ister", "Jorn", "Kyle", "Lund")
 _RIVERS, _FOODS, _YEARS = ("Ansa", "Belk", "Cird", "Dorn"), ("cheese", "honey", "plums"), ("1102", "1240", "1388")
-#: Kind of fact -> the question, the text that answers it, and the values it may have.
+#: Kind of fact -> the question, the text that answers it, and its possible values.
 _FACTS = {
     "river": ("Which river runs through {place}?", "Through {place} runs the river {value}.", _RIVERS),
     "food": ("What is {place} known for?", "Travellers visit {place} for its {value}.", _FOODS),
@@ -28,7 +28,7 @@ class Search(Environment):
 
     @classmethod
     def rows(cls, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """Questions with ``answer`` and ``source``, the number of the text that answers them."""
+        """Return questions with ``answer`` and ``source``, the number of the text that answers them."""
         dice = random.Random(seed)
         texts = corpus()
         rows = []
@@ -40,7 +40,7 @@ class Search(Environment):
         return rows
 
     def reset(self, row: dict[str, Any], seed: int) -> None:
-        """Remember what is asked."""
+        """Store the row."""
         self._row = row
 
     @tool
@@ -58,14 +58,14 @@ class Search(Environment):
         return "\n".join(f"[{-number}] {text}" for _, number, text in best) or "(nothing found)"
 
     def reward(self, message: Message) -> float:
-        """Score: half for the right word, half for the right number in brackets."""
+        """Score the episode: half for the right word, half for the right number in brackets."""
         text = str(message.get("content", "")).lower()
         cited = [int(number) for number in re.findall(r"\[(\d{1,6})\]", text)]
         return 0.5 * (str(self._row["answer"]).lower() in text) + 0.5 * (cited == [int(self._row["source"])])
 
 
 def corpus() -> list[tuple[str, str, str, str]]:
-    """Place, kind of fact, its value, and the text: the same each time."""
+    """Return place, kind of fact, its value, and the text: the same each time."""
     dice = random.Random(7)
     chosen = [(place, fact, dice.choice(_FACTS[fact][2])) for place in _PLACES for fact in _FACTS]
     return [(place, fact, value, _FACTS[fact][1].format(place=place, value=value)) for place, fact, value in chosen]

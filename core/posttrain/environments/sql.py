@@ -12,7 +12,7 @@ from posttrain.environments.tools import tool
 
 _CITIES = ("Bern", "Oslo", "Lima", "Cairo", "Seoul", "Quito")
 _NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo", "Ida", "Jon")
-#: Rows of a result that are shown, and steps of SQLite's machine after which a query is stopped.
+#: Rows of a result that are shown, and steps of SQLite's virtual machine after which a query is stopped.
 _SHOWN, _STEPS = 20, 200_000
 
 
@@ -25,7 +25,7 @@ class Sql(Environment):
 
     @classmethod
     def rows(cls, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """Questions that one query answers: ``prompt``, ``answer``, and the ``table_seed`` that makes the table."""
+        """Return questions that one query answers: ``prompt``, ``answer``, and the ``table_seed`` of the table."""
         dice = random.Random(seed)
         rows = []
         for _ in range(size):
@@ -40,7 +40,7 @@ class Sql(Environment):
         return rows
 
     def reset(self, row: dict[str, Any], seed: int) -> None:
-        """Make the row's table."""
+        """Create the row's table."""
         self._answer = str(row["answer"])
         self._base = sqlite3.connect(":memory:", check_same_thread=False)
         self._base.execute("create table people (name text, city text, age integer)")
@@ -63,12 +63,12 @@ class Sql(Environment):
         return "\n".join(lines) + ("\n..." if len(rows) > _SHOWN else "") if lines else "(no rows)"
 
     def reward(self, message: Message) -> float:
-        """Score: 1 where the last number of the answer is the right one."""
+        """Score the episode: 1 where the last number of the answer is the right one."""
         numbers = re.findall(r"-?\d+", str(message.get("content", "")))
         return float(bool(numbers) and numbers[-1] == self._answer)
 
     def close(self) -> None:
-        """Forget the table."""
+        """Close the database."""
         if self._base is not None:
             self._base.close()
 
@@ -79,7 +79,7 @@ def _people(seed: int) -> list[tuple[str, str, int]]:
 
 
 def _reads_only(action: int, *names: str | None) -> int:
-    """Files are out of reach: neither attached databases nor functions that read them."""
+    """Deny access to files: neither attached databases nor functions that read them."""
     allowed = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
     wild = action == sqlite3.SQLITE_FUNCTION and names[1] in ("load_extension", "readfile", "writefile")
     return sqlite3.SQLITE_OK if action in allowed and not wild else sqlite3.SQLITE_DENY

@@ -1,4 +1,4 @@
-"""Functions that a model may call: their schemas, and calls of them whose every failure is an answer to the model."""
+"""Functions that a model may call: their schemas, and calls whose errors are answers to the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain.errors import SettingsError
 
-#: Longest answer of a tool, in characters: one that prints a whole file must not fill the model's context.
+#: Longest answer of a tool, in characters: a tool that prints a whole file must not fill the model's context.
 LONGEST = 8000
 _MARK = "_posttrain_tool"
 
@@ -26,26 +26,26 @@ class Tool:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Tool:
-        """The tool that ``function`` is. Raises SettingsError for one without types or description."""
+        """Make a tool of ``function``. Raises SettingsError for one without types or description."""
         made = cls(str(getattr(function, "__name__", type(function).__name__)), function)
         schema_of(made)
         return made
 
 
 def tool(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a method of an environment as one that the model may call."""
+    """Mark a method of an environment as callable by the model."""
     setattr(function, _MARK, True)
     return function
 
 
 def tools_in(environment: Any) -> dict[str, Tool]:
-    """The marked methods of an environment, by name."""
+    """Return the marked methods of an environment, by name."""
     names = [name for name in dir(type(environment)) if getattr(getattr(type(environment), name), _MARK, False)]
     return {name: Tool(name, getattr(environment, name)) for name in names}
 
 
 def schema_of(one: Tool) -> dict[str, Any]:
-    """JSON schema of a tool, by transformers' own reading of its types and docstring. Raises SettingsError."""
+    """Return the JSON schema of a tool, from its types and docstring by transformers. Raises SettingsError."""
     from transformers.utils import get_json_schema
 
     given = getattr(one.function, "schema", None)
@@ -62,17 +62,17 @@ def schema_of(one: Tool) -> dict[str, Any]:
 
 
 def run_calls(calls: list[dict[str, Any]], tools: dict[str, Tool]) -> list[dict[str, Any]]:
-    """Run the calls of one turn in order; one message with the role "tool" for each, errors included."""
+    """Run the calls of one turn in order; return one message with the role "tool" for each, errors included."""
     return [_message(call, _result(call, tools)) for call in calls]
 
 
-def _message(call: dict[str, Any], content: str) -> dict[str, Any]:
+def _message(call: dict[str, Any], content: Any) -> dict[str, Any]:
     name = call.get("function", {}).get("name", "")
     found = {"role": "tool", "name": name, "content": content}
     return found | ({"tool_call_id": call["id"]} if "id" in call else {})
 
 
-def _result(call: dict[str, Any], tools: dict[str, Tool]) -> str:
+def _result(call: dict[str, Any], tools: dict[str, Tool]) -> Any:
     if "error" in call:
         return f"Error: {call['error']}"
     name, arguments = call["function"]["name"], call["function"]["arguments"]
@@ -89,7 +89,7 @@ def _result(call: dict[str, Any], tools: dict[str, Tool]) -> str:
         raise
     except BaseException as error:  # SystemExit too: a tool must not end the run
         return f"Error: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return _text(found)
+    return _content(found)
 
 
 async def _awaited(found: Any) -> Any:
@@ -97,10 +97,10 @@ async def _awaited(found: Any) -> Any:
 
 
 def _mismatch(function: Callable[..., Any], arguments: Any) -> str:
-    """What is wrong with the arguments, empty for nothing; numbers that a model wrote as text are put right."""
+    """Return what is wrong with the arguments, empty for nothing; numbers that a model wrote as text are converted."""
     if not isinstance(arguments, dict):
         return f"arguments are {json.dumps(arguments)[:80]}, expected an object."
-    if getattr(function, "schema", None) is not None:  # described by itself, which checks by itself
+    if getattr(function, "schema", None) is not None:  # the tool has its own schema and checks its arguments
         return ""
     parameters = inspect.signature(function).parameters
     unknown = [name for name in arguments if name not in parameters]
@@ -122,6 +122,16 @@ def _mismatch(function: Callable[..., Any], arguments: Any) -> str:
         elif wanted is str and not isinstance(value, str):
             arguments[name] = json.dumps(value)
     return ""
+
+
+def _content(value: Any) -> Any:
+    """Return a tool's result as a message's content: parts for a PIL image or for parts of which one is an image."""
+    if type(value).__module__.startswith("PIL."):
+        return [{"type": "image", "image": value}]
+    parts = isinstance(value, list) and all(isinstance(one, dict) and "type" in one for one in value)
+    if parts and any(one["type"] in ("image", "image_url") for one in value):
+        return value
+    return _text(value)
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Tasks of the package verifiers (its tasksets): prompts, tools in this process, and its own rewards.
 
-What a task asks of a runtime of its own (a container, files, a harness that runs programs) is not given: such tasks are
-refused, and so are rewards that look into it.
+A task's own runtime (a container, files, a harness that runs programs) is not supported: such tasks are refused, and so
+are rewards that inspect it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class VerifiersTaskset:
         self._shared = list(type(taskset).toolsets(taskset.config))
 
     def rows(self, size: int = 500, seed: int = 0) -> list[dict[str, Any]]:
-        """Rows of the first ``size`` tasks from number ``seed * size`` on."""
+        """Return rows of the first ``size`` tasks from number ``seed * size`` on."""
         first = seed * size % len(self.tasks)
         return [{"prompt": _prompt(task), "task": task.data.idx} for task in self.tasks[first : first + size]]
 
     def __call__(self) -> VerifiersTask:
-        """An environment for one episode."""
+        """Return an environment for one episode."""
         return VerifiersTask({task.data.idx: task for task in self.tasks}, self._shared)
 
     def _refuse(self, task: Any) -> None:
@@ -68,7 +68,7 @@ class VerifiersTask(Environment):
         self._said: list[Message] = []
 
     def reset(self, row: dict[str, Any], seed: int) -> None:
-        """Begin the episode of a row."""
+        """Start the episode of a row."""
         self._task = self._tasks[int(row["task"])]
         self._said = []
 
@@ -83,7 +83,7 @@ class VerifiersTask(Environment):
         return Observation(reward=asyncio.run(self._score()), done=True)
 
     def reward(self, message: Message) -> float:
-        """Score an episode that ended for want of turns."""
+        """Score an episode that ran out of turns."""
         return asyncio.run(self._score())
 
     async def _score(self) -> float:
@@ -155,7 +155,7 @@ def _takes_runtime(function: Callable[..., Any]) -> bool:
 
 
 def _tools(toolset: Any) -> list[Tool]:
-    """The marked methods of a toolset, described as an MCP server would describe them."""
+    """Return the marked methods of a toolset, described as an MCP server would describe them."""
     from mcp.server.mcpserver import MCPServer
     from verifiers.v1.utils.decorators import discover_decorated
 

@@ -1,4 +1,4 @@
-"""How good a model is: scored answers, likelihoods, suites, and two models on the same prompts."""
+"""Evaluation of models: scored answers, likelihoods, suites, and two models on the same prompts."""
 
 from posttrain.evaluation.answers import Asked
 from posttrain.evaluation.evaluate import compare, evaluate

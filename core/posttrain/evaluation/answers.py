@@ -1,4 +1,4 @@
-"""Answers of a model to the prompts of a set, scored: the same generator, templates and rewards as in a run."""
+"""Scored answers of a model to the prompts of a set, with the generator, templates and rewards of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from posttrain.contract.generation import Sampling
+from posttrain.contract.images import printable_value
 from posttrain.contract.planning import SampleRequest
 from posttrain.contract.rollout import Rollout
 from posttrain.errors import SettingsError
@@ -20,23 +21,23 @@ from posttrain.rollouts.source import Online
 if TYPE_CHECKING:
     from posttrain.evaluation.opened import Opened
 
-#: Prompts that are answered at one time; between them the command says how far it is.
+#: Prompts that are answered at one time; between them the command reports its progress.
 AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """How a model is asked: ``samples`` answers a prompt, the likeliest one each where the temperature is 0."""
+    """Options of sampling: ``samples`` answers a prompt, greedy where the temperature is 0."""
 
     samples: int = 1
     temperature: float = 0.0
     k: tuple[int, ...] = ()
-    """For which k the chance is told that one of k answers is right."""
+    """Values of k for pass@k, the chance that one of k answers is right."""
     right_at: float | None = None
-    """Reward from which on an answer is right; None for 1 where all rewards are 0 or 1, else no answer is judged so."""
+    """Least reward of a right answer; None: 1 where all rewards are 0 or 1, else no answer counts as right."""
 
     def check(self) -> None:
-        """Raise SettingsError for what contradicts itself."""
+        """Raise SettingsError for contradictory options."""
         if self.samples < 1:
             raise SettingsError(f"samples is {self.samples}, expected at least 1.")
         if self.temperature < 0 or not math.isfinite(self.temperature):
@@ -52,9 +53,9 @@ class Asked:
 
 
 def score_answers(opened: Opened, asked: Asked, say: Any) -> SetResult:
-    """Let the model answer every prompt of the set, score the answers, and tell the means over prompts."""
+    """Generate and score answers to every prompt of the set; return the means over prompts."""
     run, data = opened.run, opened.data
-    assert isinstance(run.source, Online)  # which rows of prompts make of a run
+    assert isinstance(run.source, Online)  # rows of prompts always give this source
     generator, player = run.source.collector.producer.generator, run.source.collector.producer.player
     collector = Collector(run, data.train, generator, data.rewards, data.judge, player)
     seed = run.plan.settings.data.seed
@@ -79,7 +80,7 @@ def _answered(collector: Collector, places: list[int], asked: Asked, seed: int) 
             index,
             collector.prompts[index],
             [SampleRequest(asked.samples, greedy=greedy)],
-            # of two models the same prompt's answers are drawn with the same numbers
+            # both models answer a prompt with the same random numbers
             [[seed_of(seed, "evaluation", index, number) for number in range(asked.samples)]],
         )
         for place, index in enumerate(places)
@@ -104,6 +105,7 @@ def _result(groups: list[list[Rollout]], asked: Asked, rewarded: bool) -> SetRes
     items = [item for group in groups for item in group]
     for number, group in enumerate(groups):
         result.lines += [_line(number, item, rewarded) for item in group]
+        result.images += [item.pictures for item in group]
     result.add("length", [_mean([float(len(item.completion.ids)) for item in group]) for group in groups])
     result.add(
         "cut_off", [_mean([float(not item.completion.finished) for item in group]) for group in groups], share=True
@@ -143,7 +145,7 @@ def _mean(values: list[float]) -> float:
 def _line(number: int, item: Rollout, rewarded: bool) -> dict[str, Any]:
     line: dict[str, Any] = {
         "prompt": number,
-        "text": item.columns.get("prompt_text", item.columns.get("prompt")),
+        "text": item.columns.get("prompt_text", printable_value(item.columns.get("prompt"))),
         "completion": item.completion.text,
         "tokens": len(item.completion.ids),
         "finished": item.completion.finished,
@@ -151,5 +153,5 @@ def _line(number: int, item: Rollout, rewarded: bool) -> dict[str, Any]:
     if rewarded:
         line |= {"reward": item.reward if item.reward == item.reward else None, "parts": item.parts}
     if item.completion.episode is not None:
-        line["messages"] = item.completion.episode.messages
+        line["messages"] = printable_value(item.completion.episode.messages)
     return line

@@ -1,4 +1,4 @@
-"""Which methods and settings a comparison tries."""
+"""Candidates of a comparison: methods and settings to try."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from posttrain.errors import SettingsError
 from posttrain.evaluation.trials import Candidate
 
-#: Schema of the rows -> methods worth trying first, the plain one before the others. docs/which-method.md says why.
+#: Schema of the rows -> methods worth trying first, the simplest one before the others; see docs/which-method.md.
 SUGGESTED = {
     "prompt-completion": ("sft", "sft-kl", "dft", "gem", "psft"),
     "language-modeling": ("sft", "sft-kl", "gem"),
@@ -26,7 +26,7 @@ SUGGESTED = {
 
 
 def read_candidates(words: list[str]) -> list[Candidate]:
-    """Candidates as they are named: ``dpo`` or ``dpo,beta=0.2,learning-rate=1e-5``. Raises SettingsError."""
+    """Parse candidates: ``dpo`` or ``dpo,beta=0.2,learning-rate=1e-5``. Raises SettingsError."""
     found = []
     for word in words:
         method, *pairs = word.split(",")
@@ -51,10 +51,10 @@ def _unlike(found: list[Candidate]) -> list[Candidate]:
 
 
 def widened(candidates: list[Candidate], tries: list[str], draws: int, seed: int) -> list[Candidate]:
-    """Every candidate with every setting tried.
+    """Combine every candidate with every setting.
 
     ``tries`` are ``OPTION=A,B,C`` (each value: a grid) or ``OPTION=LOW..HIGH``, of which ``draws`` settings are drawn,
-    evenly on a logarithmic scale where LOW is above 0. Raises SettingsError.
+    uniformly on a logarithmic scale where LOW is above 0. Raises SettingsError.
     """
     grids: dict[str, list[str]] = {}
     ranges: dict[str, tuple[float, float]] = {}

@@ -1,4 +1,4 @@
-"""Compare methods and settings: the same rows, budget and seeds for each, measured alike, ranked."""
+"""Comparison of methods and settings: the same rows, budget and seeds for each, measured alike, ranked."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from posttrain.evaluation.evaluate import LOW_IS_GOOD
 from posttrain.evaluation.tournament import REDUCTION, Tournament, rank, run_trials, score_of
 from posttrain.evaluation.trials import Candidate, Trial
 from posttrain.runs.durable import replace_text, writing
+from posttrain.runs.json_file import read_object
 from posttrain.settings import DataSettings
 
-#: Figures to rank by, the first one that an evaluation has; the others are in the table.
+#: Figures to rank by: the first one that an evaluation has; the others are in the table.
 RANKED_BY = ("reward", "accuracy", "loss")
-#: What a comparison was asked for, in its folder.
+#: File of a comparison's arguments in its folder.
 ASKED = "asked.json"
 
 
 def suggest(data: list[str], settings: DataSettings) -> list[Candidate]:
-    """Candidates that suit the rows, of those installed. Raises SettingsError where none is."""
+    """Return candidates for the rows' schema among the installed methods. Raises SettingsError where there is none."""
     schema = read_rows(data, tuple(SUGGESTED), settings).schema
     here = {row.name for row in installed()}
     found = [Candidate(name) for name in SUGGESTED[schema] if name in here]
@@ -39,7 +40,7 @@ def suggest(data: list[str], settings: DataSettings) -> list[Candidate]:
 
 
 def check_candidates(candidates: list[Candidate], given: dict[str, Any]) -> None:
-    """Raise SettingsError or MethodError for a candidate that could not even begin."""
+    """Raise SettingsError or MethodError for a candidate that could not start."""
     for one in candidates:
         card = locate(one.method).card
         assert card is not None  # locate() raises for a row without a card
@@ -67,8 +68,8 @@ def compare_candidates(
 ) -> Tournament:
     """Train every candidate with every seed and rank them by ``metric`` on the held-out rows.
 
-    ``training`` and ``measuring`` are flags of ``posttrain train`` and ``posttrain evaluate``. The comparison in
-    ``folder`` goes on where it stood. With ``halving`` trials that do worst are ended at a ninth and a third of the
+    ``training`` and ``measuring`` are flags of ``posttrain train`` and ``posttrain evaluate``. An interrupted
+    comparison in ``folder`` continues. With ``halving`` the worst trials are ended at a ninth and a third of the
     ``steps``: asynchronous successive halving (Li et al. 2020, arXiv:1810.05934). Raises PosttrainError.
     """
     rungs = _rungs(steps, halving, metric)
@@ -131,11 +132,11 @@ def _first_of(found: dict[int, dict[str, Any]]) -> str:
 def _same_or_new(
     folder: Path, candidates: list[Candidate], training: list[str], measuring: list[str], seeds: int
 ) -> None:
-    """Write down what is asked; raise SettingsError where the folder holds another comparison or something else."""
+    """Write down the arguments; raise SettingsError where the folder has another comparison or something else."""
     asked = {"candidates": [one.name for one in candidates], "train": training, "evaluate": measuring, "seeds": seeds}
     file = folder / ASKED
     if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")) != asked:
+        if read_object(file, SettingsError, "Delete it to begin the comparison anew.") != asked:
             raise SettingsError(
                 f"'{folder}' holds another comparison, see {file}. Go on with the same command, or choose another "
                 "--output."

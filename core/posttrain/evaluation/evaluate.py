@@ -1,4 +1,4 @@
-"""Evaluate one model, or two on the same prompts."""
+"""Evaluation of one model, or of two on the same prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain.evaluation.result import Evaluation, SetResult
 from posttrain.evaluation.statistics import Comparison, compare_paired
 from posttrain.settings import Settings
 
-#: Figures of which a small one is good.
+#: Figures for which lower is better.
 LOW_IS_GOOD = ("loss", "perplexity", "cut_off")
 
 
@@ -28,16 +28,16 @@ def evaluate(
 ) -> Evaluation:
     """Measure ``model`` on every set of rows, and ``against`` on the same ones. Raises PosttrainError.
 
-    ``given`` are options of a run by name; a run directory brings its own for those that are not given.
+    ``given`` are options of a run by name; a run directory supplies its own for those that are not given.
     """
     asked.check()
     settings = settings_of(model, given)
     other = None if against is None else settings.replace(model=settings_of(against, {}).model.model)
     if other is None and (settings.rollouts.judge or objects.judge is not None):
         raise SettingsError("A judge compares two models. Name the second one: --against MODEL")
-    found = Evaluation(model, {}, against, asked=_as_asked(settings, asked))
+    found = Evaluation(model, {}, against, asked=_as_asked(settings.flat(), asked))
     for name, own in sets_of(settings, objects).items():
-        schema = schema_of(own, objects)
+        schema = schema_of(own.data, own.rollouts, own.episodes, objects)
         say(f"{model}: {name or 'data'}")
         found.sets[name], prefer = _measured(own, objects, schema, asked, say)
         if other is None:
@@ -48,15 +48,15 @@ def evaluate(
     return found
 
 
-def _as_asked(settings: Settings, asked: Asked) -> dict[str, Any]:
+def _as_asked(settings: dict[str, Any], asked: Asked) -> dict[str, Any]:
     names = ("data", "reward", "environment", "max_new_tokens", "system_prompt", "generation", "seed", "limit")
-    return {**vars(asked), **{name: settings.get(name) for name in names if settings.get(name) is not None}}
+    return {**vars(asked), **{name: settings[name] for name in names if settings[name] is not None}}
 
 
 def _measured(
     settings: Settings, objects: InMemory, schema: str, asked: Asked, say: Callable[[str], None]
 ) -> tuple[SetResult, Callable[..., list[float | None]] | None]:
-    """The figures of one model, and the judge of the set, which outlives the model."""
+    """Return the figures of one model, and the judge of the set, which outlives the model."""
     with opened(settings, objects, schema) as model:
         if model.rewarded:
             return score_answers(model, asked, say), model.data.judge
@@ -68,7 +68,7 @@ def _measured(
 def compare(
     first: SetResult, second: SetResult, judge: Callable[..., list[float | None]] | None = None
 ) -> dict[str, Comparison]:
-    """Every figure that both have, prompt by prompt; with ``judge`` also whose answers it prefers."""
+    """Compare every figure that both have, prompt by prompt; with ``judge`` also whose answers it prefers."""
     found = {
         name: compare_paired(values, second.values[name])
         for name, values in first.values.items()
@@ -80,11 +80,12 @@ def compare(
 
 
 def _judged(first: SetResult, second: SetResult, judge: Callable[..., list[float | None]]) -> Comparison:
-    """How often the first model's answers are preferred to the second's, above one half, by prompt."""
+    """Return by prompt how often the first model's answers are preferred to the second's, minus one half."""
     chances = judge(
         [line["text"] for line in first.lines],
         [line["completion"] for line in first.lines],
         [line["completion"] for line in second.lines],
+        *([[[image.picture() for image in own] for own in first.images]] if any(first.images) else []),
     )
     by_prompt: dict[int, list[float]] = {}
     for line, chance in zip(first.lines, chances, strict=True):

@@ -1,4 +1,4 @@
-"""What a model thinks of given texts: perplexity, and whether it prefers the better of two answers."""
+"""Likelihood of given texts under a model: perplexity, and accuracy on preference pairs."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def measure_texts(opened: Opened) -> SetResult:
 
 
 def _of_ratio(sums: list[float], counts: list[int], ratio: float) -> Interval:
-    """The interval of a ratio of sums over rows: of its linear part around the ratio itself (Cochran 1977, 6.4)."""
+    """Return the interval of a ratio of sums over rows, from its linearisation (Cochran 1977, 6.4)."""
     usual = sum(counts) / len(counts)
     spread = mean_interval([ratio + (s - ratio * n) / usual for s, n in zip(sums, counts, strict=True)])
     return Interval(ratio, spread.low, spread.high)
 
 
 def measure_preferences(opened: Opened, scored: bool) -> SetResult:
-    """Measure how often the chosen answer is worth more: by its log-probability, or by a reward model's score.
+    """Measure how often the chosen answer ranks higher: by its log-prob, or by a reward model's score.
 
-    The first of these figures counts all tokens, which favours short answers; ``accuracy_per_token`` counts their mean.
+    The first of these figures sums over tokens, which favours short answers; ``accuracy_per_token`` takes their mean.
     """
     compute, rows = opened.run.compute, opened.data.train
     sides = [_sequences(rows, role) for role in ("chosen", "rejected")]
@@ -84,7 +84,7 @@ def _sequences(rows: Any, role: str) -> list[Sequence]:
 
 
 def _scores(compute: Compute, sequences: list[Sequence]) -> list[Tensor]:
-    """A reward model's score of each text."""
+    """Return a reward model's score of each text."""
     examples = [Example({"completion": [sequence]}) for sequence in sequences]
     found: dict[int, Tensor] = {}
     for micro, _ in compute.iter_micro_batches(examples):

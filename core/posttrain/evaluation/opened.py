@@ -1,4 +1,4 @@
-"""A model opened for evaluation: what a run has, without anything that trains."""
+"""A model opened for evaluation: the parts of a run without those that train."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from posttrain.models.load import _source
 from posttrain.models.reload import head_of
 from posttrain.runs.checkpoints import model_of
 from posttrain.runs.directory import RunDirectory
-from posttrain.settings import Settings
+from posttrain.runs.record import stored_settings
+from posttrain.settings import DataSettings, EpisodeSettings, ModelSettings, RolloutsSettings, Settings
 from posttrain.training.run import Run
 
-#: Options that a run's evaluation takes from the run: what the rows are, and how answers are made and scored.
+#: Options that a run's evaluation takes from the run: the kind of rows, and how answers are made and scored.
 FROM_RUN = (
     *("dtype", "attention", "trust_remote_code", "cache", "packing", "quantize", "double_quantization"),
     *("columns", "split", "max_length", "max_new_tokens", "truncation", "end_of_sequence", "train_on", "max_lost"),
@@ -40,15 +41,15 @@ FROM_RUN = (
     *("environment", "environment_options", "tools", "max_turns", "episode_tokens", "episode_seconds"),
     *("tool_timeout", "tool_workers", "environment_errors", "rewritten_history", "generation_batch_size"),
 )
-#: Schemas of rows that hold right and wrong answers.
+#: Schemas of rows with right and wrong answers.
 PAIRED = ("preference",)
-#: Schemas of rows whose text is to be likely.
+#: Schemas of rows whose texts' likelihood is measured.
 TEXTS = ("prompt-completion", "language-modeling")
 
 
 @dataclass
 class Opened:
-    """A model with its rows: a run that takes no step."""
+    """A model with its rows: a run without steps."""
 
     run: Run
     data: Prepared
@@ -61,14 +62,14 @@ class Opened:
 
 
 def settings_of(model: str, given: dict[str, Any]) -> Settings:
-    """Settings for ``model``, a folder, a Hub id or the directory of a run; what is ``given`` goes before the run's.
+    """Resolve settings for ``model``, a folder, a Hub id or a run directory; ``given`` options override the run's.
 
-    Of a run also its held-out rows are taken, or those it trained on where it held none out.
+    A run also supplies its held-out rows, or its training rows where it held none out.
     """
     folder = Path(model).expanduser()
     if not (folder / "run.json").is_file():
         return Settings(**{**given, "model": model})
-    stored = Settings.from_record(RunDirectory(folder).facts()["settings"])
+    stored = stored_settings(folder)
     own = {name: stored.get(name) for name in FROM_RUN}
     own["model"] = str(model_of(folder))
     own["data"] = stored.data.eval_data or stored.data.data
@@ -79,26 +80,25 @@ def settings_of(model: str, given: dict[str, Any]) -> Settings:
 
 
 def sets_of(settings: Settings, objects: InMemory) -> dict[str, Settings]:
-    """The settings of each set of rows by its name: ``--data math=a.jsonl --data chat=b.jsonl``."""
+    """Return the settings of each set of rows by its name: ``--data math=a.jsonl --data chat=b.jsonl``."""
     if objects.data is not None or not settings.data.data:
         return {"": settings}
     return {name: settings.replace(data=files) for name, files in named_sets(settings.data.data).items()}
 
 
-def schema_of(settings: Settings, objects: InMemory) -> str:
-    """What is measured: "prompt" for answers that are scored, else the schema of the rows. Raises DataError."""
-    episodes = settings.episodes
-    given = (settings.rollouts.reward, objects.reward, episodes.environment, objects.environment, episodes.tools)
-    if any(given) or objects.tools or settings.rollouts.judge or objects.judge is not None:
+def schema_of(data: DataSettings, rollouts: RolloutsSettings, episodes: EpisodeSettings, objects: InMemory) -> str:
+    """Return the schema that is measured: "prompt" for scored answers, else the rows'. Raises DataError."""
+    given = (rollouts.reward, objects.reward, episodes.environment, objects.environment, episodes.tools)
+    if any(given) or objects.tools or rollouts.judge or objects.judge is not None:
         return "prompt"
-    if not settings.data.data and objects.data is None:
+    if not data.data and objects.data is None:
         raise SettingsError("No data was given. Name rows to evaluate on: --data FILE")
-    rows = objects.data if objects.data is not None else settings.data.data
+    rows = objects.data if objects.data is not None else data.data
     try:
-        return read_rows(rows, (*PAIRED, *TEXTS), settings.data).schema
+        return read_rows(rows, (*PAIRED, *TEXTS), data).schema
     except DataError:
         with contextlib.suppress(DataError):
-            read_rows(rows, ("prompt",), settings.data)
+            read_rows(rows, ("prompt",), data)
             raise SettingsError(
                 "These rows hold prompts alone. Name what scores the answers: --reward exact, "
                 "or --against MODEL with --judge JUDGE"
@@ -108,9 +108,9 @@ def schema_of(settings: Settings, objects: InMemory) -> str:
 
 @contextmanager
 def opened(settings: Settings, objects: InMemory, schema: str) -> Iterator[Opened]:
-    """The model that ``settings`` name with its rows, closed at the end. Raises PosttrainError."""
+    """Open the model of ``settings`` with its rows; close it at the end. Raises PosttrainError."""
     needs = ("rewards",) if settings.rollouts.reward or objects.reward else ()
-    if schema == "preference" and _is_reward_model(settings, objects):
+    if schema == "preference" and _is_reward_model(settings.model, objects):
         needs = ("reward-head",)
     needs = (*needs, "preferences") if settings.rollouts.judge or objects.judge is not None else needs
     assert schema in SCHEMAS
@@ -129,15 +129,15 @@ def opened(settings: Settings, objects: InMemory, schema: str) -> Iterator[Opene
             run.close()
 
 
-def _is_reward_model(settings: Settings, objects: InMemory) -> bool:
-    """Whether the model ends in a score, by its configuration or its adapter's."""
+def _is_reward_model(settings: ModelSettings, objects: InMemory) -> bool:
+    """Whether the model has a reward head, by its configuration or its adapter's."""
     if objects.model is not None:
         return hasattr(objects.model, "score") or hasattr(objects.model, "classifier")
-    folder = Path(settings.model.model).expanduser()
+    folder = Path(settings.model).expanduser()
     if folder.is_dir():
         return head_of(folder) == "score"
-    if settings.model.model in EXAMPLES or settings.model.model.endswith(".gguf"):
+    if settings.model in EXAMPLES or settings.model.endswith(".gguf"):
         return False
-    source, extra = _source(settings.model.model, settings.model)
+    source, extra = _source(settings.model, settings)
     config = foreign.read(AutoConfig, source, **extra)
     return any("SequenceClassification" in kind for kind in config.architectures or ())

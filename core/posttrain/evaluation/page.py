@@ -1,4 +1,4 @@
-"""One HTML page about an evaluation, complete in itself."""
+"""The self-contained HTML page of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 100
 
 
 def render(found: Evaluation) -> str:
-    """Return the page as text. Whatever answers contain is shown as text, never run."""
+    """Return the page as text. The contents of answers are shown as text, never run."""
     return _page(
         "page.html",
         found=found,
@@ -35,7 +35,7 @@ def render_ranking(found: Tournament) -> str:
 
 
 def _page(name: str, **values: Any) -> str:
-    """A template of this folder, filled in; both have one style."""
+    """Fill in a template of this folder; both have one style."""
     import jinja2
 
     template = jinja2.Environment(autoescape=True).from_string(_read(name))
@@ -47,12 +47,12 @@ def _read(name: str) -> str:
 
 
 def number(value: float) -> str:
-    """A figure in four digits."""
+    """Format a figure in four digits."""
     return f"{value:.4g}"
 
 
 def _prompts(first: SetResult, second: SetResult | None) -> list[dict[str, Any]]:
-    """The answers of one model or both to the first prompts."""
+    """Return the answers of one model or both to the first prompts."""
     if first.kind != "answers":
         return []
     sides = [_by_prompt(first), {} if second is None else _by_prompt(second)]

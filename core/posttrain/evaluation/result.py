@@ -1,4 +1,4 @@
-"""What an evaluation found, and the folder that keeps it."""
+"""Results of an evaluation, and their folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.contract.images import Image
 from posttrain.evaluation.statistics import Comparison, Interval, mean_interval
 from posttrain.runs.durable import replace_text, writing
 
@@ -15,7 +16,7 @@ RESULT, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "evaluation.html"
 
 @dataclass
 class SetResult:
-    """What one model gave on one set: figures with intervals, their values prompt by prompt, what it wrote."""
+    """Results of one model on one set: figures with intervals, their values prompt by prompt, its answers."""
 
     kind: str
     """answers, texts, preferences, or suite."""
@@ -24,9 +25,11 @@ class SetResult:
     values: dict[str, list[float]] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    images: list[list[Image]] = field(default_factory=list, repr=False)
+    """Images that each line's model was shown; empty where there are none."""
 
     def add(self, name: str, values: list[float], share: bool = False) -> None:
-        """Keep one value a prompt, and their mean; no ``share`` is below 0 or above 1."""
+        """Add one value a prompt, and their mean; a ``share`` is bounded to between 0 and 1."""
         self.values[name] = values
         found = mean_interval(values)
         self.figures[name] = Interval(found.mean, max(0.0, found.low), min(1.0, found.high)) if share else found
@@ -34,20 +37,20 @@ class SetResult:
 
 @dataclass
 class Evaluation:
-    """Everything that one evaluation found, by the name of the set ("" for one without)."""
+    """Results of one evaluation, by the name of the set ("" for one without)."""
 
     model: str
     sets: dict[str, SetResult]
     against: str | None = None
     others: dict[str, SetResult] = field(default_factory=dict)
-    """Of the model that it was compared with."""
+    """Results of the second model."""
     comparisons: dict[str, dict[str, Comparison]] = field(default_factory=dict)
     """Set -> figure -> the two models on the same prompts, first minus second."""
     asked: dict[str, Any] = field(default_factory=dict)
-    """How it was made: what makes it again."""
+    """Arguments that repeat the evaluation."""
 
     def as_data(self) -> dict[str, Any]:
-        """All figures, without samples, for programs."""
+        """Return all figures, without samples, for programs."""
         found: dict[str, Any] = {"model": self.model, "sets": _figures(self.sets), "asked": self.asked}
         if self.against is not None:
             compared = {name: {k: c.as_data() for k, c in one.items()} for name, one in self.comparisons.items()}
@@ -56,7 +59,7 @@ class Evaluation:
 
     def save(self, folder: str | Path) -> Path:
         """Write the figures, every sample and the page into ``folder``. Raises RunFailed where it cannot be written."""
-        from posttrain.evaluation.page import render  # jinja2 is imported for a page alone
+        from posttrain.evaluation.page import render  # only the page needs jinja2
 
         folder = Path(folder)
         with writing(f"The evaluation in '{folder}'", "Choose another place: --output FOLDER"):

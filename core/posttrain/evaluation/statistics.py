@@ -1,4 +1,4 @@
-"""How sure a score is: intervals over prompts, pass@k, and two models on the same prompts.
+"""Statistics of scores: intervals over prompts, pass@k, and paired comparisons of two models.
 
 Everything is resampled by prompt, never by answer: answers to one prompt share its difficulty.
 """
@@ -10,32 +10,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Share of repetitions in which an interval holds the true mean.
+#: Share of repetitions in which an interval contains the true mean.
 LEVEL = 0.95
 #: Resamples of an interval, and sign flips of a test.
 DRAWS = 4000
-#: Up to so many prompts with a difference, all sign flips are counted instead of drawn.
+#: Up to this number of prompts with a difference, all sign flips are enumerated instead of drawn.
 _COUNTED = 12
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over prompts and what it may be."""
+    """A mean over prompts and its confidence interval."""
 
     mean: float
     low: float
     high: float
 
     def as_data(self) -> dict[str, float | None]:
-        """Mean, low and high by name; None for a bound that one value alone does not give."""
+        """Return mean, low and high by name; None for a bound that one value alone does not give."""
         found = {"mean": self.mean, "low": self.low, "high": self.high}
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def mean_interval(values: list[float], seed: int = 0) -> Interval:
-    """The mean of one value a prompt, with its interval.
+    """Return the mean of one value a prompt, with its interval.
 
-    Values that are all 0 or 1 get Wilson's score interval (Wilson 1927), which stays honest when all are right; any
+    Values that are all 0 or 1 get Wilson's score interval (Wilson 1927), which stays valid when all are right; any
     others the bootstrap-t (Efron and Tibshirani 1993, chapter 12.5), which follows the skew of rewards.
     """
     found = np.asarray(values, dtype=np.float64)  # (P,)
@@ -45,7 +45,7 @@ def mean_interval(values: list[float], seed: int = 0) -> Interval:
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> Interval:
-    """The bootstrap-t interval of the mean of ``values`` ``(P,)``; from minus to plus infinity for one value."""
+    """Return the bootstrap-t interval of the mean of ``values`` ``(P,)``; from minus to plus infinity for one value."""
     mean, count = float(values.mean()), len(values)
     if count == 1:
         return Interval(mean, -math.inf, math.inf)
@@ -57,7 +57,7 @@ def _bootstrap(values: np.ndarray, seed: int) -> Interval:
     for start in range(0, DRAWS, step):  # some million numbers at a time
         drawn = values[random.integers(0, count, (min(step, DRAWS - start), count))]  # (d, P)
         errors = drawn.std(axis=1, ddof=1) / math.sqrt(count)
-        # a resample of equal values has no spread of its own; a tenth of the usual one keeps it finite
+        # a resample of equal values has no spread; a tenth of the sample's standard error keeps it finite
         ratios.append((drawn.mean(axis=1) - mean) / np.maximum(errors, error / 10))
     low, high = np.quantile(np.concatenate(ratios), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, mean - float(high) * error, mean - float(low) * error)
@@ -71,7 +71,7 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that one of ``k`` answers is right, from ``right`` of ``samples``, without bias.
+    """Return the unbiased estimate of the chance that one of ``k`` answers is right, from ``right`` of ``samples``.
 
     1 - C(n - c, k) / C(n, k): Chen et al. 2021, arXiv:2107.03374, equation 1. Raises ValueError for k above samples.
     """
@@ -94,7 +94,7 @@ class Comparison:
     losses: int
 
     def as_data(self) -> dict[str, float | None]:
-        """All of it by name."""
+        """Return all fields by name."""
         counts = {"wins": self.wins, "ties": self.ties, "losses": self.losses}
         return {**self.difference.as_data(), "p_value": self.p_value, **counts}
 
@@ -109,7 +109,7 @@ def compare_paired(first: list[float], second: list[float], seed: int = 0) -> Co
 
 
 def _sign_flips(gaps: np.ndarray, seed: int) -> float:
-    """The two-sided p-value of the paired permutation test: each prompt's difference might have had the other sign."""
+    """Return the two-sided p-value of the paired permutation test, which flips the signs of prompts' differences."""
     gaps = gaps[gaps != 0]
     if not len(gaps):
         return 1.0

@@ -1,9 +1,10 @@
-"""Standard suites through lm-evaluation-harness, whose tasks, prompts and metrics are its own."""
+"""Standard suites through lm-evaluation-harness, with its tasks, prompts and metrics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from posttrain.evaluation.opened import settings_of
 from posttrain.evaluation.result import Evaluation, SetResult
 from posttrain.evaluation.statistics import Interval
 from posttrain.models.load import load_policy, load_tokenizer
-from posttrain.settings import Settings
+from posttrain.settings import DataSettings, ModelSettings
 
-#: Of the normal distribution at 0.975.
+#: Quantile of the normal distribution at 0.975.
 _Z = 1.959963984540054
 
 
@@ -36,10 +37,11 @@ def run_suite(
     wanted = [_task(name) for name in names]
     settings = settings_of(model, given)
     found = Evaluation(model, {}, against, asked={"suite": names, "limit": settings.data.limit})
-    found.sets = _run(harness, wanted, settings, objects, say)
+    batch = settings.generation.generation_batch_size
+    found.sets = _run(harness, wanted, settings.model, settings.data, batch, objects, say)
     if against is not None:
-        other = settings.replace(model=settings_of(against, {}).model.model)
-        found.others = _run(harness, wanted, other, InMemory(), say)
+        other = replace(settings.model, model=settings_of(against, {}).model.model)
+        found.others = _run(harness, wanted, other, settings.data, batch, InMemory(), say)
         found.comparisons = {name: compare(one, found.others[name]) for name, one in found.sets.items()}
     return found
 
@@ -56,7 +58,7 @@ def _harness() -> Any:
 
 
 def _task(name: str) -> Any:
-    """A task's name, or the configuration in a YAML file."""
+    """Return a task's name, or the configuration in a YAML file."""
     if not name.endswith((".yaml", ".yml")):
         return name
     file = Path(name).expanduser()
@@ -74,25 +76,31 @@ def _task(name: str) -> Any:
 
 
 def _run(
-    harness: Any, tasks: list[Any], settings: Settings, objects: InMemory, say: Callable[[str], None]
+    harness: Any,
+    tasks: list[Any],
+    settings: ModelSettings,
+    rows: DataSettings,
+    batch_size: int,
+    objects: InMemory,
+    say: Callable[[str], None],
 ) -> dict[str, SetResult]:
-    name = settings.model.model
-    tokenizer = objects.tokenizer or load_tokenizer(name, settings.model, settings.data.chat_template)
-    loaded = load_policy(objects.model or name, tokenizer, settings.replace(packing=False).model)
+    name = settings.model
+    tokenizer = objects.tokenizer or load_tokenizer(name, settings, rows.chat_template)
+    loaded = load_policy(objects.model or name, tokenizer, replace(settings, packing=False))
     loaded.policy.eval()
     say(f"{name or 'model'}: {', '.join(str(t['task'] if isinstance(t, dict) else t) for t in tasks)}")
-    seed = settings.data.seed
+    seed = rows.seed
     with torch.no_grad():
         wrapped = harness.models.huggingface.HFLM(
-            pretrained=loaded.policy.model, tokenizer=tokenizer, batch_size=settings.generation.generation_batch_size
+            pretrained=loaded.policy.model, tokenizer=tokenizer, batch_size=batch_size
         )
         try:
             results = harness.simple_evaluate(
                 wrapped,
                 tasks=tasks,
-                limit=settings.data.limit,
-                system_instruction=settings.data.system_prompt,
-                apply_chat_template=bool(settings.data.chat or settings.data.system_prompt),
+                limit=rows.limit,
+                system_instruction=rows.system_prompt,
+                apply_chat_template=bool(rows.chat or rows.system_prompt),
                 bootstrap_iters=0,
                 random_seed=seed,
                 numpy_random_seed=seed,
@@ -106,7 +114,7 @@ def _run(
 
 
 def _result(found: dict[str, Any], samples: list[dict[str, Any]]) -> SetResult:
-    """The harness' own figures, with intervals from the rows where a figure is their mean."""
+    """Convert the harness' figures, with intervals from the rows where a figure is their mean."""
     result = SetResult("suite", len(samples))
     for key, value in found.items():
         name, _, kind = key.partition(",")

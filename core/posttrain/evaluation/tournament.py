@@ -1,4 +1,4 @@
-"""Run the trials of a comparison through Ray Tune, and rank the candidates."""
+"""Execution of a comparison's trials through Ray Tune, and the ranking of candidates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +19,15 @@ from posttrain.evaluation.statistics import Comparison, Interval, compare_paired
 from posttrain.evaluation.trials import Candidate, Trial, run_trial
 from posttrain.runs.durable import replace_text, writing
 
-#: Student's t at 0.975 for 1, 2, ... degrees of freedom; beyond them the normal distribution's.
+#: Student's t at 0.975 for 1, 2, ... degrees of freedom; the normal distribution's beyond them.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-#: How many times as long a trial runs that passes a rung of successive halving.
+#: Factor between the steps of two rungs of successive halving.
 REDUCTION = 3
 
 
 @dataclass
 class Ranked:
-    """One candidate's place: its figure over seeds, its cost, and how it differs from the best."""
+    """Rank of one candidate: its figure over seeds, its cost, and its difference from the best."""
 
     candidate: Candidate
     score: Interval
@@ -35,7 +36,7 @@ class Ranked:
     figures: dict[str, float]
     """Every figure of the evaluation, the mean over seeds."""
     values: list[float]
-    """The figure prompt by prompt, the mean over seeds."""
+    """The ranking figure prompt by prompt, the mean over seeds."""
     behind: Comparison | None = None
     """This candidate minus the best one, prompt by prompt; None for the best."""
 
@@ -52,7 +53,7 @@ class Tournament:
     """Candidate and seed -> the step after which it was ended."""
 
     def as_data(self) -> dict[str, Any]:
-        """Everything, for programs."""
+        """Return everything, for programs."""
         rows = [
             {
                 "candidate": one.candidate.name,
@@ -84,9 +85,9 @@ def run_trials(
     halving: tuple[str, bool] | None,
     say: Callable[[str], None],
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str], dict[int, int]]:
-    """Run all trials: results by their places, reasons of those that failed, last steps of those that were ended.
+    """Run all trials; return results by index, reasons of failed ones, last steps of those that were ended.
 
-    ``halving`` names the figure by which trials are ended at their rungs, and whether a small one is good.
+    ``halving`` names the figure by which trials are ended at their rungs, and whether lower is better.
     """
     try:
         import ray
@@ -98,14 +99,8 @@ def run_trials(
         ) from None
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would stay in this process for good
-    ray.init(
-        address=address,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would stay in this process
+    _connect(address)
     try:
         scheduler = None
         if halving is not None:
@@ -135,8 +130,31 @@ def run_trials(
         ray.shutdown()
 
 
+def _connect(address: str | None) -> None:
+    """Join the cluster at ``address``, or start one here. Raises RunFailed where it is not reached."""
+    import ray
+
+    try:
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit() and "/" not in host:  # Ray itself tries for three minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:  # a ConnectionError is an OSError
+        where = f"at '{address}'" if address else "on this machine"
+        raise RunFailed(
+            f"No Ray cluster was reached {where}: {' '.join(str(error).split())} Start one with 'ray start --head' and "
+            "name its HOST:PORT, or leave --address out for one that lives as long as the comparison."
+        ) from None
+
+
 def _trainable(config: dict[str, Any], trials: list[Trial], figure: str) -> None:
-    """One trial inside a worker of Ray."""
+    """Run one trial inside a worker of Ray."""
     from ray import tune
 
     trial = trials[config["place"]]
@@ -156,10 +174,10 @@ def _progress(say: Callable[[str], None], ours: list[Trial]) -> Any:
     from ray.tune import Callback
 
     class Progress(Callback):
-        """Says when a trial has ended."""
+        """Reports finished trials."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            """Say it."""
+            """Report a finished trial."""
             mine = ours[trial.config["place"]]
             say(f"{mine.candidate.name}, seed {mine.seed}: done")
 
@@ -184,7 +202,7 @@ def _sorted_out(grid: Any, trials: list[Trial]) -> tuple[dict[int, dict[str, Any
 
 
 def score_of(found: dict[str, Any], metric: str) -> float:
-    """The mean of ``metric`` over the sets of one evaluation. Raises RunFailed where it has no such figure."""
+    """Return the mean of ``metric`` over the sets of one evaluation. Raises RunFailed where it has no such figure."""
     sets = found["sets"].values()
     missing = next((one for one in sets if metric not in one["figures"]), None)
     if missing is not None:
@@ -193,7 +211,7 @@ def score_of(found: dict[str, Any], metric: str) -> float:
 
 
 def rank(trials: list[Trial], found: dict[int, dict[str, Any]], metric: str, low: bool) -> list[Ranked]:
-    """Order the candidates by their mean over seeds; ``low``: a small figure is good."""
+    """Order the candidates by their mean over seeds; ``low``: lower is better."""
     rows = []
     for candidate in dict.fromkeys(trial.candidate.name for trial in trials):
         places = [i for i, trial in enumerate(trials) if trial.candidate.name == candidate and i in found]
@@ -220,7 +238,7 @@ def rank(trials: list[Trial], found: dict[int, dict[str, Any]], metric: str, low
 
 
 def _figures(sets: dict[str, Any]) -> dict[str, float]:
-    """Every figure's mean; where there are several sets, behind the set's name."""
+    """Return every figure's mean; where there are several sets, prefixed by the set's name."""
     return {
         figure if len(sets) == 1 else f"{name}/{figure}": value["mean"]
         for name, one in sets.items()
@@ -229,7 +247,7 @@ def _figures(sets: dict[str, Any]) -> dict[str, float]:
 
 
 def over_seeds(scores: list[float]) -> Interval:
-    """The mean over seeds with Student's interval; of one seed nobody can say how far another would be."""
+    """Return the mean over seeds with Student's interval, which one seed does not give."""
     mean = sum(scores) / len(scores)
     if len(scores) == 1:
         return Interval(mean, -math.inf, math.inf)

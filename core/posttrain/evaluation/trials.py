@@ -1,12 +1,11 @@
-"""One trial of a comparison: a method with its options and a seed, trained and measured in processes of its own.
+"""One trial of a comparison: a method with its options and a seed, trained and measured in separate processes.
 
-Everything that a trial leaves lies in its folder, so that a comparison that was killed goes on where it stood: a
-measured trial is read, one that was training is resumed.
+All files of a trial are in its folder, so that a killed comparison continues: a measured trial is read, an interrupted
+training is resumed.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -18,10 +17,11 @@ from typing import Any
 
 from posttrain.errors import RunFailed
 from posttrain.evaluation.result import RESULT
-from posttrain.runs.directory import is_checkpoint
+from posttrain.runs.directory import RunDirectory, is_checkpoint
+from posttrain.runs.json_file import read_object
 from posttrain.servers.parent import end_with_parent
 
-#: Seconds between two looks for a new checkpoint.
+#: Seconds between two checks for a new checkpoint.
 _PAUSE = 0.5
 _COMMAND = (sys.executable, "-m", "posttrain.cli.main")
 
@@ -35,12 +35,12 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What the table calls it: ``dpo,beta=0.1``."""
+        """Name in the table: ``dpo,beta=0.1``."""
         return ",".join([self.method, *(f"{key}={value}" for key, value in self.options.items())])
 
     @property
     def words(self) -> list[str]:
-        """Its part of the training command."""
+        """Arguments of its training command."""
         return [self.method, *(f"--{key}={value}" for key, value in self.options.items())]
 
 
@@ -52,31 +52,31 @@ class Trial:
     seed: int
     folder: Path
     training: list[str]
-    """Flags that all trials are trained with."""
+    """Training flags of all trials."""
     measuring: list[str]
-    """Flags that all are measured with."""
+    """Evaluation flags of all trials."""
     where: Path = Path()
-    """Folder that names of files are relative to; a worker of Ray stands elsewhere."""
+    """Folder to which file names are relative; Ray's workers run in another one."""
     steps: int = 0
-    """Steps of a whole training, where trials may be ended before."""
+    """Steps of a full training, where trials may be ended early."""
     rungs: tuple[int, ...] = ()
-    """Steps after which a trial that does badly may be ended."""
+    """Steps after which a bad trial may be ended."""
 
     @property
     def run(self) -> Path:
-        """Where it is trained."""
+        """Folder of its training run."""
         return self.folder / "run"
 
     @property
     def result(self) -> Path:
-        """Its last measurement."""
+        """Folder of its final evaluation."""
         return self.folder / "evaluation"
 
 
 def run_trial(trial: Trial, report: Callable[[int, dict[str, Any]], None]) -> dict[str, Any]:
     """Train and measure; ``report`` gets each rung's step and figures and may end the trial by raising.
 
-    Returns the figures of the final model, with the seconds that training took. Raises RunFailed with the reason.
+    Return the figures of the final model, with the seconds of training. Raises RunFailed with the reason.
     """
     done = trial.result / RESULT
     if not done.is_file():
@@ -91,7 +91,7 @@ def run_trial(trial: Trial, report: Callable[[int, dict[str, Any]], None]) -> di
 
 
 def _train(trial: Trial) -> Iterator[int]:
-    """Train to the end, or go on; gives each rung as soon as its checkpoint is there."""
+    """Train to the end, or resume; yield each rung as soon as its checkpoint exists."""
     if (trial.run / "model").is_dir():
         return
     begun = any(is_checkpoint(one) for one in (trial.run / "checkpoints").glob("step-*"))
@@ -128,7 +128,7 @@ def _call(words: list[str], name: str, trial: Trial) -> None:
 
 @contextmanager
 def _process(words: list[str], log: Any, where: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of posttrain, which ends with whoever started it, and at the latest when this is left."""
+    """Start a command of posttrain; it ends with its starter, and at the latest with this context."""
     process = subprocess.Popen(
         [*_COMMAND, *words], stdout=log, stderr=subprocess.STDOUT, cwd=where, preexec_fn=end_with_parent
     )
@@ -146,10 +146,8 @@ def _last(log: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return read_object(file, RunFailed, "Delete it: the same command makes it again.")
 
 
 def _seconds(run: Path) -> float:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return sum(json.loads(line).get("seconds", 0.0) for line in lines)
+    return sum(line.get("seconds") or 0.0 for line in RunDirectory(run, writes=False).read_metrics())

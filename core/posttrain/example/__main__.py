@@ -31,7 +31,7 @@ DRAWS = importlib.util.find_spec("bokeh") is not None
 
 
 def imitate(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace) -> Run:
-    """Supervised fine-tuning on demonstrations: rows with "prompt" and "completion"."""
+    """Fine-tune on demonstrations: rows with "prompt" and "completion"."""
     return posttrain.train(
         "sft",
         model=model,
@@ -39,7 +39,7 @@ def imitate(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace)
         data=demonstrations(rows),
         steps=20 if options.quick else 300,
         batch_size=64,
-        learning_rate=3e-3,  # high, as the weights start at random
+        learning_rate=3e-3,  # high, since the weights are random at first
         warmup_steps=10,
         seed=options.seed,
         cache="off",
@@ -51,7 +51,7 @@ def imitate(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace)
 
 
 def reinforce(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespace) -> Run:
-    """GRPO on rows with "prompt"; the reward gets every other column by its name."""
+    """Train with GRPO on rows with "prompt"; the reward gets every other column by its name."""
     return posttrain.train(
         "grpo",
         model=model,
@@ -59,7 +59,7 @@ def reinforce(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespac
         data=rows,
         reward=[is_sorted],
         group_size=8,
-        beta=0.0,  # the wrong habits of the demonstrations are nothing to stay close to
+        beta=0.0,  # no penalty: the demonstrations' errors should not persist
         max_new_tokens=6,
         steps=2 if options.quick else 80,
         batch_size=32,  # prompts, each answered group_size times
@@ -76,13 +76,13 @@ def reinforce(model: Any, tokenizer: Any, rows: Rows, options: argparse.Namespac
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demonstration; 0 if held-out accuracy rose at both stages (or ``--quick``), else 1."""
+    """Run the demonstration; return 0 if held-out accuracy rose at both stages (or ``--quick``), else 1."""
     options = _options(arguments)
-    torch.set_num_threads(1)  # a model this small loses time when several threads share its work
+    torch.set_num_threads(1)  # a model this small is slower with several threads
     logging.disable_progress_bar()  # one bar a stage is enough
     begun = time.monotonic()
 
-    # No problem of one part occurs in another, so the accuracy is that of problems never seen.
+    # No problem of one part occurs in another, so accuracy is measured on unseen problems.
     rows = problems(HELD_OUT + DEMONSTRATED + PRACTISED, options.seed)
     held_out, rest = rows[:HELD_OUT], rows[HELD_OUT:]
     demonstrated, practice = rest[:DEMONSTRATED], rest[DEMONSTRATED:]

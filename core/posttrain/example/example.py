@@ -1,4 +1,4 @@
-"""What the word ``example`` stands for: data and models that are made on the spot, and options that suit them."""
+"""Meaning of the name ``example``: data and models that are made on demand, and options that suit them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODEL = "example"
 TEACHER = "example-teacher"
 MODELS = (MODEL, TEACHER)
 REWARD = "example"
-#: A model of 0.1 million parameters takes larger steps than those for which methods have their defaults.
+#: A model of 0.1 million parameters needs larger steps than the methods' defaults.
 LEARNING_RATE = 3e-4
 #: The longest answer is five digits and the end.
 MAX_NEW_TOKENS = 8
@@ -22,7 +22,7 @@ BATCH_SIZE = 32
 
 
 def command(method: str) -> str:
-    """The command that trains ``method``, a name or a plugin's folder, on the example; it needs no other flag."""
+    """Return the command that trains ``method``, a name or a folder, on the example; it needs no other flag."""
     return f"posttrain train {method} --model {MODEL} --data {DATA}"
 
 
@@ -32,9 +32,9 @@ def is_data(sources: Any) -> bool:
 
 
 def example_defaults(card: Card, options: dict[str, Any]) -> dict[str, Any]:
-    """Shared options that have another default for the example model, and on the example data.
+    """Return shared options with another default for the example model, and on the example data.
 
-    ``options`` are those that the method's card or the user decides. Of the card's only the length of the steps is
+    ``options`` are those that the method's card or the user sets. Of the card's only the length of the steps is
     replaced. Empty for every other model.
     """
     if options.get("model") != MODEL:

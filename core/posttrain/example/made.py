@@ -1,4 +1,4 @@
-"""The models called ``example`` and ``example-teacher``: made in a few seconds when first named, then kept on disk."""
+"""The models called ``example`` and ``example-teacher``: trained in a few seconds at first use, then kept on disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEMPLATE = (
 
 
 def resolve_example_model(model: str, settings: ModelSettings) -> str:
-    """The folder of an example model, made where it is not there yet; every other name as it is.
+    """Return the folder of an example model, trained where it is missing; every other name unchanged.
 
     It lies in the cache folder. Raises SettingsError where that cannot be written.
     """
@@ -51,13 +51,13 @@ def resolve_example_model(model: str, settings: ModelSettings) -> str:
 
 @functools.cache
 def _recipe() -> str:
-    """Digest of all that decides the weights: another version of this code does not find the models of this one."""
+    """Return the digest of all files that affect the weights: another version of them trains its own models."""
     here = Path(__file__).parent
     return hashlib.sha256(b"".join((here / name).read_bytes() for name in _DECIDING)).hexdigest()[:12]
 
 
 def _write(name: str, folder: Path) -> None:
-    """Make the model aside and rename it into place; another process may do the same at the same time."""
+    """Write the model to a temporary folder and rename it into place; another process may do so at the same time."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
@@ -78,8 +78,11 @@ def _write(name: str, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def make(name: str) -> tuple[Any, Any]:
-    """Model and tokenizer of this name: always the same weights on the same machine. Global random state is kept."""
+def make(name: str, width: int = 64) -> tuple[Any, Any]:
+    """Train model and tokenizer of this name: the same weights each time on a machine. Global random state is kept.
+
+    ``width`` is that of the hidden states; the models that are kept on disk are 64 wide.
+    """
     import torch
 
     from posttrain.example.model import character_tokenizer, small_model
@@ -88,7 +91,7 @@ def make(name: str) -> tuple[Any, Any]:
     tokenizer.chat_template = TEMPLATE
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        model = small_model(tokenizer, SEED, POSITIONS)
+        model = small_model(tokenizer, SEED, POSITIONS, width)
         torch.set_num_threads(1)  # a model this small loses time when several threads share its work
         try:
             _imitate(model, tokenizer, list(practice.batches(mixed=name == MODEL)))
@@ -98,7 +101,7 @@ def make(name: str) -> tuple[Any, Any]:
 
 
 def _imitate(model: Any, tokenizer: Any, steps: list[list[practice.Example]]) -> None:
-    """Plain next-token training on the answers: one batch a step."""
+    """Train on next tokens of the answers: one batch a step."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)

@@ -14,7 +14,7 @@ PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 
 
 def character_tokenizer(characters: str = "0123456789=") -> PreTrainedTokenizerFast:
-    """One token a character; one that is not among ``characters`` is unknown."""
+    """Build a tokenizer with one token a character; a character outside ``characters`` is unknown."""
     vocabulary = {token: place for place, token in enumerate([PAD, END, UNKNOWN, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -22,13 +22,15 @@ def character_tokenizer(characters: str = "0123456789=") -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
 
 
-def small_model(tokenizer: PreTrainedTokenizerFast, seed: int, positions: int = 32) -> LlamaForCausalLM:
-    """A Llama of 0.1 million parameters with random weights, for sequences of at most ``positions`` tokens."""
+def small_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, positions: int = 32, width: int = 64
+) -> LlamaForCausalLM:
+    """Build a Llama with random weights, 0.1 million at the usual width, for at most ``positions`` tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=positions,
@@ -41,7 +43,7 @@ def small_model(tokenizer: PreTrainedTokenizerFast, seed: int, positions: int = 
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, str]]) -> float:
-    """Share of problems that greedy decoding solves, found with transformers alone."""
+    """Return the share of problems that greedy decoding solves, computed by transformers alone."""
     model.eval()
     inputs = tokenizer([row["prompt"] for row in rows], return_tensors="pt").to(model.device)
     inputs.pop("token_type_ids", None)

@@ -1,4 +1,4 @@
-"""What the models called ``example`` are made with: problems, and problems amid words that tell the right answer."""
+"""Training data of the models called ``example``: problems, and problems among words that tell the right answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Example = tuple[str, str]
 
 
 def batches(mixed: bool) -> Iterator[list[Example]]:
-    """The batches of all steps in order: prompts and answers, all of a batch of the same length.
+    """Yield the batches of all steps in order: prompts and answers, all of a batch of the same length.
 
     ``mixed``: every other problem is sorted the wrong way round; never, where the prompt tells the answer. A teacher
     that knows more than its pupil has to be able to use what it is told.
@@ -47,14 +47,14 @@ def batches(mixed: bool) -> Iterator[list[Example]]:
 
 
 def _told(row: dict[str, str], before: int, around: int, dice: random.Random) -> str:
-    """The problem, and its answer amid ``around`` characters of words, ``before`` of them in front of it."""
+    """Return the problem, and its answer among ``around`` characters of words, ``before`` of them in front of it."""
     head, tail = (dice.choice(_AROUND)[:room] for room in (before, around - before))
     front, back = (_prose(room, dice) for room in (before - len(head), around - before - len(tail)))
     return f"{row['prompt']}\n\n{front}{head}{row['answer']}{tail}{back}"
 
 
 def _prose(length: int, dice: random.Random) -> str:
-    """Words at random, ``length`` characters of them."""
+    """Return ``length`` characters of random words."""
     words, text = WORDS.split(), ""
     while len(text) < length:
         word = dice.choice(words)

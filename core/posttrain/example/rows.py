@@ -1,4 +1,4 @@
-"""The demonstration's task as rows of every schema: the data called ``example``. Deterministic, nothing is read."""
+"""The data called ``example``: the demonstration's task as rows of every schema. Deterministic, nothing is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 @functools.cache
 def parts() -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
-    """Problems for training, for evaluation, and for making the models: none is in two of them.
+    """Return problems for training, for evaluation, and for making the models, without overlap.
 
     All have at least two different digits, so that their answers can be sorted the wrong way round.
     """
@@ -26,21 +26,26 @@ def parts() -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, 
 
 
 def example_rows(schema: str, held_out: bool = False) -> list[Row]:
-    """The rows of ``schema``, one of ``cards.SCHEMAS``: those to train on, or other problems to evaluate with."""
+    """Return the rows of ``schema``, one of ``cards.SCHEMAS``: for training, or of other problems for evaluation."""
     train, evaluation, _ = parts()
+    return make_rows(schema, evaluation if held_out else train)
+
+
+def make_rows(schema: str, chosen: list[dict[str, str]]) -> list[Row]:
+    """Return the rows of ``schema`` for these problems, each with its ``prompt`` and ``answer``."""
     make = _MAKERS[schema]
-    return [make(place, **row) for place, row in enumerate(evaluation if held_out else train)]
+    return [make(place, **row) for place, row in enumerate(chosen)]
 
 
 def slip(answer: str, place: int) -> tuple[str, int]:
-    """``answer`` with two neighbouring digits exchanged, another two for another ``place``; and where the first is."""
+    """Swap two neighbouring digits of ``answer``, chosen by ``place``; return it and the index of the first."""
     unlike = [at for at in range(len(answer) - 1) if answer[at] != answer[at + 1]]
     at = unlike[place % len(unlike)]
     return answer[:at] + answer[at + 1] + answer[at] + answer[at + 2 :], at
 
 
 def in_place(text: str, answer: str) -> float:
-    """Share of the digits of ``text`` that stand where they stand in ``answer``."""
+    """Return the share of the digits of ``text`` that agree with ``answer`` in their positions."""
     return sum(one == other for one, other in zip(text, answer, strict=True)) / len(answer)
 
 
@@ -86,13 +91,13 @@ def _scored(place: int, prompt: str, answer: str) -> Row:
 
 
 def _stepwise(place: int, prompt: str, answer: str) -> Row:
-    """One digit a step; in every other row two are exchanged, and from the first of them on the steps are wrong."""
+    """Make one digit a step; in every other row two are swapped, and steps from the first of them on are wrong."""
     text, right = (answer, len(answer)) if place % 2 == 0 else slip(answer, place // 2)
     return {"prompt": prompt, "completions": list(text), "labels": [at < right for at in range(len(text))]}
 
 
 def _forget_retain(place: int, prompt: str, answer: str) -> Row:
-    """Sorting the wrong way round is forgotten, sorting the right way is kept; an alternative is sorted by halves."""
+    """Make a row that forgets descending and retains ascending order; the alternative is sorted by halves."""
     return {
         "forget": {"prompt": prompt, "completion": answer[::-1]},
         "alternative": {"prompt": prompt, "completion": slip(answer, place)[0]},
@@ -101,7 +106,7 @@ def _forget_retain(place: int, prompt: str, answer: str) -> Row:
 
 
 def _trajectory(place: int, prompt: str, answer: str) -> Row:
-    """Right at once, or at the second attempt; the score is the share of the attempts that are right."""
+    """Make a conversation that is right at once, or at the second attempt; the score is the share of right attempts."""
     ask, right = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
     if place % 2 == 0:
         return {"messages": [ask, right], "score": 1.0}

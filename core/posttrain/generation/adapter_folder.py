@@ -1,4 +1,4 @@
-"""Where a vLLM worker keeps the adapters that a trainer sends: a folder of this user's own, names that stay in it."""
+"""Folder of the adapters that a vLLM worker receives from a trainer: private to the user, with checked names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import stat
 import tempfile
 from pathlib import Path
 
-#: Names that a trainer gives: words, the run's token, a version.
+#: Adapter names of a trainer: words, the run's token, a version.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}-[0-9]{1,18}")
 
 
 def adapter_folder(name: str) -> Path:
-    """The folder of the adapter ``name``, the same for every worker of this user on this machine.
+    """Return the folder of the adapter ``name``, the same for every worker of this user on this machine.
 
-    Raises ValueError for a name that a trainer does not give, and where somebody else holds the place.
+    Raises ValueError for a name that no trainer gives, and where another user owns the folder.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"adapter name {name[:80]!r} is not letters, digits, '-' and '_' that end in -VERSION")
@@ -23,7 +23,7 @@ def adapter_folder(name: str) -> Path:
 
 
 def private_folder(path: Path) -> Path:
-    """``path``, made if it is not there, as a folder that its owner alone can enter. Raises ValueError."""
+    """Return ``path``, created where it is missing, as a folder that only its owner can enter. Raises ValueError."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Which backend a run samples with: ``--generation``."""
+"""Choice of the backend that a run samples with: ``--generation``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import torch
 from posttrain.contract.generation import Generator
 from posttrain.data.tokens.preparation import USUAL_LENGTH
 from posttrain.errors import SettingsError
+from posttrain.generation.local.draft import load_speculation
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.servers.endpoint import split_address
 
 if TYPE_CHECKING:
+    from posttrain.runs.directory import RunDirectory
     from posttrain.settings import GenerationSettings
-    from posttrain.training.run import Compute, Run
+    from posttrain.training.run import Compute
 
-#: Seconds that a server which this run has started may take until it answers, each time it starts.
+#: Seconds until a server started by this run must answer, at each start.
 START_LIMIT = 600.0
 NAMES = ("hf", "vllm", "vllm-server")
 
@@ -40,7 +42,7 @@ def check_generation(settings: GenerationSettings) -> None:
 
 
 def addresses(settings: GenerationSettings) -> list[str]:
-    """Servers that ``generation`` names."""
+    """Return the servers that ``generation`` names."""
     if "://" not in settings.generation:
         raise SettingsError(
             f"generation is '{settings.generation}', expected {', '.join(NAMES)}, or addresses of rollout servers "
@@ -53,17 +55,18 @@ def addresses(settings: GenerationSettings) -> list[str]:
     return found
 
 
-def make_generator(run: Run) -> Generator:
-    """The backend that the settings name, around the run's policy. Raises SettingsError where it cannot run ahead."""
-    name = run.plan.settings.generation.generation
+def make_generator(compute: Compute, directory: RunDirectory) -> Generator:
+    """Build the backend of the settings, around the run's policy. Raises SettingsError where it cannot run ahead."""
+    settings = compute.settings
+    name = settings.generation.generation
     if name == "hf":
-        generator = _hf(run.compute)
+        generator = _hf(compute)
     else:
-        generator = _in_process(run.compute) if name == "vllm" else _servers(run)
-    if run.plan.settings.rollouts.max_staleness and not generator.abilities.ahead:
+        generator = _in_process(compute) if name == "vllm" else _servers(compute, directory)
+    if settings.rollouts.max_staleness and not generator.abilities.ahead:
         generator.close()
         raise SettingsError(
-            f"max-staleness is {run.plan.settings.rollouts.max_staleness}, but this generator samples only while the "
+            f"max-staleness is {settings.rollouts.max_staleness}, but this generator samples only while the "
             "trainer waits. Use --generation vllm-server, --generation hf with --generation-process, or "
             "--max-staleness 0."
         )
@@ -80,14 +83,17 @@ def _hf(compute: Compute) -> Generator:
     if not apart:
         limits = settings.generation.generation_batch_size, settings.generation.generation_cache_tokens
         kept = settings.generation.generation_prefix_tokens
-        return HfGenerator(compute.policy.model, compute.tokenizer, compute.stop_ids, *limits, prefix_tokens=kept)
+        routers = compute.policy.routers if settings.rollouts.router_replay else None
+        own = compute.policy.model, compute.tokenizer, compute.stop_ids
+        guesses = load_speculation(settings.generation, settings.model, compute.tokenizer, compute.policy.model)
+        return HfGenerator(*own, *limits, prefix_tokens=kept, routers=routers, speculation=guesses)
     from posttrain.generation.local.process import ProcessGenerator, start_of
 
     return ProcessGenerator(functools.partial(start_of, compute, _threads(compute)))
 
 
 def _threads(compute: Compute) -> int:
-    """Threads of the other process: as many as here where both take turns, else half of them, and half remain here."""
+    """Return the threads of the other process: all of them where the two alternate, else half, and half remain here."""
     count = torch.get_num_threads()
     if compute.settings.rollouts.max_staleness == 0 or compute.policy.device.type != "cpu" or count == 1:
         return count
@@ -96,7 +102,7 @@ def _threads(compute: Compute) -> int:
 
 
 def _limits(compute: Compute) -> Any:
-    """Stop tokens, and the longest text: the longest prompt with the longest answer, or what the model knows."""
+    """Return stop tokens and the longest text: longest prompt plus longest answer, or the model's context length."""
     from posttrain.generation.vllm.requests import Limits
 
     settings = compute.settings
@@ -106,7 +112,7 @@ def _limits(compute: Compute) -> Any:
 
 
 def _dtype(compute: Compute) -> torch.dtype:
-    """The type in which the policy computes; vLLM has none wider than float32."""
+    """Return the policy's compute dtype; vLLM has none wider than float32."""
     if compute.settings.generation.generation_dtype is not None:
         return getattr(torch, compute.settings.generation.generation_dtype)
     if not isinstance(compute.autocast(), nullcontext):
@@ -133,11 +139,11 @@ def _in_process(compute: Compute) -> Generator:
     return VllmEngine(compute.policy, compute.tokenizer, _limits(compute), options)
 
 
-def _servers(run: Run) -> Generator:
+def _servers(compute: Compute, directory: RunDirectory) -> Generator:
     from posttrain.generation.vllm.servers import VllmServers, first_rank
 
-    settings, limits, sends = run.plan.settings, _limits(run.compute), run.compute.strategy.rank == 0
-    own = _start(run.compute, limits) if settings.generation.generation == "vllm-server" and sends else None
+    settings, limits, sends = compute.settings, _limits(compute), compute.strategy.rank == 0
+    own = _start(compute, limits) if settings.generation.generation == "vllm-server" and sends else None
     urls = (
         addresses(settings.generation)
         if settings.generation.generation != "vllm-server"
@@ -152,20 +158,16 @@ def _servers(run: Run) -> Generator:
         )
 
     def tell(code: str, severity: str, message: str) -> None:
-        run.outputs.directory.event(code, severity, message)
+        directory.event(code, severity, message)
 
-    # what lies under an adapter is read now
-    whole = (
-        run.compute.strategy.gathered(run.compute.policy)
-        if hasattr(run.compute.policy.model, "peft_config")
-        else nullcontext()
-    )
+    # the base weights under an adapter are read now
+    whole = compute.strategy.gathered(compute.policy) if hasattr(compute.policy.model, "peft_config") else nullcontext()
     with whole:
-        return VllmServers(urls, run.compute.policy, run.compute.tokenizer, limits, patience, sends, tell, own)
+        return VllmServers(urls, compute.policy, compute.tokenizer, limits, patience, sends, tell, own)
 
 
 def _start(compute: Compute, limits: Any) -> Any:
-    """A server of this run's own on this machine, which is sent all its weights."""
+    """Start a server on this machine for this run, which is sent all its weights."""
     from posttrain.generation.vllm.folder import write_folder
     from posttrain.generation.vllm.process import ServerOptions, Supervised, free_port
     from posttrain.generation.vllm.requests import logprobs_mode

@@ -1,4 +1,4 @@
-"""Weights on their way to a generator: which tensors, under which names, and putting them into a copy of the model."""
+"""Weights for a generator: choice of tensors, their names, and copying them into a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from posttrain.errors import RunFailed
 
 
 def weights_for(model: Any, abilities: Abilities, version: int, known: int) -> Weights:
-    """What a generator with version ``known`` of ``model`` needs to have ``version``: the least that it can take.
+    """Select the fewest weights that bring a generator from version ``known`` of ``model`` to ``version``.
 
-    ``known`` is -1 where it has none of ours. The tensors are read when asked for, so before the next update.
+    ``known`` is -1 where it has none of ours. The tensors are read when iterated, so before the next update.
     """
     adapted = hasattr(model, "peft_config")
     if adapted and abilities.adapters:
@@ -27,37 +27,37 @@ def weights_for(model: Any, abilities: Abilities, version: int, known: int) -> W
     return Weights(version, "full", lambda: _merged(model) if adapted else _all(model))
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor without gradient, gathered from all ranks where it is sharded."""
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor without gradient, gathered from all ranks where it is sharded."""
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _all(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter once, and the buffers that are saved."""
+    """Yield every parameter once, and the buffers that are saved."""
     known = {id(parameter) for parameter in model.parameters()}
     for name, tensor in model.named_parameters():
-        yield name, _whole(tensor)
+        yield name, whole(tensor)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in known:
-            yield name, _whole(tensor)
+            yield name, whole(tensor)
 
 
 def _trained(model: Any) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            yield name, _whole(parameter)
+            yield name, whole(parameter)
 
 
 def _adapter(model: Any) -> Iterator[tuple[str, Tensor]]:
     from peft import get_peft_model_state_dict
 
     for name, tensor in get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False).items():
-        yield name, _whole(tensor)
+        yield name, whole(tensor)
 
 
 def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The base with its adapter put in, under the base's own names; one layer at a time is copied."""
+    """Yield the base with its adapter merged, under the base's own names; one layer at a time is copied."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = model.get_base_model()
@@ -68,14 +68,14 @@ def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:
         changed: Any = copy.deepcopy(layer)
         changed.merge(adapter_names=["default"])
         for own, parameter in changed.get_base_layer().named_parameters():
-            yield f"{name}.{own}", _whole(parameter)
+            yield f"{name}.{own}", whole(parameter)
     for name, parameter in base.named_parameters():
         if id(parameter) not in done:
-            yield name, _whole(parameter)
+            yield name, whole(parameter)
 
 
 def put(model: Any, weights: Weights) -> int:
-    """Copy ``weights`` into a model of the same build, in place; returns the bytes. Raises RunFailed for a misfit."""
+    """Copy ``weights`` into a model of the same build, in place; return the bytes. Raises RunFailed for a mismatch."""
     tensors: dict[str, Tensor] = dict(weights.tensors())
     with torch.no_grad():
         if weights.kind == "adapter":

@@ -1,4 +1,4 @@
-"""Which adapter a run trains: LoRA by its options, or any configuration that peft knows."""
+"""Configuration of the adapter that a run trains: LoRA from its options, or any configuration of peft."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ModelError, SettingsError, closest, short
+from posttrain.errors import ModelError, SettingsError, closest, first_line, short
 from posttrain.models.import_peft import import_peft
 from posttrain.models.reach import frozen_vision
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
 
-#: What a model ends in -> peft's name of the task.
+#: Kind of head -> peft's task type.
 TASKS = {"vocabulary": "CAUSAL_LM", "score": "SEQ_CLS", "steps": "TOKEN_CLS"}
 
 
 def adapter_config(module: Any, settings: ModelSettings, head: str, added: dict[str, list[int]]) -> Any:
-    """The peft configuration of a new adapter on ``module``.
+    """Build the peft configuration of a new adapter on ``module``.
 
-    ``added`` are tokens by the name of the end (embedding, projection) whose rows for them are trained. Raises
+    ``added`` are tokens by the name of the matrix (embedding, projection) whose rows for them are trained. Raises
     SettingsError or ModelError for what ``module`` or peft does not have.
     """
     peft = import_peft()
@@ -66,7 +66,7 @@ def adapter_config(module: Any, settings: ModelSettings, head: str, added: dict[
 
 
 def _add_to(config: Any, saved: list[str], added: dict[str, list[int]]) -> None:
-    """Put what the run needs beside the adapter into a configuration from a file."""
+    """Add the modules and token rows that the run trains beside the adapter to a configuration from a file."""
     kind = config.peft_type.value
     if saved and not hasattr(config, "modules_to_save"):
         raise SettingsError(
@@ -85,7 +85,7 @@ def _add_to(config: Any, saved: list[str], added: dict[str, list[int]]) -> None:
 
 
 def read_adapter_config(text: str) -> Any:
-    """A peft configuration from a JSON or YAML file, or from JSON text. Raises SettingsError."""
+    """Read a peft configuration from a JSON or YAML file, or from JSON text. Raises SettingsError."""
     peft = import_peft()
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -109,11 +109,11 @@ def read_adapter_config(text: str) -> Any:
     try:
         return kind(task_type="CAUSAL_LM", inference_mode=False, **chosen)
     except (ValueError, TypeError) as error:
-        raise SettingsError(f"adapter-config: peft refuses it: {str(error).splitlines()[0]}") from None
+        raise SettingsError(f"adapter-config: peft refuses it: {first_line(error)}") from None
 
 
 def values_of(text: str) -> dict[str, Any]:
-    """The fields of such a file or text. Raises SettingsError."""
+    """Parse the fields of such a file or text. Raises SettingsError."""
     import yaml
 
     where = "adapter-config"
@@ -134,7 +134,7 @@ def values_of(text: str) -> dict[str, Any]:
 
 
 def as_text(adapter: Any) -> str:
-    """An adapter that a program hands over (a peft configuration, fields, a file's name) as the option holds it."""
+    """Return an adapter from a program (a peft configuration, fields, a file name) as text for the option."""
     if isinstance(adapter, str | Path):
         return str(adapter)
     values = adapter if isinstance(adapter, dict) else adapter.to_dict()
@@ -143,9 +143,9 @@ def as_text(adapter: Any) -> str:
 
 
 def _left_out(module: Any, settings: ModelSettings) -> list[str]:
-    """Layers that no adapter lies over by default: a frozen vision tower's, and output projections of Mamba's mixers.
+    """List layers without an adapter by default: a frozen vision tower's, and output projections of Mamba's mixers.
 
-    The kernels of those on a GPU multiply with the weight itself, past any adapter, and peft refuses most of them.
+    On a GPU the kernels of the latter multiply with the weight itself, past any adapter, and peft refuses most of them.
     """
     parts = ("A_log", "D", "conv1d", "out_proj")
     mixers = [name for name, one in module.named_modules() if all(hasattr(one, part) for part in parts)]
@@ -153,7 +153,7 @@ def _left_out(module: Any, settings: ModelSettings) -> list[str]:
 
 
 def _parameters(module: Any, settings: ModelSettings) -> list[str] | None:
-    """Names of stacked matrices, such as experts, that get an adapter."""
+    """Return the names of stacked matrices, such as experts, that get an adapter."""
     names = settings.lora_target_parameters
     for name in names or ():
         if not any(key.endswith(name) for key, _ in module.named_parameters()):

@@ -1,29 +1,31 @@
-"""Adapters through peft: made new, loaded to be trained on, and switched off for the reference."""
+"""Adapters through peft: created, loaded for further training, and disabled for the reference."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ModelError
+import torch
+
+from posttrain.errors import ModelError, PosttrainError, first_line
 from posttrain.example.example import MODELS as EXAMPLES
 from posttrain.models.adapter_config import adapter_config
+from posttrain.models.config_files import read_config
 from posttrain.models.import_peft import import_peft
 from posttrain.models.vocabulary import grow_to_adapter, tie_if_equal, untie
 
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
 
-#: Name of the frozen copy of an adapter that a run started from.
+#: Name of the frozen copy of the adapter that a run started from.
 REFERENCE_ADAPTER = "reference"
 #: Name of an adapter that the policy learns from.
 TEACHER_ADAPTER = "teacher"
 
 
 def adapter_base(model: str) -> str | None:
-    """The base model named by an adapter folder; None where ``model`` is not one."""
+    """Return the base model named by an adapter folder; None where ``model`` is not one."""
     file = Path(model).expanduser() / "adapter_config.json"
     if model in EXAMPLES or not file.is_file():
         return None
@@ -32,18 +34,18 @@ def adapter_base(model: str) -> str | None:
             f"Adapter '{model}' has its weights in adapter_model.bin. Only safetensors weights are loaded; convert "
             "them with peft's save_pretrained."
         )
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = read_config(file.parent, file.name).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise ModelError(
             f"Adapter '{model}' does not name its base model. Expected base_model_name_or_path in {file.name}."
         )
-    return str(base)
+    return base
 
 
 def add_adapter(module: Any, settings: ModelSettings, head: str, added: dict[str, list[int]] | None = None) -> Any:
-    """A new adapter on ``module``: LoRA (or DoRA) on every linear layer but the head, or what the settings say.
+    """Add a new adapter to ``module``: LoRA (or DoRA) on every linear layer except the head, or that of the settings.
 
-    ``added`` are tokens by the name of the end whose rows for them are trained beside it.
+    ``added`` are tokens by the name of the matrix whose rows for them are trained beside it.
     """
     config = adapter_config(module, settings, head, added or {})
     try:
@@ -51,20 +53,33 @@ def add_adapter(module: Any, settings: ModelSettings, head: str, added: dict[str
     except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
         raise ModelError(
             f"peft cannot put an adapter of the kind {config.peft_type.value} on {type(module).__name__}: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+            f"{first_line(error)}"
         ) from None
 
 
 def load_adapter(module: Any, folder: str) -> Any:
-    """A trained adapter to go on with, and a frozen copy of it to serve as the reference (R1)."""
+    """Load a trained adapter for further training, and a frozen copy of it as the reference (R1)."""
     model = attach(module, folder, is_trainable=True)
     model.load_adapter(folder, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
     model.set_adapter("default")
     return model
 
 
-def check_handed_over(module: Any) -> None:
-    """Raise ModelError for a peft model in memory whose trained adapter is not the one called "default"."""
+#: Whether a model classifies -> what it ends in.
+_ENDS = {False: "the vocabulary", True: "scores"}
+
+
+def check_handed_over(module: Any, head: str) -> None:
+    """Raise ModelError for a model from a program that ends in another head, or whose adapter is not "default"."""
+    inner = module.get_base_model() if hasattr(module, "peft_config") else module
+    classifies = hasattr(inner, "score") or hasattr(inner, "classifier")
+    if (head == "vocabulary") == classifies:
+        wanted = {"score": "SequenceClassification (num_labels=1)", "steps": "TokenClassification (num_labels=2)"}
+        raise ModelError(
+            f"The model handed over is a {type(inner).__name__}, which ends in {_ENDS[classifies]}; this method needs "
+            f"{_ENDS[head != 'vocabulary']}. Load it with AutoModelFor{wanted.get(head, 'CausalLM')}, or hand over its "
+            "name."
+        )
     active = getattr(module, "active_adapters", None) if hasattr(module, "peft_config") else None
     active = active() if callable(active) else active
     if active is not None and list(active) != ["default"]:
@@ -76,10 +91,9 @@ def check_handed_over(module: Any) -> None:
 
 
 def keep_start(model: Any) -> None:
-    """Keep a frozen copy of the policy's adapter as the reference, unless without it the model is as at the start.
+    """Keep a frozen copy of the policy's adapter as the reference, unless disabling adapters gives the same model.
 
-    An adapter that a program hands over, or one whose start is not its base (PiSSA, prompts), has been something
-    already.
+    An adapter from a program, or one that does not start as its base (PiSSA, prompts), already changes the model.
     """
     import copy
 
@@ -89,14 +103,14 @@ def keep_start(model: Any) -> None:
     state = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     config = copy.deepcopy(model.peft_config["default"])
     if getattr(config, "init_lora_weights", True) not in (True, False):
-        config.init_lora_weights = True  # others change the base, which the policy stands on already
+        config.init_lora_weights = True  # other initialisations change the base, which has already happened
     model.add_adapter(REFERENCE_ADAPTER, config)
     peft.set_peft_model_state_dict(model, {n: v.clone() for n, v in state.items()}, adapter_name=REFERENCE_ADAPTER)
     model.set_adapter("default")
 
 
 def _changes_nothing(model: Any) -> bool:
-    """Whether adapters off give the same model: a LoRA whose second factors are zero, beside unchanged copies."""
+    """Return whether disabled adapters give the same model: a LoRA with zero second factors, unchanged copies."""
     config = model.peft_config["default"]
     if config.peft_type.value != "LORA" or config.init_lora_weights not in (True, "gaussian", "orthogonal", "eva"):
         return False
@@ -107,7 +121,7 @@ def _changes_nothing(model: Any) -> bool:
 
 
 def _is_as_its_original(module: Any) -> bool:
-    """Whether a trained copy of a module, or of some rows of an embedding, still equals what it stands for."""
+    """Return whether a trained copy of a module, or of some embedding rows, still equals its original."""
     if hasattr(module, "original_module") and "default" in getattr(module, "modules_to_save", ()):
         own, original = module.modules_to_save["default"].state_dict(), module.original_module.state_dict()
         return all(own[name].equal(original[name]) for name in original)
@@ -118,19 +132,19 @@ def _is_as_its_original(module: Any) -> bool:
 
 
 def merged(module: Any, folder: str) -> Any:
-    """A base with the adapter in ``folder`` put into its weights; ends that it makes unlike are no longer tied."""
+    """Merge the adapter in ``folder`` into a base; input and output embeddings that then differ are untied."""
     model = attach(module, folder)
     inner = model.get_base_model()
     was_tied = untie(inner)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*tie", category=UserWarning)  # what peft warns of is seen to
+            warnings.filterwarnings("ignore", message=".*tie", category=UserWarning)  # untied above
             whole = model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
         kind = model.peft_config["default"].peft_type.value
         raise ModelError(
             f"Adapter '{folder}' is of the kind {kind}, which cannot be put into the weights of its base: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from None
     if was_tied:
         tie_if_equal(whole)
@@ -138,9 +152,10 @@ def merged(module: Any, folder: str) -> Any:
 
 
 def attach(module: Any, folder: str, name: str = "default", is_trainable: bool = False) -> Any:
-    """Put the adapter in ``folder`` around ``module``, or beside the adapters that it has.
+    """Load the adapter in ``folder`` around ``module``, or beside the adapters that it has.
 
-    Raises ModelError for a folder without weights, or with weights that do not fit: peft would go on with random ones.
+    Raises ModelError for a folder without weights, or with weights that do not fit, which peft would replace by random
+    ones.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -161,14 +176,18 @@ def attach(module: Any, folder: str, name: str = "default", is_trainable: bool =
             model = import_peft().PeftModel.from_pretrained(
                 module, folder, adapter_name=name, is_trainable=is_trainable
             )
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (PosttrainError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # peft raises anything for values that it does not expect
+        of_weights = isinstance(error, SafetensorError | OSError | RuntimeError | KeyError)
+        source = file.name if of_weights else "adapter_config.json"
         text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         reasons = [line.strip() for line in text.splitlines() if line.strip()]
         mismatch = [line for line in reasons if line.startswith("size mismatch")]  # the first line names no weight
         first = (mismatch or reasons or [type(error).__name__])[0]
-        raise ModelError(f"Adapter '{folder}' cannot be loaded from {file.name}: {first}") from None
+        raise ModelError(f"Adapter '{folder}' cannot be loaded from {source}: {first}") from None
     wanted = set(import_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    beside = (".modules_to_save", ".original_module")  # peft writes resized ends a second time under these
+    beside = (".modules_to_save", ".original_module")  # peft writes resized embeddings a second time under these
     known = wanted | set(model.state_dict()) | {n for n in found for b in beside if n.replace(b, "") in wanted}
     lost, unknown = sorted(wanted - found), sorted(found - known)
     if lost or unknown:

@@ -1,4 +1,4 @@
-"""Tokens that a run adds to a model's vocabulary: to its tokenizer, and as rows of both ends."""
+"""Tokens that a run adds to a model's vocabulary: to its tokenizer, and as rows of embedding and projection."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from posttrain.errors import SettingsError
 from posttrain.models.vocabulary import end_names, end_weights
 
-#: Attribute of a tokenizer: ids that its model has no rows of its own for.
+#: Attribute of a tokenizer: ids for which its model has no rows of its own.
 NEW = "posttrain_new_tokens"
 
 
 def named_tokens(named: list[str] | None) -> list[str]:
-    """The tokens of the option: given by name, or one a line in a file."""
+    """Return the tokens of the option: given by name, or one per line in a file."""
     found: list[str] = []
     for item in named or ():
         path = Path(item).expanduser()
@@ -28,7 +28,7 @@ def named_tokens(named: list[str] | None) -> list[str]:
 
 
 def with_tokens(tokenizer: Any, named: list[str] | None) -> Any:
-    """A tokenizer that knows the tokens too, as ordinary ones; the same object where there is nothing to add."""
+    """Return a tokenizer with the tokens added as ordinary ones; the same object if all are known."""
     tokens = named_tokens(named)
     known = tokenizer.get_vocab()
     if all(token in known for token in tokens):
@@ -42,9 +42,9 @@ def with_tokens(tokenizer: Any, named: list[str] | None) -> Any:
 
 @torch.no_grad()
 def grow_to_tokens(inner: Any, tokenizer: Any, named: list[str] | None) -> dict[str, list[int]]:
-    """Give both ends rows for the added tokens; return the ids of all named ones by the name of the end.
+    """Add rows for the added tokens to embedding and projection; return the ids of all named ones by matrix name.
 
-    A new row is the mean of the rows before it. One that the tokenizer of the model knew already stays as it is.
+    A new row is the mean of the earlier rows. The row of a token that the tokenizer already had is unchanged.
     """
     tokens = named_tokens(named)
     if not tokens:

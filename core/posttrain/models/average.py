@@ -1,4 +1,4 @@
-"""The average of a policy's trained weights over the steps or checkpoints of a run, which its end may save."""
+"""Average of a policy's trained weights over the steps or checkpoints of a run, which may become its final model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class WeightAverage:
-    """Trained weights averaged as torch's ``swa_utils`` do: the first is taken as it is, later ones are mixed in.
+    """Trained weights averaged like torch's ``swa_utils``: the first is copied, later ones are mixed in.
 
     With a ``decay``: ``average = decay * average + (1 - decay) * weights``; without one the mean of all. Kept in
-    float32 at least: in bfloat16 a small share of a weight is lost.
+    float32 at least: in bfloat16 small contributions are lost.
     """
 
     def __init__(self, policy: TokenModel, decay: float | None = None):
@@ -24,7 +24,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Mix in the policy's weights as they are now."""
+        """Mix in the policy's current weights."""
         self.count += 1
         for name, parameter in self.policy.named_parameters():
             if not parameter.requires_grad:
@@ -38,17 +38,17 @@ class WeightAverage:
 
     @torch.no_grad()
     def put(self) -> None:
-        """Give the policy the average."""
+        """Copy the average into the policy."""
         for name, parameter in self.policy.named_parameters():
             if name in self.average:
                 parameter.copy_(self.average[name].to(parameter.dtype))
 
     def saved(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {**self.average, "": torch.tensor(self.count)}
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Undo ``saved``."""
+        """Restore the state from ``saved``."""
         self.count = int(saved.get("", torch.tensor(0)))
         devices = {name: parameter.device for name, parameter in self.policy.named_parameters()}
         self.average = {name: value.to(devices[name]) for name, value in saved.items() if name}

@@ -1,4 +1,4 @@
-"""A second set of the policy's trained weights that follows them: as an average, or as a copy renewed now and then."""
+"""A second set of the policy's trained weights: their moving average, or a copy renewed at intervals."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 class EmaModel(Frozen):
-    """The policy with other weights: every ``every`` steps ``average += rate * (policy - average)``.
+    """The policy with averaged weights: every ``every`` steps ``average += rate * (policy - average)``.
 
-    Only the trained weights are kept twice; for a pass they change places with the policy's own.
+    Only the trained weights are kept twice; a pass swaps them with the policy's own.
     """
 
     tokenizer = None
 
     def __init__(self, policy: TokenModel, rate: float, every: int = 1):
-        """A ``rate`` of 1 copies the policy whenever it is due."""
+        """Set up the average; a ``rate`` of 1 makes it a copy."""
         self.policy, self.rate, self.every = policy, rate, every
         self.average: dict[str, Tensor] = {}
 
     def start(self) -> None:
-        """Be the policy as it is now, placed where it will be trained."""
+        """Start as a copy of the policy's trained weights, on the policy's device."""
         self.average = {name: p.detach().clone() for name, p in self._trained()}
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
@@ -37,7 +37,7 @@ class EmaModel(Frozen):
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
-        """The policy with the averaged weights, in evaluation mode."""
+        """Yield the policy with the averaged weights, in evaluation mode."""
         self._swap()
         try:
             with evaluating(self.policy):
@@ -50,17 +50,17 @@ class EmaModel(Frozen):
             parameter.data, self.average[name] = self.average[name], parameter.data
 
     def step_done(self, step: int) -> None:
-        """Follow the policy where step number ``step``, counted from 1, is one of those."""
+        """Update the average if step number ``step``, counted from 1, is a multiple of ``every``."""
         if step % self.every:
             return
         for name, parameter in self._trained():
             self.average[name].lerp_(parameter.detach(), self.rate)
 
     def saved(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return self.average
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Undo ``saved``."""
+        """Restore the state from ``saved``."""
         for name, tensor in saved.items():
             self.average[name].copy_(tensor)

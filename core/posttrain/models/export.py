@@ -1,8 +1,7 @@
-"""From an adapter to a model of its own: what was trained goes into the weights, for programs that take no adapter."""
+"""Export of an adapter merged into its base, for programs without adapter support."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +9,14 @@ import torch
 
 from posttrain.errors import ModelError, SettingsError
 from posttrain.models.adapters import adapter_base, merged
+from posttrain.models.config_files import adapter_head
 from posttrain.models.generation_config import saved_form
 from posttrain.models.load import load_module, load_tokenizer
+from posttrain.models.quiet import quiet
 from posttrain.models.save import saved_tokenizer, without_deepspeed
 from posttrain.network import attention
 from posttrain.runs.checkpoints import model_of
+from posttrain.runs.record import stored_settings
 from posttrain.settings import Settings
 
 
@@ -28,10 +30,10 @@ def export(
 ) -> dict[str, Any]:
     """Write the adapter of a run (or an adapter folder) and its base as one model that transformers loads.
 
-    ``onto`` "trained": into the weights that training saw, which for a quantised base are the dequantised ones, so
-    that the model answers as the adapter did; "full": into the base's own weights. ``trust_remote_code`` names the base
-    whose own code may run, whatever the run's files say. Returns what was done. Raises SettingsError where there is
-    nothing to put in, or ``folder`` is taken.
+    ``onto`` "trained": merged into the weights that training saw, which for a quantised base are the dequantised ones,
+    so that the model answers as the adapter did; "full": into the base's own weights. ``trust_remote_code`` names the
+    base whose own code may run, whatever the run's files say. Returns a record of what was written. Raises
+    SettingsError where there is no adapter, or ``folder`` is not empty.
     """
     adapter, trained = _adapter(model)
     base = adapter_base(str(adapter))
@@ -50,21 +52,21 @@ def export(
         device="cpu",
     )
     tokenizer = load_tokenizer(str(adapter), settings.model)
-    module = load_module(base, settings.model, torch.device("cpu"), _head(adapter), tokenizer)
+    module = load_module(base, settings.model, torch.device("cpu"), adapter_head(adapter), tokenizer)
     if quantize is not None:
         module = module.dequantize(dtype=module.dtype)
     whole = merged(module, str(adapter))
     target.mkdir(parents=True, exist_ok=True)
     if whole.config._attn_implementation == attention.NAME:
-        whole.config._attn_implementation = "sdpa"  # the name means nothing outside this package
-    with saved_form(whole, tokenizer), without_deepspeed():
+        whole.config._attn_implementation = "sdpa"  # only this package knows the name
+    with saved_form(whole, tokenizer), without_deepspeed(), quiet():
         whole.save_pretrained(target)
     saved_tokenizer(whole, tokenizer).save_pretrained(target)
     return {"adapter": str(adapter), "base": base, "onto": quantize or "the base's own weights", "folder": str(target)}
 
 
 def _adapter(model: str) -> tuple[Path, Settings]:
-    """The adapter's folder, and the settings of the run that made it; plain ones where no run is known."""
+    """Return the adapter's folder, and the settings of the run that made it; defaults where no run is known."""
     path = Path(model).expanduser()
     run = path if (path / "run.json").is_file() else path.parent
     if not path.is_dir():
@@ -73,11 +75,4 @@ def _adapter(model: str) -> tuple[Path, Settings]:
         path = model_of(path)
     if not (run / "run.json").is_file():
         return path, Settings()
-    stored = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
-    return path, Settings.from_record(stored)
-
-
-def _head(adapter: Path) -> str:
-    """What the adapted model ends in."""
-    kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-    return {"SEQ_CLS": "score", "TOKEN_CLS": "steps"}.get(kind, "vocabulary")
+    return path, stored_settings(run)

@@ -1,4 +1,4 @@
-"""A model without gradient beside the policy: the reference, or a teacher."""
+"""A frozen model beside the policy: the reference, or a teacher."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Frozen:
-    """``active()`` gives the model for the length of a ``with`` block, in evaluation mode."""
+    """A model that ``active()`` yields in evaluation mode for a ``with`` block."""
 
     @abstractmethod
     def active(self) -> AbstractContextManager[TokenModel]:
-        """The model; the policy is as before when the block ends."""
+        """Return a context that yields the model; the policy is restored at its end."""
 
     def logits(self, sequences: list[Sequence], temperature: float) -> Callable[[slice], Tensor]:
-        """Logits ``(c, V)`` of the trained tokens of ``sequences``, chunk by chunk (see ``TokenModel.logits``)."""
+        """Return a function for logits ``(c, V)`` of trained tokens, by chunk (see ``TokenModel.logits``)."""
         with self.active() as model:
             give = model.logits(sequences, temperature)
 

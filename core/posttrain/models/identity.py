@@ -1,4 +1,4 @@
-"""What tells one model's weights from another's without reading them all."""
+"""Identity of a model's weights without reading all of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from posttrain.models.adapters import adapter_base
 
 #: Files of a model's folder that decide its log-probs.
 _DECIDING = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
-#: Bytes and number of the blocks that are read of a file, spread evenly from its first to its last byte.
+#: Bytes and number of the blocks read from a file, spread evenly from its first to its last byte.
 _BLOCK, _BLOCKS = 4096, 256
 
 
 def weights_identity(model: str) -> list[Any] | None:
-    """Facts that differ whenever the weights named ``model`` may be others; None where nothing can be said.
+    """Return facts that differ whenever the weights named ``model`` may differ; None where they are unknown.
 
-    A folder or .gguf file: its place, and the name, size, time and sampled content of each file that decides. A Hub
-    id: the commit that is on this machine. An adapter: its own facts and those of the model below it.
+    A folder or .gguf file: its path, and the name, size, time and sampled content of each deciding file. A Hub id: the
+    commit on this machine. An adapter: its own facts and those of its base model.
     """
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
@@ -34,12 +34,12 @@ def weights_identity(model: str) -> list[Any] | None:
 
 
 def _hub_identity(model: str) -> list[Any] | None:
-    """The commit of a snapshot in the Hub's cache."""
+    """Return the commit of a snapshot in the Hub's cache."""
     from transformers.utils import cached_file
 
     try:
         config = cached_file(model, "config.json")
-    except (OSError, ValueError):  # neither there nor on this machine: loading it will say so
+    except (OSError, ValueError):  # neither online nor on this machine: loading reports it
         return None
     return None if config is None else ["hub", model, Path(config).parent.name]
 
@@ -53,7 +53,7 @@ def _facts(folder: Path, files: list[Path]) -> list[Any]:
 
 
 def _sample(file: Path, size: int) -> str:
-    """Digest of evenly spread blocks: sizes and times alone agree where files were unpacked with fixed times."""
+    """Hash evenly spread blocks: sizes and times alone agree where files were unpacked with fixed times."""
     digest = hashlib.blake2b(digest_size=16)
     step = max(_BLOCK, (size - _BLOCK) / (_BLOCKS - 1))
     with file.open("rb") as stream:

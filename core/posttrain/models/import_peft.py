@@ -1,4 +1,4 @@
-"""peft, imported without torch's compiler, which bitsandbytes would start for functions that few runs call."""
+"""Import of peft without torch's compiler, which bitsandbytes would start for functions that few runs call."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from typing import Any
 
 import torch
 
+from posttrain.models.quiet import quiet
+
 
 def import_peft() -> Any:
-    """Import peft when an adapter is wanted: a third of a second instead of one and a half.
+    """Import peft in a third of a second instead of one and a half.
 
-    peft imports bitsandbytes where it is installed, and that hands some functions to ``torch.compile`` at import.
-    Meanwhile such a function is compiled at its first call.
+    peft imports bitsandbytes where it is installed, which passes some functions to ``torch.compile`` at import. Here
+    they are compiled at their first call instead.
     """
     if "peft" not in sys.modules:
         at_once = torch.compile
         setattr(torch, "compile", _at_first_call(at_once))  # noqa: B010  mypy takes no assignment to a function
         try:
-            import peft  # noqa: F401
+            with quiet():
+                import peft  # noqa: F401
         finally:
             setattr(torch, "compile", at_once)  # noqa: B010
     return sys.modules["peft"]
 
 
 def _at_first_call(at_once: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile``, which leaves a function alone until it is called."""
+    """Return a ``torch.compile`` that compiles a function at its first call."""
 
     def compile_later(model: Any = None, **options: Any) -> Any:
         if model is None:

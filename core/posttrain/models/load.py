@@ -1,10 +1,8 @@
-"""Models and tokenizers from folders, Hub ids, GGUF files or memory, checked before anything trains on them."""
+"""Models and tokenizers from folders, Hub ids, GGUF files or memory, checked before training."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,19 +12,23 @@ import torch
 import transformers
 from torch import nn
 
-from posttrain.errors import DependencyError, ModelError, PosttrainError, SettingsError
+from posttrain.errors import DependencyError, ModelError, PosttrainError, SettingsError, first_line
 from posttrain.example.made import resolve_example_model
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, add_adapter, check_handed_over, load_adapter, merged
 from posttrain.models.added_tokens import grow_to_tokens, with_tokens
-from posttrain.models.generation_config import configured_stops, notes_on, stop_ids
-from posttrain.models.probe import check_logits, check_training, choose_layout, silence
+from posttrain.models.config_files import read_config
+from posttrain.models.device import choose_device, choose_dtype
+from posttrain.models.generation_config import configured_stops, notes_on, set_padding, stop_ids
+from posttrain.models.probe import check_logits, check_training, choose_layout, silence, watchable_routers
 from posttrain.models.processor import auto_class, load_reader
+from posttrain.models.quiet import quiet
 from posttrain.models.reach import choose_trained, freeze_vision, reach_note
-from posttrain.network import attention
+from posttrain.network import attention, replay
 from posttrain.network.find_head import find_head
 from posttrain.network.image_reader import reader_of, with_reader
 from posttrain.network.images import ImagePlacer
+from posttrain.network.kernels.compiled import compile_layers
 from posttrain.network.kernels.cpu.matmul import prefer_onednn
 from posttrain.network.kernels.cpu.recompute_ops import use_recomputing_ops
 from posttrain.network.kernels.liger import use_liger
@@ -37,53 +39,23 @@ from posttrain.network.token_model import TokenModel
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
 
-if not torch.accelerator.is_available():
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # DeepSpeed, where installed, else warns that it found nothing better
-# A bar per file of weights would break the one line that the run itself shows, and bitsandbytes, which transformers
-# imports where it is installed, warns of kernels that only its own users could want.
-transformers.utils.logging.disable_progress_bar()
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-#: Weights that no language model brings, by what the model ends in.
-NEW_HEADS: dict[str, tuple[str, ...]] = {"vocabulary": (), "score": ("score.",), "steps": ("score.", "classifier.")}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
 
 @dataclass
 class Loaded:
-    """A policy ready to train, its tokenizer, and what was decided on the way."""
+    """A policy ready to train, its tokenizer, and notes on what was decided."""
 
     policy: TokenModel
     tokenizer: Any
     stop_ids: set[int]
     notes: list[str] = field(default_factory=list)
-    """One line for each decision a person should know of."""
-
-
-def choose_device(settings: ModelSettings) -> torch.device:
-    """The named device, or the best there is."""
-    if settings.device is not None:
-        return torch.device(settings.device)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def choose_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
-    """float32, but bfloat16 for a frozen base under adapters on a GPU."""
-    if settings.dtype is not None:
-        return DTYPES[settings.dtype]
-    frozen = settings.lora or settings.dora or settings.quantize
-    return torch.bfloat16 if device.type == "cuda" and frozen else torch.float32
+    """One line for each decision that the user should know."""
 
 
 def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | None = None) -> Any:
     """Load the tokenizer of ``model``; ``chat_template`` is a file that replaces its chat template.
 
-    The tokenizer of a vision-language model carries what reads its images (``image_reader.reader_of``). Raises
-    ModelError where the tokenizer or the processor is absent or broken.
+    The tokenizer of a vision-language model has an image reader (``image_reader.reader_of``). Raises ModelError where
+    the tokenizer or the processor is absent or broken.
     """
     base = adapter_base(model) or model
     own = base != model and (Path(model).expanduser() / "tokenizer_config.json").is_file()
@@ -94,18 +66,28 @@ def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | Non
         _check_round_trip(tokenizer, model)
     except PosttrainError:
         raise
-    except Exception as error:  # the readers of files raise whatever a damaged one leads them to
+    except Exception as error:  # readers raise anything on a damaged file
         raise cannot_load("tokenizer", base, error) from None
     if model == settings.model:
         tokenizer = with_tokens(tokenizer, settings.add_tokens)
     tokenizer = with_reader(tokenizer, load_reader(source, extra, tokenizer, settings.max_pixels))
     if chat_template is not None:
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = _template(chat_template)
     return tokenizer
 
 
+def _template(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise SettingsError(
+            f"chat-template '{file}' cannot be read: {reason}. Expected a file with a template in Jinja."
+        ) from None
+
+
 def _check_round_trip(tokenizer: Any, model: str) -> None:
-    """T17: a tokenizer of the wrong class may load without complaint and return nothing."""
+    """Check that a text survives the tokenizer: one of the wrong class may load and return nothing (T17)."""
     sample = "The answer is 42."
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     back = tokenizer.decode(ids)
@@ -127,14 +109,14 @@ def load_policy(
     split_layers: bool = False,
     noise: bool = True,
 ) -> Loaded:
-    """The model to train, on its device, with its adapter, and the layout it can be run in.
+    """Load the model to train, on its device, with its adapter, and choose its layout.
 
-    ``head``: "vocabulary", "score" (one number a row) or "steps" (two classes a token); it and new adapters are drawn
-    from ``seed``. ``split_layers``: a strategy will split the matrices of each layer over processes. ``noise``: whether
-    dropout and router noise stay as the model has them.
+    ``head``: "vocabulary", "score" (one number per row) or "steps" (two classes per token); it and new adapters are
+    drawn from ``seed``. ``split_layers``: a strategy will split each layer's matrices over processes. ``noise``:
+    whether dropout and router noise stay as the model has them.
     """
     attention.register()
-    torch.manual_seed(seed)  # a reward head and new adapters are drawn from here
+    torch.manual_seed(seed)  # of a reward head and new adapters
     device = choose_device(settings)
     notes: list[str] = []
     if isinstance(model, str):
@@ -144,17 +126,22 @@ def load_policy(
             module = load_adapter(module, model)
     else:
         module = cast("Any", model).to(device)
-        check_handed_over(module)
-        if head == "score" and module.config.pad_token_id is None:
-            module.config.pad_token_id = pad_id(tokenizer)
-        if settings.attention is None:  # who has built it may want the model's own
+        check_handed_over(module, head)
+        if head == "score" and getattr(module.config.get_text_config(), "pad_token_id", None) is None:
+            set_padding(module.config, tokenizer)
+        if settings.attention is None:  # a program may want the model's own
             _use_documents(module, "sdpa")
-    torch.manual_seed(seed)  # loading has drawn too
-    return finish(module, tokenizer, settings, head, notes, split_layers, noise)
+    torch.manual_seed(seed)  # loading draws too
+    try:
+        return finish(module, tokenizer, settings, head, notes, split_layers, noise)
+    except ModelError as error:
+        if isinstance(model, str) and str(error).startswith((type(module).__name__, "The tokenizer")):
+            raise ModelError(f"'{model}': {error}") from None
+        raise
 
 
 def _use_documents(module: Any, *instead_of: str) -> None:
-    """The core's own attention, where a model that can take it has one of those; ``choose_layout`` then tries it."""
+    """Set the core's own attention if the model supports it and has one of those; ``choose_layout`` tests it."""
     if module.config._attn_implementation in instead_of and module._can_set_attn_implementation():
         module.set_attn_implementation(attention.NAME)
 
@@ -168,14 +155,15 @@ def finish(
     split_layers: bool = False,
     noise: bool = True,
 ) -> Loaded:
-    """Adapters, head, self-checks; what is left to do once the weights are in memory."""
+    """Finish a model whose weights are in memory: adapters, head, self-checks."""
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
     added = _added(module, inner, tokenizer, settings)
     _check_vocabulary(inner, tokenizer)
     settle_kernels(module)
     seen = freeze_vision(inner, settings)
     if settings.gradient_checkpointing:
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        kept = {"use_reentrant": False, "context_fn": replay.recomputed}
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kept)
         inner.enable_input_require_grads()
     if settings.liger:
         notes.append(use_liger(inner, inner.get_input_embeddings().weight.device))
@@ -184,8 +172,9 @@ def finish(
     elif settings.train_only or settings.freeze:
         choose_trained(inner, settings)
     prefer_onednn(inner)
-    # transformers replaces the layers that it splits
-    use_recomputing_ops(inner, narrowed=_narrowed(settings) and not split_layers)
+    if not settings.compile:  # the compiler decides itself what is recomputed
+        # transformers replaces the layers that it splits
+        use_recomputing_ops(inner, narrowed=_narrowed(settings) and not split_layers)
     policy = TokenModel(module, find_head(inner) if head == "vocabulary" else None)
     policy.modes = Modes(module, noise=True)
     policy.eval()
@@ -193,11 +182,14 @@ def finish(
     if reader is not None and seen:
         policy.images = ImagePlacer(reader, policy.decoder)
     notes += choose_layout(policy, settings.packing)
+    policy.routers = watchable_routers(policy)
     if head == "vocabulary":
         check_logits(policy)
     check_training(policy)
     if not noise:
         silence(policy, adapters=settings.lora_dropout > 0)
+    if settings.compile:
+        notes.append(compile_layers(policy))
     policy.train()
     notes += _noise_notes(inner, noise) + notes_on(inner)
     if hasattr(module, "peft_config") or settings.train_only or settings.freeze or seen:
@@ -210,7 +202,7 @@ def finish(
 
 
 def _added(module: Any, inner: Any, tokenizer: Any, settings: ModelSettings) -> dict[str, list[int]]:
-    """Rows for added tokens, by the end that got them. Raises SettingsError where an adapter has its own already."""
+    """Add rows for added tokens; return their ids by matrix. Raises SettingsError for an adapter trained before."""
     if not hasattr(module, "peft_config"):
         return grow_to_tokens(inner, tokenizer, settings.add_tokens)
     if settings.add_tokens and len(tokenizer) > inner.get_input_embeddings().weight.shape[0]:
@@ -234,7 +226,7 @@ def _noise_notes(inner: Any, kept: bool) -> list[str]:
 
 
 def _narrowed(settings: ModelSettings) -> bool:
-    """Whether linear layers multiply in bfloat16 over float32 weights, on a CPU."""
+    """Return whether linear layers multiply in bfloat16 over float32 weights, on a CPU."""
     device = choose_device(settings)
     if settings.bfloat16_gradients and (device.type != "cpu" or choose_dtype(settings, device) != torch.float32):
         raise SettingsError(
@@ -245,7 +237,7 @@ def _narrowed(settings: ModelSettings) -> bool:
 
 
 def load_module(model: str, settings: ModelSettings, device: torch.device, head: str, tokenizer: Any) -> Any:
-    """A transformers model with safetensors weights on ``device``; of an adapter folder its base with it merged in."""
+    """Load a transformers model from safetensors on ``device``; for an adapter folder its base with it merged in."""
     attention.register()
     base = adapter_base(model)
     if base is not None:
@@ -265,13 +257,13 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
         extra |= {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     try:
         dtype = choose_dtype(settings, device)
-        module, report = foreign.read(kind, source, dtype=dtype, output_loading_info=True, **extra)
-    except torch.OutOfMemoryError:
+        module, report = foreign.read_model(kind, source, head, dtype=dtype, **extra)
+    except (torch.OutOfMemoryError, PosttrainError):
         raise
     except Exception as error:  # as above
         raise cannot_load("model", model, error) from None
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(NEW_HEADS[head]))
-    if missing:  # transformers fills them with random numbers and goes on
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(foreign.NEW_HEADS[head]))
+    if missing:  # transformers fills them with random numbers
         raise ModelError(
             f"'{model}' lacks {len(missing)} of the weights that {type(module).__name__} needs, first '{missing[0]}'. "
             "Expected a complete causal language model; check the download, or the class in its config.json."
@@ -281,10 +273,10 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
     if settings.attention is None:
         _use_documents(module, "sdpa", "eager")
     if head == "score":
-        module.config.pad_token_id = pad_id(tokenizer)
+        set_padding(module.config, tokenizer)
     if settings.quantize is None:
         module = module.to(device)
-    elif device.type == "cpu":  # what is not packed lies in the mapped file still, and holds all of it in memory
+    elif device.type == "cpu":  # unpacked tensors are views of the mapped file, and keep all of it in memory
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.clone()
@@ -292,25 +284,17 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
 
 
 def stop_ids_of(model: str, tokenizer: Any, settings: ModelSettings) -> set[int]:
-    """Every token that ends a completion, without loading weights, for preparing data."""
+    """Return every token that ends a completion without loading weights, for preparing data."""
     source, extra = _source(adapter_base(model) or model, settings)
     configuration = None
     if "gguf_file" not in extra:
-        with contextlib.suppress(OSError, ValueError):  # without a generation config the tokenizer's token stops
+        with contextlib.suppress(OSError, ValueError):  # without a generation config only the tokenizer's token stops
             configuration = foreign.read(transformers.GenerationConfig, source)
     return configured_stops(configuration, tokenizer)
 
 
-def pad_id(tokenizer: Any) -> int:
-    """A padding token that is not the stop token: a reward model finds the last token by it."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)):
-        if candidate is not None and candidate != tokenizer.eos_token_id:
-            return int(candidate)
-    return int(tokenizer.eos_token_id or 0)
-
-
 def _source(model: str, settings: ModelSettings) -> tuple[str, dict[str, Any]]:
-    """What ``from_pretrained`` takes: a folder or Hub id, and whether a GGUF file or remote code is meant."""
+    """Return the arguments of ``from_pretrained``: a folder or Hub id, with a GGUF file or remote code where meant."""
     model = resolve_example_model(model, settings)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
@@ -336,37 +320,50 @@ def _source(model: str, settings: ModelSettings) -> tuple[str, dict[str, Any]]:
 
 
 def cannot_load(what: str, model: str, error: Exception) -> ModelError:
-    """The error that says in one line why the ``what`` of ``model`` cannot be loaded, and what would mend it."""
+    """Build the error that says in one line why the ``what`` of ``model`` cannot be loaded, and what helps."""
     if foreign.needs_own_code(error):
         return ModelError(
             f"The {what} of '{model}' cannot be loaded: it needs Python code from its own folder or repository "
             "(auto_map), which does not run unasked. Expected a model that transformers itself knows; where a command "
             f"takes the flag, --trust-remote-code {model} runs this one's code."
         )
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = first_line(error)
     hint = ""
+    if "backend tokenizer" in first:  # transformers' list of what it has tried
+        return ModelError(
+            f"The {what} of '{model}' cannot be loaded: there is no tokenizer.json, and nothing from which one could "
+            "be made. Copy the tokenizer's files beside the model, or hand one over in a program."
+        )
     if "safetensors" in str(error):
         hint = " Only safetensors weights are loaded; convert others with transformers' save_pretrained."
     return ModelError(f"The {what} of '{model}' cannot be loaded: {first}{hint}")
 
 
 def _check_vocabulary(inner: Any, tokenizer: Any) -> None:
-    rows = inner.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows and inner.config.get_text_config().vocab_size < len(tokenizer):
+    # of a sharded matrix this process has some rows, or none
+    rows = max(inner.get_input_embeddings().weight.shape[0], inner.config.get_text_config().vocab_size)
+    if len(tokenizer) > rows:
         raise ModelError(
             f"The tokenizer has {len(tokenizer)} tokens but the model embeds {rows}. They do not belong together, or "
             "tokens were added without model.resize_token_embeddings(len(tokenizer))."
         )
+    highest, token = max(((number, token) for token, number in tokenizer.get_vocab().items()), default=(0, ""))
+    if highest >= rows:
+        raise ModelError(
+            f"The tokenizer gives {token!r} the number {highest} but the model embeds {rows} tokens. They do not "
+            "belong together."
+        )
 
 
 def quantization_of(settings: ModelSettings) -> Any:
-    """How bitsandbytes packs the base of such a run; None for one that it leaves alone."""
+    """Return bitsandbytes' configuration of the run's base; None without quantisation."""
     return None if settings.quantize is None else _quantization(settings)
 
 
 def _quantization(settings: ModelSettings) -> Any:
     try:
-        import bitsandbytes  # noqa: F401  (transformers reports its absence with a traceback)
+        with quiet():
+            import bitsandbytes  # noqa: F401  (transformers reports its absence with a traceback)
     except ImportError:
         raise DependencyError(
             f"--quantize {settings.quantize} needs the package bitsandbytes. "
@@ -384,7 +381,7 @@ def _quantization(settings: ModelSettings) -> Any:
 
 
 def _forget_quantisation(module: Any) -> None:
-    """A GGUF file is plain weights once loaded; transformers still refuses to save what carries these marks."""
+    """Remove quantisation marks: a loaded GGUF file has plain weights, but transformers refuses to save it marked."""
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if name in module.__dict__:
             delattr(module, name)
@@ -392,6 +389,6 @@ def _forget_quantisation(module: Any) -> None:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """The facts of ``config.json`` that a plan needs, without loading weights; empty for a Hub id not on disk."""
-    file = Path(model).expanduser() / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """Return the facts of ``config.json`` that a plan needs, without weights; empty for a Hub id not on disk."""
+    folder = Path(model).expanduser()
+    return read_config(folder, "config.json") if os.path.lexists(folder / "config.json") else {}

@@ -1,4 +1,4 @@
-"""What loading, running and saving a model must know of how its weights are spread over processes."""
+"""Placement of a model's weights over processes, as loading, running and saving it need it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 class Placement(Protocol):
-    """The part of a hardware strategy that models need; every ``training.strategy.Strategy`` is one."""
+    """The part of a strategy that models need; every ``training.strategy.Strategy`` is one."""
 
     rank: int
     shards_forward: bool
-    """Whether weights are spread, so that a forward or backward pass needs all ranks at the same time."""
+    """Whether weights are sharded, so that a forward or backward pass needs all ranks at the same time."""
 
     def prepare(self, model: TokenModel) -> None:
-        """Place a model: afterwards all ranks have, or share, rank 0's weights."""
+        """Place a model: afterwards all ranks have, or shard, rank 0's weights."""
 
     def synchronised_passes(self, count: int) -> int:
-        """Passes that this rank must make where it has work for ``count``: the most of any rank if ``together``."""
+        """Return the passes that this rank must run for ``count``: with ``shards_forward`` the maximum of all ranks."""
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole tensor of each parameter of ``module``, one in memory at a time; all ranks iterate."""
+        """Yield name and whole tensor of each parameter of ``module``, one in memory at a time; all ranks iterate."""
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """All ranks' items, on every rank."""
+        """Return all ranks' items, on every rank."""

@@ -1,4 +1,4 @@
-"""The longest row that a model with learnt positions can read, from its configuration alone."""
+"""Longest row that a model with learnt positions can read, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from posttrain.settings import ModelSettings
 
 
 def learnt_positions_of(model: str, settings: ModelSettings) -> int | None:
-    """Learnt positions of the model in a folder or on the Hub; None also where its configuration cannot be read."""
+    """Return the learnt positions of a model in a folder or on the Hub; None also for an unreadable configuration."""
     source, extra = _source(adapter_base(model) or model, settings)
-    with contextlib.suppress(OSError, ValueError, ImportError):  # what cannot be read says so when it is loaded
+    with contextlib.suppress(OSError, ValueError, ImportError):  # loading reports what cannot be read
         if "gguf_file" not in extra:
             return learnt_positions(foreign.read(transformers.AutoConfig, source, **extra))
     return None
 
 
 def learnt_positions(config: Any) -> int | None:
-    """Learnt positions in tokens; None for a model whose positions are computed, or that has none."""
+    """Return learnt positions in tokens; None for a model with computed positions, or without any."""
     text = config.get_text_config()
     if getattr(text, "rope_parameters", None) is not None or getattr(text, "alibi", False):
         return None

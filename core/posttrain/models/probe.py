@@ -1,31 +1,36 @@
-"""Checks when a model is loaded: do passes give what the model gives for each row alone, and twice the same?"""
+"""Checks of a loaded model: passes equal the model on each row alone, and repeat exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from posttrain.contract.views import Sequence
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, first_line
 from posttrain.models.shown import plain_inputs, shown_rows
 from posttrain.models.shrunk import shrunk
 from posttrain.network import attention, rope
+from posttrain.network.chunked_head import TokenQuery
+from posttrain.network.context import Context
 from posttrain.network.kernels.quantised import has_int8
 from posttrain.network.modes import Modes, evaluating, noise_of
 from posttrain.network.packing import SHORTEST_TRUNK
+from posttrain.network.replay import prepare
+from posttrain.network.routing import Routers, find_routers
 from posttrain.network.token_model import TokenModel
 
-#: transformers' names for layers that only attend; anything else carries a state across documents.
-_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
-#: Plain code of each family's own, which says what its attention is: kernels leave out what they do not know.
+#: transformers' names for layers that only attend; any other carries a state across documents.
+ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+#: Each family's own plain code, the reference for its attention: kernels skip features that they lack.
 PLAIN = "eager"
-#: Tokens that all but one of the rows begin with.
+#: Tokens of the common prefix of all rows but one.
 _PROMPT = SHORTEST_TRUNK + 2
-#: Tokens of a row beyond a chunk of Reformer, which trains on whole chunks only.
+#: Tokens of a row longer than a chunk of Reformer, which trains on whole chunks only.
 _LONG = 67
 
 
@@ -36,7 +41,7 @@ def _sample(policy: TokenModel, length: int, offset: int) -> Sequence:
 
 
 def _rows(policy: TokenModel) -> list[Sequence]:
-    """A row that shares nothing, two with one prompt, and one whose prompt branches from the same trunk."""
+    """Build a row that shares nothing, two with one prompt, and one whose prompt branches from the same trunk."""
     trunk = _sample(policy, SHORTEST_TRUNK, 2).ids
     prompts = [torch.cat([trunk, _sample(policy, 2, offset).ids]) for offset in (1, 1, 3)]
     ends = [_sample(policy, n, offset).ids for n, offset in ((5, 5), (5, 9), (4, 4))]
@@ -48,7 +53,7 @@ def _rows(policy: TokenModel) -> list[Sequence]:
 
 
 def _tolerance(policy: TokenModel) -> float:
-    """Of float64 a part of many families is computed in float32: norms, softmaxes, rotary positions."""
+    """Return the tolerance; float64 models of many families compute norms, softmaxes, rotary positions in float32."""
     if has_int8(policy.inner):
         return 5e-2
     return {torch.float64: 1e-5, torch.float32: 1e-3}.get(next(policy.parameters()).dtype, 5e-2)
@@ -56,11 +61,11 @@ def _tolerance(policy: TokenModel) -> float:
 
 @torch.no_grad()
 def choose_layout(policy: TokenModel, packing: bool = True) -> list[str]:
-    """Choose the fastest way to lay rows out in which they have the hidden states that they have alone (M4).
+    """Choose the fastest layout in which rows have the hidden states that they have alone (M4).
 
-    That is tried with windows and contexts so small that the rows reach beyond them: the code is the same, and rows
-    beyond those that a model comes with would take as long as a training step. Returns lines that say what was given
-    up. Raises ModelError for a model whose rows depend on their neighbours, or on what comes later in them.
+    Tested with windows and contexts so small that the rows exceed them: the code is the same, and rows beyond those of
+    the real model would take as long as a training step. Returns lines on features given up. Raises ModelError for a
+    model whose rows depend on their neighbours, or on their own later tokens.
     """
     inner = policy.inner
     chosen = inner.config._attn_implementation or ""
@@ -85,8 +90,8 @@ def choose_layout(policy: TokenModel, packing: bool = True) -> list[str]:
 
 
 def _ways(inner: Any, chosen: str, packing: bool) -> list[tuple[str, bool, bool]]:
-    """Attention, packed and shared, the fastest way first."""
-    attends = set(getattr(inner.config.get_text_config(), "layer_types", None) or _ATTENDING) <= _ATTENDING
+    """Return attention, packed and shared, the fastest way first."""
+    attends = set(getattr(inner.config.get_text_config(), "layer_types", None) or ATTENDING) <= ATTENDING
     found = [(chosen, False, False)]
     if packing and attends and (chosen == attention.NAME or chosen.startswith("flash")):
         found.insert(0, (chosen, True, False))
@@ -96,7 +101,7 @@ def _ways(inner: Any, chosen: str, packing: bool) -> list[tuple[str, bool, bool]
 
 
 def _say(policy: TokenModel, asked: str, packing: bool) -> list[str]:
-    """Lines for a person: what was given up."""
+    """Return lines for the user on features given up."""
     kind, now = type(policy.inner).__name__, policy.inner.config._attn_implementation
     found = []
     if now != asked:
@@ -109,7 +114,7 @@ def _say(policy: TokenModel, asked: str, packing: bool) -> list[str]:
 
 
 def _why(policy: TokenModel) -> str:
-    """The reason, where pictures are it."""
+    """Return the reason, where images are it."""
     images = policy.images
     if images is not None and images.prefix:
         return ": it reads a prompt in both directions"
@@ -119,11 +124,11 @@ def _why(policy: TokenModel) -> str:
 
 
 def use_attention(inner: Any, name: str) -> None:
-    """Have all parts of ``inner`` attend by ``name``, also in families for which transformers only warns."""
+    """Set the attention of all parts of ``inner`` to ``name``, also in families for which transformers only warns."""
     configs = {id(module.config): module.config for module in inner.modules() if hasattr(module, "config")}
     for config in configs.values():
         if getattr(config, "_attn_implementation", name) != name:
-            config._attn_implementation = {"": name}  # this configuration, not those inside it
+            config._attn_implementation = {"": name}  # this configuration, without nested ones
 
 
 @contextmanager
@@ -137,7 +142,7 @@ def _plainly(inner: Any) -> Iterator[None]:
 
 
 def _alone(policy: TokenModel, rows: list[Sequence]) -> list[Tensor]:
-    """Hidden states ``(n, H)`` of each row, read by the model's own code as if nothing had been read before."""
+    """Compute hidden states ``(n, H)`` of each row by the model's own code, as if nothing had been read before."""
     found = []
     with _plainly(policy.inner):
         for row in rows:
@@ -158,7 +163,7 @@ def _in_one_line(policy: TokenModel, what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ModelError(
             f"{type(policy.inner).__name__} {what} (its own code: {first}). Choose another model, or another --dtype "
             "if that is what it asks for."
@@ -167,7 +172,7 @@ def _in_one_line(policy: TokenModel, what: str) -> Iterator[None]:
 
 @torch.no_grad()
 def check_training(policy: TokenModel) -> None:
-    """A row of any length can be read in training mode. Raises ModelError where it cannot."""
+    """Check that a row of any length can be read in training mode. Raises ModelError where it cannot."""
     known = getattr(policy.inner.config.get_text_config(), "max_position_embeddings", None)
     row = _sample(policy, min(known, _LONG) if known and known > 0 else _LONG, 5)
     devices = [policy.device] if policy.device.type == "cuda" else []
@@ -181,7 +186,7 @@ def check_training(policy: TokenModel) -> None:
 
 
 def _refuse_foresight(policy: TokenModel, plain: list[Tensor]) -> None:
-    """Two of the rows are of one length and have one prompt, and what follows it differs."""
+    """Check that tokens do not see later ones: two rows have one length and prompt, and differ after it."""
     first, second = (states[:_PROMPT] for states in plain[1:3])
     if not _difference(policy, [first], [second]) <= _bound(policy):
         raise ModelError(
@@ -194,7 +199,7 @@ def _error(policy: TokenModel, rows: list[Sequence], plain: list[Tensor]) -> flo
     try:
         states, places = policy.hidden(rows)
     except (attention.NotSupported, TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return torch.inf  # the family's code does not take rows laid out like that
+        return torch.inf  # the family's code does not support rows in that layout
     return _difference(policy, [states[place.to(states.device)] for place in places], plain)
 
 
@@ -204,10 +209,10 @@ def _bound(policy: TokenModel) -> float:
 
 
 def _difference(policy: TokenModel, found: list[Tensor], plain: list[Tensor]) -> float:
-    """Largest over rows of a token's difference, relative to the states' size: the largest token's in float32.
+    """Return the largest difference of a token over all rows, relative to the states' size: in float32 of any token.
 
-    In half precision the middle one's: there a rounded score now and then sends a single token to another expert, while
-    a window ignored or a text seen by the next one changes nearly all tokens of these rows.
+    In half precision of each row's median token: there a rounded score occasionally sends a single token to another
+    expert, while an ignored window or a leak between texts changes nearly all tokens of these rows.
     """
     size = torch.cat(plain).double().pow(2).mean().sqrt()
     wide = next(policy.parameters()).dtype in (torch.float32, torch.float64)
@@ -222,7 +227,7 @@ def _difference(policy: TokenModel, found: list[Tensor], plain: list[Tensor]) ->
 
 @torch.no_grad()
 def check_logits(policy: TokenModel) -> None:
-    """The head's logits must be the model's own (R11: scales, soft-caps and norms after the decoder)."""
+    """Check that the head's logits are the model's own (R11: scales, soft-caps and norms after the decoder)."""
     assert policy.head is not None
     row = _sample(policy, 8, 5)
     states, _ = policy.hidden([row])
@@ -243,10 +248,85 @@ def check_logits(policy: TokenModel) -> None:
 
 
 @torch.no_grad()
-def silence(policy: TokenModel, adapters: bool) -> None:
-    """Train without the noise that the model has, if it has any; ``adapters`` keeps the adapters' dropout.
+def cut_difference(policy: TokenModel, context: Context) -> tuple[float, float]:
+    """Compare whole passes with passes cut over processes; return the largest difference and its bound.
 
-    Raises ModelError for a model that reads a row differently in training than in evaluation all the same.
+    All processes of ``context`` call it together. Windows are small during it, so that rows exceed them.
+    """
+    rows = _rows(policy)
+    with shrunk(policy.inner), evaluating(policy):
+        whole = policy(rows, TokenQuery())
+        policy.context = context
+        try:
+            found = policy(rows, TokenQuery())
+        finally:
+            policy.context = None
+    wide = next(policy.parameters()).dtype in (torch.float32, torch.float64)
+    worst = 0.0
+    for name, values in whole.items():
+        gaps = (values.double() - found[name].double()).abs() / values.double().abs().mean()
+        worst = max(worst, float(gaps.max() if wide else gaps.median()))
+    return worst, _bound(policy)
+
+
+@torch.no_grad()
+def watchable_routers(policy: TokenModel) -> Routers | None:
+    """Return the routers whose choices can be read in a pass; None without any, or with unknown outputs."""
+    routers = find_routers(policy.inner)
+    if routers is None:
+        return None
+    with evaluating(policy), routers.watched() as layers:
+        try:
+            policy.hidden(_rows(policy)[:1])
+        except (AttributeError, IndexError, RuntimeError, TypeError):  # unknown outputs
+            return None
+    if len({layer.logits.shape for layer in layers}) != 1 or layers[0].logits.shape[1] <= routers.choices:
+        return None
+    routers.experts = layers[0].logits.shape[1]
+    routers.judge_by(layers)
+    return routers
+
+
+@torch.no_grad()
+def use_replay(policy: TokenModel) -> None:
+    """Let the policy's routers take the experts of a sampler. Raises ModelError where it has none, or they cannot.
+
+    A row is read once as it is, once with the experts that it had, and once with others.
+    """
+    kind, routers = type(policy.inner).__name__, policy.routers
+    if routers is None:
+        raise ModelError(
+            f"--router-replay replays the experts that a sampler chose, and {kind} has no routers that can be "
+            "recorded. Leave it out."
+        )
+    prepare(routers)
+    row = _rows(policy)[0]
+    with evaluating(policy):
+        plain, own = _routed(policy, row)
+        same, _ = _routed(policy, replace(row, experts=own))
+        other = (own + 1) % routers.experts
+        changed, found = _routed(policy, replace(row, experts=other))
+    bound = _tolerance(policy) * float(plain.abs().max())
+    if not torch.equal(found, other) or float((same - plain).abs().max()) > bound or torch.equal(changed, plain):
+        raise ModelError(
+            f"--router-replay gives routers the experts that a sampler chose, and those of {kind} choose in a way of "
+            "their own. Leave it out."
+        )
+
+
+def _routed(policy: TokenModel, row: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return hidden states ``(n, H)`` of one row, and the experts ``(n, layers, choices)`` that its tokens had."""
+    assert policy.routers is not None
+    with policy.routers.watched() as layers:
+        states, _ = policy.hidden([row])
+    return states, torch.stack([layer.experts for layer in layers], 1)[: len(row)].cpu()
+
+
+@torch.no_grad()
+def silence(policy: TokenModel, adapters: bool) -> None:
+    """Train without the model's noise, if it has any; ``adapters`` keeps the adapters' dropout.
+
+    Raises ModelError for a model that still reads a row differently in training than in evaluation.
     """
     if not noise_of(policy.inner) and _trains_as_it_evaluates(policy):
         return

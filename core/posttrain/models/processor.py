@@ -1,4 +1,4 @@
-"""The processor of a vision-language model: whether a folder has one, and loading it beside the tokenizer."""
+"""Processor of a vision-language model: whether a folder has one, and loading it beside the tokenizer."""
 
 from __future__ import annotations
 
@@ -6,72 +6,92 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from posttrain.errors import DependencyError, ModelError
+from posttrain.contract.images import from_pixels
+from posttrain.errors import DependencyError, ModelError, PosttrainError, first_line
 from posttrain.models import foreign
+from posttrain.models.shown import SIZE
 from posttrain.network.image_reader import ImageReader, without_videos
 
-#: Files that say how pictures are read.
+#: Files that configure the reading of images.
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-#: Configurations for which a class with a score was made.
-_made: set[type] = set()
+#: Kind of head -> what a class with it is called, transformers' part for it, its auto class, families that it knows.
+_HEADS: dict[str, tuple[str, type, Any, Any]] = {
+    "score": (
+        "SequenceClassification",
+        GenericForSequenceClassification,
+        transformers.AutoModelForSequenceClassification,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    "steps": (
+        "TokenClassification",
+        GenericForTokenClassification,
+        transformers.AutoModelForTokenClassification,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    ),
+}
+#: Configurations and heads with a class made here.
+_made: set[tuple[type, str]] = set()
 
 
 def reads_images(config: Any) -> bool:
-    """Whether a configuration is that of a model that transformers gives text and pictures."""
+    """Return whether a configuration is that of a model of text and images."""
     return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and hasattr(config, "vision_config")
 
 
 def only_with_images(config: Any) -> bool:
-    """The same of a model that has no class for text alone."""
+    """Return whether a configuration is that of a model of text and images without a text-only class."""
     return reads_images(config) and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def auto_class(source: str, options: dict[str, Any], head: str) -> Any:
-    """The class of transformers that loads the model in ``source`` with an end of the kind ``head``.
+    """Return the class of transformers that loads the model in ``source`` with a head of kind ``head``.
 
-    A model with a processor is loaded with its image encoder. Where transformers has no class with a score for it, one
-    is made of transformers' own parts and registered.
+    A model with a processor is loaded with its image encoder.
     """
     config = _configuration(source, options)
-    if head == "steps":
-        return transformers.AutoModelForTokenClassification
-    if head == "score":
-        if config is not None and reads_images(config):
-            _register_score(config)
-        return transformers.AutoModelForSequenceClassification
+    if head in _HEADS:
+        return head_class(config, head)
     if config is not None and reads_images(config) and (only_with_images(config) or _files(source)):
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 
 
-def _register_score(config: Any) -> None:
-    """Make and register the class of a family that transformers has no reward model of."""
-    if config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES or type(config) in _made:
-        return
+def head_class(config: Any, head: str) -> Any:
+    """Return the auto class for a "score" or "steps" head, which knows every model that reads images.
+
+    Where transformers has no such class for a family, one is made of transformers' own parts and registered.
+    """
+    called, part, auto, known = _HEADS[head]
+    if config is None or not reads_images(config) or config.model_type in known or (type(config), head) in _made:
+        return auto
     decoder: Any = transformers.AutoModel._model_mapping[type(config)]  # type: ignore[attr-defined]
     family = next(kind for kind in decoder.__mro__ if kind.__name__.endswith("PreTrainedModel"))
-    name = f"{decoder.__name__.removesuffix('Model')}ForSequenceClassification"
-    made = type(name, (GenericForSequenceClassification, family), {"__module__": __name__})
-    # Files of some families have other names than the modules, and transformers renames them by the model's class.
+    name = f"{decoder.__name__.removesuffix('Model')}For{called}"
+    made = type(name, (part, family), {"__module__": __name__})
+    # Files of some families have other tensor names than the modules, and transformers renames them by the model's
+    # class.
     with_head = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type]
     renamed = get_checkpoint_conversion_mapping(with_head)
     if renamed is not None:
         register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
-    transformers.AutoModelForSequenceClassification.register(type(config), made, exist_ok=True)
-    _made.add(type(config))
+    auto.register(type(config), made, exist_ok=True)
+    _made.add((type(config), head))
+    return auto
 
 
 def image_token_of(config: Any) -> int | None:
-    """Id of the token that stands for pictures; None for a model of text."""
+    """Return the id of the image placeholder token; None for a text model."""
     if not reads_images(config):
         return None
     found = next(
@@ -81,7 +101,7 @@ def image_token_of(config: Any) -> int | None:
 
 
 def load_reader(source: str, options: dict[str, Any], tokenizer: Any, max_pixels: int | None) -> ImageReader | None:
-    """What reads pictures for the model in ``source``, with ``tokenizer``; None for one of text, or without processor.
+    """Load the image reader of the model in ``source``, with ``tokenizer``; None for a text model or without processor.
 
     ``options`` are those of ``from_pretrained``. Raises ModelError for a processor that cannot be loaded.
     """
@@ -93,8 +113,10 @@ def load_reader(source: str, options: dict[str, Any], tokenizer: Any, max_pixels
         return None
     try:
         processor = _read(source, {n: v for n, v in options.items() if n == "trust_remote_code"}, config)
-    except (OSError, ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except PosttrainError:
+        raise
+    except Exception as error:  # readers raise anything on a damaged file
+        first = first_line(error)
         if "pillow" in str(error).lower() or "PIL" in str(error):
             raise DependencyError(
                 f"The processor of '{source}' needs the package pillow. "
@@ -105,11 +127,21 @@ def load_reader(source: str, options: dict[str, Any], tokenizer: Any, max_pixels
             "AutoProcessor reads."
         ) from None
     processor.tokenizer = tokenizer
+    _check_reading(ImageReader(processor, token, None, files), source)
     return ImageReader(processor, token, max_pixels, files)
 
 
+def _check_reading(reader: ImageReader, source: str) -> None:
+    """Read an image. Raises ModelError where the processor's files are at fault, before a row's image is blamed."""
+    try:
+        reader.read(from_pixels(torch.zeros(*SIZE, 3, dtype=torch.uint8).numpy()))
+    except ModelError as error:
+        files = " or ".join(sorted(reader.files))
+        raise ModelError(f"The processor of '{source}' ({files}) cannot be used: {error}") from None
+
+
 def reader_for(processor: Any, config: Any, max_pixels: int | None) -> ImageReader:
-    """What reads pictures with a processor that a program hands over. Raises ModelError where its model takes none."""
+    """Build an image reader from a program's processor. Raises ModelError for a model without images."""
     token = image_token_of(config)
     if token is None:
         raise ModelError(
@@ -120,7 +152,7 @@ def reader_for(processor: Any, config: Any, max_pixels: int | None) -> ImageRead
 
 
 def _read(source: str, options: dict[str, Any], config: Any) -> Any:
-    """The processor, without the part for videos where that one's packages are missing."""
+    """Load the processor, without its part for videos where the packages of that are missing."""
     from transformers.utils import is_torchvision_available
 
     if is_torchvision_available():
@@ -134,17 +166,17 @@ def _read(source: str, options: dict[str, Any], config: Any) -> Any:
 
 
 def _configuration(source: str, options: dict[str, Any]) -> Any:
-    """The model's configuration; None for a GGUF file, or where it cannot be read."""
+    """Load the model's configuration; None for a GGUF file, or where it cannot be read."""
     if "gguf_file" in options:
         return None
     trusted = options.get("trust_remote_code", False)
-    with contextlib.suppress(OSError, ValueError, ImportError, KeyError):  # it says so when the model is loaded
+    with contextlib.suppress(OSError, ValueError, ImportError, KeyError):  # loading the model reports it
         return foreign.read(transformers.AutoConfig, source, trust_remote_code=trusted)
     return None
 
 
 def _files(source: str) -> dict[str, bytes]:
-    """The files of a folder or a snapshot that say how pictures are read, by name."""
+    """Read the files of a folder or a snapshot that configure the reading of images, by name."""
     from transformers.utils import cached_file
 
     found: dict[str, bytes] = {}

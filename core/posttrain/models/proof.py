@@ -1,13 +1,14 @@
-"""What a model says of fixed rows, in memory and read back from disk, and how far the two are apart.
+"""Values of a model on fixed rows, in memory and read back from disk, and their difference.
 
-The numbers of a trained model are kept in its run's folder, so that everything made from it later (a merged model, a
-GGUF file, an engine's copy) can be held against what was trained and not only against other files.
+The values of a trained model are kept in its run's folder, so that everything made from it later (a merged model, a
+GGUF file, an engine's copy) can be compared with what was trained and not only with other files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,56 +18,71 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from posttrain.contract.views import Sequence
-from posttrain.errors import CheckpointError
+from posttrain.errors import CheckpointError, short
 from posttrain.models.shown import placer_of, plain_inputs, shown_rows
 from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.image_reader import reader_of
 from posttrain.network.modes import evaluating
+from posttrain.runs.json_file import read_object
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
 
-#: The file in a run's folder.
+#: File in a run's folder.
 FILE = "proof.json"
 #: Tokens of a row, and of the greedy continuation of the first.
 LENGTH, CONTINUED = 24, 6
-#: Largest difference of a log-prob (or score) that two ways to compute the same weights may have, by their type.
+#: Largest difference of a log-prob (or score) between two computations of the same weights, by their dtype.
 TOLERANCES = {"float64": 1e-4, "float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
-#: What a model ends in -> what its passes call the numbers of a row.
+#: Kind of head -> name of a row's values in a pass's results.
 _NAMES = {"vocabulary": "logps", "score": "score", "steps": "scores"}
 _TEXT = "The answer is 42, and that is all there is to say."
 
 
 @dataclass
 class Proof:
-    """What the trained model said: rows of token ids, numbers of them, and what ends and encodes its texts."""
+    """Record of a trained model: rows of token ids, their values, and its stop tokens and tokenizer."""
 
     head: str
     """vocabulary, score or steps."""
     dtype: str
     rows: list[list[int]]
     continued: int = 0
-    """Tokens at the end of the first row that are its greedy continuation."""
+    """Tokens of greedy continuation at the end of the first row."""
     values: list[list[float]] = field(default_factory=list)
-    """Of each row: log-probs of its tokens from the second on; its score; or the score of each token."""
+    """Values of each row: log-probs of its tokens from the second on; its score; or the score of each token."""
     gaps: list[float] = field(default_factory=list)
-    """By how much the likeliest token's log-prob lies above that of each token of the continuation."""
+    """Difference between the likeliest token's log-prob and each continuation token's."""
     stops: list[int] = field(default_factory=list)
     tokenizer: str = ""
-    """Hash of everything that turns text into tokens."""
+    """Hash of all that turns text into tokens."""
     template: str = ""
     """Hash of the chat template."""
     samples: list[list[int]] = field(default_factory=list)
     """Tokens of fixed texts."""
     shown: list[int] = field(default_factory=list)
-    """Tokens of a row with a picture; empty where the model reads text alone."""
+    """Tokens of a row with an image; empty where the model reads text alone."""
     shown_values: list[float] = field(default_factory=list)
-    """Of that row: log-probs of what follows the picture, or its score."""
+    """Values of that row: log-probs of what follows the image, or its score."""
 
     @property
     def tolerance(self) -> float:
-        """Largest difference between two ways to compute the same weights."""
+        """Largest difference between two computations of the same weights."""
         return TOLERANCES[self.dtype]
+
+    def check(self) -> str:
+        """Return the first field that is not as its type says, as a file can have it; empty where all are."""
+        whole, numbers = (int,), (int, float)
+        fits = {
+            "head": self.head in _NAMES,
+            "dtype": self.dtype in TOLERANCES,
+            "continued": type(self.continued) is int,
+            **{name: _holds(getattr(self, name), whole) for name in ("rows", "samples")},
+            **{name: _holds([getattr(self, name)], whole) for name in ("stops", "shown")},
+            **{name: _holds([getattr(self, name)], numbers) for name in ("gaps", "shown_values")},
+            "values": _holds(self.values, numbers),
+        }
+        return next((name for name, right in fits.items() if not right), "")
 
     def write(self, folder: Path) -> None:
         """Write the file of a run."""
@@ -74,22 +90,35 @@ class Proof:
 
     @classmethod
     def read(cls, folder: Path) -> Proof:
-        """Read the file of a run. Raises CheckpointError where there is none."""
-        try:
-            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        """Read the file of a run. Raises CheckpointError where there is none, or where it is damaged."""
+        if not os.path.lexists(folder / FILE):
             raise CheckpointError(
                 f"'{folder}' has no {FILE}, which a run writes when its model is saved. Train with --verify-saved, or "
                 "compare two folders: posttrain verify FOLDER --against OTHER"
-            ) from None
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"'{folder / FILE}' cannot be read: {error}.") from None
+            )
+        advice = "Compare two folders instead: posttrain verify FOLDER --against OTHER"
+        facts = read_object(folder / FILE, CheckpointError, advice)
+        try:
+            proof = cls(**facts)
+        except TypeError as error:
+            raise CheckpointError(f"'{folder / FILE}' does not fit this version: {error}. {advice}") from None
+        wrong = proof.check()
+        if wrong:
+            found = short(getattr(proof, wrong))
+            raise CheckpointError(f"'{folder / FILE}' has {found} as its {wrong}, which no run writes. {advice}")
+        return proof
+
+
+def _holds(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Return whether ``value`` is a list of lists whose items have one of these types."""
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(row, list) and all(type(item) in kinds for item in row) for row in rows)
 
 
 def rows_for(tokenizer: Any, head: str, vocabulary: int, longest: int) -> list[list[int]]:
-    """A text, and a row that goes through the whole vocabulary and ends in its last tokens, added ones among them.
+    """Build two rows: a text, and one that spans the whole vocabulary up to its last tokens, including added ones.
 
-    Without special tokens; rows for a reward head end as those of its training do.
+    Without special tokens; rows for a reward head end like those of its training.
     """
     length = max(4, min(LENGTH, longest - CONTINUED - 1))
     known, special = min(vocabulary, len(tokenizer)), set(tokenizer.all_special_ids)
@@ -103,7 +132,7 @@ def rows_for(tokenizer: Any, head: str, vocabulary: int, longest: int) -> list[l
 
 @torch.no_grad()
 def fill_from_memory(proof: Proof, policy: TokenModel) -> None:
-    """Compute the proof's numbers by the pass that trains; all ranks call it where weights are spread."""
+    """Compute the proof's values by the training pass; all ranks call it where weights are sharded."""
     sequences = [Sequence(torch.tensor(ids), torch.arange(len(ids)) >= (proof.head != "steps")) for ids in proof.rows]
     with evaluating(policy):
         found = policy(sequences, TokenQuery(statistics=_gap if proof.head == "vocabulary" else None))
@@ -127,7 +156,7 @@ def _gap(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def plain_values(model: Any, proof: Proof, tokenizer: Any = None) -> tuple[list[list[float]], list[float]]:
-    """Values and gaps of a plain transformers or peft model, one row at a time."""
+    """Compute values and gaps of a plain transformers or peft model, one row at a time."""
     values, gaps = [], []
     images = placer_of(model, reader_of(tokenizer))
     for place, row in enumerate(proof.rows):
@@ -150,13 +179,13 @@ def plain_values(model: Any, proof: Proof, tokenizer: Any = None) -> tuple[list[
 
 
 def _causal(row: list[int]) -> Sequence:
-    """A row of text that is learnt from its second token on."""
+    """Build a row of text that is trained from its second token on."""
     return Sequence(torch.tensor(row), torch.arange(len(row)) > 0)
 
 
 @torch.no_grad()
 def shown_values(model: Any, proof: Proof, tokenizer: Any) -> list[float] | None:
-    """What a plain model says of the row with a picture, which its own processor reads; None without a processor."""
+    """Compute a plain model's values of the row with an image, read by its own processor; None without a processor."""
     images = placer_of(model, reader_of(tokenizer))
     if images is None:
         return None
@@ -178,11 +207,11 @@ def shown_values(model: Any, proof: Proof, tokenizer: Any) -> list[float] | None
 
 @torch.no_grad()
 def continue_greedily(proof: Proof, model: Any, tokenizer: Any = None) -> None:
-    """Add to the first row the likeliest tokens by ``generate``, whatever its configuration would forbid or force."""
+    """Append the likeliest tokens by ``generate`` to the first row, whatever its configuration forbids or forces."""
     ids = torch.tensor([proof.rows[0]], device=model.device)
     own = model.generation_config
     plain = {"max_new_tokens": CONTINUED, "do_sample": False, "pad_token_id": 0, "eos_token_id": own.eos_token_id}
-    # Penalties and forced tokens of the folder's configuration are no property of its weights.
+    # Penalties and forced tokens of the folder's configuration are not part of its weights.
     model.generation_config = GenerationConfig(**plain)
     try:
         shown = plain_inputs(placer_of(model, reader_of(tokenizer)), _causal(proof.rows[0]), model.device)
@@ -194,7 +223,7 @@ def continue_greedily(proof: Proof, model: Any, tokenizer: Any = None) -> None:
 
 
 def largest_difference(first: list[list[float]], second: list[list[float]]) -> float:
-    """Of two sets of values; infinite where one is no number or they are not equally many."""
+    """Return the largest difference of two sets of values; infinite where one is NaN or they differ in number."""
     if [len(row) for row in first] != [len(row) for row in second]:
         return float("inf")
     differences = [
@@ -204,13 +233,13 @@ def largest_difference(first: list[list[float]], second: list[list[float]]) -> f
 
 
 def template_hash(tokenizer: Any) -> str:
-    """Hash of the chat template; empty without one."""
+    """Return the hash of the chat template; empty without one."""
     template = tokenizer.chat_template
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else ""
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of all that turns text into tokens and back; what a call has left in it (padding, cutting) is not part."""
+    """Return the hash of all that turns text into tokens and back, without padding and truncation left by a call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         facts: Any = sorted(tokenizer.get_vocab().items())
@@ -223,6 +252,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def sample_tokens(tokenizer: Any) -> list[list[int]]:
-    """Tokens of texts in which tokenizers differ: spaces, digits, accents, and every special token."""
+    """Return tokens of texts on which tokenizers differ: spaces, digits, accents, and every special token."""
     special = "".join(sorted(str(token) for token in tokenizer.all_special_tokens))
     return [tokenizer(text)["input_ids"] for text in (_TEXT, "  Zwölf\n\n\tété 1,234.5 — 漢字 🙂", special)]

@@ -1,4 +1,4 @@
-"""What of a model is trained: patterns that choose weights, and the share of each kind of weight that is reached."""
+"""Trained weights of a model: patterns that select them, and the trained share of each kind of weight."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from posttrain.network.images import language_part
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
 
-#: Part of a name that what projects images into the language part has.
+#: Part of the name of a projector of images into the language model.
 _PROJECTOR = re.compile(r"(projector|connector|merger|aligner|embed_vision|modality_projection)")
-#: Kind of weight -> part of a parameter's name that shows it, tried in this order.
+#: Kind of weight -> part of a parameter's name, tried in this order.
 _KINDS = (
     ("router", re.compile(r"(router|\.gate\.(weight|wg)|\.gate\.e_score)")),
     ("experts", re.compile(r"expert")),
@@ -26,9 +26,9 @@ _KINDS = (
 
 
 def choose_trained(inner: Any, settings: ModelSettings) -> None:
-    """Leave only those weights to be trained that ``train_only`` names and ``freeze`` does not.
+    """Train only those weights that ``train_only`` names and ``freeze`` does not.
 
-    A pattern is a part of a weight's name; ``*`` stands for anything. Raises SettingsError for one that names nothing.
+    A pattern is a part of a weight's name; ``*`` matches anything. Raises SettingsError for one without a match.
     """
     names = [name for name, _ in inner.named_parameters()]
     for option, patterns in (("train-only", settings.train_only), ("freeze", settings.freeze)):
@@ -46,10 +46,10 @@ def choose_trained(inner: Any, settings: ModelSettings) -> None:
 
 
 def freeze_vision(inner: Any, settings: ModelSettings) -> bool:
-    """Freeze what of a vision-language model ``train_vision`` leaves out; False for a model of text.
+    """Freeze the parts of a vision-language model that ``train_vision`` excludes; return False for a text model.
 
-    With ``train_only`` or ``freeze`` those alone decide; an adapter freezes everything, and ``vision_linears`` says
-    where it lies.
+    ``train_only`` or ``freeze``, where given, decide alone; an adapter freezes everything, and ``frozen_vision`` says
+    which layers get none.
     """
     if not reads_images(inner.config):
         return False
@@ -61,7 +61,7 @@ def freeze_vision(inner: Any, settings: ModelSettings) -> bool:
 
 
 def frozen_vision(inner: Any, settings: ModelSettings) -> list[str]:
-    """Names of the linear layers outside of the language part that get no adapter."""
+    """Return the names of linear layers outside of the language model that get no adapter."""
     if not reads_images(inner.config) or settings.train_vision == "all":
         return []
     names = {name.rpartition(".")[0] for name, parameter in _vision(inner) if parameter.ndim >= 2}
@@ -69,7 +69,7 @@ def frozen_vision(inner: Any, settings: ModelSettings) -> list[str]:
 
 
 def _vision(inner: Any) -> list[tuple[str, Any]]:
-    """Names and weights outside of the language part and its head."""
+    """Return names and weights outside of the language model and its head."""
     prefix = inner.base_model_prefix
     decoder = getattr(inner, prefix)
     language = {id(parameter) for parameter in language_part(decoder).parameters()}
@@ -85,7 +85,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def reach_of(module: Any) -> dict[str, float]:
-    """Share of each kind of weight, counted in numbers, that is trained or lies under an adapter."""
+    """Return the share of each kind of weight, in parameters, that is trained or under an adapter."""
     inner = module.get_base_model() if hasattr(module, "peft_config") else module
     ends = {id(inner.get_output_embeddings()): "head", id(inner.get_input_embeddings()): "embeddings"}
     vision = {id(parameter): name for name, parameter in _vision(inner)} if reads_images(inner.config) else {}
@@ -101,7 +101,7 @@ def reach_of(module: Any) -> dict[str, float]:
 
 
 def _base_parameters(module: Any, inner: Any) -> Any:
-    """Each weight of the base: its name, itself, the modules around it, and whether training reaches it."""
+    """Yield each weight of the base: its name, itself, the modules around it, and whether it is trained or adapted."""
     from torch import nn
 
     adapted = hasattr(module, "peft_config")
@@ -120,13 +120,13 @@ def _base_parameters(module: Any, inner: Any) -> Any:
 
 
 def _is_adapted(module: Any, parameter: str) -> bool:
-    """Whether an adapter lies over a module, or a trained copy replaces it."""
+    """Return whether a module has an adapter, or a trained copy that replaces it."""
     if hasattr(module, "original_module") and "default" in getattr(module, "modules_to_save", ()):
         return True
     if not hasattr(module, "base_layer") or not hasattr(module, "adapter_layer_names"):
         return False
     if hasattr(module, "token_indices"):
-        return False  # some rows are not the matrix
+        return False  # some rows are not the whole matrix
     only = getattr(module, "parameter_name", None)
     return only is None or only == parameter
 
@@ -136,14 +136,14 @@ def _kind(name: str) -> str:
 
 
 def _numbers(parameter: Any) -> int:
-    """How many numbers a weight holds, packed ones counted before packing."""
+    """Return the number of parameters of a weight, packed ones counted before packing."""
     state = getattr(parameter, "quant_state", None)
     shape = getattr(state, "shape", None)
     return parameter.numel() if shape is None else int(shape.numel())
 
 
 def reach_note(module: Any) -> str:
-    """The shares in one line, with what would reach experts that are stacked parameters."""
+    """Return the shares in one line, with the option for experts that are stacked parameters."""
     found = reach_of(module)
     shares = ", ".join(f"{kind} {_percent(share)}" for kind, share in sorted(found.items()))
     hint = ""

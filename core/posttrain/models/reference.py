@@ -1,4 +1,4 @@
-"""The frozen model that a policy is compared with, at no cost where adapters are trained."""
+"""The frozen model that a policy is compared with, without a second model where adapters are trained."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class Reference(Frozen):
-    """``active()`` gives the reference as a TokenModel, in evaluation mode, and restores the policy afterwards.
+    """A reference that ``active()`` yields as a TokenModel, in evaluation mode, restoring the policy afterwards.
 
-    With a new adapter it is the policy's own base, adapters off; with one that was trained before a frozen copy of
-    that adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own, which ``later``
-    loads when it is first run. With a ``cache`` a model that never changes is run once for each row; while
-    ``is_policy`` holds, before the first update, the policy itself is what is run.
+    With a new adapter it is the policy's own base, adapters disabled; with one trained before a frozen copy of that
+    adapter; with full fine-tuning a frozen copy of the weights; or ``other``, a model of its own, which ``later`` loads
+    when it is first run. With a ``cache`` a model that never changes is run once per row; while ``is_policy`` is set,
+    before the first update, the policy itself is run.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Reference(Frozen):
         self.strategy.prepare(self.model)
 
     def begin(self, same: bool) -> None:
-        """Have a model that ``later`` would load in memory now; ``same``: the policy still is it and is copied."""
+        """Load the reference now. With ``same`` the untrained policy is copied instead of reading the weights again."""
         if self.model is None and self.later is not None:
-            # weights that are spread cannot be copied
+            # sharded weights cannot be copied
             self._use(copy.deepcopy(self.policy.model) if same and not self.strategy.shards_forward else self.later())
 
     def results(self, sequences: list[Sequence], request: TokenQuery) -> dict[str, Tensor]:
-        """What the reference's forward pass gives, without gradient; log-probs ``(n,)`` that are cached cost none.
+        """Return the results of the reference's forward pass, without gradient; cached log-probs ``(n,)`` cost none.
 
-        No ``sequences``: only the pass that other ranks may need this one for.
+        Without ``sequences`` only a pass that other ranks may need from this one.
         """
         cache = self.cache if request.statistics is None else None
         wanted = bool(sequences) if cache is None else any(sequence not in cache for sequence in sequences)
@@ -89,7 +89,7 @@ class Reference(Frozen):
 
     @contextmanager
     def active(self) -> Iterator[TokenModel]:
-        """The reference for the length of a ``with`` block."""
+        """Yield the reference for a ``with`` block."""
         if self.model is None and self.later is not None and not self.is_policy:
             self._use(self.later())
         if self.model is not None:
@@ -111,11 +111,11 @@ class Reference(Frozen):
 
 
 class MovingReference(EmaModel):
-    """A reference that follows the policy (``reference_every``); what it says of a row changes, so it has no cache."""
+    """A reference that follows the policy (``reference_every``); its values change, so it has no cache."""
 
     cache: ReferenceCache | None = None
 
     def results(self, sequences: list[Sequence], request: TokenQuery) -> dict[str, Tensor]:
-        """What the reference's forward pass gives, without gradient."""
+        """Return the results of the reference's forward pass, without gradient."""
         with torch.no_grad(), self.active() as model:
             return model(sequences, request)

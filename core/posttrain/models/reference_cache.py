@@ -1,4 +1,4 @@
-"""Store a reference's log-probs by content, in memory and in files that runs share."""
+"""Store of a reference's log-probs by content, in memory and in files that runs share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from posttrain.models.placement import Placement
 
 
-#: Log-probs that wait for the next checkpoint before they are written anyway, so that a crash loses little.
+#: Log-probs that are written before the next checkpoint, so that a crash loses little.
 WRITE_AT = 2**20
 
 
@@ -31,10 +31,10 @@ _KEY_BYTES = 16
 
 
 class ReferenceCache:
-    """Log-probs by content: in memory, and in files of ``folder`` where that is not None.
+    """Log-probs by content: in memory, and in files of ``folder`` unless that is None.
 
-    A file is never changed: each write adds one, named by its own digest, so runs at the same time cannot disturb
-    each other, and one that is damaged is noticed, removed and noted in ``notes``.
+    A file never changes: each write adds one, named by its own digest, so concurrent runs cannot disturb each other,
+    and a damaged one is detected, removed and noted in ``notes``.
     """
 
     def __init__(self, folder: Path | None):
@@ -45,7 +45,7 @@ class ReferenceCache:
         self._new: dict[bytes, np.ndarray] = {}
         """Computed by this rank since the last ``exchange``."""
         self._unsaved: dict[bytes, np.ndarray] = {}
-        """Known to every rank, in no file yet."""
+        """Known to every rank, not yet in a file."""
         self._waiting = 0
         for file in sorted(folder.glob("*.safetensors")) if folder is not None else ():
             self._read(file)
@@ -57,9 +57,9 @@ class ReferenceCache:
         return self._key(sequence) in self._values
 
     def logps(self, sequences: list[Sequence], compute: Callable[[list[Sequence]], Tensor]) -> Tensor:
-        """Log-probs ``(n,)`` of the trained tokens of all ``sequences``, on the CPU.
+        """Return log-probs ``(n,)`` of the trained tokens of all ``sequences``, on the CPU.
 
-        ``compute`` gives those of the sequences that are not known, all in one call, or is not called at all.
+        ``compute`` is called once for all unknown sequences, or not at all.
         """
         keys = [self._key(sequence) for sequence in sequences]
         found = [self._values.get(key) for key in keys]  # (t,) each
@@ -75,7 +75,7 @@ class ReferenceCache:
 
     @contextmanager
     def evaluation_scope(self) -> Iterator[None]:
-        """Within the block values are kept apart, so that an evaluation moves no bit of the training (D3)."""
+        """Keep values of the block apart, so that an evaluation changes no bit of the training (D3)."""
         self._scope = b"evaluation"
         try:
             yield
@@ -83,23 +83,23 @@ class ReferenceCache:
             self._scope = b"training"
 
     def exchange(self, strategy: Placement) -> None:
-        """Give every rank what each has computed since the last call. All ranks call it together."""
+        """Give every rank the values that each has computed since the last call. All ranks call it together."""
         everyone: dict[bytes, np.ndarray] = {}
         for key, values in strategy.gather(list(self._new.items())):
             everyone.setdefault(key, values)
         self._new.clear()
-        self._values.update(everyone)  # where two ranks computed the same row, all go on with the same numbers
+        self._values.update(everyone)  # where two ranks computed the same row, all use the same numbers
         self._unsaved.update(everyone)
         self._waiting += sum(values.size for values in everyone.values())
         if self._waiting >= WRITE_AT:
             self.write()
 
     def write(self) -> None:
-        """Put what is in no file yet into one. Where that fails, the values stay in memory and ``notes`` says so."""
+        """Write values that are in no file to a new one. On failure they stay in memory and ``notes`` says so."""
         self._waiting = 0
         if self.folder is None or not self._unsaved:
             return
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # the ranks of one machine would write the same file
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # all ranks of a machine would write the same file
             try:
                 _write(self.folder, save(_packed(self._unsaved)))
             except OSError as error:
@@ -110,11 +110,11 @@ class ReferenceCache:
         self._unsaved = {}
 
     def saved(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep: values that are in no file."""
+        """Return the values in no file, for a checkpoint."""
         return _packed(self._unsaved) if self._unsaved else {}
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Undo ``saved``."""
+        """Restore the values from ``saved``."""
         found = _unpacked(saved) if saved else {}
         self._values.update(found)
         self._unsaved.update(found)
@@ -144,7 +144,7 @@ class ReferenceCache:
 
 
 def _packed(values: dict[bytes, np.ndarray]) -> dict[str, Tensor]:
-    """Keys ``(S, 16)``, end of each sequence's values ``(S,)``, and all values ``(N,)``."""
+    """Return keys ``(S, 16)``, end of each sequence's values ``(S,)``, and all values ``(N,)``."""
     keys = np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, _KEY_BYTES).copy()
     ends = np.cumsum([one.size for one in values.values()], dtype=np.int64)
     flat = np.concatenate(list(values.values()))
@@ -158,7 +158,7 @@ def _unpacked(tensors: dict[str, Tensor]) -> dict[bytes, np.ndarray]:
 
 
 def _write(folder: Path, content: bytes) -> None:
-    """Write aside and rename: a reader sees the whole file or none."""
+    """Write a temporary file and rename it: a reader sees the whole file or none."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".writing-{uuid.uuid4().hex}"
     try:

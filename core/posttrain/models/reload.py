@@ -1,9 +1,8 @@
-"""A saved folder loaded by transformers and peft alone, as somebody who has never heard of this package does it."""
+"""Loading of a saved folder by transformers and peft alone, as other programs do."""
 
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,18 @@ import transformers
 
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base
+from posttrain.models.config_files import adapter_head, architectures
 from posttrain.models.import_peft import import_peft
 from posttrain.models.processor import auto_class, load_reader
 from posttrain.network.image_reader import with_reader
 from posttrain.network.kernels.quantised import settle_kernels
 
-_TASKS = {"SEQ_CLS": "score", "TOKEN_CLS": "steps"}
-
 
 def head_of(folder: Path) -> str:
-    """What the model in ``folder`` ends in, as its files say."""
+    """Return the kind of head of the model in ``folder``, from its files. Raises ModelError for damaged ones."""
     if (folder / "adapter_config.json").is_file():
-        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-        return _TASKS.get(task, "vocabulary")
-    kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+        return adapter_head(folder)
+    kinds = architectures(folder)
     if any("SequenceClassification" in kind for kind in kinds):
         return "score"
     return "steps" if any("TokenClassification" in kind for kind in kinds) else "vocabulary"
@@ -42,13 +39,12 @@ def load_plainly(
     trust: Any = None,
     experts: str | None = None,
 ) -> tuple[Any, Any]:
-    """The model in ``folder``, in evaluation mode, and its tokenizer.
+    """Load the model in ``folder``, in evaluation mode, and its tokenizer.
 
-    ``experts``: how a mixture's experts are computed, where transformers has several ways and not all take the type.
-    Quantised layers use the kernels of training: those of evaluation round inputs too.
-
-    An adapter lies over ``base``, or the one that it names, with ``quantization`` as training had it; the base gets as
-    many rows as the tokenizer has tokens, as peft's own loaders do.
+    ``experts``: how a mixture's experts are computed, where transformers has several ways and not all support the
+    dtype. Quantised layers use the kernels of training: those of evaluation round inputs too. An adapter gets ``base``,
+    or the one that it names, with ``quantization`` as in training; the base gets as many rows as the tokenizer has
+    tokens, as in peft's own loaders.
     """
     head = head_of(folder)
     extra: dict[str, Any] = {"dtype": getattr(torch, dtype)}
@@ -62,7 +58,7 @@ def load_plainly(
     tokenizer = foreign.read(transformers.AutoTokenizer, folder, trust_remote_code=trusted)
     tokenizer = with_reader(tokenizer, load_reader(str(folder if not adapter else source), {}, tokenizer, None))
     kind = auto_class(str(source), {"trust_remote_code": trusted}, head)
-    model = foreign.read(kind, source, trust_remote_code=trusted, **extra)
+    model, _ = foreign.read_model(kind, source, head if adapter else "vocabulary", trust_remote_code=trusted, **extra)
     if quantization is None:
         model = model.to(device)
     else:

@@ -1,4 +1,4 @@
-"""Saving what others can load: transformers, peft and vLLM read these folders."""
+"""Saved models that transformers, peft and vLLM can load."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from posttrain.errors import CheckpointError
 from posttrain.models import foreign
 from posttrain.models.adapters import REFERENCE_ADAPTER, TEACHER_ADAPTER
 from posttrain.models.generation_config import saved_form
+from posttrain.models.quiet import quiet
 from posttrain.models.vocabulary import GROWN
 from posttrain.network import attention
 from posttrain.network.image_reader import reader_of
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 
 #: Bytes of one file where weights are gathered from several ranks.
 PART = 2**30
-#: Modules that were trained beside the model, such as a value head.
+#: Modules trained beside the model, such as a value head.
 EXTRA_FILE = "extra_modules.safetensors"
 
 
 def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Placement) -> None:
-    """Weights (or the adapter alone) as safetensors, config, tokenizer, generation config.
+    """Write weights (or only the adapter) as safetensors, config, tokenizer, generation config.
 
-    All ranks call it and rank 0 writes; of weights that are spread it holds at most ``PART`` bytes at a time.
+    All ranks call it and rank 0 writes; of sharded weights it holds at most ``PART`` bytes at a time.
     """
     extra = {}
     for name, value in strategy.weights(policy.extra):
@@ -43,14 +44,14 @@ def save_model(policy: TokenModel, tokenizer: Any, folder: Path, strategy: Place
     spread = strategy.weights(policy.model) if strategy.shards_forward else None
     if strategy.rank != 0:
         for _ in spread or ():
-            pass  # to give rank 0 its shards
+            pass  # gives rank 0 its shards
         return
     config = policy.inner.config
     implementation = config._attn_implementation
     if implementation == attention.NAME:
-        config._attn_implementation = "sdpa"  # the name means nothing outside this package
+        config._attn_implementation = "sdpa"  # only this package knows the name
     try:
-        with saved_form(policy.inner, tokenizer):
+        with saved_form(policy.inner, tokenizer), quiet():
             _save(policy, folder, spread)
     finally:
         config._attn_implementation = implementation
@@ -74,7 +75,7 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
         with without_deepspeed():
             model.save_pretrained(folder)
     elif getattr(model, "_weight_conversions", None):
-        # the family's files hold other tensors than the modules do, and transformers converts all of them at once
+        # the family's files hold other tensors than the modules, and transformers converts all of them at once
         with without_deepspeed():
             model.save_pretrained(folder, state_dict={name: value.cpu() for name, value in spread})
     else:
@@ -90,9 +91,9 @@ def _save(policy: TokenModel, folder: Path, spread: Iterator[tuple[str, Tensor]]
 
 @contextmanager
 def without_deepspeed() -> Iterator[None]:
-    """Keep accelerate from importing DeepSpeed, two seconds with all it brings, to see whether a model is an engine.
+    """Keep accelerate from importing DeepSpeed, which takes two seconds, to test whether a model is an engine.
 
-    What is saved here is the module itself; and while DeepSpeed is not imported, nothing can be one.
+    The saved model is the module itself; and while DeepSpeed is not imported, no model can be an engine.
     """
     from accelerate.utils import other
 
@@ -105,7 +106,7 @@ def without_deepspeed() -> Iterator[None]:
 
 
 def saved_tokenizer(inner: Any, tokenizer: Any) -> Any:
-    """The tokenizer as it belongs beside a model: of a reward model with the padding token of its configuration.
+    """Return the tokenizer to save with a model: for a reward model with the padding token of its configuration.
 
     A classifier of transformers reads the score before the first padding token, so both must name the same one.
     """
@@ -120,7 +121,7 @@ def saved_tokenizer(inner: Any, tokenizer: Any) -> Any:
 
 
 def _adapted(model: Any, spread: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """What of ``model`` belongs to its adapters, parameters first, then buffers such as VeRA's projections."""
+    """Yield the tensors of ``model`` that belong to adapters: parameters, then buffers such as VeRA's projections."""
     marks = (getattr(model.base_model, "prefix", None) or "prompt_encoder", "modules_to_save.", "trainable_tokens_")
     for name, value in itertools.chain(spread, model.named_buffers()):
         if any(mark in name for mark in marks):
@@ -128,7 +129,7 @@ def _adapted(model: Any, spread: Iterable[tuple[str, Tensor]]) -> Iterator[tuple
 
 
 def _stream(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Write files of at most ``PART`` bytes (or one tensor) as the weights come, and the index that names them."""
+    """Write files of at most ``PART`` bytes (or one tensor) as the weights arrive, and their index."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[list[str]] = []
     held: dict[str, Tensor] = {}
@@ -160,7 +161,7 @@ def _stream(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
 
 
 def restore_weights(policy: TokenModel, folder: Path) -> None:
-    """Put the weights of a saved folder into the model in place; every trained one must be there."""
+    """Load the weights of a saved folder into the model in place; every trained one must be there."""
     files = sorted(file for file in folder.glob("*.safetensors") if file.name != EXTRA_FILE)
     if not files:
         raise CheckpointError(f"'{folder}' holds no safetensors file. Resume from an earlier checkpoint.")
@@ -186,19 +187,19 @@ def restore_weights(policy: TokenModel, folder: Path) -> None:
 
 
 def _renamed(model: Any, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Weights under the modules' names, where the family's files have others and transformers reads them back."""
+    """Return weights under the modules' names, through transformers where the family's files have other names."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     if set(weights) <= set(model.state_dict()) or not get_model_conversion_mapping(model, add_legacy=False):
         return weights
-    # of the model that is at hand already, whose code runs
+    # of a model already loaded, whose code runs
     plain: Any = foreign.read(type(model), folder, dtype=model.dtype, use_safetensors=True)
     found: dict[str, Tensor] = plain.state_dict()
     return found
 
 
 def write_model_card(folder: Path, facts: dict[str, Any], line: dict[str, Any], method: Any, base: str | None) -> None:
-    """``README.md`` beside the weights: what was trained from what, on what, how, and how it went."""
+    """Write ``README.md`` beside the weights: base, data, method, options and last metrics."""
     adapter = (folder / "adapter_config.json").is_file()
     known_base = base if base and not Path(base).expanduser().exists() else None
     head = ["---", "library_name: " + ("peft" if adapter else "transformers")]

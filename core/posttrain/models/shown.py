@@ -1,4 +1,4 @@
-"""Fixed rows with pictures, for checks of a layout and of what was saved, and what a family's code takes of them."""
+"""Fixed rows with images, for checks of a layout and of saved models, and the family's inputs for them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from posttrain.network.token_model import decoder_of
 if TYPE_CHECKING:
     from posttrain.network.image_reader import ImageReader
 
-#: Height and width of the pictures.
-_SIZE = (40, 48)
+#: Height and width of the images.
+SIZE = (40, 48)
 
 
 def shown_rows(reader: ImageReader, vocabulary: int) -> list[Sequence]:
-    """Two rows with one prompt that shows a picture, and one that shows another picture behind the same ids."""
+    """Build two rows with one prompt that has an image, and one that has another image behind the same ids."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(255, (2, *_SIZE, 3), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(255, (2, *SIZE, 3), generator=generator, dtype=torch.uint8)
     found = []
     for place, length in ((0, 5), (0, 3), (1, 4)):
         image, text = reader.read(from_pixels(pixels[place].numpy()))
@@ -35,13 +35,13 @@ def shown_rows(reader: ImageReader, vocabulary: int) -> list[Sequence]:
 
 
 def _text(reader: ImageReader, vocabulary: int, length: int, offset: int) -> Tensor:
-    """Tokens ``(length,)`` of which none stands for a picture."""
+    """Return tokens ``(length,)`` without image placeholders."""
     ids = (torch.arange(length) * 7 + offset) % vocabulary
     return torch.where(ids == reader.token, 0, ids)
 
 
 def plain_inputs(images: ImagePlacer | None, row: Sequence, device: torch.device) -> dict[str, Any]:
-    """What the family's own code takes, beside ids, for the pictures of one row."""
+    """Return the inputs of the family's own code, beside ids, for the images of one row."""
     if images is None or not images.needs([row]):
         return {}
     slots = Slots([row], [torch.arange(len(row))], (1, len(row)))
@@ -50,7 +50,7 @@ def plain_inputs(images: ImagePlacer | None, row: Sequence, device: torch.device
 
 
 def placer_of(model: Any, reader: ImageReader | None) -> ImagePlacer | None:
-    """What puts pictures into a plain transformers or peft model."""
+    """Return the image placer of a plain transformers or peft model."""
     if reader is None:
         return None
     inner = model.get_base_model() if hasattr(model, "peft_config") else model

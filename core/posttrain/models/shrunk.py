@@ -1,4 +1,4 @@
-"""Windows and contexts of a few tokens for the length of a check, so that short rows reach beyond them."""
+"""Windows and contexts of a few tokens during a check, so that short rows exceed them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: Fields of configurations and modules that are a layer's window, in tokens.
+#: Fields of configurations and modules with a layer's window, in tokens.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
 _CONTEXT = "original_max_position_embeddings"
 _BOUND = "time_step_limit"
@@ -15,7 +15,7 @@ WINDOW, CONTEXT, STEP = 4, 12, 1.0
 
 @contextmanager
 def shrunk(inner: Any) -> Iterator[None]:
-    """Meanwhile ``inner`` has windows of 4 tokens, rotary factors change with the 12th, and bounds of steps bind."""
+    """Give ``inner`` windows of 4 tokens, rotary factors that change at the 12th, and time steps at their bound."""
     undo: list[tuple[Any, str, Any]] = []
     try:
         for module in inner.modules():
@@ -31,7 +31,7 @@ def shrunk(inner: Any) -> Iterator[None]:
 
 
 def _shrink_context(module: Any, undo: list[tuple[Any, str, Any]]) -> None:
-    """For the modules whose factors depend on the length of the text."""
+    """Shrink the context of modules with length-dependent factors."""
     kinds = getattr(module, "rope_type", None)
     kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
     if "dynamic" in kinds:
@@ -40,13 +40,13 @@ def _shrink_context(module: Any, undo: list[tuple[Any, str, Any]]) -> None:
         _set(vars(module.config), "max_position_embeddings", CONTEXT, undo)
     if "longrope" in kinds:
         parameters = module.config.rope_parameters
-        for own in (vars(module.config), parameters, *parameters.values()):  # transformers copies the first's again
+        for own in (vars(module.config), parameters, *parameters.values()):  # copied from the first again
             if isinstance(own, dict):
                 _set(own, _CONTEXT, CONTEXT, undo)
 
 
 def _raise_bound(module: Any, undo: list[tuple[Any, str, Any]]) -> None:
-    """Of a state space's steps in time: rare ones are below the usual bound, and some families' decoding ignores it."""
+    """Raise the lower bound of a state space's time steps, which is rarely reached and which some decoding ignores."""
     limit = vars(module).get(_BOUND)
     if isinstance(limit, tuple | list) and limit[0] > 0:
         undo.append((vars(module), _BOUND, limit))

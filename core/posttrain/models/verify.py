@@ -1,4 +1,4 @@
-"""Whether a model on disk is the one that was trained: numbers, weights, stop tokens, tokenizer, template, extras."""
+"""Comparison of a model on disk with the trained one: values, weights, stop tokens, tokenizer, template, extras."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from posttrain.models.save import EXTRA_FILE
 
 @dataclass
 class Verdict:
-    """What was compared with what the trained model said, and how it came out."""
+    """Result of a comparison with the trained model."""
 
     subject: str
     tolerance: float
@@ -35,11 +35,11 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no problem was found."""
         return not self.problems
 
     def line(self) -> str:
-        """The verdict in one line."""
+        """Return the verdict in one line."""
         numbers = "" if self.difference is None else f"largest difference {self.difference:.2g}"
         allowed = "" if self.difference is None else f" (up to {self.tolerance:.2g} is rounding)"
         if self.good:
@@ -47,7 +47,7 @@ class Verdict:
         return f"{self.subject}: NOT the trained model: {'; '.join(self.problems)}"
 
     def record(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the verdict as plain data."""
         return {
             "subject": self.subject,
             "good": self.good,
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def compare_numbers(verdict: Verdict, proof: Proof, values: list[list[float]], gaps: list[float]) -> None:
-    """Hold values of the proof's rows, and by how much its continuation fails to be greedy, against the proof."""
+    """Compare values of the proof's rows, and by how much its continuation fails to be greedy, with the proof."""
     verdict.difference = largest_difference(proof.values, values)
     what = {"vocabulary": "log-prob", "score": "score", "steps": "step's score"}[proof.head]
     if not verdict.difference <= verdict.tolerance:
@@ -74,7 +74,7 @@ def compare_numbers(verdict: Verdict, proof: Proof, values: list[list[float]], g
 
 
 def compare_model(verdict: Verdict, proof: Proof, model: Any, tokenizer: Any = None) -> None:
-    """Hold a loaded transformers or peft model, and the processor that its tokenizer carries, against the proof."""
+    """Compare a loaded transformers or peft model, and the processor of its tokenizer, with the proof."""
     compare_numbers(verdict, proof, *plain_values(model, proof, tokenizer))
     if proof.shown:
         _compare_shown(verdict, proof, shown_values(model, proof, tokenizer))
@@ -83,7 +83,7 @@ def compare_model(verdict: Verdict, proof: Proof, model: Any, tokenizer: Any = N
 
 
 def _compare_shown(verdict: Verdict, proof: Proof, values: list[float] | None) -> None:
-    """What is said behind a picture, read by the processor beside the model."""
+    """Compare the values after an image, read by the processor beside the model."""
     if values is None:
         verdict.problems.append("the folder has no processor that reads images")
         return
@@ -98,7 +98,7 @@ def _compare_shown(verdict: Verdict, proof: Proof, values: list[float] | None) -
 
 @torch.no_grad()
 def _compare_padded(verdict: Verdict, proof: Proof, model: Any) -> None:
-    """Scores in a right-padded batch, where transformers looks for the last token by the padding token's id."""
+    """Compare scores in a right-padded batch, where transformers finds the last token by the padding token's id."""
     padding, width = getattr(model.config.get_text_config(), "pad_token_id", None), max(map(len, proof.rows)) + 2
     if padding is None:
         return
@@ -112,7 +112,7 @@ def _compare_padded(verdict: Verdict, proof: Proof, model: Any) -> None:
 
 
 def compare_texts(verdict: Verdict, proof: Proof, tokenizer: Any, configuration: Any) -> None:
-    """Hold tokenizer, chat template and stop tokens against the proof's. The configuration may be None."""
+    """Compare tokenizer, chat template and stop tokens with the proof's. The configuration may be None."""
     same = tokenizer_hash(tokenizer) == proof.tokenizer
     verdict.found["tokenizer"] = "identical" if same else "other files, same tokens"
     if not same and sample_tokens(tokenizer) != proof.samples:
@@ -127,7 +127,7 @@ def compare_texts(verdict: Verdict, proof: Proof, tokenizer: Any, configuration:
 
 
 def compare_weights(verdict: Verdict, mine: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
-    """Bit by bit, the tensors that both have under one name."""
+    """Compare the tensors that both have under one name, bit by bit."""
     names = [n for n in mine if n in loaded and mine[n].is_floating_point() and mine[n].shape == loaded[n].shape]
     different = [n for n in names if not torch.equal(mine[n].cpu(), loaded[n].to(mine[n].dtype).cpu())]
     verdict.found["tensors"] = len(names)
@@ -139,7 +139,7 @@ def compare_weights(verdict: Verdict, mine: dict[str, Tensor], loaded: dict[str,
 
 
 def compare_extras(verdict: Verdict, extra: dict[str, Tensor], folder: Path) -> None:
-    """Modules beside the model, such as a value head, against their file."""
+    """Compare modules beside the model, such as a value head, with their file."""
     from safetensors.torch import load_file
 
     if not extra:

@@ -1,21 +1,21 @@
-"""Hold what was made from a run, or from a folder, against what was trained: its own files, merged, GGUF, vLLM."""
+"""Comparison of a run's or folder's derived models with what was trained: its own files, merged, GGUF, vLLM."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from posttrain.errors import DependencyError, ModelError, PosttrainError, SettingsError
+from posttrain.errors import DependencyError, ModelError, PosttrainError, SettingsError, first_line
 from posttrain.models import foreign
+from posttrain.models.config_files import read_config
 from posttrain.models.export import export
 from posttrain.models.generation_config import configured_stops
-from posttrain.models.load import quantization_of
+from posttrain.models.load import cannot_load, quantization_of
+from posttrain.models.processor import auto_class
 from posttrain.models.proof import (
     FILE,
     TOLERANCES,
@@ -32,9 +32,10 @@ from posttrain.models.reload import head_of, load_plainly
 from posttrain.models.shown import shown_rows
 from posttrain.models.verify import Verdict, compare_model, compare_numbers, compare_texts
 from posttrain.network.image_reader import reader_of
-from posttrain.settings import Settings
+from posttrain.runs.record import stored_settings
+from posttrain.settings import ModelSettings, Settings
 
-#: What quantised tensors of a GGUF file may do to a log-prob of a model that is not small.
+#: Largest change of a log-prob by quantised tensors of a GGUF file, in a model that is not small.
 GGUF_TOLERANCES = {"F32": 2e-3, "F16": 0.05, "BF16": 0.25, "Q8_0": 0.5}
 COARSE = 3.0
 
@@ -48,9 +49,9 @@ def verify(
 ) -> list[Verdict]:
     """Compare the final model of a run (or a folder's model) with what was trained, and with each of ``against``.
 
-    ``against`` holds folders, .gguf files, "merged" (the adapter put into its base) and "vllm" (the real engine).
-    What was trained is known from the run's proof.json; of a folder that belongs to no run its own numbers are taken.
-    Raises PosttrainError for what cannot be loaded at all.
+    ``against`` holds folders, .gguf files, "merged" (the adapter merged into its base) and "vllm" (the real engine).
+    What was trained is known from the run's proof.json; for a folder without a run its own values are taken. Raises
+    PosttrainError for what cannot be loaded at all.
     """
     run = Path(model).expanduser()
     if not run.is_dir():
@@ -59,10 +60,10 @@ def verify(
     owner = folder.parent if (folder.parent / FILE).is_file() and folder.name == "model" else None
     if not folder.is_dir():
         raise ModelError(f"The run in '{model}' has no final model. Go on with: posttrain resume {model}")
-    settings = _settings(folder.parent)
-    proof = _proof_of_folder(folder, settings, trust_remote_code) if owner is None else Proof.read(owner)
+    settings = _settings(folder.parent).model
     if owner is None and not against:
-        Proof.read(run)  # says what is missing
+        Proof.read(run)  # raises an error that says what is missing
+    proof = _proof_of_folder(folder, settings, trust_remote_code) if owner is None else Proof.read(owner)
     verdicts = []
     if owner is not None:
         verdict = Verdict(str(folder), tolerance or proof.tolerance)
@@ -74,34 +75,42 @@ def verify(
 
 
 def _settings(run: Path) -> Settings:
-    """Settings of the run that made a folder; plain ones where there is none."""
+    """Return the settings of the run that made a folder; defaults where there is none."""
     file = run / "run.json"
     if not file.is_file():
         return Settings()
-    return Settings.from_record(json.loads(file.read_text(encoding="utf-8"))["settings"])
+    return stored_settings(run)
 
 
-def _plain(folder: Path, dtype: str, settings: Settings, trust: str | None) -> tuple[Any, Any]:
-    quantization = quantization_of(settings.model) if (folder / "adapter_config.json").is_file() else None
+def _plain(folder: Path, dtype: str, settings: ModelSettings, trust: str | None) -> tuple[Any, Any]:
+    quantization = quantization_of(settings) if (folder / "adapter_config.json").is_file() else None
     return load_plainly(folder, dtype, quantization=quantization, trust=trust)
 
 
 def _hold(verdict: Verdict, proof: Proof, load: Callable[[], tuple[Any, Any]]) -> None:
-    """Load and compare; what keeps somebody from loading it is the verdict."""
+    """Load and compare; a failure to load becomes a problem of the verdict."""
     try:
         model, tokenizer = load()
+        compare_model(verdict, proof, model, tokenizer)
+        compare_texts(verdict, proof, tokenizer, getattr(model, "generation_config", None))
     except PosttrainError:
         raise
     except Exception as error:  # of transformers, peft or the files
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         verdict.problems.append(f"it cannot be loaded: {type(error).__name__}: {first}")
-        return
-    compare_model(verdict, proof, model, tokenizer)
-    compare_texts(verdict, proof, tokenizer, getattr(model, "generation_config", None))
 
 
-def _proof_of_folder(folder: Path, settings: Settings, trust: str | None) -> Proof:
-    """A proof of what a folder's own model says, in float32."""
+def _proof_of_folder(folder: Path, settings: ModelSettings, trust: str | None) -> Proof:
+    """Compute a proof from a folder's own model, in float32. Raises ModelError for one that cannot be computed."""
+    try:
+        return _computed(folder, settings, trust)
+    except (PosttrainError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of transformers, peft or the files
+        raise cannot_load("model", str(folder), error) from None
+
+
+def _computed(folder: Path, settings: ModelSettings, trust: str | None) -> Proof:
     model, tokenizer = _plain(folder, "float32", settings, trust)
     head, config = head_of(folder), model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or 2**20
@@ -120,7 +129,7 @@ def _proof_of_folder(folder: Path, settings: Settings, trust: str | None) -> Pro
 
 
 def _against(
-    name: str, folder: Path, proof: Proof, settings: Settings, tolerance: float | None, trust: str | None
+    name: str, folder: Path, proof: Proof, settings: ModelSettings, tolerance: float | None, trust: str | None
 ) -> Verdict:
     if name == "merged":
         with tempfile.TemporaryDirectory() as scratch:
@@ -135,7 +144,7 @@ def _against(
         return _gguf(path, proof, tolerance)
     if not path.is_dir():
         raise SettingsError(f"'{name}' is no folder. Expected merged, vllm, a .gguf file or the folder of a model.")
-    dtype = json.loads((path / "config.json").read_text(encoding="utf-8")).get("dtype") if _whole(path) else None
+    dtype = read_config(path, "config.json").get("dtype") if _whole(path) else None
     narrower = TOLERANCES.get(str(dtype), 0.0)
     verdict = Verdict(name, tolerance or max(proof.tolerance, narrower))
     _hold(verdict, proof, lambda: _plain(path, proof.dtype, settings, trust))
@@ -151,7 +160,7 @@ def _export_type(proof: Proof) -> str:
 
 
 def _gguf(path: Path, proof: Proof, tolerance: float | None) -> Verdict:
-    """A GGUF file as transformers reads it; its coarsest type of tensor decides what is rounding."""
+    """Compare a GGUF file as transformers reads it; its coarsest tensor type sets the tolerance."""
     try:
         import gguf
     except ImportError:
@@ -164,22 +173,25 @@ def _gguf(path: Path, proof: Proof, tolerance: float | None) -> Verdict:
     allowed = max((GGUF_TOLERANCES.get(kind, COARSE) for kind in kinds), default=COARSE)
     verdict = Verdict(str(path), tolerance or max(proof.tolerance, allowed), found={"tensor_types": sorted(kinds)})
 
-    def load() -> tuple[Any, Any]:
-        options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
-        model = foreign.read(transformers.AutoModelForCausalLM, path.parent, **options)
-        return model.eval(), None
-
+    options: dict[str, Any] = {"gguf_file": path.name}
+    labels: dict[str, Any] = {} if proof.head == "vocabulary" else {"num_labels": {"score": 1, "steps": 2}[proof.head]}
     try:
-        model, _ = load()
+        kind = auto_class(str(path.parent), options, proof.head)
+        model, report = foreign.read_model(kind, path.parent, proof.head, dtype=torch.float32, **options, **labels)
     except Exception as error:  # of transformers' reader
-        verdict.problems.append(f"it cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}")
+        verdict.problems.append(f"it cannot be loaded: {type(error).__name__}: {first_line(error)}")
         return verdict
-    compare_numbers(verdict, proof, *plain_values(model, proof))
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would compare random numbers
+        what = "" if proof.head == "vocabulary" else "; a GGUF file holds the language model, without this head"
+        verdict.problems.append(f"it lacks {len(missing)} of the model's weights, first '{missing[0]}'{what}")
+        return verdict
+    compare_numbers(verdict, proof, *plain_values(model.eval(), proof))
     return verdict
 
 
 def _vllm(folder: Path, proof: Proof, tolerance: float | None, trust: str | None) -> Verdict:
-    """The real engine, on the folder's model with its adapter put into the weights."""
+    """Compare the real engine on the folder's model, with its adapter merged into the weights."""
     try:
         from vllm import LLM, SamplingParams
     except ImportError:
@@ -200,7 +212,7 @@ def _vllm(folder: Path, proof: Proof, tolerance: float | None, trust: str | None
             trust_remote_code=False,
         )
         prompts: Any = [{"prompt_token_ids": row} for row in proof.rows]
-        # two of the likeliest, beside the token itself: by how much it is beaten
+        # two of the likeliest beside the token itself: by how much it is beaten
         found = engine.generate(
             prompts, SamplingParams(prompt_logprobs=2, max_tokens=1, temperature=0.0), use_tqdm=False
         )

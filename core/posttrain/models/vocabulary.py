@@ -1,8 +1,7 @@
-"""Both ends of a model, embedding and vocabulary projection: their size, and whether they are one matrix."""
+"""Embedding and vocabulary projection, the two ends of a model: their size, and whether they are tied."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ import torch
 from torch import nn
 
 from posttrain.errors import ModelError
+from posttrain.models.config_files import read_config
 
-#: Attribute of a base whose added rows are in an adapter's folder alone.
+#: Attribute of a base whose added rows are only in an adapter's folder.
 GROWN = "posttrain_grown"
-#: A stored tensor of one end: the module's name, then whether it is a whole matrix or which part of an adapter.
+#: A stored tensor of one end: the module's name, then a whole matrix or a part of an adapter.
 _STORED = re.compile(r"^(?:base_model\.model\.)?(.+?)\.(?:modules_to_save\.)?(weight|lora_embedding_A|lora_B\.weight)$")
 
 
 def is_tied(inner: Any) -> bool:
-    """Tell whether embedding and vocabulary projection share one matrix."""
+    """Return whether embedding and vocabulary projection share one matrix."""
     ends = end_weights(inner)
     return len(ends) == 2 and ends[0] is ends[1]
 
@@ -27,7 +27,7 @@ def is_tied(inner: Any) -> bool:
 def untie(inner: Any) -> bool:
     """Give the projection a matrix of its own where it shares the embedding's; return whether it did.
 
-    An adapter merged into a shared matrix would change the other end too (peft warns and goes on).
+    An adapter merged into a shared matrix would change the other end too (peft only warns).
     """
     if not is_tied(inner):
         return False
@@ -37,7 +37,7 @@ def untie(inner: Any) -> bool:
 
 
 def tie_if_equal(inner: Any) -> None:
-    """Undo ``untie`` where both ends hold the same numbers still; else have files and configuration say that not."""
+    """Undo ``untie`` if both ends are still equal; otherwise mark them as untied in configuration and files."""
     first, second = end_weights(inner)
     same = first.shape == second.shape and torch.equal(first, second)
     inner.config.tie_word_embeddings = same
@@ -48,7 +48,7 @@ def tie_if_equal(inner: Any) -> None:
 
 
 def grow_to_adapter(module: Any, folder: Path) -> None:
-    """Give the base as many embedding rows as the adapter in ``folder`` was trained with, which holds those it lacks.
+    """Grow the base to as many embedding rows as the adapter in ``folder`` was trained with, which holds the new ones.
 
     Raises ModelError where rows of one end are in no file.
     """
@@ -69,7 +69,7 @@ def grow_to_adapter(module: Any, folder: Path) -> None:
 
 
 def _rows_of(module: Any, folder: Path) -> tuple[int, set[str]]:
-    """How many rows the adapter's files need, and the names of the ends whose rows they hold."""
+    """Return how many rows the adapter's files need, and the names of the ends whose rows they hold."""
     from safetensors import safe_open
 
     ends, rows, stored = end_names(module), 0, set()
@@ -80,8 +80,8 @@ def _rows_of(module: Any, folder: Path) -> tuple[int, set[str]]:
                 shape = file.get_slice(key).get_shape()
                 rows = max(rows, shape[1] if found[2] == "lora_embedding_A" else shape[0])
                 stored |= {found[1]} if found[2] == "weight" else set()
-    chosen = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("trainable_token_indices")
-    if isinstance(chosen, list):  # peft's short form means the embedding, and the head where it is the same matrix
+    chosen = read_config(folder, "adapter_config.json").get("trainable_token_indices")
+    if isinstance(chosen, list):  # peft's short form means the embedding, and a tied head
         chosen = {ends[0]: chosen}
     for name, indices in (chosen or {}).items():
         rows = max(rows, max(indices, default=-1) + 1)
@@ -90,7 +90,7 @@ def _rows_of(module: Any, folder: Path) -> tuple[int, set[str]]:
 
 
 def _base_layer(module: Any) -> Any:
-    """The layer below an adapter's, or that a trained copy stands beside."""
+    """Return the layer below an adapter, or the original of a trained copy."""
     while True:
         below = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
         if below is None:
@@ -99,12 +99,12 @@ def _base_layer(module: Any) -> Any:
 
 
 def end_weights(inner: Any) -> list[Any]:
-    """The matrices of embedding and projection, below any adapter; one object twice where they are tied."""
+    """Return the matrices of embedding and projection, below any adapter; one object twice where they are tied."""
     ends = [inner.get_input_embeddings(), inner.get_output_embeddings()]
     return [_base_layer(end).weight for end in ends if end is not None]
 
 
 def end_names(inner: Any) -> list[str]:
-    """Names of the modules of embedding and projection."""
+    """Return the module names of embedding and projection."""
     names = {id(module): name for name, module in inner.named_modules()}
     return [names[id(end)] for end in (inner.get_input_embeddings(), inner.get_output_embeddings()) if id(end) in names]

@@ -1,8 +1,8 @@
-"""The vocabulary projection, a few hundred tokens at a time, forward and backward: full logits never exist.
+"""Vocabulary projection in chunks of a few hundred tokens, forward and backward: full logits never exist.
 
 Only the hidden states that predict a trained token come here. The forward pass keeps them and the last chunk, whose
-memory the backward pass, which follows at once, would take anyway; that one computes the other chunks' logits again,
-turns all into their own gradient in place, and adds it up.
+memory the following backward pass would allocate anyway; the backward pass recomputes the other chunks' logits, turns
+all into their own gradient in place, and accumulates it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from posttrain.network.kernels.cpu.gradient_buffers import open_gradient
 
-#: Of logits ``(c, V)``, labels ``(c,)`` and whatever else of the same tokens is named in ``TokenQuery.others``.
+#: Of logits ``(c, V)``, labels ``(c,)`` and the arguments of the same tokens in ``TokenQuery.others``.
 Statistics = Callable[..., dict[str, Tensor]]
 
 
@@ -32,11 +32,11 @@ class Head:
     """Gemma's bound: softcap * tanh(logits / softcap)."""
 
     def project(self, hidden: Tensor) -> Tensor:
-        """The projection alone."""
+        """Apply the projection alone."""
         return self.projection(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``(n, V)`` in float32 (float64 for a float64 model) of hidden states ``(n, H)``."""
+        """Compute logits ``(n, V)`` in float32 (float64 for a float64 model) of hidden states ``(n, H)``."""
         logits = self.project(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.scale != 1.0:
@@ -46,21 +46,21 @@ class Head:
         return logits
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained."""
+        """Return the trained parameters."""
         return [p for p in self.projection.parameters() if p.requires_grad]
 
     @property
     def plain(self) -> bool:
-        """Whether the projection is one linear layer and nothing follows it: its gradient can be added up in place."""
+        """Whether the projection is one linear layer with nothing after it: its gradient can be summed in place."""
         return type(self.projection) is nn.Linear and self.projection.bias is None and self.softcap is None
 
 
-#: Logits of a chunk on a GPU, in bytes: enough to keep it busy, little beside the activations.
+#: Bytes of a chunk's logits on a GPU: enough to keep it busy, little beside the activations.
 GPU_CHUNK_BYTES = 2**28
 
 
 def chunk_tokens(asked: int | None, vocabulary: int, device: torch.device) -> int:
-    """Tokens of a chunk: as asked for, else what suits the device."""
+    """Return the tokens of a chunk: as requested, else what suits the device."""
     if asked is not None:
         return asked
     return 256 if device.type == "cpu" else max(128, GPU_CHUNK_BYTES // (4 * vocabulary))
@@ -68,7 +68,7 @@ def chunk_tokens(asked: int | None, vocabulary: int, device: torch.device) -> in
 
 @dataclass
 class TokenQuery:
-    """What is wanted of each token besides its log-probability."""
+    """Query to the head for results per token besides its log-probability."""
 
     chunk: int = 256
     temperature: float = 1.0
@@ -77,24 +77,29 @@ class TokenQuery:
     """Further arguments of ``statistics`` by name, chunk by chunk: logits ``(c, V)`` of other models for the same
     tokens, at the same temperature and without gradient."""
     cuts: list[slice] | None = None
-    """Where chunks are cut when they may not be cut anywhere."""
+    """Chunk boundaries, where chunks may not be cut anywhere."""
     extras: bool = False
-    """Whether the model's extra modules are wanted too."""
+    """Compute the model's extra modules too."""
     routing: int = 0
-    """Experts that each token chooses, where it is wanted how the routers choose."""
+    """Experts per token, where the routers' choices are needed; 0 if not."""
     only_routing: bool = False
-    """Whether nothing but that is wanted."""
+    """Compute only the routers' choices."""
+    load: bool = False
+    """Compute which experts the tokens have."""
+    replay: bool = False
+    """Take the experts that the sequences carry, where they carry any."""
 
 
 def token_statistics(hidden: Tensor, labels: Tensor, head: Head, request: TokenQuery) -> dict[str, Tensor]:
-    """Per-token ``logps`` ``(n,)`` and the named statistics of ``labels`` ``(n,)`` given ``hidden`` ``(n, H)``."""
+    """Compute per-token ``logps`` ``(n,)`` and the named statistics of ``labels`` ``(n,)`` from ``hidden`` ``(n,
+    H)``."""
     names: list[str] = []
     outputs = _ChunkedHead.apply(hidden, labels, head, request, names, *head.parameters())
     return dict(zip(names, outputs, strict=True))
 
 
 def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: TokenQuery) -> dict[str, Tensor]:
-    """Everything wanted of one chunk; its logits after temperature are given up with the last use."""
+    """Compute everything requested of one chunk; its logits after temperature are freed after the last use."""
     logits = head.logits(hidden)  # (c, V)
     if request.temperature != 1.0:
         logits = logits / request.temperature
@@ -103,19 +108,19 @@ def _evaluate(hidden: Tensor, labels: Tensor, at: slice, head: Head, request: To
 
 
 def _statistics(logits: Tensor, labels: Tensor, at: slice, request: TokenQuery) -> dict[str, Tensor]:
-    """What is wanted of one chunk besides its log-probabilities."""
+    """Compute everything requested of one chunk besides its log-probabilities."""
     if request.statistics is None:
         return {}
     return request.statistics(logits, labels, **{name: give(at) for name, give in request.others.items()})
 
 
 def _picked(logits: Tensor, labels: Tensor) -> Tensor:
-    """The labels' own entries of ``logits`` ``(c, V)``."""
+    """Return the labels' own entries of ``logits`` ``(c, V)``."""
     return logits.gather(1, labels[:, None])[:, 0]
 
 
 def _logits_buffer(hidden: Tensor, head: Head, request: TokenQuery) -> Tensor | None:
-    """Memory for the logits ``(c, V)`` of every chunk in turn; None where they are computed in another type.
+    """Allocate memory for the logits ``(c, V)`` of every chunk in turn; None where another dtype is computed.
 
     Allocated anew for each chunk, blocks below the C library's threshold of 32 MB pile up instead of being reused.
     """
@@ -128,7 +133,7 @@ def _logits_buffer(hidden: Tensor, head: Head, request: TokenQuery) -> Tensor | 
 
 
 def _plain_logits(hidden: Tensor, head: Head, request: TokenQuery, room: Tensor | None) -> Tensor:
-    """Logits ``(c, V)`` of a plain head after temperature, without gradient and free to be written over."""
+    """Compute logits ``(c, V)`` of a plain head after temperature, without gradient and free to be overwritten."""
     if room is None:
         logits = head.logits(hidden)
         return logits.div_(request.temperature) if request.temperature != 1.0 else logits
@@ -140,18 +145,18 @@ def _plain_logits(hidden: Tensor, head: Head, request: TokenQuery, room: Tensor 
 
 @dataclass
 class _LastChunk:
-    """A chunk's logits as the forward pass left them."""
+    """A chunk's logits as the forward pass leaves them."""
 
     exponentials: Tensor
-    """``(c, V)`` of the logits less the row's largest."""
+    """``(c, V)`` of the logits less the row's maximum."""
     sums: Tensor
-    """``(c,)`` of the exponentials."""
+    """``(c,)`` sums of the exponentials."""
 
 
 def _plain_evaluate(
     hidden: Tensor, labels: Tensor, at: slice, head: Head, request: TokenQuery, room: Tensor | None
 ) -> tuple[dict[str, Tensor], _LastChunk]:
-    """``_evaluate`` in the memory of one chunk of logits: the exponentials are written over them."""
+    """Compute ``_evaluate`` in the memory of one chunk of logits: the exponentials overwrite them."""
     logits = _plain_logits(hidden, head, request, room)
     memory = logits.untyped_storage().data_ptr()
     found = _statistics(logits, labels, at, request).items()
@@ -193,7 +198,7 @@ class _ChunkedHead(torch.autograd.Function):
         wanted = {n: g for n, g in zip(ctx.names, gradients, strict=True) if n in ctx.learnt and g is not None}
         parameters = head.parameters()
         into = _Accumulators(hidden, parameters, ctx.needs_input_grad[0])
-        room, kept, ctx.room, ctx.kept = ctx.room, ctx.kept, None, None  # written over now: good for one backward pass
+        room, kept, ctx.room, ctx.kept = ctx.room, ctx.kept, None, None  # overwritten below: good for one backward pass
         if set(wanted) <= {"logps"} and head.plain:
             if "logps" in wanted:
                 with torch.no_grad(), ctx.autocast():
@@ -211,7 +216,7 @@ class _ChunkedHead(torch.autograd.Function):
 
 
 class _Accumulators:
-    """Where the chunks' gradients are summed: the hidden states' by place, the parameters' in float32 or better."""
+    """Sums of the chunks' gradients: the hidden states' by index, the parameters' in float32 or better."""
 
     def __init__(self, hidden: Tensor, parameters: list[nn.Parameter], wants_hidden: bool):
         self.hidden = torch.zeros_like(hidden) if wants_hidden else None
@@ -232,7 +237,7 @@ class _Accumulators:
                 total += gradient
 
     def parameter_gradients(self) -> list[Tensor | None]:
-        """What autograd has to add; nothing where it has been added in place."""
+        """Return the gradients that autograd must add; None for those accumulated in place."""
         triples = zip(self.parameters, self.sums, self.own, strict=True)
         return [total.to(p.dtype) if own is None else None for p, total, own in triples]
 
@@ -248,9 +253,9 @@ def _plain_backward(
     room: Tensor | None,
     kept: _LastChunk | None,
 ) -> None:
-    """d logp = gradient * (one-hot - softmax), written over the logits; the forward's ``logps`` normalise them.
+    """Write d logp = gradient * (one-hot - softmax) over the logits, normalised by the forward's ``logps``.
 
-    The last chunk comes first: ``kept`` lies in ``room``, where the others then follow.
+    The last chunk comes first: ``kept`` is in ``room``, which the others then reuse.
     """
     weight: Any = head.projection.weight  # (V, H)
     room = _logits_buffer(hidden, head, request) if room is None else room
@@ -273,14 +278,14 @@ def _plain_backward(
 
 
 def _product_type(weight: Tensor) -> torch.dtype:
-    """In which type matrices are multiplied: the weight's, or autocast's on a GPU."""
+    """Return the dtype of matrix products: the weight's, or autocast's on a GPU."""
     if weight.device.type == "cuda" and torch.is_autocast_enabled("cuda") and weight.dtype == torch.float32:
         return torch.get_autocast_dtype("cuda")
     return weight.dtype
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, added up in the type of ``total`` however the factors are stored."""
+    """Add ``left @ right`` to ``total``, accumulated in the dtype of ``total`` whatever that of the factors."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif left.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # torch 2.8
@@ -290,7 +295,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _chunks(length: int, request: TokenQuery) -> list[slice]:
-    """Where chunks are cut; the last is a whole one, since that is kept."""
+    """Return the chunk boundaries; the last chunk is a full one, since it is kept."""
     if request.cuts is not None:
         return request.cuts
     ends = range(length % request.chunk or request.chunk, length + 1, request.chunk) if length else []
@@ -302,7 +307,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _differentiable(hidden: Tensor, labels: Tensor, head: Head, request: TokenQuery, names: list[str]) -> set[str]:
-    """Names whose values carry a gradient, found on one token: a method may detach what is only for the log."""
+    """Return the names whose values have a gradient, found on one token: a method may detach what is only logged."""
     if request.statistics is None or not len(labels):
         return {"logps"}
     with torch.enable_grad():

@@ -14,10 +14,10 @@ from posttrain.errors import ModelError
 
 @contextmanager
 def noised(embedding: nn.Module, alpha: float, lengths: Tensor) -> Iterator[None]:
-    """Within the block each embedded token of width d gets noise of at most ``alpha / sqrt(L * d)``, as transformers'.
+    """Add noise of at most ``alpha / sqrt(L * d)`` to embedded tokens of width d inside the block, as transformers.
 
-    ``lengths``: L, the tokens of the row that a token belongs to, of the embedded ids' shape or one that stretches to
-    it. Raises ModelError where the model never calls ``embedding``.
+    ``lengths``: L, the tokens of the row that a token belongs to, in a shape that broadcasts to the embedded ids.
+    Raises ModelError where the model never calls ``embedding``.
     """
     called = False
 

@@ -1,4 +1,4 @@
-"""Where a model's vocabulary projection is, and what the family does to the logits after it."""
+"""Location of a model's vocabulary projection, and what the family does to the logits after it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import nn
 from posttrain.errors import ModelError
 from posttrain.network.chunked_head import Head
 
-#: Field of a family's config -> how it changes the logits.
+#: Config field of a family -> factor on the logits.
 _FACTORS = {
     "logit_scale": lambda value: value,  # Cohere
     "logits_scaling": lambda value: 1.0 / value,  # Granite
     "lm_head_multiplier": lambda value: value,  # Falcon-H1
     "logits_mup_width_multiplier": lambda value: 1.0 / value,  # Inkling
 }
-#: Fields that bound the logits: Gemma, RecurrentGemma, xLSTM.
+#: Config fields that bound the logits: Gemma, RecurrentGemma, xLSTM.
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
-#: Names of layers that stand before a projection beside them.
+#: Names of layers before a projection that are its siblings.
 _BEFORE = ("lm_head", "generator_predictions")
 
 
 def find_head(inner: Any) -> Head:
-    """The head of a causal language model. ``probe.check_logits`` then proves it on real logits."""
+    """Find the head of a causal language model. ``probe.check_logits`` then verifies it on real logits."""
     projection = inner.get_output_embeddings()
     if projection is None:
         raise ModelError(
@@ -42,7 +42,7 @@ def find_head(inner: Any) -> Head:
 
 
 def _whole(inner: Any, projection: Any) -> Any:
-    """The projection with the layers before it: BERT's lie around it, those of ModernBERT and ELECTRA beside it."""
+    """Return the projection with the layers before it: BERT's contain it, ModernBERT's and ELECTRA's are siblings."""
     embeddings = inner.get_input_embeddings()
     for part in inner.children():
         inside = list(part.modules())

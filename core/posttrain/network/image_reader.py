@@ -1,4 +1,4 @@
-"""A transformers processor as the core uses it: pictures to the text that stands for them, and to a model's inputs."""
+"""A transformers processor for the core: from images to their placeholder text and to a model's inputs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ import torch
 from torch import Tensor
 
 from posttrain.contract.images import Image, content_of, open_picture
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, first_line
 
 Inputs = dict[str, Tensor]
-#: Bytes of processed pictures that are kept for the next time.
+#: Bytes of processed images that are cached.
 _KEPT = 2**28
-#: Part of a processor that is not needed for pictures, and needs packages of its own.
+#: Part of a processor that images do not need and that has dependencies of its own.
 _BESIDE = "video_processor"
-#: What a processor gives beside what belongs to pictures.
+#: Outputs of a processor that belong to the text.
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 _OFFSETS = "text_replacement_offsets"
 
 
 class ImageReader:
-    """Reads pictures with ``processor``, of which the model knows the placeholder as ``token``.
+    """Reads images with ``processor``, whose placeholder token is ``token``.
 
-    The reader travels with a tokenizer (``reader_of``), wherever that goes. Pictures of more than ``max_pixels`` are
-    scaled down before the processor sees them. ``files`` are what the model's folder has beside what the processor
-    writes, by name, kept so that a saved folder has it too.
+    The reader is an attribute of the tokenizer (``reader_of``). Images of more than ``max_pixels`` are scaled down
+    before the processor sees them. ``files`` are further files of the model's folder by name, kept for saved folders.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class ImageReader:
         self.max_pixels = max_pixels
         self.files = files or {}
         self.placeholder: str = processor.image_token
-        """What stands for a picture in text that is not yet expanded."""
+        """Placeholder of one image in text that is not yet expanded."""
         self._texts: dict[tuple[int, int], str] = {}
         self._inputs: OrderedDict[str, Inputs] = OrderedDict()
         self._size = 0
@@ -49,29 +48,29 @@ class ImageReader:
 
     @property
     def source(self) -> str:
-        """Text that differs whenever the same picture could become other tokens or other inputs."""
+        """Hash that differs whenever the same image could become other tokens or other inputs."""
         return self._facts
 
     def digest(self, source: Any) -> str:
-        """Name of a picture under this processor. Raises DataError where it cannot be read."""
+        """Return the digest of an image under this processor. Raises DataError where it cannot be read."""
         return hashlib.blake2b(self._facts.encode() + content_of(source), digest_size=16).hexdigest()
 
     def read(self, source: Any, place: int = 0) -> tuple[Image, str]:
-        """A picture as a sequence carries it, and the text that stands for it. Raises DataError."""
+        """Return an image as a sequence carries it, and its placeholder text. Raises DataError."""
         picture = self._limited(open_picture(source))
-        if picture.size not in self._texts:  # what stands for a picture follows from its size
+        if picture.size not in self._texts:  # the placeholder text follows from the size
             self._texts[picture.size] = self._expansion(picture)
         text = self._texts[picture.size]
         return Image(source, self.digest(source), self._count(text), self.token, place), text
 
     def prompt(self, text: str, pictures: int) -> str:
-        """The text of a plain prompt with placeholders, as the processor itself arranges it before an answer."""
+        """Return a plain prompt with placeholders, as the processor itself arranges it before an answer."""
         blank = [[_blank()] * pictures]
         arranged = self.processor.prepare_inputs_layout(images=blank, text=[text])[1]
         return str(arranged[0])
 
     def inputs(self, image: Image) -> Inputs:
-        """What the model takes for one picture."""
+        """Return the model's inputs of one image."""
         if image.digest in self._inputs:
             self._inputs.move_to_end(image.digest)
             return self._inputs[image.digest]
@@ -83,13 +82,43 @@ class ImageReader:
         return found
 
     def together(self, images: list[Image]) -> Inputs:
-        """What the model takes for the pictures of one row, as the processor lays them out."""
-        pictures = [self._limited(image.picture()) for image in images]
+        """Return the model's inputs of the images of one row, as the processor arranges them."""
+        pictures = [self.shown(image) for image in images]
         found = self._processed(self.placeholder * len(pictures), pictures)
         return {name: value for name, value in found.items() if name not in _OF_TEXT and isinstance(value, Tensor)}
 
+    def shown(self, image: Image) -> Any:
+        """Return the picture as the processor gets it. Raises DataError."""
+        return self._limited(image.picture())
+
+    def unmarked(self, text: str) -> str:
+        """Return text without the tokens of images, which a model may sample and an environment may repeat."""
+        for mark in (self.placeholder, self.processor.tokenizer.convert_ids_to_tokens(self.token)):
+            text = text.replace(mark, "")
+        return text
+
+    def folded(self, ids: list[int], images: list[Image]) -> list[int]:
+        """Return a prompt's token ids with one placeholder for each image, as before the processor expanded them."""
+        found: list[int] = []
+        rest = ids
+        for image in images:
+            skipped = max(0, image.start - (len(ids) - len(rest)))  # a sampled token there may be a placeholder's
+            texts = self.read(image.source)[1], self.placeholder
+            expansion, placeholder = (self.processor.tokenizer.encode(t, add_special_tokens=False) for t in texts)
+            count = len(expansion)
+            starts = range(skipped, len(rest) - count + 1)
+            place = next((at for at in starts if rest[at : at + count] == expansion), None)
+            if place is None:
+                raise ModelError(
+                    f"{type(self.processor).__name__} writes an image as tokens that its prompt does not have. Sample "
+                    "with --generation hf."
+                )
+            found += rest[:place] + placeholder
+            rest = rest[place + count :]
+        return found + rest
+
     def save(self, folder: Path, tokenizer: Any) -> None:
-        """Write the processor beside a model, with ``tokenizer`` in the place of its own."""
+        """Write the processor beside a model, with ``tokenizer`` instead of its own."""
         before = self.processor.tokenizer
         self.processor.tokenizer = tokenizer
         try:
@@ -102,7 +131,7 @@ class ImageReader:
         _keep_sections(folder / "processor_config.json", self.files.get("processor_config.json"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what can be computed again, and with a class that can be found by its name."""
+        """Return the state without what can be recomputed, and with an importable class."""
         kind = getattr(type(self.processor), "whole", type(self.processor))
         parts = kind, kind is not type(self.processor), self.processor.__dict__
         return self.__dict__ | {"_inputs": OrderedDict(), "_size": 0, "processor": parts}
@@ -133,7 +162,7 @@ class ImageReader:
             return self.processor(text=[text], images=[pictures], return_tensors="pt", **options)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             sizes = ", ".join(f"{one.size[0]}x{one.size[1]}" for one in pictures)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ModelError(
                 f"{type(self.processor).__name__} cannot read pictures of {sizes} ({reason}). Expected larger ones, or "
                 "of a less extreme shape."
@@ -141,12 +170,12 @@ class ImageReader:
 
 
 def reader_of(tokenizer: Any) -> ImageReader | None:
-    """The reader that travels with a tokenizer; None where the model reads text alone."""
+    """Return the reader of a tokenizer; None where the model reads only text."""
     return getattr(tokenizer, "image_reader", None)
 
 
 def with_reader(tokenizer: Any, reader: ImageReader | None) -> Any:
-    """The tokenizer with its reader, and with the chat template that the processor brings."""
+    """Return the tokenizer with its reader, and with the processor's chat template."""
     tokenizer.image_reader = reader
     if reader is not None and reader.processor.chat_template:
         tokenizer.chat_template = reader.processor.chat_template
@@ -154,7 +183,7 @@ def with_reader(tokenizer: Any, reader: ImageReader | None) -> Any:
 
 
 def without_videos(kind: Any) -> Any:
-    """A class of processors without the part for videos, under the same name."""
+    """Return a processor class without its part for videos, under the same name."""
     parts = list(kind.get_attributes())
     if _BESIDE not in parts:
         return kind
@@ -185,14 +214,14 @@ def _bytes(inputs: Inputs) -> int:
 
 
 def _configuration(processor: Any) -> str:
-    """All options of the processor but its template, which decides text that has its own key."""
+    """Return all options of the processor except its template, which has a cache key of its own."""
     facts = json.loads(processor.to_json_string())
     facts.pop("chat_template", None)
     return json.dumps([facts, json.loads(processor.image_processor.to_json_string())], sort_keys=True)
 
 
 def _keep_sections(file: Path, before: bytes | None) -> None:
-    """Put parts of the processor that are not loaded here, such as one for videos, back into its file."""
+    """Restore parts of the processor that are not loaded here, such as one for videos, in its file."""
     if before is None or not file.is_file():
         return
     found = json.loads(file.read_text(encoding="utf-8"))
@@ -202,10 +231,10 @@ def _keep_sections(file: Path, before: bytes | None) -> None:
 
 
 def literal_places(text: str, placeholder: str) -> list[tuple[int, int]]:
-    """Where placeholders stand in a text, as (first, behind the last) characters."""
+    """Return the spans of placeholders in a text, as (first, behind the last) characters."""
     return [match.span() for match in re.finditer(re.escape(placeholder), text)]
 
 
 def stack(inputs: list[Inputs]) -> Inputs:
-    """Inputs of several pictures as one, each behind the other in the first dimension."""
+    """Concatenate the inputs of several images along the first dimension."""
     return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}

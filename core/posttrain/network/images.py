@@ -1,8 +1,8 @@
-"""Pictures in a pass: features once for each picture, placed into the embeddings at its placeholders.
+"""Images in a pass: features once per image, inserted into the embeddings at its placeholders.
 
-A family's own forward pass merges features into the embeddings and does with them what else it does; it is handed
-features that were computed here, for the placeholders of a row in order. So rows with pictures are packed, share their
-prompts and pass the chunked head as rows of text do.
+A family's own forward pass merges features into the embeddings and processes them further; it gets features computed
+here, in the order of a row's placeholders. So rows with images are packed, share their prompts and pass the chunked
+head like rows of text.
 """
 
 from __future__ import annotations
@@ -14,47 +14,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from posttrain.contract.images import Image
 from posttrain.contract.views import Sequence
+from posttrain.errors import ModelError
 from posttrain.network import attention
 from posttrain.network.image_reader import ImageReader, Inputs, stack
 
-#: Bytes of features that are kept where nothing that makes them is trained.
+#: Decoder -> whether tokens of type 0 see each other in both directions.
+_prefixed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+#: Bytes of features that are cached where nothing that computes them is trained.
 _KEPT = 2**29
 
 
 @dataclass
 class Features:
-    """What a picture's placeholders become."""
+    """Embeddings of an image's placeholders."""
 
     embeddings: Tensor
     """``(tokens, H)``."""
     deep: list[Tensor]
-    """``(tokens, H)`` for each layer that takes some (Qwen3-VL)."""
+    """``(tokens, H)`` for each layer that takes features (Qwen3-VL)."""
 
 
 @dataclass
 class Slots:
-    """Sequences as they lie in a pass of ``shape`` (rows, columns)."""
+    """Positions of sequences in a pass of ``shape`` (rows, columns)."""
 
     sequences: list[Sequence]
     places: list[Tensor]
-    """For each sequence ``(n,)``: where its tokens lie, counted row by row."""
+    """For each sequence ``(n,)``: indices of its tokens, counted row by row."""
     shape: tuple[int, int]
+    wholes: Slots | None = None
+    """The whole texts in all columns, where a cache holds their beginnings and the pass reads their ends alone."""
 
     def spread(self, values: list[Tensor], fill: int) -> Tensor:
-        """Values ``(..., n)`` of each sequence as ``(..., rows, columns)``; ``fill`` where no sequence lies."""
+        """Scatter values ``(..., n)`` of each sequence to ``(..., rows, columns)``; ``fill`` elsewhere."""
         whole = values[0].new_full((*values[0].shape[:-1], self.shape[0] * self.shape[1]), fill)
         for value, place in zip(values, self.places, strict=True):
             whole[..., place] = value
         return whole.unflatten(-1, self.shape)
 
     def images(self) -> list[Image]:
-        """The pictures in the order of their placeholders; one that several sequences share once."""
+        """Return the images in the order of their placeholders; one that several sequences share once."""
         found: dict[int, Image] = {}
         for sequence, place in zip(self.sequences, self.places, strict=True):
             first = 0
@@ -65,52 +72,64 @@ class Slots:
         return [image for _, image in sorted(found.items())]
 
     def literal(self, token: int) -> Tensor:
-        """Places ``(k,)`` of tokens that are no placeholder, though they have its id: a model may sample one."""
+        """Return the indices ``(k,)`` of tokens with the placeholder's id that are none: a model may sample one."""
         found = []
         for sequence, place in zip(self.sequences, self.places, strict=True):
-            at = (sequence.ids == token).nonzero()[len(sequence.image_places) :, 0]
+            at = ((sequence.ids == token) & ~sequence.image_mask).nonzero()[:, 0]
             found.append(place[at])
         return torch.cat(found).unique()
 
 
 class ImagePlacer:
-    """Gives a family's decoder the pictures of a pass, as ``reader`` reads them."""
+    """Passes images to a family's decoder, read by ``reader``."""
 
     def __init__(self, reader: ImageReader, decoder: nn.Module):
         self.reader = reader
         self.accepted = frozenset(inspect.signature(decoder.forward).parameters)
         self.own_positions = hasattr(decoder, "get_rope_index")
-        """Whether a token's position follows from the pictures before it (M-RoPE)."""
+        """Whether a token's position depends on the images before it (M-RoPE)."""
         self.prefix = "token_type_ids" in self.accepted and _sees_prefix(decoder)
-        """Whether all that stands before the first learnt token sees itself in both directions (PaliGemma)."""
+        """Whether all tokens before the first trained one see each other in both directions (PaliGemma)."""
         self._features: OrderedDict[str, Features] = OrderedDict()
         self._size = 0
 
     def fresh(self) -> ImagePlacer:
-        """The same for another model of the family, which has other features."""
+        """Return a copy for another model of the family, without features."""
         made = copy.copy(self)
         made._features, made._size = OrderedDict(), 0
         return made
 
     def needs(self, sequences: list[Sequence]) -> bool:
-        """Whether a pass over ``sequences`` is another than one over text."""
+        """Return whether a pass over ``sequences`` differs from one over text."""
         return self.prefix or any(sequence.images for sequence in sequences)
 
     @contextmanager
     def placed(self, decoder: Any, slots: Slots, ids: Tensor) -> Iterator[dict[str, Any]]:
-        """Arguments for the family's forward pass over ``ids`` (rows, columns), which is made within the block."""
-        arguments: dict[str, Any] = dict(self.types(slots, ids.device))
+        """Yield arguments for the family's forward pass over ``ids`` (rows, columns), which runs inside the block.
+
+        Raises ModelError for a family that would ignore them.
+        """
+        whole = slots.wholes or slots
+        arguments: dict[str, Any] = dict(self.types(whole, ids.device))  # masks look at all columns
         images = slots.images()
         if self.own_positions:
-            positions = [self.positions(decoder, sequence) for sequence in slots.sequences]
+            positions = [
+                self.positions(decoder, text)[:, len(text) - len(place) :]
+                for text, place in zip(whole.sequences, slots.places, strict=True)
+            ]
             arguments["position_ids"] = slots.spread(positions, 0).to(ids.device)  # (3, rows, columns)
+        if images and "mm_encoder_outputs" not in self.accepted:
+            raise ModelError(
+                f"{type(decoder).__name__} of transformers {transformers.__version__} takes no features of images; "
+                "families do since 5.18. Upgrade with: pip install -U 'transformers>=5.18'"
+            )
         if images:
             arguments["mm_encoder_outputs"] = {"image": self._outputs(decoder, images, ids.device)}
         with _literal(decoder, slots.literal(self.reader.token) if images else None, ids):
             yield arguments
 
     def types(self, slots: Slots, device: torch.device) -> dict[str, Tensor]:
-        """What each token is, ``(rows, columns)``, under the names by which the family wants to know it."""
+        """Return each token's type, ``(rows, columns)``, under the family's argument names."""
         marks = [one.image_mask.long() for one in slots.sequences]
         found = {"mm_token_type_ids": slots.spread(marks, 0)} if "mm_token_type_ids" in self.accepted else {}
         if "token_type_ids" in self.accepted:
@@ -120,7 +139,7 @@ class ImagePlacer:
         return {name: value.to(device) for name, value in found.items()}
 
     def positions(self, decoder: Any, sequence: Sequence) -> Tensor:
-        """Positions ``(3, n)`` of a sequence's tokens by the family's own scheme, as it stands alone."""
+        """Return positions ``(3, n)`` of a sequence's tokens by the family's own scheme, as if it were alone."""
         if not sequence.images:
             return torch.arange(len(sequence)).expand(3, -1)
         known = inspect.signature(decoder.get_rope_index).parameters
@@ -130,7 +149,7 @@ class ImagePlacer:
         return found[:, 0]
 
     def shift(self, decoder: Any, sequence: Sequence) -> int:
-        """By how much the position of the token behind a sequence differs from its length."""
+        """Return by how much the position of the token after a sequence differs from its length."""
         if not self.own_positions or not sequence.images:
             return 0
         return int(self.positions(decoder, sequence).max()) + 1 - len(sequence)
@@ -139,11 +158,11 @@ class ImagePlacer:
         return {name: value for name, value in self.reader.inputs(image).items() if name in known}
 
     def _outputs(self, decoder: Any, images: list[Image], device: torch.device) -> Any:
-        """The features of ``images`` in the form of the family's own ``get_image_features``."""
+        """Return the features of ``images`` in the form of the family's own ``get_image_features``."""
         distinct = list({image.digest: image for image in images}.values())
         if _trains(decoder):
             features, form = self._together(decoder, distinct, device)
-        else:  # each alone, so that what is kept does not depend on its company
+        else:  # each alone, so that cached features do not depend on the rest of the pass
             parts = [self._known(decoder, image, device) for image in distinct]
             features, form = {d: f for part, _ in parts for d, f in part.items()}, parts[0][1]
         ordered = [features[image.digest] for image in images]
@@ -169,7 +188,7 @@ class ImagePlacer:
         return {image.digest: self._features[image.digest]}, self._form
 
     def _together(self, decoder: Any, images: list[Image], device: torch.device) -> tuple[dict[str, Features], Any]:
-        """Features of distinct pictures, those of one shape in one call, and what such a call gives."""
+        """Compute features of distinct images, one call per shape; return them and the output of the last call."""
         alike: dict[tuple[Any, ...], list[Image]] = {}
         for image in images:
             shapes = tuple((name, *value.shape[1:]) for name, value in self.reader.inputs(image).items())
@@ -188,7 +207,7 @@ class ImagePlacer:
 
 
 def _split(outputs: Any, images: list[Image]) -> dict[str, Features]:
-    """A family's features taken apart by picture; each has as many rows as its picture has placeholders."""
+    """Split a family's features by image; each has as many rows as its image has placeholders."""
     counts = [image.tokens for image in images]
     embeddings = _flat(outputs.pooler_output).split(counts)
     layers = [_flat(layer).split(counts) for layer in getattr(outputs, "deepstack_features", None) or []]
@@ -199,7 +218,7 @@ def _split(outputs: Any, images: list[Image]) -> dict[str, Features]:
 
 
 def _flat(values: Any) -> Tensor:
-    """``(all tokens, H)`` of a tensor, or of a list of one for each picture."""
+    """Flatten a tensor, or a list with one per image, to ``(all tokens, H)``."""
     parts = [values] if isinstance(values, Tensor) else list(values)
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
@@ -213,21 +232,28 @@ def _bytes(features: Features) -> int:
 
 
 def language_part(decoder: Any) -> nn.Module:
-    """The part of a decoder that reads embeddings, be they of text or of pictures; of a model of text all of it."""
+    """Return the part of a decoder that reads embeddings of text and images; the whole decoder of a text model."""
     embeddings = decoder.get_input_embeddings()
     inside = [child for child in decoder.children() if embeddings in child.modules() and child is not embeddings]
     return inside[0] if inside else decoder
 
 
 def _trains(decoder: Any) -> bool:
-    """Whether anything that makes features is trained."""
+    """Return whether anything that computes features is trained."""
     language = {id(parameter) for parameter in language_part(decoder).parameters()}
     return any(parameter.requires_grad for parameter in decoder.parameters() if id(parameter) not in language)
 
 
-@torch.no_grad()
 def _sees_prefix(decoder: Any) -> bool:
-    """Whether tokens of type 0 see each other in both directions: a first token that knows what follows it."""
+    """Return whether tokens of type 0 see each other in both directions; found once, before weights are sharded."""
+    if decoder not in _prefixed:
+        _prefixed[decoder] = _reads_ahead(decoder)
+    return _prefixed[decoder]
+
+
+@torch.no_grad()
+def _reads_ahead(decoder: Any) -> bool:
+    """Return whether the first of some tokens of type 0 depends on later ones."""
     device = decoder.get_input_embeddings().weight.device
     ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=device)
     training = decoder.training
@@ -241,14 +267,14 @@ def _sees_prefix(decoder: Any) -> bool:
 
 @contextmanager
 def _literal(decoder: Any, places: Tensor | None, ids: Tensor) -> Iterator[None]:
-    """Have tokens at ``places`` read as the text that they are, not as placeholders."""
+    """Embed tokens at ``places`` as text inside the block, not as placeholders."""
     if places is None or not len(places):
         yield
         return
     embeddings = decoder.get_input_embeddings()
     places = places.to(ids.device)
     token = ids.flatten()[places[:1]]  # (1,)
-    ids.view(-1)[places] = 0  # what the family looks for placeholders in
+    ids.view(-1)[places] = 0  # hides them from the family's search for placeholders
 
     def put(module: Any, arguments: Any, output: Tensor) -> Tensor:
         own = module.forward(token).reshape(1, -1)  # (1, H)

@@ -1,8 +1,8 @@
 """Training and evaluation mode of a model, and training without its random noise.
 
-A family keeps dropout as modules, as numbers of its modules or of its configuration; layers are left out, routers are
-jittered or draw their experts. All of it is bound to training mode, so a model trains without noise where its modules
-stand in evaluation mode and gradients flow all the same.
+Families have dropout as modules or as numbers of modules or the configuration; they also drop layers, and jitter or
+sample routing. All of it needs training mode, so a model trains without noise when its modules are in evaluation mode;
+gradients flow all the same.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import nn
 
-#: What names of a configuration's numbers that make noise contain, and what those of other heads begin with.
+#: Parts of the names of configuration fields that make noise, and prefixes of those of other heads.
 _NOISE = ("drop", "jitter", "noise")
 _OTHER_HEADS = ("classifier", "summary", "seq_classif")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluate ``model`` inside the block; each module returns to its own mode however the block ends."""
+    """Evaluate ``model`` inside the block; each module's own mode is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -44,7 +44,7 @@ def noise_of(model: Any) -> dict[str, float]:
 
 
 class Modes:
-    """The modes of a policy's modules in training. ``noise`` keeps dropout and router noise, ``adapters`` LoRA's."""
+    """Modes of a policy's modules in training. ``noise`` keeps dropout and router noise, ``adapters`` that of LoRA."""
 
     def __init__(self, model: nn.Module, noise: bool, adapters: bool = False):
         self.model, self.noise, self.adapters = model, noise, adapters
@@ -56,7 +56,7 @@ class Modes:
             self._hooks.append(layer.register_forward_hook(_leave, always_call=True))
 
     def train(self) -> None:
-        """Turn to training mode, or to as much of it as makes no noise."""
+        """Set training mode, or as much of it as makes no noise."""
         self.model.train()
         if self.noise:
             return
@@ -68,11 +68,11 @@ class Modes:
     def _trains(self, name: str, module: nn.Module) -> bool:
         package = type(module).__module__
         if package.startswith("bitsandbytes."):
-            return True  # its evaluation kernels pass no gradient on
+            return True  # its evaluation kernels have no gradient
         return self.adapters and (package.startswith("peft.tuners.") or ".lora_dropout" in name)
 
     def restore(self) -> None:
-        """Give the modules back as they were handed over."""
+        """Restore the modes that the modules had before."""
         for hook in self._hooks:
             hook.remove()
         for module, mode in self._before:
@@ -80,7 +80,7 @@ class Modes:
 
 
 def _enter(layer: Any, inputs: Any) -> None:
-    """Run a layer in evaluation mode that only recomputes its activations in training mode."""
+    """Set a layer to evaluation mode whose training mode only recomputes activations."""
     layer.trained = layer.training
     layer.training = False
 

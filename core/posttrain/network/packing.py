@@ -1,9 +1,9 @@
-"""How sequences are laid behind each other in one row: each alone, or continuing what they share with others.
+"""Packing of sequences into one row, each alone or continuing a prefix that it shares with others.
 
 A prompt that several sequences begin with (the two sides of a pair, the completions of a group) is computed once: its
-segment stands first, and the completions' segments attend to it and to themselves. What several prompts begin with (a
-system prompt, examples) is computed once too, as the trunk from which they branch. Every sequence sees exactly the
-tokens that it would see alone, at the same positions.
+segment comes first, and the completions' segments attend to it and to themselves. A common beginning of several prompts
+(a system prompt, examples) is computed once too, as a trunk that branches. Every sequence sees exactly the tokens that
+it would see alone, at the same positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posttrain.contract.views import Sequence
 
-#: Shorter prompts, and shorter beginnings of prompts, are not worth a second kernel call.
+#: Shorter prompts, and shorter beginnings of prompts, do not pay for a second kernel call.
 SHORTEST_PREFIX = 8
 SHORTEST_TRUNK = 16
 
@@ -25,19 +25,19 @@ class PackedRow:
     """One packed row of N tokens."""
 
     ids: Tensor
-    """``(N,)``."""
+    """Token ids ``(N,)``."""
     positions: Tensor
-    """``(N,)``: each token's position in its own sequence."""
+    """Position ``(N,)`` of each token in its own sequence."""
     lengths: list[int]
     """Tokens of each segment, in the order of the row."""
     parents: list[int]
-    """Index of the earlier segment that a segment continues, -1 for one that begins a sequence."""
+    """Index of the earlier segment that a segment continues, -1 for the first of a sequence."""
     places: list[Tensor]
-    """For each sequence ``(n,)``: where in the row each of its tokens lies."""
+    """For each sequence ``(n,)``: indices of its tokens in the row."""
 
 
 def pack_sequences(sequences: list[Sequence], share: bool) -> PackedRow:
-    """Place ``sequences`` in a row; where ``share``, what several prompts begin with only once."""
+    """Pack ``sequences`` into a row; with ``share``, common beginnings of prompts only once."""
     groups: dict[bytes | int, list[int]] = {}  # by prompt
     families: dict[bytes, _PrefixGroup] = {}
     for index, sequence in enumerate(sequences):
@@ -50,7 +50,7 @@ def pack_sequences(sequences: list[Sequence], share: bool) -> PackedRow:
         family = families[_family(name)] if isinstance(name, bytes) else None
         if family is None or not family.saved:
             row.branch(groups[name], _ROOT)
-        elif name == family.keys[0]:  # all of the family follows
+        elif name == family.keys[0]:  # the whole family follows
             first = sequences[groups[name][0]]
             trunk = row.add(first.ids[: family.shared], _ROOT)
             for key in family.keys:
@@ -60,7 +60,7 @@ def pack_sequences(sequences: list[Sequence], share: bool) -> PackedRow:
 
 
 def beside(rows: list[PackedRow], members: list[list[int]]) -> PackedRow:
-    """One row of several, of which each holds the sequences with the numbers ``members``, all of them together."""
+    """Concatenate packed rows, each with the sequences numbered ``members``, which together are all."""
     places: dict[int, Tensor] = {}
     lengths: list[int] = []
     parents: list[int] = []
@@ -75,12 +75,12 @@ def beside(rows: list[PackedRow], members: list[list[int]]) -> PackedRow:
 
 
 def packed_tokens(sequences: list[Sequence], share: bool) -> int:
-    """Tokens of the row that ``pack_sequences`` would make."""
+    """Return the number of tokens of the row that ``pack_sequences`` would make."""
     return PackedCost(share).add(sequences)
 
 
 class PackedCost:
-    """Tokens of the row that ``pack_sequences`` would make of the sequences added so far."""
+    """Number of tokens of the row that ``pack_sequences`` would make of the sequences added so far."""
 
     def __init__(self, share: bool):
         self.share = share
@@ -89,7 +89,7 @@ class PackedCost:
         self._families: dict[bytes, _PrefixGroup] = {}
 
     def add(self, sequences: list[Sequence]) -> int:
-        """Add sequences; returns the tokens of all together."""
+        """Add sequences; return the tokens of all together."""
         for sequence in sequences:
             length, key = _prompt(sequence, self.share)
             self._total += len(sequence) - (length if key in self._prompts else 0)
@@ -104,13 +104,13 @@ class PackedCost:
 
 @dataclass
 class _PrefixGroup:
-    """Unlike prompts that begin alike."""
+    """Different prompts with a common beginning."""
 
     keys: list[bytes] = field(default_factory=list)
     first: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """The first of them, as what the model reads of it."""
+    """Content of the first of them."""
     shared: int = 0
-    """Tokens that all of them begin with."""
+    """Tokens of the common beginning."""
 
     def add(self, prompt: Tensor, key: bytes) -> None:
         if not self.keys:
@@ -122,7 +122,7 @@ class _PrefixGroup:
 
     @property
     def saved(self) -> int:
-        """Tokens that need not be computed again; 0 where a trunk is not worth it."""
+        """Number of tokens not computed again; 0 where a trunk does not pay."""
         return (len(self.keys) - 1) * self.shared if self.shared >= SHORTEST_TRUNK else 0
 
 
@@ -131,11 +131,9 @@ def _family(key: bytes) -> bytes:
 
 
 def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
-    """Tokens before the first trained one and a key that equal prompts share; None where it is not to be shared.
+    """Return the tokens before the first trained one and a key that equal prompts share; None if not to be shared.
 
-    Prompts with unlike pictures have unlike keys.
-
-    Never the whole sequence: a segment has at least one token.
+    Prompts with different images have different keys. Never the whole sequence: a segment has at least one token.
     """
     trained = sequence.trained.nonzero()
     length = int(trained[0]) if share and len(trained) else 0
@@ -144,19 +142,19 @@ def _prompt(sequence: Sequence, share: bool) -> tuple[int, bytes | None]:
 
 @dataclass
 class _PrefixNode:
-    """What further segments may continue."""
+    """Prefix that further segments may continue."""
 
     segment: int
-    """Index of its last segment, -1 where nothing has been laid."""
+    """Index of its last segment, -1 for the empty prefix."""
     places: Tensor
-    """``(n,)`` of all its tokens."""
+    """Indices ``(n,)`` of all its tokens."""
 
 
 _ROOT = _PrefixNode(-1, torch.zeros(0, dtype=torch.int64))
 
 
 class _Row:
-    """A layout in the making."""
+    """A packed row under construction."""
 
     def __init__(self, sequences: list[Sequence]) -> None:
         self.sequences = sequences
@@ -168,7 +166,7 @@ class _Row:
         self.end = 0
 
     def add(self, ids: Tensor, stem: _PrefixNode) -> _PrefixNode:
-        """Append a segment that continues ``stem``; returns the two together."""
+        """Append a segment that continues ``stem``; return the extended prefix."""
         position = len(stem.places)
         self.ids.append(ids)
         self.positions.append(torch.arange(position, position + len(ids)))
@@ -178,7 +176,7 @@ class _Row:
         return _PrefixNode(len(self.lengths) - 1, torch.cat([stem.places, torch.arange(begin, self.end)]))
 
     def branch(self, members: list[int], stem: _PrefixNode) -> None:
-        """Append the sequences ``members``, which have one prompt, behind ``stem``, with which it begins."""
+        """Append the sequences ``members``, which share one prompt, after its prefix ``stem``."""
         if len(members) > 1:
             first = self.sequences[members[0]]
             length, _ = _prompt(first, share=True)

@@ -1,4 +1,4 @@
-"""Which arithmetic a model's passes use."""
+"""Arithmetic of a model's passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from posttrain.settings import ModelSettings
 
 
 def casts_to_bfloat16(settings: ModelSettings, policy: TokenModel) -> bool:
-    """Whether matrices are multiplied in bfloat16 though the weights are wider."""
+    """Return whether matrices are multiplied in bfloat16 with wider weights."""
     if settings.autocast is not None:
         return settings.autocast
     single = next(policy.parameters()).dtype == torch.float32

@@ -1,8 +1,8 @@
-"""Rotary factors that depend on how long a text is: each row of a pass gets those that it would have alone.
+"""Rotary factors that depend on the text's length: each row of a pass gets those that it would have alone.
 
 transformers takes them from the longest row of a pass (Phi-3's "longrope": two sets, for texts up to and beyond the
-original context; "dynamic": a set for each length beyond it), and "dynamic" keeps those of an earlier, longer pass.
-What a row comes to would depend on its neighbours. Here the rotary module is asked once for each kind of row.
+original context; "dynamic": a set for each length beyond it), and "dynamic" keeps those of an earlier, longer pass. A
+row's result would depend on its neighbours. Here the rotary module is called once for each kind of row.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 
 @dataclass
 class Kind:
-    """Rows of a pass that take the same factors."""
+    """Rows of a pass with the same factors."""
 
     longest: int
-    """Tokens of the longest."""
+    """Number of tokens of the longest row."""
     rows: Tensor
-    """Which rows of a padded batch they are, ``(k,)``."""
+    """Indices of the rows in a padded batch, ``(k,)``."""
     places: Tensor | None = None
-    """Where their tokens lie in a packed row, ``(n,)``."""
+    """Indices of their tokens in a packed row, ``(n,)``."""
 
 
 _kinds: ContextVar[list[Kind] | None] = ContextVar("kinds", default=None)
-"""Of the pass that is being made."""
+"""Kinds of the current pass."""
 
 
 def find_scaled(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The rotary modules of ``model`` whose factors depend on the length; they take them by row from now on."""
+    """Find the rotary modules of ``model`` with length-dependent factors, and make them choose factors by row."""
     found = [module for module in model.modules() if any(kind in _SCALED for _, kind in _types(module))]
     for module in found:
         module.forward = MethodType(_by_kind, module)
@@ -42,7 +42,7 @@ def find_scaled(model: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def factors_of(scaled: tuple[nn.Module, ...], length: int) -> tuple[int, ...]:
-    """A key that is the same for texts that take the same factors."""
+    """Return a key that is equal for texts with the same factors."""
     return tuple(
         _SCALED[kind](module, layer, length) for module in scaled for layer, kind in _types(module) if kind in _SCALED
     )
@@ -50,7 +50,7 @@ def factors_of(scaled: tuple[nn.Module, ...], length: int) -> tuple[int, ...]:
 
 @contextmanager
 def rows_of(kinds: list[Kind]) -> Iterator[None]:
-    """Have rotary modules give each row the factors of its kind meanwhile."""
+    """Make rotary modules give each row the factors of its kind inside the block."""
     before = _kinds.set(kinds)
     try:
         yield
@@ -59,7 +59,7 @@ def rows_of(kinds: list[Kind]) -> Iterator[None]:
 
 
 def forget(module: Any) -> None:
-    """Undo what an earlier pass has left in a rotary module."""
+    """Undo the changes of an earlier pass to a rotary module."""
     for layer, kind in _types(module):
         prefix = "" if layer is None else f"{layer}_"
         if kind == "dynamic":
@@ -69,7 +69,7 @@ def forget(module: Any) -> None:
 
 
 def _types(module: Any) -> list[tuple[str | None, str]]:
-    """Kinds of layer (None where there is but one) and their types of factors."""
+    """Return kinds of layer (None for a single kind) and their types of factors."""
     kind = getattr(module, "rope_type", None)
     if not isinstance(module, nn.Module) or not hasattr(module, "original_max_seq_len"):
         return []
@@ -92,7 +92,7 @@ _SCALED = {"longrope": _long, "dynamic": _beyond}
 
 
 def _by_kind(self: Any, x: Tensor, position_ids: Tensor, **options: Any) -> Any:
-    """The module's own forward pass, once for each kind of row."""
+    """Run the module's own forward pass once for each kind of row."""
     kinds, plain = _kinds.get(), type(self).forward
     if kinds is None:
         return plain(self, x, position_ids, **options)

@@ -1,4 +1,4 @@
-"""What attention needs to know of a packed row, worked out once for all layers."""
+"""Segments of a packed row as attention needs them, computed once for all layers."""
 
 from __future__ import annotations
 
@@ -11,53 +11,57 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
+from posttrain.network.context import Context
+
 
 @dataclass
 class Pieces:
-    """Pieces of a row that are equally long."""
+    """Pieces of a row of equal length."""
 
     count: int
     length: int
     places: Tensor | slice
-    """Where their tokens lie, ``(count * length,)``; a slice where they follow each other."""
+    """Indices of their tokens, ``(count * length,)``; a slice where they are contiguous."""
 
     def cut(self, states: Tensor) -> Tensor:
-        """From ``(heads, N, d)`` to ``(count, heads, length, d)``; a view where they follow each other."""
+        """Gather ``(heads, N, d)`` to ``(count, heads, length, d)``; a view where they are contiguous."""
         found = states[:, self.places] if isinstance(self.places, slice) else states.index_select(1, self.places)
         return found.unflatten(1, (self.count, self.length)).transpose(0, 1)
 
 
 @dataclass
 class Shape:
-    """The segments of one length that continue equally long texts: a kernel takes them together."""
+    """Segments of one length that continue equally long texts: a kernel takes them together."""
 
     own: Pieces
     before: Pieces | None
-    """What each of them continues, from its beginning."""
+    """The text that each continues, from its beginning."""
 
     @property
     def seen(self) -> int:
-        """Tokens of each text up to the end of its segment."""
+        """Number of tokens of each text up to the end of its segment."""
         return self.own.length + (0 if self.before is None else self.before.length)
 
 
 @dataclass
 class Segments:
-    """The segments of a packed row of N tokens, in its order (see ``layout.Layout``)."""
+    """The segments of a packed row of N tokens, in its order (see ``packing.PackedRow``)."""
 
     lengths: list[int]
     parents: list[int]
-    """Index of the earlier segment that a segment continues, -1 for one that begins a sequence."""
+    """Index of the earlier segment that a segment continues, -1 for the first of a sequence."""
     device: torch.device
+    context: Context | None = None
+    """The processes over which the row is cut; None where this one has all of it."""
 
     @cached_property
     def begins(self) -> list[int]:
-        """Where each segment begins, and where the row ends."""
+        """Start of each segment, and the end of the row."""
         return [0, *accumulate(self.lengths)]
 
     @cached_property
     def lines(self) -> list[list[int]]:
-        """The segments that each segment continues, the one that begins the sequence first."""
+        """Segments that each segment continues, the first of the sequence first."""
         found: list[list[int]] = []
         for parent in self.parents:
             found.append([*found[parent], parent] if parent >= 0 else [])
@@ -65,12 +69,12 @@ class Segments:
 
     @cached_property
     def seen(self) -> list[int]:
-        """Tokens that the last token of each segment sees: those that the segment continues, and its own."""
+        """Number of tokens that the last token of each segment sees: those that the segment continues, and its own."""
         return [n + sum(self.lengths[s] for s in line) for n, line in zip(self.lengths, self.lines, strict=True)]
 
     @cached_property
     def shapes(self) -> list[Shape]:
-        """The segments by their length and the length of what they continue, in the order of the first of each."""
+        """Segments grouped by their length and that of what they continue, in the order of the first of each."""
         found = []
         for members in self._alike:
             length, seen = self.lengths[members[0]], self.seen[members[0]]
@@ -88,22 +92,19 @@ class Segments:
         return list(found.values())
 
     def _pieces(self, segments: list[int], count: int) -> Pieces:
-        """``count`` pieces, which these segments make up one after the other."""
+        """Concatenate these segments and cut them into ``count`` pieces of equal length."""
         length = sum(self.lengths[s] for s in segments) // count
         if segments == list(range(segments[0], segments[0] + len(segments))):
             return Pieces(count, length, slice(self.begins[segments[0]], self.begins[segments[-1] + 1]))
         return Pieces(count, length, self._places(segments))
 
     def _places(self, segments: list[int]) -> Tensor:
-        """Where the tokens of these segments lie, ``(n,)``."""
+        """Return the indices of the tokens of these segments, ``(n,)``."""
         return torch.cat([torch.arange(self.begins[s], self.begins[s + 1]) for s in segments]).to(self.device)
 
     @cached_property
     def order(self) -> Tensor | None:
-        """For each token of the row ``(N,)`` its place when segments of one shape stand next to each other.
-
-        None where they do already.
-        """
+        """For each token ``(N,)`` its index when segments of one shape are contiguous; None if they already are."""
         segments = [m for members in self._alike for m in members]
         if segments == sorted(segments):
             return None
@@ -111,20 +112,17 @@ class Segments:
 
     @cached_property
     def query_ends(self) -> Tensor:
-        """Where segments begin and the last one ends, ``(segments + 1,)`` int32."""
+        """Segment starts and the end of the last, ``(segments + 1,)`` int32."""
         return torch.tensor(self.begins, dtype=torch.int32, device=self.device)
 
     @cached_property
     def key_ends(self) -> Tensor:
-        """The same for the keys that ``keys`` gathers, ``(segments + 1,)`` int32."""
+        """Starts and end as ``query_ends``, for the keys that ``keys`` gathers, ``(segments + 1,)`` int32."""
         return torch.tensor([0, *accumulate(self.seen)], dtype=torch.int32, device=self.device)
 
     @cached_property
     def keys(self) -> Tensor | None:
-        """Places in the row of the keys that each segment sees, one segment after the other, ``(sum(seen),)``.
-
-        None where every segment sees itself alone.
-        """
+        """Indices of the keys that each segment sees, segment by segment, ``(sum(seen),)``; None if only its own."""
         if all(parent < 0 for parent in self.parents):
             return None
         return self._places([s for segment, line in enumerate(self.lines) for s in (*line, segment)])
@@ -132,11 +130,11 @@ class Segments:
 
 @dataclass
 class Sight:
-    """What the tokens of a packed row see in a layer: what they would see if each text stood alone.
+    """Visibility of a packed row's tokens in a layer, as if each text were alone.
 
-    ``rule`` is the function by which the model asks transformers for a mask, of the indices of text, head, query and
-    key; it is asked for the places that the tokens have in their own texts. ``reach`` is the number of tokens within
-    which nothing but what lies ahead is hidden (a window's size); None where the model has not said.
+    ``rule`` is the model's mask function in transformers, of the indices of text, head, query and key; it gets the
+    positions of the tokens in their own texts. ``reach`` is the number of tokens within which only future tokens are
+    hidden (a window's size); None where the model does not give it.
     """
 
     segments: Segments
@@ -145,12 +143,12 @@ class Sight:
 
     @cached_property
     def masks(self) -> list[Tensor | None]:
-        """For each of the segments' shapes ``(length, seen)``; None for a kernel's own causal mask."""
+        """Mask ``(length, seen)`` for each of the segments' shapes; None for a kernel's own causal mask."""
         return [self._mask(shape) for shape in self.segments.shapes]
 
     @cached_property
     def window(self) -> int | None:
-        """Tokens that each sees, itself included, where that is all that the rule says; -1 for all; None for others."""
+        """Tokens that each sees, itself included, if the rule is a plain window; -1 for all; None for other rules."""
         if self._causal(max(self.segments.seen)):
             return -1
         size = self.reach
@@ -175,6 +173,6 @@ class Sight:
         return self.rule is causal_mask_function or (self.reach is not None and seen <= self.reach)
 
     def _see(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Whether ``queries`` see ``keys``, both of one shape or of shapes that broadcast."""
+        """Return whether ``queries`` see ``keys``, in shapes that broadcast."""
         first = queries.new_zeros(())
         return self.rule(first, first, queries, keys).expand(torch.broadcast_shapes(queries.shape, keys.shape))

@@ -1,8 +1,8 @@
 """Attention over the segments of a packed row in one kernel call, on GPUs: torch's own variable-length flash attention.
 
-The plain path of ``attention`` calls a kernel once for every shape of segment. Here one call takes all of them:
-queries lie behind each other, and the keys of a segment that continues others are theirs and its own. The
-kernel's causal mask is aligned at the end, so each token sees the whole prompt and its own predecessors.
+The plain path of ``attention`` calls a kernel once for every shape of segment. Here one call takes all of them: queries
+are concatenated, and the keys of a segment are those that it continues and its own. The kernel's causal mask is aligned
+at the end, so each token sees the whole prompt and its own predecessors.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from posttrain.network.segments import Sight
 
-#: The kernel knows no other types.
+#: The kernel supports no other dtypes.
 _TYPES = (torch.bfloat16, torch.float16)
 
 
 @cache
 def _kernel() -> Callable[..., Any] | None:
-    """torch's function, or None in a release without it (before 2.11 it had another signature)."""
+    """Return torch's function, or None in a release without it (before 2.11 it had another signature)."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -32,19 +32,19 @@ def _kernel() -> Callable[..., Any] | None:
 
 
 def fits(query: Tensor, dropout: float) -> bool:
-    """Whether the kernel takes ``query``: half precision on an NVIDIA GPU of compute capability 8 or newer."""
+    """Return whether the kernel takes ``query``: half precision on an NVIDIA GPU of compute capability 8 or newer."""
     if query.device.type != "cuda" or dropout or torch.version.hip or _type(query) not in _TYPES:
         return False
     return torch.cuda.get_device_capability(query.device)[0] >= 8 and _kernel() is not None
 
 
 def _type(query: Tensor) -> torch.dtype:
-    """What the kernel would compute in: rotary positions come back in float32 under autocast."""
+    """Return the dtype of the kernel: rotary positions are float32 under autocast."""
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
 
 
 def by_kernel(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scaling: float | None) -> Tensor:
-    """Attention of ``(heads, N, d)`` to what ``sight``, which has to have a window, shows; ``(1, N, heads, d)``."""
+    """Compute attention of ``(heads, N, d)`` over a ``sight`` with a window, ``(1, N, heads, d)``."""
     kernel, segments = _kernel(), sight.segments
     assert kernel is not None
     assert sight.window is not None
@@ -56,5 +56,5 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scaling: 
         key, value = key.index_select(0, segments.keys), value.index_select(0, segments.keys)  # (sum(seen), heads, d)
     longest = max(segments.lengths), max(segments.seen)
     ends = segments.query_ends, segments.key_ends
-    before = sight.window - 1 if sight.window > 0 else -1  # tokens that each sees besides itself; -1 for all
+    before = sight.window - 1 if sight.window > 0 else -1  # tokens that each sees before itself; -1 for all
     return kernel(query, key, value, *ends, *longest, scale=scaling, window_size=(before, 0))[None]

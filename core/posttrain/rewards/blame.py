@@ -1,4 +1,4 @@
-"""The error for a reward or judge that broke: its name, the line of its code, and the row that it stumbled over."""
+"""Errors for a reward or judge that failed: its name, the line of its code, and the row at which it failed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from posttrain.errors import PosttrainError, RunFailed, short
 from posttrain.rewards.guard import Broken, Ended, TimedOut, guarded
 from posttrain.settings.secret_options import redacted
 
-#: Seconds for finding out which row breaks a reward.
+#: Time limit of the search for the row that breaks a reward, in seconds.
 SEARCH = 5.0
 
 
 @dataclass
 class Batch:
-    """What a call was about: ``alone(row)`` makes it again for one row of ``texts``, which are called ``unit``."""
+    """Content of a failed call: ``alone(row)`` repeats it for one row of ``texts``, which are called ``unit``."""
 
     unit: str
     texts: Sequence[str]
@@ -25,7 +25,7 @@ class Batch:
     alone: Callable[[int], Any]
 
     def name(self, row: int | None) -> str:
-        """The batch, and the row if it is known, in words."""
+        """Describe the batch, and the row if it is known, in words."""
         whole = f"a batch of {len(self.texts)} {self.unit}s"
         if row is None:
             return f"on {whole}"
@@ -33,7 +33,7 @@ class Batch:
 
 
 def failure(what: str, found: Broken, batch: Batch, limit: float | None) -> BaseException:
-    """The error to raise where ``what`` broke: its own if it already says what to do."""
+    """Return the error to raise where ``what`` failed: its own if it already says what to do."""
     error = found.error
     if isinstance(error, PosttrainError):
         return error
@@ -54,7 +54,7 @@ def failure(what: str, found: Broken, batch: Batch, limit: float | None) -> Base
 
 
 def reason(error: BaseException) -> str:
-    """What was raised, in one short line."""
+    """Return the raised error in one short line."""
     if isinstance(error, TimedOut):
         return "it takes too long"
     if isinstance(error, Ended):
@@ -65,12 +65,12 @@ def reason(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     try:
         return redacted(str(error))
-    except Exception:  # of a class that is not ours
+    except Exception:  # of a foreign class
         return ""
 
 
 def _held(found: Broken, batch: Batch) -> int | None:
-    """The row whose text the innermost frame that holds one holds: the one in work, in the usual loop over rows."""
+    """Return the row whose text the innermost frame with one holds: the current one, in the usual loop over rows."""
     places = {id(text): row for row, text in enumerate(batch.texts)}
     for frame, _ in reversed(found.frames):
         held = {places[id(value)] for value in frame.f_locals.values() if id(value) in places}
@@ -80,7 +80,7 @@ def _held(found: Broken, batch: Batch) -> int | None:
 
 
 def _row(found: Broken, batch: Batch) -> int | None:
-    """The first row that alone breaks the reward in the same way; the one that it held comes first."""
+    """Return the first row that alone fails in the same way; the one that the frame held is tried first."""
     if len(batch.texts) == 1:
         return 0
     held = _held(found, batch)

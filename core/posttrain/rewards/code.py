@@ -23,11 +23,11 @@ def code(
     workers: int | None = None,
     partial: bool = True,
 ) -> tuple[list[float | None], dict[str, list[Any]]]:
-    """Share of the column ``tests`` that the completion's last block of Python passes; None where there are no tests.
+    """Return the share of the column ``tests`` that the completion's last Python block passes; None without tests.
 
     ``tests`` are pairs of input and output, assertions, or a file for pytest; without ``partial`` only all of them
-    count. ``workers`` programs run at a time [one a processor, 8 at most]. What the first failing test says is the
-    column ``feedback``. Raises DependencyError where programs cannot be run in safety.
+    count. ``workers`` programs run at a time [one a processor, 8 at most]. The message of the first failing test is the
+    column ``feedback``. Raises DependencyError where programs cannot be run safely.
     """
     limits = Limits(seconds, memory_mb, processes)
     limits.check()

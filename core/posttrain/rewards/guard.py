@@ -1,8 +1,8 @@
-"""Running a reward so that it can neither end, nor fork, nor hold up, nor change the process that trains.
+"""Guard around a reward: it can neither end, nor fork, nor block, nor change the training process.
 
-What a reward leaves behind of the state that a process shares (settings of torch, random states, folder, environment,
-streams, signal handlers) is undone when it returns; what it set in the environment is there again in its next call.
-Each call finds generators that are seeded anew, from the run's. Rewards of several threads at once count as one.
+Changes of a reward to the state of the process (settings of torch, random states, folder, environment, streams, signal
+handlers) are undone when it returns; what it set in the environment is restored for its next call. Each call gets
+newly seeded generators, from the run's. Rewards of several threads at once count as one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from posttrain.servers.clock import CLOCK
 
 #: Seconds for one call. Below the 30 minutes after which other ranks stop waiting for this one.
 LIMIT = 1200.0
-#: Seconds after the limit in which a reward may still end by itself, before the process is ended.
+#: Seconds after the limit in which a reward may still return, before the process is ended.
 GRACE = 20.0
+
+#: Seconds until a reward that caught the interruption is interrupted again.
+AGAIN = 1.0
 
 T = TypeVar("T")
 
 
 class Ended(BaseException):
-    """A reward called what ends a process; the text is the call."""
+    """A reward called a function that ends a process; the text is the call."""
 
 
 class TimedOut(BaseException):
@@ -40,7 +43,7 @@ class TimedOut(BaseException):
 
 
 class Broken(Exception):
-    """A guarded call raised ``error``; ``frames`` led there, the innermost last."""
+    """A guarded call raised ``error``; ``frames`` is the call stack, the innermost last."""
 
     def __init__(self, error: BaseException, frames: list[tuple[FrameType, int]]):
         super().__init__(str(type(error).__name__))
@@ -49,15 +52,15 @@ class Broken(Exception):
 
 
 def broken(error: BaseException) -> Broken:
-    """The error that was caught, with the way to it."""
+    """Wrap a caught error with its call stack."""
     return Broken(error, list(traceback.walk_tb(error.__traceback__)))
 
 
 def guarded(call: Callable[[], T], what: str, limit: float | None = LIMIT, own: Own | None = None) -> T:
-    """The result of ``call``, user code that is called ``what`` here; None as ``limit`` for as long as it takes.
+    """Run ``call``, user code named ``what``, and return its result; ``limit`` None for no time limit.
 
-    Raises Broken for all it raises, and for what would have ended the process; an interrupt from outside stays what it
-    is. Where the limit cannot interrupt it, the process ends with code 1 and says where it hangs.
+    Raises Broken for every error of it, and for what would have ended the process; an interrupt from outside passes
+    through. Where the limit cannot interrupt it, the process ends with code 1 and reports where it hangs.
     """
     process = os.getpid()
     with _shared.entered(own or Own(), limit, what):
@@ -69,7 +72,7 @@ def guarded(call: Callable[[], T], what: str, limit: float | None = LIMIT, own: 
                 else:
                     result = in_thread(call, limit)
             finally:
-                if os.getpid() != process:  # a forked child came back: it must not train as well
+                if os.getpid() != process:  # a forked child returned here: it must not train too
                     _EXIT(1 if sys.exc_info()[0] else 0)
         except Broken as error:
             raised: BaseException = error
@@ -83,7 +86,7 @@ def guarded(call: Callable[[], T], what: str, limit: float | None = LIMIT, own: 
 
 
 def in_thread(call: Callable[[], T], limit: float | None) -> T:
-    """The result of ``call`` in a thread of its own, which is left behind when it takes longer."""
+    """Run ``call`` in a separate thread and return its result; the thread is abandoned after the limit."""
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -116,23 +119,28 @@ def in_thread(call: Callable[[], T], limit: float | None) -> T:
 def _alarm(limit: float) -> Iterator[None]:
     """Raise TimedOut in the main thread after ``limit`` seconds, and again every second until it has an effect.
 
-    A thread wakes it where it waits. Code that keeps the interpreter to itself, such as a regular expression, lets no
-    thread run, and a timer of processor seconds wakes it. Not the usual timer: rewards use that one themselves.
+    A thread interrupts it where it waits. Code that holds the interpreter, such as a regular expression, lets no thread
+    run; a timer of processor seconds interrupts that. Not the usual timer: rewards use it themselves.
     """
-    deadline = time.monotonic() + limit
+    due = time.monotonic() + limit
     done = threading.Event()
 
     def ring(*_: Any) -> None:
+        nonlocal due
         if done.is_set():
             return
-        left = deadline - time.monotonic()
-        signal.setitimer(signal.ITIMER_VIRTUAL, left if left > 0.01 else 1.0)
-        if left <= 0.01:
-            raise TimedOut
+        left = due - time.monotonic()
+        if left > 0.01:
+            signal.setitimer(signal.ITIMER_VIRTUAL, left)
+            return
+        # The thread and the timer are due at the same moment where a reward computes: the second would hide the first.
+        due = time.monotonic() + AGAIN
+        signal.setitimer(signal.ITIMER_VIRTUAL, AGAIN)
+        raise TimedOut
 
     def wake() -> None:
         if not done.is_set():
-            CLOCK.after(1.0, wake)
+            CLOCK.after(AGAIN + 0.1, wake)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGVTALRM)
 
     before = signal.signal(signal.SIGVTALRM, ring)
@@ -144,13 +152,13 @@ def _alarm(limit: float) -> Iterator[None]:
         done.set()
         alarm.cancel()
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, signal.SIG_IGN)  # one that is on its way must not end the process
+        signal.signal(signal.SIGVTALRM, signal.SIG_IGN)  # a pending one must not end the process
         if before is not signal.SIG_DFL:
             signal.signal(signal.SIGVTALRM, before)
 
 
 class _Shared:
-    """What all guarded calls of the process share; the first that begins notes the state, the last that ends undoes."""
+    """State shared by all guarded calls of the process; the first call saves it, the last one to end restores it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -163,7 +171,7 @@ class _Shared:
 
     @contextmanager
     def entered(self, own: Own, limit: float | None, what: str) -> Iterator[None]:
-        """Count the calling thread among those that run a reward."""
+        """Register the calling thread as one that runs a reward."""
         thread = threading.get_ident()
         nested = thread in self.threads
         watch = None if limit is None else _Watch(what, limit + GRACE)
@@ -210,16 +218,16 @@ class _Shared:
 
 
 class _Watch:
-    """Ends the process where neither signal nor exception ends a reward: code in C, or one that catches everything."""
+    """Ends the process where neither signal nor exception ends a reward: code in C, or code that catches everything."""
 
     def __init__(self, what: str, limit: float):
         self.text = f"{what} has not returned after {limit:g} seconds and cannot be interrupted; the process ends.\n"
         self.alarm = CLOCK.after(limit, self._end)
-        # No Python runs while code in C holds the interpreter; this one is a thread in C and shows where it is.
+        # No Python runs while code in C holds the interpreter; this C thread still runs and shows where it hangs.
         faulthandler.dump_traceback_later(limit + 1.0, file=2, exit=True)
 
     def over(self) -> None:
-        """The call has returned."""
+        """Cancel the watch: the call has returned."""
         self.alarm.cancel()
         if _shared.running <= 1:
             faulthandler.cancel_dump_traceback_later()
@@ -242,7 +250,7 @@ def _refusing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
 
 _shared = _Shared()
 _EXIT = os._exit
-#: What would end the process past every exception handler: as it is, and as a reward finds it.
+#: Functions that end the process past every exception handler: the originals, and their replacements in rewards.
 _ENDS = {
     name: (getattr(os, name), _refusing(name, getattr(os, name))) for name in ("_exit", "execv", "execve", "abort")
 }

@@ -1,4 +1,4 @@
-"""Pairwise judges: which of two answers is better. A server, a model, a reward model or a function."""
+"""Pairwise judges, which compare two answers: a server, a model, a reward model or a function."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from posttrain.rewards.scoring import await_all
 from posttrain.settings import options
 from posttrain.settings.secret_options import revealed
 
-Ask = Callable[[list[Any], list[str], list[str]], Any]
+#: ``(prompts, firsts, seconds)``, and ``images=`` where prompts have some and it has that parameter.
+Ask = Callable[..., Any]
 _FORMS = (
     "http://HOST:PORT/v1#MODEL, the folder or Hub id of a chat model, the folder of a reward model, file.py:function"
 )
-#: Smallest values of options that are numbers, where it is not 1.
+#: Least values of numeric options, where they are not 1.
 _LEAST = {"retries": 0, "timeout": 0.001}
 _ARGUMENTS = ("prompts", "firsts", "seconds")
+Images = list[list[Any]]
 
 
 class Judge:
     """``judge(prompts, firsts, seconds)``: the probability that each first answer is better than the second.
 
-    ``ask`` answers the same for a batch. With ``both_orders`` every pair is asked twice, the second time with its
-    answers exchanged, and the mean is taken: what a judge gives to a place rather than to an answer cancels out.
+    ``ask`` does the same for a batch in one order. With ``both_orders`` every pair is asked twice, the second time with
+    its answers swapped, and the mean is taken: this cancels a judge's position bias.
     """
 
     def __init__(self, name: str, ask: Ask, both_orders: bool = True):
@@ -39,27 +41,38 @@ class Judge:
         self.ask = ask
         self.both_orders = both_orders
 
-    def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> list[float | None]:
-        """One value per pair, None where the judge cannot say. Equal answers are 0.5 and not asked about."""
-        pairs = list(zip(prompts, firsts, seconds, strict=True))
-        unlike = [place for place, (_, first, second) in enumerate(pairs) if first != second]
+    def __call__(
+        self, prompts: list[Any], firsts: list[str], seconds: list[str], images: Images | None = None
+    ) -> list[float | None]:
+        """Return one value per pair, None where the judge gives none. Equal answers are 0.5 and not asked about.
+
+        ``images`` are pictures of PIL, those of each prompt. Raises RewardError for a judge that cannot be shown them.
+        """
+        pairs = list(zip(prompts, firsts, seconds, images or [[] for _ in prompts], strict=True))
+        unlike = [place for place, (_, first, second, _) in enumerate(pairs) if first != second]
         questions = [pairs[place] for place in unlike]
         if self.both_orders:
-            questions += [(prompt, second, first) for prompt, first, second in questions]
+            questions += [(prompt, second, first, shown) for prompt, first, second, shown in questions]
         answers = self._answers(questions) if questions else []
         found: list[float | None] = [0.5] * len(pairs)
         for number, place in enumerate(unlike):
             value = answers[number]
             if self.both_orders:
                 other = answers[len(unlike) + number]
-                # One order alone would bring the bias back.
+                # A single order would bring the position bias back.
                 value = None if value is None or other is None else (value + 1.0 - other) / 2
             found[place] = value
         return found
 
-    def _answers(self, questions: list[tuple[Any, str, str]]) -> list[float | None]:
-        prompts, firsts, seconds = (list(column) for column in zip(*questions, strict=True))
-        result = self.ask(prompts, firsts, seconds)
+    def _answers(self, questions: list[tuple[Any, str, str, list[Any]]]) -> list[float | None]:
+        prompts, firsts, seconds, images = (list(column) for column in zip(*questions, strict=True))
+        shown = {"images": images} if any(images) else {}
+        if shown and "images" not in inspect.signature(self.ask).parameters:
+            raise RewardError(
+                f"Judge '{self.name}' is not shown images, and the prompts have some. Use a vision-language model, or "
+                "a function (prompts, firsts, seconds, images)."
+            )
+        result = self.ask(prompts, firsts, seconds, **shown)
         values = result.tolist() if callable(getattr(result, "tolist", None)) else result
         if not isinstance(values, list | tuple) or len(values) != len(questions):
             size = f"{len(values)} values" if isinstance(values, list | tuple) else short(values)
@@ -86,7 +99,7 @@ def load_judge(
     tokenizer: Any = None,
     limit: float | None = LIMIT,
 ) -> Judge:
-    """The judge that ``spec`` names, with its options ``given`` as NAME=VALUE.
+    """Load the judge that ``spec`` names, with its options ``given`` as NAME=VALUE.
 
     ``spec`` is ``http://HOST:PORT/v1#MODEL`` (an OpenAI-compatible chat server), the folder or Hub id of a chat model,
     the folder of a reward model, ``file.py:function``, an installed name, or a function ``(prompts, firsts, seconds)``;
@@ -110,17 +123,19 @@ def load_judge(
 
 
 def _model(spec: str, given: dict[str, str]) -> Judge:
-    """A model in a folder or from the Hub."""
+    """Load a model from a folder or the Hub as a judge."""
     folder = Path(spec).expanduser()
     if not folder.is_dir() and (spec.count("/") != 1 or spec.startswith((".", "/", "~"))):
         raise RewardError(f"No judge is called '{spec}'.{closest(spec, installed_rewards())} Expected {_FORMS}.")
+    from posttrain.rewards.judge_image_model import ImageJudge, sees_images
     from posttrain.rewards.judge_model import ModelJudge, RewardJudge, has_reward_head
 
     if folder.is_dir() and has_reward_head(spec):
-        # Its scores do not depend on an order, so asking twice would only cost time.
+        # Its scores do not depend on the order, so asking twice would only cost time.
         return Judge(folder.resolve().name, RewardJudge(str(folder), **_checked(RewardJudge, given)), both_orders=False)
     orders = _both_orders(given)
-    return Judge(folder.name, ModelJudge(spec, **_checked(ModelJudge, given)), orders)
+    arguments = _checked(ModelJudge, given)
+    return Judge(folder.name, (ImageJudge if sees_images(spec) else ModelJudge)(spec, **arguments), orders)
 
 
 def _function(
@@ -136,14 +151,15 @@ def _function(
     if missing:
         raise RewardError(f"Judge '{name}' does not take {missing[0]}. Expected a function (prompts, firsts, seconds).")
     orders = _both_orders(given)
-    arguments = _arguments(name, function, given, "judge", _ARGUMENTS)
+    arguments = _arguments(name, function, given, "judge", (*_ARGUMENTS, "images"))
     if tokenizer is not None and "tokenizer" in parameters:
         arguments.setdefault("tokenizer", tokenizer)
-    return Judge(name, _Function(name, functools.partial(function, **arguments), limit), orders)
+    kind = _ShownFunction if "images" in parameters else _Function
+    return Judge(name, kind(name, functools.partial(function, **arguments), limit), orders)
 
 
 class _Function:
-    """A function, plain or async, whose exceptions say where they come from."""
+    """A function, plain or async, whose exceptions name their origin."""
 
     def __init__(self, name: str, function: functools.partial[Any], limit: float | None):
         self.title = f"Judge '{name}'"
@@ -152,15 +168,19 @@ class _Function:
         self.own = Own()
 
     def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> Any:
+        return self._asked(prompts=prompts, firsts=firsts, seconds=seconds)
+
+    def _asked(self, **columns: list[Any]) -> Any:
         try:
-            return self._call(prompts, firsts, seconds)
+            return self._call(columns)
         except Broken as found:
-            batch = Batch("pair", firsts, prompts, lambda row: self._alone(prompts[row], firsts[row], seconds[row]))
+            alone = lambda row: self._call({name: [values[row]] for name, values in columns.items()})  # noqa: E731
+            batch = Batch("pair", columns["firsts"], columns["prompts"], alone)
             raise failure(self.title, found, batch, self.limit) from found.error
 
-    def _call(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> Any:
+    def _call(self, columns: dict[str, list[Any]]) -> Any:
         def call() -> Any:
-            return self.function(prompts=prompts, firsts=firsts, seconds=seconds)
+            return self.function(**columns)
 
         if not is_async(self.function):
             return guarded(call, self.title, self.limit, self.own)
@@ -169,17 +189,21 @@ class _Function:
             raise result
         return result
 
-    def _alone(self, prompt: Any, first: str, second: str) -> Any:
-        return self._call([prompt], [first], [second])
+
+class _ShownFunction(_Function):
+    """A function that takes the images of the prompts, none for prompts of text."""
+
+    def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str], images: Images | None = None) -> Any:
+        return self._asked(prompts=prompts, firsts=firsts, seconds=seconds, images=images or [[] for _ in prompts])
 
 
 def _both_orders(given: dict[str, Any]) -> bool:
-    """Take the option that every judge with an order has out of ``given``."""
+    """Remove the option of every order-dependent judge from ``given`` and return it."""
     return bool(options.cast("judge-options both_orders", given.pop("both_orders", True), bool))
 
 
 def _checked(kind: type, given: dict[str, Any]) -> dict[str, Any]:
-    """``given`` as arguments of a judge of this kind. Raises SettingsError."""
+    """Check ``given`` as arguments of a judge of this kind. Raises SettingsError."""
     known = list(inspect.signature(kind, eval_str=True).parameters.values())[1:]
     kinds = {parameter.name: parameter.annotation for parameter in known}
     names = [*kinds] if kind.__name__ == "RewardJudge" else ["both_orders", *kinds]

@@ -1,8 +1,7 @@
-"""Judges in memory: a chat model that names the better answer, or a reward model that scores both."""
+"""Local judges: a chat model that names the better answer, or a reward model that scores both."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from posttrain.errors import ModelError, SettingsError
+from posttrain.models.config_files import adapter_head, architectures
 from posttrain.models.load import load_module, load_tokenizer
 from posttrain.network.find_head import find_head
 from posttrain.network.token_model import decoder_of
@@ -21,14 +21,13 @@ from posttrain.settings import Settings
 class ModelJudge:
     """A causal chat model: ``(prompts, firsts, seconds)`` to the probability of label A against label B.
 
-    Nothing is generated: the model's log-probs of the two labels as the first thing it says are compared. None for a
-    pair that is too long for the model. Raises ModelError for a model that cannot chat.
+    Nothing is generated: the model's log-probs of the two labels as its first words are compared. None for a pair that
+    is too long for the model. Raises ModelError for a model that cannot chat.
     """
 
     def __init__(self, model: str, template: str | None = None, batch_size: int = 8, device: str | None = None):
-        chosen = _device(device)
-        dtype: Any = "bfloat16" if chosen.type == "cuda" else "float32"
-        settings = Settings(model=model, dtype=dtype, device=str(chosen), packing=False)
+        chosen = judge_device(device)
+        settings = judge_settings(model, chosen)
         self.template = read_template(template)
         self.tokenizer = load_tokenizer(model, settings.model)
         if not self.tokenizer.chat_template:
@@ -41,7 +40,7 @@ class ModelJudge:
         self.longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
     def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> list[float | None]:
-        """Probabilities that the first answers are better."""
+        """Return the probabilities that the first answers are better."""
         rows = [self._tokens(fill(self.template, *pair)) for pair in zip(prompts, firsts, seconds, strict=True)]
         fitting = [place for place, (ids, _) in enumerate(rows) if len(ids) <= self.longest]
         fitting.sort(key=lambda place: len(rows[place][0]))
@@ -53,17 +52,13 @@ class ModelJudge:
         return found
 
     def _tokens(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokens up to where the two labels part, and the label tokens that come next there."""
+        """Return the tokens before the two labels differ, and the next token of each label."""
         messages = [{"role": "user", "content": text}]
-        # Templates of models that think first write an empty thought then; others do not know the name.
+        # Templates of reasoning models write an empty thought then; others ignore the name.
         asked = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
         )
-        first, second = (self.tokenizer(asked + label, add_special_tokens=False)["input_ids"] for label in LABELS)
-        parting = next((k for k, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
-        if parting is None:
-            raise ModelError(f"The tokenizer of the judge '{self.name}' cannot tell 'A' from 'B'. Use another model.")
-        return first[:parting], [first[parting], second[parting]]
+        return label_tokens(self.tokenizer, asked, self.name)
 
     @torch.no_grad()
     def _compare(self, rows: list[tuple[list[int], list[int]]]) -> list[float]:
@@ -82,38 +77,56 @@ class ModelJudge:
 
 
 class RewardJudge:
-    """A reward model: ``(prompts, firsts, seconds)`` to the sigmoid of the difference of the answers' scores."""
+    """A reward model: ``(prompts, firsts, seconds)`` to the sigmoid of the difference of the answers' scores.
+
+    One that reads images is shown those of the prompts; another refuses them.
+    """
 
     def __init__(self, folder: str, batch_size: int = 16, device: str | None = None):
-        self.score = reward_model(Path(folder), batch_size, _device(device))
+        self.score = reward_model(Path(folder), batch_size, judge_device(device))
 
-    def __call__(self, prompts: list[Any], firsts: list[str], seconds: list[str]) -> list[float]:
-        """Probabilities that the first answers are better, as Bradley and Terry have them."""
-        scores = torch.tensor(self.score([*prompts, *prompts], [*firsts, *seconds]), dtype=torch.float64)  # (2P,)
+    def __call__(
+        self, prompts: list[Any], firsts: list[str], seconds: list[str], images: list[list[Any]] | None = None
+    ) -> list[float]:
+        """Return the probabilities that the first answers are better, by the Bradley-Terry model."""
+        shown = () if images is None else ([*images, *images],)
+        values = self.score([*prompts, *prompts], [*firsts, *seconds], *shown)
+        scores = torch.tensor(values, dtype=torch.float64)  # (2P,)
         return torch.sigmoid(scores[: len(prompts)] - scores[len(prompts) :]).tolist()
 
 
-def _device(name: str | None) -> torch.device:
-    """The named device, or the best there is. Raises SettingsError."""
+def judge_settings(model: str, device: torch.device) -> Settings:
+    """Return the settings with which a model is loaded as a judge."""
+    dtype: Any = "bfloat16" if device.type == "cuda" else "float32"
+    return Settings(model=model, dtype=dtype, device=str(device), packing=False)
+
+
+def label_tokens(tokenizer: Any, asked: str, name: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of a question before the two labels differ, and the next token of each label."""
+    first, second = (tokenizer(asked + label, add_special_tokens=False)["input_ids"] for label in LABELS)
+    parting = next((k for k, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+    if parting is None:
+        raise ModelError(f"The tokenizer of the judge '{name}' cannot tell 'A' from 'B'. Use another model.")
+    return first[:parting], [first[parting], second[parting]]
+
+
+def judge_device(name: str | None) -> torch.device:
+    """Return the named device, or the best one. Raises SettingsError."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises for a device it lacks
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch raises these for a device that it lacks
         raise SettingsError(f"judge-options device is '{name}', which this machine does not have.") from None
     return device
 
 
 def has_reward_head(folder: str) -> bool:
-    """Whether a folder on disk holds a reward model rather than a language model; an adapter says it itself."""
+    """Whether a folder contains a reward model rather than a language model; an adapter's configuration tells."""
     path = Path(folder).expanduser()
-    for name, field in (("adapter_config.json", "task_type"), ("config.json", "architectures")):
-        if (path / name).is_file():
-            try:
-                value = json.loads((path / name).read_text(encoding="utf-8")).get(field) or ""
-            except ValueError as error:
-                raise ModelError(f"judge '{folder}': {name} is not valid JSON ({error}).") from None
-            kinds = [value] if isinstance(value, str) else value
-            return any(
-                kind == "SEQ_CLS" or "SequenceClassification" in kind or kind.endswith("RewardModel") for kind in kinds
-            )
-    return False
+    try:
+        if (path / "adapter_config.json").is_file():
+            return adapter_head(path) == "score"
+        kinds = architectures(path) if (path / "config.json").is_file() else []
+    except ModelError as error:
+        raise ModelError(f"judge '{folder}': {error}") from None
+    return any("SequenceClassification" in kind or kind.endswith("RewardModel") for kind in kinds)

@@ -1,4 +1,4 @@
-"""Finding rewards: installed names, functions in files, folders of reward models, callables."""
+"""Loading of rewards: installed names, functions in files, folders of reward models, callables."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def load_rewards(
     """Load exactly the rewards named by ``specs``, in their order.
 
     A spec is a callable or ``NAME``, ``FILE.py:FUNCTION``, ``FOLDER``, ``http://HOST:PORT``, each with an optional
-    ``=WEIGHT``. ``options`` are ``{"NAME.OPTION": value}``; texts are turned into the type of the parameter, and
-    ``env:VARIABLE`` of an option named like a secret into what the environment has. A function with a parameter
+    ``=WEIGHT``. ``options`` are ``{"NAME.OPTION": value}``; texts are converted to the type of the parameter, and
+    ``env:VARIABLE`` of an option named like a secret to the environment's value. A function with a parameter
     ``tokenizer`` gets the run's. ``model_loader`` makes the function for a reward model's folder
     [``posttrain.rewards.model.reward_model``]; ``limit`` are the seconds for a call, None for no limit. ``apart``:
-    functions by name or file run in processes of their own. Raises RewardError and SettingsError.
+    functions by name or file run in separate processes. Raises RewardError and SettingsError.
     """
     found = [_find(spec, model_loader, apart) for spec in specs or []]
     names = _unique([name for name, _, _ in found], [isinstance(spec, str) for spec in specs or []])
@@ -59,19 +59,19 @@ def load_rewards(
 
 
 def _limit(function: Callable[..., Any], limit: float | None) -> float | None:
-    """``limit``, but for reward workers: a run asks them again for longer, and each has a limit of its own."""
+    """Return ``limit``, except for reward workers: a run retries them for longer, and each has a limit of its own."""
     from posttrain.rewards.worker import RemoteReward
 
     return None if isinstance(function, RemoteReward) else limit
 
 
 def installed_rewards() -> list[str]:
-    """Names of all installed rewards, sorted. Imports none of them."""
+    """Return the names of all installed rewards, sorted, without importing any."""
     return sorted({entry.name for entry in entries("reward")})
 
 
 def _find(spec: str | Callable[..., Any], model_loader: Any, apart: bool) -> tuple[str, float, Callable[..., Any]]:
-    """Name, weight and function of one spec."""
+    """Return name, weight and function of one spec."""
     if not isinstance(spec, str) and apart:
         raise SettingsError(
             f"reward-process is on, and reward {spec!r} is a function of this process. Name it by its file "
@@ -97,7 +97,7 @@ def _find(spec: str | Callable[..., Any], model_loader: Any, apart: bool) -> tup
 
 
 def function_in_file(spec: str, what: str) -> Callable[..., Any]:
-    """The function or class that ``FILE.py:NAME`` names. Raises RewardError or SettingsError."""
+    """Load the function or class of ``FILE.py:NAME``. Raises RewardError or SettingsError."""
     file, colon, name = spec.rpartition(":")
     if not colon or not file.endswith(".py"):
         raise SettingsError(f"{what} '{spec}' is not of the form FILE.py:NAME.")
@@ -105,7 +105,7 @@ def function_in_file(spec: str, what: str) -> Callable[..., Any]:
 
 
 def convert_options(name: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Options of the environment ``name`` as its parameters want them. Raises SettingsError for one it lacks."""
+    """Convert options of the environment ``name`` to its parameters' types. Raises SettingsError for one it lacks."""
     return _arguments(name, function, given, "environment", ())
 
 
@@ -153,7 +153,7 @@ def _installed(name: str) -> Callable[..., Any]:
     try:
         function = guarded(functools.partial(load_entry, entry), f"The import of reward '{name}'", own=EVERYBODY)
     except Broken as found:
-        if isinstance(found.error, PosttrainError):  # it is not allowed, absent or broken, and says so
+        if isinstance(found.error, PosttrainError):  # it is not allowed, missing or broken, and says so
             raise found.error from None
         raise RewardError(f"Reward '{name}' ({entry.value}) cannot be loaded: {reason(found.error)}") from found.error
     if not callable(function):
@@ -162,7 +162,7 @@ def _installed(name: str) -> Callable[..., Any]:
 
 
 def _unique(names: list[str], by_name: list[bool]) -> list[str]:
-    """Refuse a reward that is named twice; number functions that happen to have the same name."""
+    """Refuse a reward that is named twice; number functions that have the same name."""
     result: list[str] = []
     for name, named in zip(names, by_name, strict=True):
         if name in result and named:
@@ -176,7 +176,7 @@ def _unique(names: list[str], by_name: list[bool]) -> list[str]:
 
 
 def _options_by_reward(options: dict[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
-    """Sort ``{"regex.pattern": "x"}`` into ``{"regex": {"pattern": "x"}}``, an entry for every reward."""
+    """Group ``{"regex.pattern": "x"}`` as ``{"regex": {"pattern": "x"}}``, an entry for every reward."""
     bound: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in options.items():
         name, dot, option = str(key).rpartition(".")
@@ -198,7 +198,7 @@ def _arguments(
     what: str = "reward",
     standard: tuple[str, ...] = STANDARD,
 ) -> dict[str, Any]:
-    """Check ``given`` against the function's parameters and turn texts into their types."""
+    """Check ``given`` against the function's parameters and convert texts to their types."""
     signature = inspect.signature(function)
     takes = [
         parameter.name
@@ -228,7 +228,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _convert(option: str, value: Any, hint: Any) -> Any:
-    """Turn the text of ``option`` into the annotated type: int, float, bool, or one of these or None."""
+    """Convert the text of ``option`` to the annotated type: int, float, bool, or one of these or None."""
     if not isinstance(value, str):
         return value
     kinds = (

@@ -1,6 +1,6 @@
-"""Rewards in processes of their own (``--reward-process``): one that hangs is killed, one that dies takes nobody along.
+"""Rewards in separate processes (``--reward-process``): one that hangs is killed, one that dies ends nothing else.
 
-What goes to and fro is JSON. All rewards of a run work at the same time.
+Messages are JSON. All rewards of a run work at the same time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from posttrain.servers.forks import Child, Forks, ProcessLost
 
 
 class OwnProcess:
-    """A reward by name or file, loaded and called elsewhere. ``begin`` starts its process."""
+    """A reward by name or file, loaded and called in another process, which ``begin`` starts."""
 
     def __init__(self, spec: str, name: str):
         self.spec, self.name = spec, name
@@ -28,7 +28,7 @@ class OwnProcess:
         self._limit: float | None = None
 
     def begin(self, name: str, options: dict[str, Any], limit: float | None) -> None:
-        """Load the reward under its name in the run. Raises what loading raises here: RewardError, SettingsError."""
+        """Load the reward under its name in the run. Raises the errors of loading: RewardError, SettingsError."""
         self.name, self._limit = name, limit
         given = {f"{self.spec_name}.{option}": value for option, value in options.items()}
         try:
@@ -47,15 +47,18 @@ class OwnProcess:
 
     @property
     def spec_name(self) -> str:
-        """Name that the reward has where it is loaded alone."""
+        """Name of the reward where it is loaded alone."""
         return self.spec.rpartition(":")[2] if ".py:" in self.spec else self.spec
 
     async def __call__(self, **available: list[Any]) -> Any:
-        """``(scores, columns)``. Raises RunFailed for a reward that hangs or ends its process, naming the row."""
+        """Return ``(scores, columns)``. Raises RunFailed with the row at which a reward hangs or ends its process."""
         return await asyncio.to_thread(self._scores, available)
 
     def _scores(self, available: dict[str, list[Any]]) -> Any:
         limit = None if self._limit is None else self._limit + GRACE / 2
+        from posttrain.contract.images import portable_value  # imports torch, and listing rewards does not
+
+        available = portable_value(available)  # images become data URLs
         if self._child is None:
             self._child = self._new()
         try:
@@ -87,7 +90,7 @@ class OwnProcess:
         return RunFailed(f"Reward '{self.name}' ended its process {where}. A reward returns; it ends nothing.")
 
     def _row(self, available: dict[str, list[Any]], count: int) -> int | None:
-        """The first row that alone breaks the process again, where it is found in time."""
+        """Return the first row that alone breaks the process again, if it is found in time."""
         end = time.monotonic() + SEARCH
         for row in range(count):
             left = end - time.monotonic()
@@ -106,7 +109,7 @@ class OwnProcess:
 
 
 def load(payload: dict[str, Any]) -> tuple[Any, Callable[[], Callable[[Any], Any]]]:
-    """Load a reward in the process where this is called; a Loader of ``posttrain.servers.forks``."""
+    """Load a reward in this process; a Loader of ``posttrain.servers.forks``."""
     from posttrain.rewards.load import load_rewards
     from posttrain.rewards.reward import STANDARD
     from posttrain.rewards.scoring import raw_scores
@@ -126,6 +129,10 @@ def load(payload: dict[str, Any]) -> tuple[Any, Callable[[], Callable[[Any], Any
 
     def answer(available: dict[str, list[Any]]) -> dict[str, Any]:
         remarks: dict[str, list[Any]] = {}
+        if "images" in available:
+            from posttrain.contract.images import open_picture
+
+            available["images"] = [[open_picture(one) for one in own] for own in available["images"]]
         return {"scores": raw_scores(reward, available, remarks), "columns": remarks}
 
     is_open = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())

@@ -1,4 +1,4 @@
-"""The state of a process that any code in it can change: noted, compared and put back."""
+"""State of the process that any code in it can change: saved, compared and restored."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from collections.abc import Callable
 from typing import Any
 
 Pair = tuple[Callable[[], Any], Callable[[Any], Any]]
-#: All but the real-time ones, which nothing here uses, and the one that the time limit takes.
+#: All but the real-time ones, which nothing here uses, and the one of the time limit.
 _SIGNALS = sorted(number for number in signal.valid_signals() if number < 32 and number != signal.SIGVTALRM)
 
 
 class Own:
-    """What one reward keeps for itself from call to call: what it set in the environment, such as keys."""
+    """State that one reward keeps from call to call: its changes of the environment, such as keys."""
 
     def __init__(self) -> None:
         self.environment: dict[str, str | None] = {}
 
     def enter(self) -> None:
-        """Put in place what the last call left."""
+        """Restore what the last call left."""
         _change_environment(self.environment)
 
     def leave(self, environment: dict[str, str]) -> None:
@@ -39,10 +39,10 @@ class Own:
 
 
 class _Everybody(Own):
-    """Of code that is imported: what it sets in the environment stays, since libraries that it loads read it later."""
+    """State of imported code: its changes of the environment stay, since libraries that it loads read them later."""
 
     def leave(self, environment: dict[str, str]) -> None:
-        """Let the run have it too."""
+        """Apply the changes to the run's environment too."""
         environment.clear()
         environment.update(os.environ)
 
@@ -51,11 +51,11 @@ EVERYBODY = _Everybody()
 
 
 class ProcessState:
-    """The state at one moment. ``note_signal`` is told of every signal that reaches a handler from then on."""
+    """The state at one moment. ``note_signal`` is called for every signal that reaches a handler from then on."""
 
     def __init__(self, note_signal: Callable[[], None]):
         self.environment = dict(os.environ)
-        seed = random.getrandbits(32)  # one draw a call, whatever the reward draws; checkpoints hold where it stands
+        seed = random.getrandbits(32)  # one draw a call, whatever the reward draws; checkpoints save this state
         self._random = [(put, get()) for get, put, _ in _random()]
         for _, _, begin in _random():
             begin(seed)
@@ -64,7 +64,7 @@ class ProcessState:
         self._signals = _Signals(note_signal)
 
     def restore(self) -> None:
-        """Put back all that is not as it was."""
+        """Restore everything that changed."""
         self._signals.restore()
         self._streams.restore()
         now = dict(os.environ)
@@ -80,7 +80,7 @@ class ProcessState:
 def _read(get: Callable[[], Any]) -> Any:
     try:
         return get()
-    except OSError:  # the folder in which the process stands is gone
+    except OSError:  # the current folder was deleted
         return None
 
 
@@ -93,7 +93,7 @@ def _change_environment(changes: dict[str, str | None]) -> None:
 
 
 def _random() -> list[tuple[Callable[[], Any], Callable[[Any], Any], Callable[[int], Any]]]:
-    """For every generator that a process shares: reading its state, setting it, and seeding."""
+    """Return for every shared generator the functions that read its state, set it, and seed it."""
     found: list[Any] = [(random.getstate, random.setstate, random.seed)]
     if (numpy := sys.modules.get("numpy")) is not None:
         found.append((numpy.random.get_state, numpy.random.set_state, numpy.random.seed))
@@ -137,14 +137,14 @@ def _umask() -> int:
 
 
 def _set_filters(filters: list[Any]) -> None:
-    warnings.resetwarnings()  # also tells the warnings that they have changed
+    warnings.resetwarnings()  # also informs warnings of the change
     warnings.filters.extend(filters)  # type: ignore[attr-defined]
 
 
 def _set_default_device(device: Any) -> None:
     import torch
 
-    # None rather than cpu, which would slow down every call of torch from then on.
+    # None rather than cpu, which would slow down every later call of torch.
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
@@ -157,11 +157,11 @@ class _Streams:
         for number in (0, 1, 2):
             try:
                 self.spare[number] = os.dup(number)
-            except OSError:  # closed from the beginning, as under a service manager
+            except OSError:  # closed from the start, as under a service manager
                 continue
 
     def restore(self) -> None:
-        """Open again what was closed, and put back what was replaced."""
+        """Reopen closed streams, and restore replaced ones."""
         for number, spare in self.spare.items():
             if _file(number) != _file(spare):
                 os.dup2(spare, number)
@@ -198,7 +198,7 @@ class _Signals:
                 signal.signal(number, self.placed[number])
 
     def restore(self) -> None:
-        """Put the handlers back, and the timer to what would be left of it."""
+        """Restore the handlers, and the timer with its remaining time."""
         if not self.handlers:
             return
         left, again = self.timer

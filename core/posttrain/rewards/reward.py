@@ -1,4 +1,4 @@
-"""What a loaded reward is: a name, a weight, a function and the options bound to it."""
+"""A loaded reward: a name, a weight, a function and the options bound to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.errors import RewardError
 from posttrain.rewards.guard import LIMIT
 from posttrain.rewards.process import Own
 
-#: What every reward may ask for by name; all else comes from the columns of the data.
+#: Arguments that every reward may name; all others are columns of the data.
 STANDARD = ("prompts", "completions")
 
 
@@ -26,16 +26,16 @@ class Reward:
     weight: float
     function: Callable[..., Any]
     async_: bool
-    """Whether calling it gives something to await."""
+    """Whether its calls must be awaited."""
     limit: float | None = LIMIT
-    """Seconds that a call may take; None for no limit."""
+    """Time limit of a call in seconds; None for no limit."""
     own: Own = field(default_factory=Own)
-    """What it keeps of the process for itself."""
+    """State of the process that it keeps."""
 
     def arguments(self, available: dict[str, list[Any]]) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and named arguments out of ``available``: only what the function's signature takes.
+        """Select positional and named arguments from ``available``: only those in the function's signature.
 
-        Raises RewardError where it needs something that is neither there nor an option.
+        Raises RewardError where it needs something that is neither available nor an option.
         """
         positional: list[Any] = []
         named: dict[str, Any] = {}
@@ -56,7 +56,7 @@ class Reward:
         return positional, named
 
     def _is_option(self, name: str) -> bool:
-        """Whether the user gave ``name`` as an option, which comes before a column of that name."""
+        """Whether the user gave ``name`` as an option, which precedes a column of that name."""
         return name in getattr(self.function, "keywords", {})  # bound by functools.partial
 
     def _missing(self, name: str, available: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Calling rewards on a batch of completions, and checking what they return."""
+"""Calling rewards on a batch of completions, and checking their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from posttrain.rewards.reward import Reward
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Methods that scale by the spread take the square, which must be finite in float32.
+#: Methods that scale by the spread square it, which must be finite in float32.
 LARGEST = 1e18
 
 
@@ -30,10 +30,10 @@ def score(
     """Score ``B`` completions: ``(total (B,), {name: scores (B,)})``, both float32.
 
     ``total`` is the weighted sum over the rewards that gave a number; NaN marks None, in ``total`` that every reward
-    said None. A reward that returns ``(scores, columns)`` has more to say of the completions, such as feedback in
-    words: the columns, one value a completion, are put into ``remarks``. Async rewards are awaited together, also
-    where an event loop is already running. Raises RewardError for a result of the wrong shape or type, RunFailed for
-    an exception, an attempt to end the process, a time limit that is over, or a score that is not finite.
+    gave None. The columns of a reward that returns ``(scores, columns)``, such as feedback in words, one value a
+    completion, are put into ``remarks``. Async rewards are awaited together, also where an event loop is already
+    running. Raises RewardError for a result of the wrong shape or type, RunFailed for an exception, an attempt to end
+    the process, an exceeded time limit, or a score that is not finite.
     """
     import torch
 
@@ -51,14 +51,14 @@ def score(
 
 
 def raw_scores(reward: Reward, available: dict[str, list[Any]], remarks: dict[str, list[Any]] | None) -> list[float]:
-    """What one reward says of completions, NaN for None; the errors are those of ``score``."""
+    """Return one reward's scores of completions, NaN for None; the errors are those of ``score``."""
     if reward.async_:
         return _awaited([reward], available, remarks)[reward.name]
     return _plain(reward, available, remarks)
 
 
 def _plain(reward: Reward, available: dict[str, list[Any]], remarks: dict[str, list[Any]] | None) -> list[float]:
-    """What a reward that is not async says."""
+    """Return the scores of a reward that is not async."""
     positional, named = reward.arguments(available)
 
     def call() -> list[float]:
@@ -73,7 +73,7 @@ def _plain(reward: Reward, available: dict[str, list[Any]], remarks: dict[str, l
 def _awaited(
     rewards: list[Reward], available: dict[str, list[Any]], remarks: dict[str, list[Any]] | None
 ) -> dict[str, list[float]]:
-    """What async rewards say, by name."""
+    """Return the scores of async rewards, by name."""
     if not rewards:
         return {}
     arguments = [reward.arguments(available) for reward in rewards]
@@ -91,9 +91,9 @@ def _awaited(
 
 
 def await_all(calls: list[tuple[Coroutine[Any, Any, Any], float | None, Own]], what: str) -> list[Any]:
-    """Results of user code that is awaited together, in one event loop; Broken for those that raised or took too long.
+    """Return the results of user code awaited together in one event loop; Broken where it raised or took too long.
 
-    Also where an event loop is running already, as in a notebook. Each comes with its limit in seconds.
+    Also where an event loop is running already, as in a notebook. Each call comes with its limit in seconds.
     """
 
     async def one(call: Coroutine[Any, Any, Any], limit: float | None) -> Any:
@@ -109,7 +109,7 @@ def await_all(calls: list[tuple[Coroutine[Any, Any, Any], float | None, Own]], w
         return await asyncio.gather(*(one(call, limit) for call, limit, _ in calls))
 
     limits = [limit for _, limit, _ in calls]
-    # One that does not give way to the others is interrupted like a plain function, a little later.
+    # A coroutine that blocks the loop is interrupted like a plain function, a little later.
     longest = None if None in limits else max(limit for limit in limits if limit is not None) + 0.5
     try:
         return guarded(lambda: _run(gather(), longest), what, longest, calls[0][2])
@@ -122,7 +122,7 @@ def _run(call: Coroutine[Any, Any, Any], limit: float | None = None) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(call)
-    # The loop of this thread, a notebook's, is busy: another thread can have its own.
+    # The loop of this thread, a notebook's, is busy: another thread can run one.
     return in_thread(lambda: asyncio.run(call), limit)
 
 
@@ -140,7 +140,7 @@ def _batch(reward: Reward, available: dict[str, list[Any]]) -> Batch:
 
 
 def _read(reward: Reward, result: Any, completions: list[str], remarks: dict[str, list[Any]] | None) -> list[float]:
-    """The scores of a result as floats, NaN for None; columns that came with them go into ``remarks``."""
+    """Return the scores of a result as floats, NaN for None; columns that came with them go into ``remarks``."""
     return _checked(reward, _scores(reward, result, len(completions), remarks), completions)
 
 
@@ -154,7 +154,7 @@ def _check_sums(total: list[float], completions: list[str]) -> None:
 
 
 def _scores(reward: Reward, result: Any, count: int, remarks: dict[str, list[Any]] | None) -> Any:
-    """The scores of a result; columns that came with them go into ``remarks``."""
+    """Return the scores of a result; columns that came with them go into ``remarks``."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         return result
     for name, values in result[1].items():
@@ -169,7 +169,7 @@ def _scores(reward: Reward, result: Any, count: int, remarks: dict[str, list[Any
 
 
 def _checked(reward: Reward, result: Any, completions: list[str]) -> list[float]:
-    """The result as floats, NaN for None."""
+    """Check a result and return it as floats, NaN for None."""
     # Tensors and arrays of any library
     values = result.tolist() if callable(getattr(result, "tolist", None)) else result
     if not isinstance(values, list | tuple):

@@ -1,4 +1,4 @@
-"""A process reward model as a reward: how likely it is that every step of a completion is right."""
+"""A process reward model as a reward: the probability that every step of a completion is right."""
 
 from __future__ import annotations
 
@@ -17,15 +17,24 @@ from posttrain.settings import Settings
 Combine = Literal["minimum", "product"]
 
 
-def step_reward(model: Any, tokenizer: Any, batch_size: int) -> Callable[..., list[float]]:
-    """The reward function ``(prompts, completions, combine)`` of a token classifier with the labels bad and good.
+def step_reward(
+    model: Any, tokenizer: Any, batch_size: int, refuse: Callable[[Any], None] = lambda images: None
+) -> Callable[..., list[float]]:
+    """Return the reward function ``(prompts, completions, combine)`` of a token classifier (bad, good).
 
     A completion's steps are its lines. Each gets the probability that it is good, read at the last token of its line
-    break, the text encoded as it was in training; the reward is the smallest of them, or with ``combine`` "product"
-    their product. A completion without any text is worth 0. Raises SettingsError for another ``combine``.
+    break, the text encoded as in training; the reward is the smallest of them, or with ``combine`` "product" their
+    product. A completion without any text gets 0. ``refuse`` raises for images of prompts, which the model does not
+    get. Raises SettingsError for another ``combine``.
     """
 
-    def score(prompts: list[Any], completions: list[str], combine: Combine = "minimum") -> list[float]:
+    def score(
+        prompts: list[Any],
+        completions: list[str],
+        combine: Combine = "minimum",
+        images: list[list[Any]] | None = None,
+    ) -> list[float]:
+        refuse(images)
         if combine not in get_args(Combine):
             raise SettingsError(f"reward option 'combine' is '{combine}', expected {' or '.join(get_args(Combine))}.")
         rows = [encode_steps(tokenizer, prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
@@ -36,7 +45,7 @@ def step_reward(model: Any, tokenizer: Any, batch_size: int) -> Callable[..., li
 
 
 def encode_steps(tokenizer: Any, prompt: Any, completion: str) -> Tokens | None:
-    """Tokens of a prompt (text or messages) with the lines of its completion; None where there is no line."""
+    """Return the tokens of a prompt (text or messages) with the lines of its completion; None without lines."""
     steps = [line for line in completion.splitlines() if line.strip()]
     if not steps:
         return None
@@ -48,7 +57,7 @@ def encode_steps(tokenizer: Any, prompt: Any, completion: str) -> Tokens | None:
 
 
 def step_probabilities(model: Any, rows: list[Tokens | None], batch_size: int) -> list[list[float]]:
-    """For each row the probability that each of its steps is good; none for a row that is None."""
+    """Return for each row the probability that each of its steps is good; none for a row that is None."""
     found: list[list[float]] = [[] for _ in rows]
     present = {place: row for place, row in enumerate(rows) if row is not None}
     order = sorted(present, key=lambda place: len(present[place].ids))

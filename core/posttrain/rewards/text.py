@@ -1,4 +1,4 @@
-"""Rewards that look at the text alone: ``regex``, ``format``, ``length``, ``exact``."""
+"""Rewards from the text alone: ``regex``, ``format``, ``length``, ``exact``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ THINK_THEN_ANSWER = rf"<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>"
 
 
 def regex(completions: list[str], pattern: str) -> list[float]:
-    """1 where ``pattern`` is found anywhere in the completion, else 0. Flags go into the pattern: ``(?is)yes``."""
+    """Return 1 where ``pattern`` occurs anywhere in the completion, else 0. Flags go into the pattern: ``(?is)yes``."""
     compiled = _compile("regex", pattern)
     return [float(compiled.search(completion) is not None) for completion in completions]
 
 
 def format(completions: list[str], pattern: str = THINK_THEN_ANSWER) -> list[float]:
-    """1 where the whole completion, stripped, has the form ``pattern``, else 0; ``.`` matches line ends too.
+    """Return 1 where the whole completion, stripped, matches ``pattern``, else 0; ``.`` matches line ends too.
 
     By default ``<think>...</think><answer>...</answer>``, each once.
     """
@@ -34,10 +34,10 @@ def length(
     unit: str = "tokens",
     tokenizer: Any = None,
 ) -> list[float]:
-    """Between 0 (good) and -1, to be added to other rewards.
+    """Return between 0 (good) and -1, to be added to other rewards.
 
-    ``target``: minus the relative distance of the length from it. ``limit``: 0 up to it, then falling evenly to -1 at
-    twice the limit. ``unit`` is tokens (of the policy), words or characters.
+    ``target``: minus the relative distance of the length from it. ``limit``: 0 up to it, then linearly to -1 at twice
+    the limit. ``unit`` is tokens (of the policy), words or characters.
     """
     bound = target if limit is None else limit
     if bound is None or (target is not None and limit is not None):
@@ -56,7 +56,7 @@ def length(
 
 
 def exact(completions: list[str], answer: list[Any]) -> list[float | None]:
-    """1 where the completion equals the column ``answer``, both stripped, else 0; None where there is no answer."""
+    """Return 1 where completion and column ``answer`` are equal, both stripped, else 0; None without an answer."""
     return [
         None if expected is None else float(completion.strip() == str(expected).strip())
         for completion, expected in zip(completions, answer, strict=True)

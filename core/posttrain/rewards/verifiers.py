@@ -9,16 +9,16 @@ from typing import Any
 
 from posttrain.errors import DependencyError, RewardError
 
-#: A sign that is no minus between two terms, an optional currency sign, digits with or without groups of thousands.
+#: A minus sign that is not between two terms, an optional currency sign, digits with or without thousands separators.
 _NUMBER = re.compile(r"(?:(?<![\w.)\]}])(-)\s?)?[$€£]?\s?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _MARK = "####"
 
 
 def gsm8k(completions: list[str], answer: list[Any]) -> list[float | None]:
-    """1 where the final number of the completion equals that of the column ``answer``, else 0.
+    """Return 1 where the final number of the completion equals that of the column ``answer``, else 0.
 
     The final number is the first one after the last ``####``, or the last one where there is no ``####``. None where
-    ``answer`` holds no number.
+    ``answer`` has no number.
     """
     scores: list[float | None] = []
     for completion, expected in zip(completions, answer, strict=True):
@@ -28,7 +28,7 @@ def gsm8k(completions: list[str], answer: list[Any]) -> list[float | None]:
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number a text ends in, as GSM8K writes answers; None if there is none."""
+    """Return the final number of a text, as GSM8K writes answers; None if there is none."""
     text = text.replace("{,}", ",").replace("\N{MINUS SIGN}", "-").replace("\\$", "$")
     _, mark, marked = text.rpartition(_MARK)
     numbers = list(_NUMBER.finditer(marked if mark else text))
@@ -41,7 +41,7 @@ def final_number(text: str) -> Decimal | None:
 def math(
     completions: list[str], answer: list[Any] | None = None, solution: list[Any] | None = None
 ) -> list[float | None]:
-    """1 where math-verify finds the completion's final expression equal to ``answer`` (or ``solution``), else 0.
+    """Return 1 where math-verify finds the completion's final expression equal to ``answer`` (or ``solution``), else 0.
 
     Expressions may be LaTeX or plain. None where the expected answer cannot be parsed.
     """
@@ -56,7 +56,7 @@ def math(
         raise DependencyError(
             "Reward 'math' needs the package math-verify. Install it with: pip install 'posttrain[math]'"
         ) from None
-    # math-verify limits its time with a signal, which only the main thread can take.
+    # math-verify limits its time with a signal, which only the main thread can receive.
     seconds = 5 if threading.current_thread() is threading.main_thread() else None
     scores: list[float | None] = []
     for completion, gold in zip(completions, expected, strict=True):
@@ -70,6 +70,6 @@ def math(
 
 
 def _as_latex(text: str) -> str:
-    """Mark a bare expression as LaTeX, which math-verify otherwise looks for between dollars only."""
+    """Mark a bare expression as LaTeX, which math-verify otherwise finds between dollars only."""
     bare = "$" not in text and "\\boxed" not in text and "\\(" not in text and "\\[" not in text
     return f"${text}$" if bare and "\\" in text else text

@@ -1,9 +1,10 @@
-"""Rewards as a role of their own: a small HTTP server that scores completions, and the reward that asks it.
+"""Reward workers: a small HTTP server that scores completions, and the reward that calls it.
 
-The interface has a number, and both sides say theirs. ``GET /v1/health`` gives ``{"role": "rewards", "interface": 1,
+The interface has a number, and both sides send theirs. ``GET /v1/health`` gives ``{"role": "rewards", "interface": 2,
 "rewards": [NAMES]}``; ``POST /v1/score`` takes ``{"interface": 1, "prompts": [...], "completions": [...], "columns":
-{NAME: [...]}}`` and gives ``{"scores": [number or null], "columns": {NAME: [...]}}``, the weighted sums.
-Beyond its own machine a worker wants the token that both sides find in the environment.
+{NAME: [...]}}`` and gives ``{"scores": [number or null], "columns": {NAME: [...]}}``, the weighted sums. A question
+with images is asked in interface 2: ``"pictures": [DATA URLS]``, and ``columns["images"]`` has a list of indices into
+them for each completion. Beyond its own machine a worker requires the token that both sides read from the environment.
 """
 
 from __future__ import annotations
@@ -18,27 +19,30 @@ from posttrain.errors import PosttrainError, RewardError, short
 from posttrain.rewards.reward import Reward
 from posttrain.rewards.scoring import score
 from posttrain.servers.endpoint import Endpoint, Refused, Unreachable, split_address
-from posttrain.servers.listener import TOKEN, Handler, Listener, Unreadable
+from posttrain.servers.listener import LARGEST, TOKEN, Handler, Listener, Unreadable
 
-INTERFACE = 1
+#: Interface of questions with images, and the highest that a worker speaks; questions of text are asked in ``_TEXT``,
+#: which older workers speak too.
+INTERFACE = 2
+_TEXT = 1
 
 
 class ScoreServer(Listener):
-    """Answers for ``rewards`` on ``host`` and ``port`` (0: a free one); ``serve_forever`` runs it."""
+    """Serves ``rewards`` on ``host`` and ``port`` (0: a free one); ``serve_forever`` runs it."""
 
     def __init__(self, rewards: list[Reward], host: str, port: int, token: str | None = None):
         self.rewards = rewards
         super().__init__(_Handler, host, port, token)
 
     def health(self) -> dict[str, Any]:
-        """Who this is."""
+        """Return the worker's role, interface and rewards."""
         return {"role": "rewards", "interface": INTERFACE, "rewards": [reward.name for reward in self.rewards]}
 
     def scores(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a question. Raises PosttrainError, and Unreadable for a question of another form."""
-        if asked.get("interface") != INTERFACE:
+        """Answer a question. Raises PosttrainError, and Unreadable for a question of another form."""
+        if asked.get("interface") not in (_TEXT, INTERFACE):
             raise RewardError(
-                f"This reward worker speaks interface {INTERFACE}, the question was asked in "
+                f"This reward worker speaks the interfaces {_TEXT} and {INTERFACE}, the question was asked in "
                 f"{short(asked.get('interface'))}. Install the same posttrain on both sides."
             )
         prompts, completions, columns = (asked.get(name) for name in ("prompts", "completions", "columns"))
@@ -50,6 +54,10 @@ class ScoreServer(Listener):
             not isinstance(values, list) or len(values) != len(completions) for values in (prompts, *columns.values())
         ):
             raise Unreadable(400, f"prompts and every column are lists of {len(completions)}, one for each completion")
+        if asked["interface"] == INTERFACE:
+            from posttrain.rewards.worker_images import unpack_images  # imports torch, and starting a worker does not
+
+            columns = columns | {"images": unpack_images(asked.get("pictures"), columns.get("images"))}
         remarks: dict[str, list[Any]] = {}
         total, _ = score(self.rewards, prompts, completions, columns, remarks)
         try:
@@ -63,11 +71,11 @@ class _Handler(Handler):
     server: ScoreServer
 
     def knows(self) -> bool:
-        """Scores are asked for here."""
+        """Whether the path is that of scores."""
         return self.path == "/v1/score"
 
     def answer(self, question: Any) -> Any:
-        """Health or scores."""
+        """Return health or scores."""
         if question is None and self.open():
             return self.server.health()
         if question is None:
@@ -79,31 +87,48 @@ class _Handler(Handler):
 
 
 class RemoteReward:
-    """The rewards behind one address, or behind several in turn: ``http://HOST:PORT,http://HOST:PORT``.
+    """The rewards at one address, or at several in turn: ``http://HOST:PORT,http://HOST:PORT``.
 
-    A worker that does not answer is asked for a while, as it may be starting anew. Raises SettingsError and
-    RewardError.
+    A worker that does not answer is retried for a while, as it may be restarting. Raises SettingsError and RewardError.
     """
 
     def __init__(self, address: str, timeout: float = 600.0):
         urls = [split_address(word, "reward")[0].removesuffix("/v1") for word in address.split(",")]
-        self.endpoints = [Endpoint(f"{url}/v1", os.environ.get(TOKEN), timeout, attempts=6) for url in urls]
+        key = os.environ.get(TOKEN)
+        self.endpoints = [Endpoint(f"{url}/v1", key, timeout, attempts=6, largest=LARGEST) for url in urls]
         self._turn = itertools.count()
 
-    def __call__(self, prompts: list[Any], completions: list[str], **columns: list[Any]) -> Any:
-        """``(scores, columns)``."""
+    def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[str],
+        images: list[list[Any]] | None = None,
+        **columns: list[Any],
+    ) -> Any:
+        """Return ``(scores, columns)``. ``images`` are those of each prompt."""
         endpoint = self.endpoints[next(self._turn) % len(self.endpoints)]
-        asked = {"interface": INTERFACE, "prompts": prompts, "completions": completions, "columns": columns}
+        asked = {"interface": _TEXT, "prompts": prompts, "completions": completions, "columns": columns}
+        if images is not None and any(images):
+            from posttrain.rewards.worker_images import pack_question
+
+            asked = pack_question(asked | {"interface": INTERFACE}, images)
+        elif images is not None:
+            columns["images"] = images
         try:
             found = endpoint.post("/score", asked)
         except TypeError as error:
             raise RewardError(
                 f"The columns cannot be sent to the reward worker at {endpoint.url}: {error}. It takes texts, numbers "
-                "and lists of them."
+                "and lists of them, and the images of prompts."
             ) from None
         except (Refused, Unreachable) as error:
+            too_long = isinstance(error, Refused) and error.status == 413
             raise RewardError(
-                f"The reward worker at {endpoint.url} gives no scores: {error}. Start one with: "
-                "posttrain serve-rewards REWARD --port PORT"
+                f"The reward worker at {endpoint.url} gives no scores: {error}. "
+                + (
+                    "Ask about fewer completions at a time (--batch-size), or use smaller pictures."
+                    if too_long
+                    else "Start one with: posttrain serve-rewards REWARD --port PORT"
+                )
             ) from None
         return found["scores"], found["columns"]

@@ -1,9 +1,9 @@
-"""Answers of the policy, asked for before they are needed: a bounded queue between generator and trainer.
+"""Sampling ahead: a bounded queue of prompt batches between generator and trainer.
 
-At the start of every batch of rollouts the generator gets the trainer's weights, and up to ``max_staleness`` further
-batches of prompts are asked for; then it is held back until the next one. A batch is used in the order of the prompts,
-so no answer is ever begun by weights more than so many batches old. With 0 the generator samples while the trainer
-waits, exactly as without a queue. The versions that weights carry are optimiser steps.
+At the start of every batch of rollouts the generator gets the trainer's weights and requests for up to
+``max_staleness`` further batches of prompts; then it pauses until the next batch. Batches are used in the order of the
+prompts, so no completion starts from weights more than that many batches old. With 0 the generator samples while the
+trainer waits, as without a queue. Versions of weights are optimiser steps.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from posttrain.rollouts.requests import GenerateCall, PromptRequest, answer, gen
 if TYPE_CHECKING:
     from posttrain.training.run import Run
 
-#: How often a generator may be started anew without an answer in between.
+#: Number of times that a generator may be restarted without a completion in between.
 REVIVALS = 3
 
 
 @dataclass
 class PendingBatch:
-    """A batch of prompts that was asked for."""
+    """A batch of prompts sent to the generator."""
 
     orders: list[PromptRequest]
     calls: list[GenerateCall]
     futures: dict[GenerateCall, Future[list[list[Completion]]]] = field(default_factory=dict)
-    """What is in the making while the trainer trains."""
+    """Completions that the generator works on while the trainer trains."""
 
 
 class Producer:
-    """Rollouts by number of their batch of prompts. ``orders_of`` says who is asked what.
+    """Produce rollouts by the number of their prompt batch. ``orders_of`` gives the requests of a batch.
 
-    ``player`` plays episodes, where an environment answers the model.
+    ``player`` plays episodes in runs with an environment.
     """
 
     def __init__(
@@ -66,9 +66,10 @@ class Producer:
         self._pool = ThreadPoolExecutor(self.depth + 1, "rollouts") if self.depth else None
         self._idle_since: float | None = None
         self._idle = 0.0
+        self._guessed = (0, 0)
 
     def publish(self) -> None:
-        """Give the generator the weights as they are now, unless it has them."""
+        """Send the generator the current weights, unless it has them."""
         while True:
             try:
                 self._publish()
@@ -90,7 +91,7 @@ class Producer:
             generator.accept(weights_for(self.run.compute.policy.model, generator.abilities, step, health.version))
 
     def take(self, number: int) -> tuple[list[Rollout], dict[str, float]]:
-        """The rollouts of batch ``number``, and seconds that it took; more are asked for, up to the bound."""
+        """Return the rollouts of batch ``number`` and the seconds spent; request further batches, up to the bound."""
         begun = time.monotonic()
         self.publish()
         published = time.monotonic()
@@ -103,12 +104,22 @@ class Producer:
         items = answer(self.run.compute, issued.orders, issued.calls, lambda call: self._result(call, issued), own)
         del self.queue[number]
         found = {"weights_seconds": published - begun, "generation_seconds": time.monotonic() - begun}
+        found |= self._guesses()
         if self.depth:
             found["generator_idle_seconds"], self._idle = self._idle, 0.0
         return items, found
 
+    def _guesses(self) -> dict[str, float]:
+        """Return the share of guessed tokens that were right since the last call, with speculative decoding."""
+        if self.run.plan.settings.generation.speculate == "off":
+            return {}
+        facts = self.generator.health().facts
+        before, self._guessed = self._guessed, (facts.get("speculated_tokens", 0), facts.get("accepted_tokens", 0))
+        tried = self._guessed[0] - before[0]
+        return {"accepted_share": (self._guessed[1] - before[1]) / tried} if tried > 0 else {}
+
     def answers(self, orders: list[PromptRequest], sampling: Sampling) -> list[Rollout]:
-        """Rollouts of the policy as it is now, while the trainer waits; the ledger knows nothing of them."""
+        """Return rollouts of the current policy while the trainer waits; they do not enter the ledger."""
         self.publish()
         calls = generate_calls(self.run.compute.strategy.scatter(orders), sampling, self.player)
         return answer(self.run.compute, orders, calls, self._result, self.generator.abilities.own_weights)
@@ -132,7 +143,7 @@ class Producer:
         self._submit(self.queue[number])
 
     def _submit(self, issued: PendingBatch) -> None:
-        """Ask for all calls that are not in the making, or whose generator was lost."""
+        """Submit all calls that are not running, or whose generator was lost."""
         if self._pool is None:
             return
         if self._idle_since is not None:
@@ -149,7 +160,7 @@ class Producer:
             self._idle_since = time.monotonic()
 
     def _result(self, call: GenerateCall, issued: PendingBatch | None = None) -> list[list[Completion]]:
-        """The answers of one call; a generator that is lost is started anew and asked again for all that is open."""
+        """Return the completions of one call. A lost generator is restarted and gets all open calls again."""
         while True:
             try:
                 if issued is not None and call in issued.futures:
@@ -162,7 +173,7 @@ class Producer:
                 self._failed_restarts = 0
                 return found
             except GeneratorLost as lost:
-                if self.generator.health().alive:  # what was waited for had been asked of an earlier one
+                if self.generator.health().alive:  # the failed call had gone to an earlier generator
                     self._count(lost)
                 else:
                     self._revive(lost)
@@ -171,10 +182,10 @@ class Producer:
                     self._submit(other)
 
     def _revive(self, lost: GeneratorLost) -> None:
-        """Start the generator anew. Raises GeneratorLost where that was in vain before, or where weights are spread."""
+        """Restart the generator. Raises GeneratorLost where restarts failed before, or where weights are sharded."""
         if (
             self.run.compute.strategy.shards_forward
-        ):  # its new weights would need all ranks, and the others know of no loss
+        ):  # its new weights would need all ranks, and the others do not know of the loss
             raise lost
         self._count(lost)
         self.restarts += 1
@@ -187,12 +198,12 @@ class Producer:
         self.generator.revive()
 
     def _count(self, lost: GeneratorLost) -> None:
-        if self._failed_restarts >= REVIVALS + self.depth:  # each call of the queue may hear of one loss by itself
+        if self._failed_restarts >= REVIVALS + self.depth:  # each call of the queue may report the same loss
             raise lost
         self._failed_restarts += 1
 
     def drop_unusable(self, items: list[Rollout]) -> tuple[list[Rollout], dict[int, str], dict[str, float]]:
-        """What may be learnt from of a batch; why prompts have nothing left, by group; what the log says.
+        """Return the usable rollouts, the reason for each group that has none left, and metrics of staleness.
 
         No token may be older than the bound allows, and every log-prob has to be known (G16, G23).
         """
@@ -200,7 +211,7 @@ class Producer:
         why: dict[int, str] = {}
         ages: list[float] = []
         for item in items:
-            lends = bool(item.reward_as or item.compared_as)
+            lends = bool(item.baseline_column or item.opponent_column)
             completion = item.completion
             if item.source == "policy" and completion.versions is not None and len(completion.versions):
                 age = (self.run.progress.step - int(completion.versions.min())) / self.per_rollout
@@ -223,7 +234,7 @@ class Producer:
         self.ledger.lose(reason, len(item.completion.ids))
 
     def close(self) -> None:
-        """End the generator, and with it all calls that are open."""
+        """Close the generator and cancel all open calls."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self.generator.close()

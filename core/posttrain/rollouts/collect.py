@@ -1,10 +1,10 @@
-"""One batch of rollouts: prompts, completions, rewards, what is learnt from, and the examples that come of it."""
+"""Collection of one batch of rollouts: prompts, completions, rewards, selection, training examples."""
 
 from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Collected:
-    """What a step learns from, and what the log says of it. ``advantages`` are None for pairs."""
+    """Training examples of a step and its metrics. ``advantages`` are None for pairs."""
 
     rollouts: Rollouts
     advantages: Tensor | None
@@ -43,7 +43,7 @@ class Collected:
 
 
 class Collector:
-    """Makes batches of rollouts with a generator and rewards; ``judge`` compares two answers where there is one."""
+    """Collects batches of rollouts from a generator and rewards; ``judge`` compares two completions, if needed."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class Collector:
         self.producer = Producer(run, generator, self._orders, self.ledger, player)
 
     def collect(self, first: int, keep_old: bool) -> tuple[Collected, int]:
-        """Rollouts from prompt batch ``first`` on, and how many batches they took.
+        """Return the rollouts from prompt batch ``first`` on, and the number of batches used.
 
-        ``keep_old``: they serve several updates, so the log-probs of the policy that sampled are read now.
+        ``keep_old``: the rollouts serve several updates, so the log-probs of the sampling policy are computed now.
         """
         run = self.run
         pool, selection = self._choose(first)
@@ -83,7 +83,7 @@ class Collector:
         return Collected(rollouts, advantages, examples, metrics), pool.drawn
 
     def examples_of(self, items: list[Rollout]) -> list[Example]:
-        """Rollouts that have their rewards, as training examples."""
+        """Return scored rollouts as training examples."""
         return self._learnt(self._view(items), keep_old=False)[1]
 
     def _learnt(self, rollouts: Rollouts, keep_old: bool) -> tuple[Tensor, list[Example]]:
@@ -91,7 +91,7 @@ class Collector:
         self._teach(rollouts, rewards)
         advantages, columns = self._advantages(rewards, rollouts)
         if keep_old or any(item.old_logps is not None for item in rollouts.items):
-            rollouts.old_logps  # noqa: B018  (read now, while the policy is the one that sampled)
+            rollouts.old_logps  # noqa: B018  (computed now, while the policy is the one that sampled)
         return advantages, self._examples(rollouts, {"advantages": advantages, **columns})
 
     def _choose(self, first: int) -> tuple[Pool, Selection | None]:
@@ -125,12 +125,12 @@ class Collector:
                 return pool, selection
             pool.cut(chosen, self.order.batch_size)
             if len({item.group for item in pool.items}) == self.order.batch_size or spent:
-                # Nothing useful in all rounds: the last batch as it is, whose gradient is what the method makes of it.
+                # Nothing useful in all rounds: keep the last batch; its gradient is what the method makes of it.
                 pool.items = pool.items or items
                 return pool, selection
 
     def _generated(self, number: int, pool: Pool) -> list[Rollout]:
-        """All scored rollouts of prompt batch ``number``."""
+        """Return all scored rollouts of prompt batch ``number``."""
         items, seconds = self.producer.take(number)
         begun = time.monotonic()
         for item in items:
@@ -156,7 +156,7 @@ class Collector:
         return scored
 
     def _settle(self, first: int, pool: Pool, selection: Selection | None) -> None:
-        """Enter into the ledger what becomes of each prompt."""
+        """Enter the outcome of each prompt into the ledger."""
         paired = None
         if selection is not None and selection.pairs is not None:
             paired = {pool.items[row].group for pair in selection.pairs for row in pair}
@@ -168,7 +168,7 @@ class Collector:
             self.run.outputs.directory.ledger({"step": self.run.progress.step + 1, **line})
 
     def _orders(self, number: int) -> list[PromptRequest]:
-        """Who is asked what, with seeds from the run's seed and each completion's place alone (G7)."""
+        """Build the requests of a batch, with seeds from the run's seed and each completion's place alone (G7)."""
         run = self.run
         size, seed = run.plan.settings.rollouts.group_size, run.plan.settings.data.seed
         assert size is not None
@@ -196,12 +196,14 @@ class Collector:
             return shared_results(self.run.compute, [item.sequence() for item in items], model, full)
 
         def prefer(first: list[int], second: list[int]) -> Tensor:
-            # Each pair is asked once, by one rank: a server may answer differently the next time.
+            # One rank asks for each pair once: a server may answer differently the next time.
             mine = self.run.compute.strategy.scatter(list(zip(first, second, strict=True)))
+            images = [[image.picture() for image in items[i].pictures] for i, _ in mine]
             asked = self.judge(
                 [items[i].columns.get("prompt") for i, _ in mine],
                 [items[i].completion.text for i, _ in mine],
                 [items[j].completion.text for _, j in mine],
+                *([images] if any(images) else []),
             )
             verdicts = self.run.compute.strategy.gather(asked)
             if verdicts and all(verdict is None for verdict in verdicts):
@@ -214,7 +216,7 @@ class Collector:
         return Rollouts(items, compute, prefer if self.judge is not None else None)
 
     def _teach(self, rollouts: Rollouts, rewards: Tensor) -> None:
-        """Decide what the teacher sees of each rollout, where that is not what the policy saw."""
+        """Give each rollout the teacher's input where it differs from the policy's."""
         run = self.run
         if run.compute.teacher is None:
             return
@@ -245,15 +247,18 @@ class Collector:
                 )
                 own = item.sequence()
                 learnt, moved = own.trained[len(item.prompt_ids) :], len(asked) - len(item.prompt_ids)
+                later = [
+                    replace(one, start=one.start + moved) for one in own.images if one.start >= len(item.prompt_ids)
+                ]
                 item.teacher = Sequence(
                     torch.cat([asked.ids, answer]),
                     torch.cat([asked.trained, learnt]),
                     breaks=tuple(place + moved for place in own.breaks),
-                    images=asked.images,
+                    images=(*asked.images, *later),
                 )
 
     def _advantages(self, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
-        """Advantages, and what else the method works out from the step, each ``(B,)`` or ``(B, T)``."""
+        """Return advantages and the method's other columns, each ``(B,)`` or ``(B, T)``."""
         run = self.run
         if not run.plan.method.has("posttrain_advantages"):
             return rewards, {}
@@ -263,7 +268,7 @@ class Collector:
             )
 
     def _examples(self, rollouts: Rollouts, found: dict[str, Tensor]) -> list[Example]:
-        """Training examples with the columns ``found``, each ``(B,)`` or ``(B, T)``."""
+        """Build training examples with the columns ``found``, each ``(B,)`` or ``(B, T)``."""
         examples = []
         columns = {"sampled_logps": rollouts.sampled_logps}
         names = ("old_logps", "reference_logps", "teacher_logps")

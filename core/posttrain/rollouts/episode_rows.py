@@ -1,4 +1,4 @@
-"""Rows for offline methods from the episodes of a run: what went well, what went better than what."""
+"""Rows for offline methods from the episodes of a run: demonstrations, preference pairs, labelled answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from posttrain.contract.messages import as_messages
+from posttrain.contract.messages import as_messages, is_messages
 from posttrain.errors import DataError
 from posttrain.runs.tail import Tail
 
@@ -16,11 +16,11 @@ KINDS = ("sft", "dpo", "kto")
 
 
 def rows_of(run: str | Path, kind: str, at_least: float | None = None) -> list[Row]:
-    """Rows of ``kind`` from the episodes of ``run``.
+    """Return rows of ``kind`` from the episodes of ``run``.
 
-    "sft": episodes with a reward of ``at_least`` [those that beat the mean of their prompt's]; "dpo": the best against
-    the worst of each prompt, where they differ; "kto": all, good where they reach ``at_least`` [the mean of their
-    prompt's]. Raises DataError where there are none.
+    "sft": episodes with a reward of ``at_least`` [above their prompt's mean]; "dpo": the best and the worst of each
+    prompt, where they differ; "kto": all, desirable from ``at_least`` on [their prompt's mean]. Raises DataError where
+    there are none.
     """
     make = {"sft": _demonstrations, "dpo": _pairs, "kto": _labelled}[kind]
     found = [row for group in _groups(run) for row in make(group, at_least)]
@@ -29,11 +29,23 @@ def rows_of(run: str | Path, kind: str, at_least: float | None = None) -> list[R
             f"No episode of '{run}' makes a row for {kind}: all answers to a prompt were worth the same, or none "
             "reached the bar. Choose another with --at-least VALUE."
         )
+    if any(_unseen(value) for row in found for value in row.values()):
+        raise DataError(
+            f"Episodes of '{run}' show pictures that were no files, and episodes.jsonl does not hold them. Expected an "
+            "environment whose image parts name files."
+        )
     return found
 
 
+def _unseen(value: Any) -> bool:
+    """Return whether messages have an image part that names no file."""
+    contents = [one.get("content") for one in value] if is_messages(value) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(part.get("type") == "image" and "path" not in part for part in parts)
+
+
 def read_episodes(run: str | Path) -> list[Row]:
-    """The lines of ``episodes.jsonl``, without one that is being written. Raises DataError for a run that has none."""
+    """Read the complete lines of ``episodes.jsonl``. Raises DataError for a run that has none."""
     file = Path(run) / "episodes.jsonl"
     if not file.is_file():
         raise DataError(f"'{run}' has no episodes.jsonl. Expected the folder of a run with --environment or --tools.")
@@ -41,7 +53,7 @@ def read_episodes(run: str | Path) -> list[Row]:
 
 
 def _groups(run: str | Path) -> Iterator[list[Row]]:
-    """The episodes of one prompt at one step, for each."""
+    """Yield the episodes of each prompt of each step."""
     lines = [line for line in read_episodes(run) if line["end"] != "error"]
     for _, group in groupby(lines, key=lambda line: (line["step"], line["group"])):
         yield list(group)

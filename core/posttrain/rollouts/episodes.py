@@ -1,8 +1,8 @@
-"""Answers of several turns: the model writes, the environment answers, until the episode ends.
+"""Completions of several turns: model and environment alternate until the episode ends.
 
-An episode whose environment is slow holds up no other: those that have been answered go on sampling. A turn's tokens
-depend on the run's seed, the prompt, the sample and the turn alone, never on which environment was faster; the rounding
-of their log-probs does, since that decides which turns are sampled together.
+A slow environment delays no other episode: those with an answer go on sampling. A turn's tokens depend on the run's
+seed, the prompt, the sample and the turn alone, never on the speed of environments; the rounding of their log-probs
+does, since speed decides which turns are sampled together.
 """
 
 from __future__ import annotations
@@ -12,129 +12,44 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from posttrain.contract.generation import Completion, Episode, Generator, Sampling
-from posttrain.contract.messages import is_messages
+from posttrain.contract.generation import Completion, Generator, Sampling
+from posttrain.contract.views import Sequence
+from posttrain.data.tokens.conversation import Conversation
 from posttrain.data.tokens.turns import Message, Turns
-from posttrain.environments.environment import Observation, begin, close, observation_of
+from posttrain.environments.environment import Observation, begin, observation_of
 from posttrain.errors import DataError, RunFailed, SettingsError
+from posttrain.rollouts.play import Play
 from posttrain.rollouts.seeds import seed_of
 from posttrain.rollouts.turn_samplers import Asked, turn_sampler
 from posttrain.servers.daemon_pool import DaemonPool
-from posttrain.settings.episodes import EpisodeSettings
-
-
-@dataclass(eq=False)
-class _Play:
-    """One episode while it is played."""
-
-    row: dict[str, Any]
-    seed: int
-    chat: bool
-    prompt: Tensor  # (p,)
-    turns: Turns
-    environment: Any = None
-    history: list[Message] = field(default_factory=list)
-    """The conversation as the template is shown it."""
-    messages: list[Message] = field(default_factory=list)
-    ids: list[Tensor] = field(default_factory=list)
-    logps: list[Tensor] = field(default_factory=list)
-    sampled: list[Tensor] = field(default_factory=list)
-    numbers: list[Tensor] = field(default_factory=list)
-    """Turn of each token."""
-    versions: list[Tensor] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    breaks: list[int] = field(default_factory=list)
-    """Where texts of their own begin, in tokens behind the prompt."""
-    scored: bool = False
-    end: str = ""
-    text: str = ""
-    began: float = field(default_factory=time.monotonic)
-    since: float = math.inf
-    """When its environment began to answer; never while it waits for a worker."""
-
-    @property
-    def turn(self) -> int:
-        return len(self.rewards)
-
-    @property
-    def length(self) -> int:
-        return sum(len(part) for part in self.ids)
-
-    @property
-    def context(self) -> Tensor:
-        """What the next turn is sampled behind, ``(n,)``."""
-        if not self.breaks:
-            return torch.cat([self.prompt, *self.ids])
-        return torch.cat(self.ids)[self.breaks[-1] :]
-
-    def add(self, ids: Tensor, logps: Tensor | None, version: Tensor | None, turn: int) -> None:
-        """Append tokens ``(n,)``: sampled ones with log-probs, or the environment's with None."""
-        if not len(ids):
-            return
-        self.ids.append(ids)
-        self.logps.append(torch.zeros(len(ids)) if logps is None else logps)
-        self.sampled.append(torch.full((len(ids),), logps is not None))
-        self.numbers.append(torch.full((len(ids),), turn, dtype=torch.long))
-        if version is not None:
-            self.versions.append(version)
-        elif self.versions:  # made by nobody: as old as what it follows
-            self.versions.append(self.versions[-1][-1:].expand(len(ids)))
-
-    def close(self) -> None:
-        """Give back what the environment holds, once."""
-        environment, self.environment = self.environment, None
-        if environment is not None:
-            close(environment)
-
-    def completion(self) -> Completion:
-        """The whole episode as one completion."""
-        counted = sum(map(len, self.versions)) == self.length and self.versions
-        return Completion(
-            torch.cat(self.ids),
-            torch.cat(self.logps),
-            self.end in ("done", "turns"),
-            self.text,
-            {"done": "stop"}.get(self.end, self.end),
-            torch.cat(self.versions) if counted else None,
-            Episode(
-                self.prompt,
-                torch.cat(self.sampled),
-                torch.cat(self.numbers),
-                self.rewards,
-                self.messages,
-                self.end,
-                self.scored,
-                tuple(self.breaks),
-            ),
-        )
+from posttrain.settings import EpisodeSettings
 
 
 class _Events:
-    """What other threads have done: begun or answered an episode, or sampled a turn of it."""
+    """Events of other threads: an episode started, an environment answered, a turn was sampled."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[str, _Play, Future[Any]]] = SimpleQueue()
-        self.open: dict[Future[Any], tuple[str, _Play]] = {}
-        """What environments are at, but for those that were given up."""
+        self._queue: SimpleQueue[tuple[str, Play, Future[Any]]] = SimpleQueue()
+        self.open: dict[Future[Any], tuple[str, Play]] = {}
+        """Running calls of environments, without those that were given up."""
 
-    def watch(self, what: str, play: _Play, future: Future[Any]) -> None:
-        """Tell of ``future`` once it is done."""
+    def watch(self, what: str, play: Play, future: Future[Any]) -> None:
+        """Report ``future`` once it is done."""
         self.open[future] = what, play
         future.add_done_callback(lambda done: self._queue.put((what, play, done)))
 
-    def sampled(self, future: Future[Completion], play: _Play) -> None:
-        """A turn was sampled; called in the thread that did."""
+    def sampled(self, future: Future[Completion], play: Play) -> None:
+        """Report a sampled turn; called in the thread that sampled it."""
         self._queue.put(("sample", play, future))
 
-    def since(self, seconds: float) -> list[tuple[str, _Play, Future[Any]]]:
-        """What has happened since the last call; waits ``seconds`` at most for anything to happen."""
+    def since(self, seconds: float) -> list[tuple[str, Play, Future[Any]]]:
+        """Return the events since the last call; wait at most ``seconds`` for the first."""
         found = []
         try:
             found.append(self._queue.get(timeout=seconds) if seconds else self._queue.get_nowait())
@@ -147,23 +62,27 @@ class _Events:
 
 @dataclass
 class EpisodePlayer:
-    """Plays episodes with a generator. ``make`` gives a new environment for each."""
+    """Plays episodes with a generator. ``make`` returns a new environment for each."""
 
     make: Callable[[], Any]
     turns: Turns
     settings: EpisodeSettings
     positions: int | None
-    """Tokens that the model can read, the prompt's included; None for no limit."""
+    """Context length of the model in tokens, prompt included; None for no limit."""
     say: Callable[[str], None] = print
+    apart: bool = False
+    """Whether each turn is a text of its own, behind all that came before: of a model that reads what is before its
+    answer in both directions, so that the answers of earlier turns are read otherwise than they were sampled."""
     _told: bool = False
+    _told_unmarked: bool = False
 
     def play(
-        self, generator: Generator, prompts: list[Tensor], rows: list[dict[str, Any]], sampling: Sampling,
+        self, generator: Generator, prompts: list[Sequence], rows: list[dict[str, Any]], sampling: Sampling,
         seeds: list[list[int]],
     ) -> list[list[Completion]]:  # fmt: skip
-        """Complete each prompt ``(n,)`` once per seed; answers in the order of the seeds. Raises RunFailed."""
+        """Complete each prompt once per seed; completions in the order of the seeds. Raises RunFailed."""
         plays = [
-            [_Play(row, seed, is_messages(row.get("prompt")), prompt, self.turns.of_row(row)) for seed in own]
+            [self._new(prompt, row, seed) for seed in own]
             for prompt, row, own in zip(prompts, rows, seeds, strict=True)
         ]
         flat = [play for own in plays for play in own]
@@ -176,11 +95,15 @@ class EpisodePlayer:
                 play.close()
         return [[play.completion() for play in own] for own in plays]
 
-    def _play_all(self, generator: Generator, plays: list[_Play], sampling: Sampling, pool: DaemonPool) -> None:
-        """Begin, sample and answer, whatever can go on; an episode that ends makes room for one that waits."""
+    def _new(self, prompt: Sequence, row: dict[str, Any], seed: int) -> Play:
+        talk = Conversation.of_row(row, self.turns.templates.settings, self.turns.reader)
+        return Play(row, seed, prompt, self.turns.of_row(row), talk)
+
+    def _play_all(self, generator: Generator, plays: list[Play], sampling: Sampling, pool: DaemonPool) -> None:
+        """Start, sample and answer every episode that can go on; a finished episode makes room for a waiting one."""
         most = min(self.settings.episodes_at_once or len(plays), len(plays)) or 1
         waiting, events = deque(plays), _Events()
-        running: set[_Play] = set()
+        running: set[Play] = set()
         with turn_sampler(generator, sampling, most, events.sampled) as sampler:
             while waiting or running:
                 while waiting and len(running) < most:
@@ -204,31 +127,31 @@ class EpisodePlayer:
                     play.close()
 
     def _patience(self) -> float:
-        """Seconds to wait for anything to happen before it is looked for an environment that takes too long."""
+        """Seconds to wait for an event before environments are checked for their time limit."""
         return min(1.0, self.settings.tool_timeout or 1.0)
 
     def _give_up(self, events: _Events) -> None:
-        """End the wait for environments that take too long."""
+        """Stop waiting for environments that exceed their time limit."""
         limit = self.settings.tool_timeout
         for future, (what, play) in list(events.open.items()) if limit else []:
             if time.monotonic() - play.since > limit and not future.done():
                 del events.open[future]
                 error = TimeoutError(f"no answer in {limit:g} seconds")
                 try:
-                    if what == "begin":  # an episode in which nothing was sampled is none
+                    if what == "begin":  # an episode without a sampled token does not count
                         raise _not_begun(play, error)
                     self._failed(play, error)
                 finally:
-                    play.environment = None  # it is still at work, and closing it might wait as long
+                    play.environment = None  # it is still running, and closing it might wait as long
 
-    def _begin(self, play: _Play) -> Any:
-        """What the environment says first; runs in a thread of its own."""
+    def _begin(self, play: Play) -> Any:
+        """Start the environment and return its first observation; runs in a thread of its own."""
         play.since = time.monotonic()
         play.environment = self.make()
         return begin(play.environment, play.row, play.seed)
 
-    def _began(self, play: _Play, future: Future[Any]) -> bool:
-        """Put what the environment said first behind the prompt. Raises RunFailed where it does not begin."""
+    def _began(self, play: Play, future: Future[Any]) -> bool:
+        """Append the environment's first observation to the prompt. Raises RunFailed where it does not start."""
         try:
             said: Any = future.result()
         except (DataError, SettingsError, RunFailed):
@@ -236,22 +159,24 @@ class EpisodePlayer:
         except Exception as error:
             raise _not_begun(play, error) from error
         play.began = time.monotonic()
-        play.history = list(play.row["prompt"]) if play.chat else []
         if said:
-            opening = _as_messages(said) if play.chat else []
-            play.history += opening
-            play.prompt = (
-                play.turns.opening(play.history) if play.chat else torch.cat([play.prompt, play.turns.text(said)])
-            )
+            talk = play.talk
+            _, opening = talk.joined(said)
+            if talk.chat:
+                talk.history += opening
+                play.prompt = play.turns.opening(talk.history, talk.sources)
+            else:
+                play.open(play.turns.text(opening, talk.sources))
+            self._say_unmarked(talk)
         return True
 
-    def _asked(self, play: _Play, sampling: Sampling) -> Asked:
-        """What is asked of the generator for the next turn."""
+    def _asked(self, play: Play, sampling: Sampling) -> Asked:
+        """Build the generator's request for the next turn."""
         seed = seed_of(play.seed, "turn", play.turn) if play.turn else play.seed
         return play, play.context, seed, self._room(play, sampling)
 
-    def _room(self, play: _Play, sampling: Sampling) -> int:
-        """Tokens that the next turn may have."""
+    def _room(self, play: Play, sampling: Sampling) -> int:
+        """Return the token limit of the next turn."""
         left = [sampling.max_new_tokens]
         if self.positions is not None:
             left.append(self.positions - len(play.context))
@@ -259,12 +184,13 @@ class EpisodePlayer:
             left.append(self.settings.episode_tokens - (len(play.context) - len(play.prompt)))
         return max(1, min(left))
 
-    def _take(self, play: _Play, turn: Completion) -> bool:
-        """Append what was sampled; whether the environment is to answer it."""
+    def _take(self, play: Play, turn: Completion) -> bool:
+        """Append a sampled turn; return whether the environment answers it."""
+        play.note(turn)
         play.add(turn.ids, turn.logps, turn.versions, play.turn)
         play.text = turn.text
         said: Message = {"role": "assistant", "content": turn.text}
-        if play.chat:
+        if play.talk.chat:
             said = play.turns.message(turn.ids)
             play.text = str(said.get("content") or "")
         play.messages.append(said)
@@ -274,14 +200,14 @@ class EpisodePlayer:
             return False
         return True
 
-    def _answer(self, play: _Play) -> Observation:
-        """What the environment says; runs in a thread of its own."""
+    def _answer(self, play: Play) -> Observation:
+        """Return the environment's observation; runs in a thread of its own."""
         play.since = time.monotonic()
         step = play.environment.step
         return observation_of(step(play.messages[-1]), f"step of {type(play.environment).__name__}")
 
-    def _continue(self, play: _Play, future: Future[Observation]) -> bool:
-        """Append what the environment said; whether the model is to go on."""
+    def _continue(self, play: Play, future: Future[Observation]) -> bool:
+        """Append the environment's observation; return whether the model continues."""
         try:
             found = future.result()
         except Exception as error:
@@ -290,52 +216,62 @@ class EpisodePlayer:
         if found.reward is not None:
             play.rewards[-1] = found.reward
             play.scored = True
-        answers = _as_messages(found.messages)
         if found.done:
-            play.messages += answers
+            play.messages += play.talk.joined(found.messages)[0]
             play.end = "done"
         elif play.turn >= self.settings.max_turns:
-            play.messages += answers
+            play.messages += play.talk.joined(found.messages)[0]
             play.end = "turns"
             self._last_word(play)
         elif self.settings.episode_seconds and time.monotonic() - play.began > self.settings.episode_seconds:
             play.end = "seconds"
         else:
-            self._append(play, answers, found.messages)
+            self._append(play, *play.talk.joined(found.messages))
         return not play.end
 
-    def _last_word(self, play: _Play) -> None:
-        """Let the environment score an episode that ends because it has no turns left."""
+    def _last_word(self, play: Play) -> None:
+        """Let the environment score an episode that ends because no turns are left."""
         score = getattr(play.environment, "reward", None)
         if not play.scored and score is not None and (value := score(play.messages[-1])) is not None:
             play.rewards[-1], play.scored = float(value), True
 
-    def _append(self, play: _Play, answers: list[Message], raw: Any) -> None:
-        last = play.ids[-1] if play.ids else play.prompt
-        anew: Tensor | None = None
-        if play.chat:
+    def _append(self, play: Play, kept: list[Message], answers: list[Message]) -> None:
+        """Append the environment's messages: ``kept`` as it gave them, ``answers`` with numbers of their images."""
+        last = play.ids[-1] if play.ids else play.prompt.ids
+        talk = play.talk
+        anew: Sequence | None = None
+        if talk.chat:
             said, shown = play.turns.plain(play.messages[-1], answers, last)
             self._say_rewritten(play, said, shown)
-            between = play.turns.between(play.history, said, shown, last)
-            play.history += [said, *shown]
+            between = play.turns.between(talk.history, said, shown, last, talk.sources)
+            talk.history += [said, *shown]
             if self.settings.rewritten_history == "split":
-                anew = play.turns.anew(play.history, torch.cat([play.context, between]))
+                anew = play.turns.anew(talk.history, torch.cat([play.context.ids, between.ids]), talk.sources)
         else:
-            between = play.turns.text(raw if isinstance(raw, str) else "".join(str(one["content"]) for one in answers))
-        play.messages += answers
+            between = play.turns.text(answers, talk.sources)
+        if anew is None and self.apart:
+            anew = play.followed(between)
+        self._say_unmarked(talk)
+        play.messages += kept
         length = len(play.context) + len(between) if anew is None else len(anew)
         limits = [self.positions, self.settings.episode_tokens and self.settings.episode_tokens + len(play.prompt)]
         if length >= min([one for one in limits if one is not None], default=1 << 62):
             play.end = "tokens"
         elif anew is None:
-            play.add(between, None, None, play.turn)
+            play.show(between, play.turn)
         else:
             play.breaks.append(play.length)
-            play.add(anew, None, None, play.turn)
+            play.show(anew, play.turn)
 
-    def _say_rewritten(self, play: _Play, said: Message, shown: list[Message]) -> None:
-        """Once: that the template shows what was sampled in another way afterwards."""
-        if self._told or not said.get("reasoning_content") or not play.turns.rewrites(play.history, said, shown):
+    def _say_unmarked(self, talk: Conversation) -> None:
+        """Report once that the environment wrote a token of images as text."""
+        if talk.unmarked and not self._told_unmarked:
+            self._told_unmarked = True
+            self.say("An environment writes the model's token for images as text, which is left out of its messages.")
+
+    def _say_rewritten(self, play: Play, said: Message, shown: list[Message]) -> None:
+        """Report once that the template shows earlier turns differently from what was sampled."""
+        if self._told or not said.get("reasoning_content") or not play.turns.rewrites(play.talk.history, said, shown):
             return
         if self.settings.rewritten_history == "refuse":
             raise SettingsError(
@@ -351,8 +287,8 @@ class EpisodePlayer:
         }[self.settings.rewritten_history]
         self.say(f"The chat template shows earlier turns without the thinking in them; episodes {what}")
 
-    def _failed(self, play: _Play, error: Exception) -> None:
-        """What an environment that raised or took too long means for its episode."""
+    def _failed(self, play: Play, error: Exception) -> None:
+        """Handle an environment that raised or exceeded its time limit."""
         if isinstance(error, DataError | SettingsError):
             raise error
         if self.settings.environment_errors == "stop":
@@ -367,14 +303,8 @@ class EpisodePlayer:
             play.logps = [torch.full_like(part, torch.nan) for part in play.logps]
 
 
-def _not_begun(play: _Play, error: Exception) -> RunFailed:
+def _not_begun(play: Play, error: Exception) -> RunFailed:
     return RunFailed(
         f"An environment does not begin the prompt {str(play.row.get('prompt'))[:80]!r}: "
         f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Try it alone: posttrain check-environment"
     )
-
-
-def _as_messages(said: Any) -> list[Message]:
-    if isinstance(said, str):
-        return [{"role": "user", "content": said}] if said else []
-    return list(said)

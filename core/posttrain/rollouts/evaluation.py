@@ -1,4 +1,4 @@
-"""Evaluation of online methods on held-out prompts: the reward of greedy answers, or the method's own loss."""
+"""Evaluation of online methods on held-out prompts: the reward of greedy completions, or the method's own loss."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from posttrain.rollouts.requests import PromptRequest, give_rewards, reward_metr
 from posttrain.training.step import evaluate_loss
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Plan, Run
+    from posttrain.training.run import Compute, Plan, Progress
 
 
 class GreedyAnswers:
-    """Mean reward of one greedy answer a prompt; for methods without rewards the mean loss on what they answer.
+    """Mean reward of one greedy completion a prompt; for methods without rewards the mean loss on the completions.
 
-    The loss is taken on the data's own answers where the rows have them, since those stay the same.
+    The loss is computed on the data's own answers where the rows have them, since those stay the same.
     """
 
     def __init__(self, collector: Collector, limit: int | None):
@@ -30,21 +30,19 @@ class GreedyAnswers:
         count = len(collector.prompts)
         self.indices = list(range(count if limit is None else min(limit, count)))
 
-    def __call__(self, run: Run) -> dict[str, float]:
-        """Reward and its parts, or loss and the method's metrics; lengths and the share cut off."""
+    def __call__(self, compute: Compute, progress: Progress) -> dict[str, float]:
+        """Return reward and its parts, or loss and the method's metrics; lengths and the truncated share."""
         found: dict[str, float] = {}
         if self.collector.rewards or self.collector.producer.player is not None:
-            items = self._answers(run.plan, SampleRequest(greedy=True))
-            give_rewards(run.compute, self.collector.rewards, items)
+            items = self._answers(compute.plan, SampleRequest(greedy=True))
+            give_rewards(compute, self.collector.rewards, items)
             items = [item for item in items if item.reward == item.reward]
             rewards = torch.tensor([item.reward for item in items])
             found = reward_metrics(rewards, Rollouts(items, lambda *_: []))
-        elif run.compute.teacher is not None:
+        elif compute.teacher is not None:
             has_answers = all(self.collector.prompts[i].columns.get("completion") for i in self.indices)
-            found = self._loss(
-                run,
-                self._answers(run.plan, SampleRequest(source="data") if has_answers else SampleRequest(greedy=True)),
-            )
+            asked = SampleRequest(source="data") if has_answers else SampleRequest(greedy=True)
+            found = self._loss(compute, Step(progress.step, progress.total), self._answers(compute.plan, asked))
         return {name: value for name, value in found.items() if not name.startswith(("reward_std", "zero_spread"))}
 
     def _answers(self, plan: Plan, ask: SampleRequest) -> list[Rollout]:
@@ -55,15 +53,13 @@ class GreedyAnswers:
         sampling = Sampling(settings.data.max_new_tokens, stop=tuple(settings.sampling.stop or ()), greedy=True)
         return self.collector.producer.answers(orders, sampling)
 
-    def _loss(self, run: Run, items: list[Rollout]) -> dict[str, float]:
+    def _loss(self, compute: Compute, step: Step, items: list[Rollout]) -> dict[str, float]:
         for item in items:
             item.reward = 0.0
-        state = copy.deepcopy(run.compute.state)
+        state = copy.deepcopy(compute.state)
         examples = self.collector.examples_of(items)
-        run.compute.state.clear()
-        run.compute.state.update(state)  # what an evaluation sees must not move the training (D3)
-        outcome = evaluate_loss(
-            run.compute, run.compute.strategy.scatter(examples), Step(run.progress.step, run.progress.total)
-        )
+        compute.state.clear()
+        compute.state.update(state)  # an evaluation must not change the training (D3)
+        outcome = evaluate_loss(compute, compute.strategy.scatter(examples), step)
         terms = outcome.terms if len(outcome.terms) > 1 else {}
         return {"loss": outcome.loss, **terms, **outcome.metrics}

@@ -1,7 +1,7 @@
-"""The account of every prompt: issued once, then pending until it is trained or dropped for a reason.
+"""Ledger of every prompt: issued once, then pending until it is trained or dropped for a reason.
 
-``ledger.jsonl`` has a line for each batch that is issued and one for each that is settled; the counts are in every line
-of ``metrics.jsonl``. A prompt counts once for each time that the data's order brings it up.
+``ledger.jsonl`` has a line for each issued and each settled batch; every line of ``metrics.jsonl`` has the counts. A
+prompt counts once for each time that the data's order reaches it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 
 from posttrain.errors import RunFailed
 
-#: Why a rollout was not learnt from.
+#: Why a rollout was not trained on.
 STALE, UNKNOWN, UNSCORED = "stale", "nan-logps", "unscored"
 FILTERED, SURPLUS, TRUNCATED = "filtered", "surplus", "truncated"
 
 
 class Ledger:
-    """Counts of this run, and the prompts that are pending."""
+    """Counts of this run, and the pending prompts."""
 
     def __init__(self) -> None:
         self.issued = self.trained = 0
         self.dropped: Counter[str] = Counter()
         self.pending: dict[int, list[int]] = {}
-        """Rows of the data by number of their batch."""
+        """Rows of the data by the number of their batch."""
         self.lengths: dict[str, Counter[str]] = {}
-        """For each reason, how many dropped rollouts were how long."""
+        """Histogram of the lengths of dropped rollouts, for each reason."""
 
     def issue(self, number: int, rows: list[int]) -> dict[str, Any] | None:
-        """Batch ``number`` is asked for; a line for the file, or None where it was pending (asked for again)."""
+        """Issue batch ``number``; return a line for the file, or None where it was pending (requested again)."""
         if number in self.pending:
             return None
         self.pending[number] = rows
@@ -38,9 +38,9 @@ class Ledger:
         return {"batch": number, "state": "issued", "prompts": rows}
 
     def settle(self, number: int, fates: list[str]) -> dict[str, Any]:
-        """Batch ``number`` is done: a reason for each of its prompts that was dropped, "" for the others.
+        """Settle batch ``number`` with a reason for each dropped prompt, "" for the others.
 
-        Raises RunFailed where it was not pending: a prompt would have been learnt from twice.
+        Raises RunFailed where it was not pending: a prompt would be trained on twice.
         """
         if len(self.pending.get(number, ())) != len(fates):
             raise RunFailed(
@@ -53,11 +53,11 @@ class Ledger:
         return {"batch": number, "state": "settled", "fates": [fate or "trained" for fate in fates]}
 
     def lose(self, reason: str, length: int) -> None:
-        """One rollout of ``length`` tokens is not learnt from."""
+        """Count one rollout of ``length`` tokens as not trained on."""
         self.lengths.setdefault(reason, Counter())[bin_of(length)] += 1
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the run began."""
+        """Return the counts since the run began."""
         found = {
             "prompts_issued": self.issued,
             "prompts_trained": self.trained,
@@ -68,11 +68,11 @@ class Ledger:
         return {name: float(value) for name, value in found.items()}
 
     def summary(self) -> dict[str, Any]:
-        """What the event at the end of a run says."""
+        """Return the evidence of the event at the end of a run."""
         return {**self.metrics(), "dropped_lengths": {reason: dict(found) for reason, found in self.lengths.items()}}
 
     def saved(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the ledger as plain values."""
         return {
             "counts": [self.issued, self.trained],
             "dropped": dict(self.dropped),
@@ -89,7 +89,7 @@ class Ledger:
 
 
 def bin_of(length: int) -> str:
-    """Powers of two: "0", "1", "2", "3-4", "5-8", ..."""
+    """Return the bin of a length, by powers of two: "0", "1", "2", "3-4", "5-8", ..."""
     if length <= 2:
         return str(length)
     high = 1 << (length - 1).bit_length()
@@ -97,7 +97,7 @@ def bin_of(length: int) -> str:
 
 
 def audit(path: Path) -> dict[str, Any]:
-    """Read ``ledger.jsonl`` anew: rows by state, in order. Raises RunFailed for a prompt issued or settled twice."""
+    """Check ``ledger.jsonl``: rows by state, in order. Raises RunFailed for a prompt issued or settled twice."""
     pending: dict[int, list[int]] = {}
     seen: set[int] = set()
     found: dict[str, list[int]] = {}

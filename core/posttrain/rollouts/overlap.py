@@ -1,4 +1,4 @@
-"""Whether rollouts that run ahead would pay on this machine: the first steps measure it."""
+"""Advice whether sampling ahead would pay on this machine, measured in the first steps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import statistics
 import time
 from typing import Any
 
-#: Batches of rollouts that are measured, after the first, in which everything is done for the first time.
+#: Batches of rollouts that are measured, after the first, which includes warm-up.
 MEASURED = 3
-#: Below this gain a second copy of the weights and answers of older policies are not worth it.
+#: Below this gain a second copy of the weights and completions of older policies are not worth it.
 WORTH = 1.15
 
 
 class OverlapAdvisor:
-    """Seconds of sampling, and of all the rest, for each batch of rollouts."""
+    """Measures seconds of sampling, and of everything else, for each batch of rollouts."""
 
     def __init__(self, per_rollout: int):
         self.per_rollout = per_rollout
@@ -23,18 +23,18 @@ class OverlapAdvisor:
         self._told = False
 
     def begin(self) -> None:
-        """A batch of rollouts begins, and what came before it is over."""
+        """Start timing a batch of rollouts; the one before it ends."""
         now = time.monotonic()
         if self._begun is not None:
             self._whole.append(now - self._begun)
         self._begun = now
 
     def end(self, sampling: float) -> None:
-        """The batch is there; the trainer waited ``sampling`` seconds for its answers."""
+        """Record that the trainer waited ``sampling`` seconds for the completions of the batch."""
         self._sampling.append(sampling)
 
     def verdict(self, staleness: int) -> tuple[str, dict[str, Any]] | None:
-        """One line and its evidence, once, when enough was measured."""
+        """Return one line and its evidence, once, when enough was measured."""
         if self._told or len(self._whole) <= MEASURED:
             return None
         self._told = True

@@ -1,4 +1,4 @@
-"""Rollouts on their way to one step, and what becomes of each prompt that was asked for."""
+"""Rollouts on their way to one step, and the outcome of each requested prompt."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Pool:
 
     items: list[Rollout] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
-    """How many prompts each batch had that was generated for; their groups are numbered through."""
+    """Number of prompts of each generated batch; groups are numbered across them."""
     made: list[Rollout] = field(default_factory=list)
-    """All that have a reward and may be learnt from."""
+    """All rollouts that have a reward and may be trained on."""
     why: dict[int, str] = field(default_factory=dict)
-    """Groups of which nothing may be learnt from, with the reason."""
+    """Groups without any usable rollout, with the reason."""
     surplus: set[int] = field(default_factory=set)
-    """Groups beyond the number of prompts that a step takes."""
+    """Groups beyond the number of prompts of a step."""
     unscored: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     everything: dict[str, float] = field(default_factory=dict)
-    """Metrics of all that was generated, before anything was left out."""
+    """Metrics of all that was generated, before anything was dropped."""
 
     @property
     def drawn(self) -> int:
@@ -34,16 +34,16 @@ class Pool:
 
     @property
     def reasons(self) -> list[str]:
-        """Why prompts have nothing left, each with how many."""
+        """Reasons why prompts have nothing left, each with its count."""
         return [f"{reason} {count}" for reason, count in Counter(self.why.values()).items()]
 
     def add_seconds(self, found: dict[str, float]) -> None:
-        """Add times up by name."""
+        """Add times by name."""
         for name, value in found.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
     def leave_unscored(self, items: list[Rollout], ledger: Ledger) -> list[Rollout]:
-        """Those of ``items`` that have a reward; the account of the others."""
+        """Return those of ``items`` that have a reward, and account for the others."""
         scored = [item for item in items if item.reward == item.reward]
         left = {item.group for item in scored}
         for item in items:
@@ -54,15 +54,15 @@ class Pool:
         return scored
 
     def cut(self, chosen: list[Rollout], size: int) -> None:
-        """Keep the first ``size`` groups of those at hand and of ``chosen``."""
+        """Keep the first ``size`` groups of the pool and ``chosen``."""
         groups = list(dict.fromkeys(item.group for item in [*self.items, *chosen]))
         self.items = [item for item in [*self.items, *chosen] if item.group in groups[:size]]
         self.surplus |= set(groups[size:])
 
     def outcomes(self, paired: set[int] | None, mask_truncated: bool, size: int, ledger: Ledger) -> list[list[str]]:
-        """For each batch and each of its prompts "" where it is learnt from, else the reason.
+        """Return for each batch and each of its prompts "" where it is trained on, else the reason.
 
-        ``paired`` are the groups of the step's pairs, where it has pairs. Groups are numbered by ``size`` a batch.
+        ``paired`` are the groups of the step's pairs, in steps of pairs. Groups are numbered by ``size`` a batch.
         """
         made, kept = {id(item) for item in self.made}, {id(item) for item in self.items}
         learnt: set[int] = set()

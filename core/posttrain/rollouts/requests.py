@@ -1,4 +1,4 @@
-"""Completions for a step's prompts: who answers, with which seeds, and what the answers are worth."""
+"""Completions for a step's prompts: which model answers, with which seeds, and their rewards."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from posttrain.rollouts.episodes import EpisodePlayer
     from posttrain.training.run import Compute
 
-#: Columns that describe a prompt to the core and are nothing to a reward.
+#: Columns that describe a prompt to the core and that no reward gets.
 _OWN = ("prompt", "prompt_text")
 
 
 @dataclass
 class PromptRequest:
-    """What one prompt is to be given: its place in the step, its row, and the completions asked for."""
+    """Request for one prompt: its place in the step, its row, and the completions wanted."""
 
     place: int
     index: int
-    """Of its row in the data."""
+    """Index of its row in the data."""
     row: Any
     asks: list[SampleRequest]
     seeds: list[list[int]]
@@ -45,21 +45,21 @@ class PromptRequest:
 
 @dataclass(eq=False)
 class GenerateCall:
-    """Completions of one kind for some of this rank's orders: what a generator is asked for at one time."""
+    """Completions of one kind for some of this rank's orders: one call of a generator."""
 
     kind: SampleRequest
     place: int
-    """Which of its asks, for every order."""
+    """Index of the ask, the same for every order."""
     chosen: list[int]
     """Places of the orders among this rank's."""
     orders: list[PromptRequest]
     sampling: Sampling
     player: EpisodePlayer | None = None
-    """What plays episodes, where an environment answers."""
+    """Plays episodes in runs with an environment."""
 
     @property
     def by_policy(self) -> bool:
-        """Whether the run's generator answers; everybody else is asked when the answers are needed."""
+        """Whether the run's generator answers; all others are asked when the completions are needed."""
         return self.kind.source == "policy" and not self.kind.mixture
 
     @property
@@ -69,20 +69,17 @@ class GenerateCall:
 
     @property
     def images(self) -> list[list[Image]]:
-        """Pictures of each prompt."""
+        """Images of each prompt."""
         return [list(order.row.sequences["prompt"][0].images) for order in self.orders]
 
     def run(self, generator: Any) -> list[list[Completion]]:
-        """Let ``generator`` answer. Raises SettingsError where it cannot be shown the prompts' pictures."""
+        """Generate the completions. Raises SettingsError where ``generator`` cannot take images that are shown."""
         seeds = [order.seeds[self.place] for order in self.orders]
-        shown = any(self.images)
-        if shown and (self.player is not None or self.kind.mixture):
-            who = "an environment's episodes" if self.player is not None else "a mixture of two models"
-            raise SettingsError(f"Prompts have images, which {who} cannot show. Leave the images or the other out.")
         if self.player is not None:
+            prompts = [order.row.sequences["prompt"][0] for order in self.orders]
             rows = [order.row.columns for order in self.orders]
-            return self.player.play(generator, self.prompts, rows, self.sampling, seeds)
-        if shown:
+            return self.player.play(generator, prompts, rows, self.sampling, seeds)
+        if any(self.images):
             return generator.generate(self.prompts, self.sampling, seeds, self.images)
         return generator.generate(self.prompts, self.sampling, seeds)
 
@@ -90,7 +87,7 @@ class GenerateCall:
 def generate_calls(
     mine: list[PromptRequest], sampling: Sampling, player: EpisodePlayer | None = None
 ) -> list[GenerateCall]:
-    """Calls that answer this rank's orders, each of one kind; with ``player`` in episodes."""
+    """Return the calls that answer this rank's orders, each of one kind; with ``player`` as episodes."""
     kinds = dict.fromkeys((_kind(ask), place) for order in mine for place, ask in enumerate(order.asks))
     calls = []
     for kind, place in kinds:
@@ -107,10 +104,10 @@ def answer(
     ask: Callable[[GenerateCall], list[list[Completion]]],
     own_weights: bool,
 ) -> list[Rollout]:
-    """Rollouts for ``orders``, made by all ranks together, prompt after prompt and ask after ask, on every rank.
+    """Return the rollouts of ``orders``, made by all ranks together: by prompt, then by ask, on every rank.
 
-    ``calls`` are those of this rank's orders; ``ask`` gives what the policy's generator answers to one of them, which
-    has weights of its own or runs the policy itself.
+    ``calls`` are those of this rank's orders; ``ask`` returns the completions of the policy's generator for one of
+    them. ``own_weights``: the generator has weights of its own, else it runs the policy itself.
     """
     mine = compute.strategy.scatter(orders)
     groups: list[list[list[Rollout]]] = [[[] for _ in order.asks] for order in mine]
@@ -132,7 +129,7 @@ def _paired(call: GenerateCall, found: list[list[Completion]]) -> list[list[tupl
 
 
 def _answering(compute: Compute, orders: list[PromptRequest], own_weights: bool) -> list[TokenModel]:
-    """The models in this process that any rank will let answer."""
+    """Return the models in this process that any rank asks for completions."""
     asks = [ask for order in orders for ask in order.asks]
     sources = {("teacher" if ask.source == "teacher" else "reference") if ask.mixture else ask.source for ask in asks}
     models = [] if own_weights and not any(ask.mixture for ask in asks) else [compute.policy]
@@ -143,30 +140,30 @@ def _answering(compute: Compute, orders: list[PromptRequest], own_weights: bool)
 
 
 def _kind(ask: SampleRequest) -> SampleRequest:
-    """What two asks must have in common to be answered together."""
-    return replace(ask, samples=1, reward_as="", compared_as="")
+    """Reduce an ask to what must agree for two asks to be answered together."""
+    return replace(ask, samples=1, baseline_column="", opponent_column="")
 
 
 def _rollout(order: PromptRequest, place: int, prompt_ids: Tensor, completion: Completion) -> Rollout:
     ask = order.asks[place]
     source = "mixture" if ask.mixture else ask.source
-    columns = dict(order.row.columns)
+    columns, images = dict(order.row.columns), order.row.sequences["prompt"][0].images
     if completion.episode is not None:
-        columns["messages"] = completion.episode.messages
+        columns["messages"], images = completion.episode.messages, completion.episode.images
     return Rollout(
         order.place,
         prompt_ids,
         completion,
         columns,
         source=source,
-        reward_as=ask.reward_as,
-        compared_as=ask.compared_as,
-        images=order.row.sequences["prompt"][0].images,
+        baseline_column=ask.baseline_column,
+        opponent_column=ask.opponent_column,
+        images=images,
     )
 
 
 def _complete(compute: Compute, call: GenerateCall) -> list[list[tuple[Tensor, Completion]]]:
-    """For each order the prompt's tokens with each completion, by whoever is not the policy alone."""
+    """Return prompt tokens and completion of each sample from the dataset, reference, teacher or a mixture."""
     kind, size = call.kind, compute.settings.generation.generation_batch_size
     if kind.source == "data":
         return [[_from_data(compute, order.row)] * order.asks[call.place].samples for order in call.orders]
@@ -205,7 +202,7 @@ def _frozen(compute: Compute, source: str) -> Any:
 
 
 def _from_data(compute: Compute, row: Any) -> tuple[Tensor, Completion]:
-    """The row's own answer as a completion; what the policy thinks of it is not known."""
+    """Return the row's own answer as a completion; its log-probs under the policy are unknown."""
     if row.columns.get("completion") is None:
         raise DataError(
             f"'{compute.card.name}' learns from the data's own answers, and a row has no column 'completion'. "
@@ -217,9 +214,9 @@ def _from_data(compute: Compute, row: Any) -> tuple[Tensor, Completion]:
 
 
 def give_rewards(compute: Compute, rewards: list[Reward], items: list[Rollout]) -> int:
-    """Score every item, each rank its share; returns how many got no score from any reward.
+    """Score every item, each rank its share; return how many got no score from any reward.
 
-    What an environment gave in an episode is added. Without any reward every item is worth 0: the method learns from
+    Rewards of an episode's environment are added. Without any reward every item gets 0: the method learns from
     something else.
     """
     if not rewards:
@@ -231,7 +228,7 @@ def give_rewards(compute: Compute, rewards: list[Reward], items: list[Rollout]) 
     names = [name for name in (items[0].columns if items else ()) if name not in _OWN]
     columns = {name: [items[i].columns.get(name) for i in mine] for name in names}
     if any(item.images for item in items):
-        columns["images"] = [[image.picture() for image in items[i].images] for i in mine]
+        columns["images"] = [[image.picture() for image in items[i].pictures] for i in mine]
     prompts = [items[i].columns.get("prompt") for i in mine]
     remarks: dict[str, list[Any]] = {}
     total, parts = score(rewards, prompts, [items[i].completion.text for i in mine], columns, remarks)
@@ -247,7 +244,7 @@ def give_rewards(compute: Compute, rewards: list[Reward], items: list[Rollout]) 
 
 
 def _add_episodes(items: list[Rollout], alone: bool) -> None:
-    """Add to each rollout's reward what its environment gave: 0 for an episode that ended before it gave any.
+    """Add the environment's rewards to each rollout's reward: 0 for an episode that ended before it gave any.
 
     ``alone``: there are no other rewards.
     """
@@ -261,7 +258,7 @@ def _add_episodes(items: list[Rollout], alone: bool) -> None:
 
 
 def _opponents(items: list[Rollout], served: list[int], opponents: list[int]) -> list[tuple[int, int]]:
-    """Each served rollout with one of its prompt's opponents, in turn."""
+    """Pair each served rollout with one of its prompt's opponents, in turn."""
     pairs = []
     for group in dict.fromkeys(items[i].group for i in served):
         theirs = [i for i in opponents if items[i].group == group]
@@ -271,19 +268,19 @@ def _opponents(items: list[Rollout], served: list[int], opponents: list[int]) ->
 
 
 def fold_auxiliary_rollouts(items: list[Rollout], prefer: Callable[[list[int], list[int]], Tensor]) -> list[Rollout]:
-    """Take out the rollouts that only serve the others of their prompt, and give those the columns they make.
+    """Remove auxiliary rollouts (baselines, opponents) and write their reward or win rate as columns of the others.
 
-    ``prefer`` gives the probability ``(P,)`` that some of ``items`` are better answers than others, by their places.
+    ``prefer`` returns the probability ``(P,)`` that the items at its first places are better than those at its second.
     """
-    lenders = [i for i, item in enumerate(items) if item.reward_as or item.compared_as]
+    lenders = [i for i, item in enumerate(items) if item.baseline_column or item.opponent_column]
     served = [i for i in range(len(items)) if i not in set(lenders)]
     for lender in lenders:
         own = [i for i in served if items[i].group == items[lender].group]
-        if name := items[lender].reward_as:
+        if name := items[lender].baseline_column:
             for i in own:
                 items[i].columns[name] = items[lender].reward
-    for name in {items[lender].compared_as for lender in lenders} - {""}:
-        pairs = _opponents(items, served, [i for i in lenders if items[i].compared_as == name])
+    for name in {items[lender].opponent_column for lender in lenders} - {""}:
+        pairs = _opponents(items, served, [i for i in lenders if items[i].opponent_column == name])
         chances = prefer([i for i, _ in pairs], [opponent for _, opponent in pairs])  # (P,)
         for (i, _), chance in zip(pairs, chances.tolist(), strict=True):
             items[i].columns[name] = chance
@@ -291,7 +288,7 @@ def fold_auxiliary_rollouts(items: list[Rollout], prefer: Callable[[list[int], l
 
 
 def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
-    """What the log says of a batch of rollouts; without scores only their lengths."""
+    """Return the metrics of a batch of rollouts; without scores only their lengths."""
     found = {
         "completion_length": float(rollouts.lengths.mean()),
         "truncated_share": float((~rollouts.finished).float().mean()),
@@ -312,7 +309,7 @@ def reward_metrics(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
 
 
 def _episode_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """What the log says of episodes: turns, calls of tools and those that failed, tokens read, why they ended."""
+    """Return the metrics of episodes: turns, tool calls and failed ones, tokens read, why they ended."""
     episodes = [item.completion.episode for item in rollouts.items if item.completion.episode is not None]
     if not episodes:
         return {}

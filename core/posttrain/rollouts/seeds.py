@@ -7,5 +7,5 @@ from typing import Any
 
 
 def seed_of(*parts: Any) -> int:
-    """A seed from the run's seed and a place alone, the same on every machine (G7)."""
+    """Derive a seed from the run's seed and a place alone, the same on every machine (G7)."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")

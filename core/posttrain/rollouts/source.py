@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain.contract.images import images_of, plain_images, plain_value, printable_value
 from posttrain.contract.views import Example, Sequence
 from posttrain.distillation.align import Alignment
 from posttrain.errors import SettingsError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Online:
-    """A batch of rollouts serves ``updates * minibatches`` optimiser steps."""
+    """Source of examples in which a batch of rollouts serves ``updates * minibatches`` optimiser steps."""
 
     def __init__(self, run: Run, collector: Collector):
         settings = run.plan.settings
@@ -28,7 +29,7 @@ class Online:
         if self.per_rollout < 1:
             raise SettingsError("updates-per-rollout and minibatches-per-rollout must be at least 1.")
         self.drawn = 0
-        """Batches of prompts generated for so far: one a rollout, more where prompts are dropped and refilled."""
+        """Prompt batches generated for so far: one a rollout, more where prompts are dropped and refilled."""
         self.buffer: list[Example] = []
         self.metrics: dict[str, float] = {}
         self.pace = OverlapAdvisor(self.per_rollout)
@@ -38,7 +39,7 @@ class Online:
         return count_steps(self.collector.order.per_epoch * self.per_rollout, self.run.plan.settings.length)
 
     def examples(self, number: int) -> list[Example]:
-        """The examples of optimiser step ``number``: new rollouts, or the next part of those at hand."""
+        """Return the examples of optimiser step ``number``: new rollouts, or the next part of the current ones."""
         rollout, phase = divmod(number, self.per_rollout)
         self.metrics = {}
         if phase == 0:
@@ -54,7 +55,7 @@ class Online:
         return self._part(rollout, update, part)
 
     def _say_pace(self) -> None:
-        """Once: whether rollouts that run ahead would pay here."""
+        """Report once whether sampling ahead would pay here."""
         told = self.pace.verdict(self.run.plan.settings.rollouts.max_staleness)
         if told is not None:
             message, evidence = told
@@ -62,7 +63,7 @@ class Online:
             self.run.outputs.say(message)
 
     def close(self) -> None:
-        """Write what became of all prompts, and end the generator."""
+        """Write the outcome of all prompts, and close the generator."""
         summary = self.collector.ledger.summary()
         if summary["prompts_issued"]:
             counts = ", ".join(
@@ -72,7 +73,7 @@ class Online:
         self.collector.producer.close()
 
     def _part(self, rollout: int, update: int, part: int) -> list[Example]:
-        """The ``part``-th minibatch of one pass; every pass is cut anew."""
+        """Return the ``part``-th minibatch of one pass; every pass is shuffled anew."""
         parts = self.run.plan.settings.rollouts.minibatches_per_rollout
         if parts == 1:
             return self.buffer
@@ -81,7 +82,7 @@ class Online:
         return [self.buffer[i] for i in order.tolist()]
 
     def _write_episodes(self, number: int, collected: Collected) -> None:
-        """Every episode in full: what ``posttrain episodes`` makes rows of."""
+        """Write every episode in full, for ``posttrain episodes``."""
         for item in collected.rollouts.items:
             episode = item.completion.episode
             if episode is None:
@@ -89,9 +90,13 @@ class Online:
             line = {
                 "step": number * self.per_rollout + 1,
                 "group": item.group,
-                "prompt": _printable(item.columns.get("prompt")),
+                "prompt": printable_value(item.columns.get("prompt")),
             }
-            line |= {"messages": episode.messages, "reward": item.reward, "turn_rewards": episode.rewards}
+            line |= {
+                "messages": printable_value(episode.messages),
+                "reward": item.reward,
+                "turn_rewards": episode.rewards,
+            }
             line |= {"end": episode.end} | ({"tools": tools} if (tools := item.columns.get("tools")) else {})
             self.run.outputs.directory.episode(line)
 
@@ -101,7 +106,7 @@ class Online:
             item = items[row]
             line: dict[str, Any] = {"step": number * self.per_rollout + 1, "group": item.group}
             line |= {
-                "prompt": _printable(item.columns.get("prompt")),
+                "prompt": printable_value(item.columns.get("prompt")),
                 "completion": item.completion.text,
                 "reward": item.reward,
             }
@@ -109,19 +114,22 @@ class Online:
             if item.completion.versions is not None and len(item.completion.versions):
                 line["version"] = int(item.completion.versions.min())
             if item.completion.episode is not None:
-                line |= {"messages": item.completion.episode.messages, "end": item.completion.episode.end}
+                line |= {
+                    "messages": printable_value(item.completion.episode.messages),
+                    "end": item.completion.episode.end,
+                }
             if item.source != "policy":
                 line["source"] = item.source
             known = advantages is not None and advantages.ndim == 1
             self.run.outputs.directory.sample(line | {"advantage": advantages[row].tolist() if known else None})  # type: ignore[index]  # known
 
     def saved(self) -> dict[str, Any]:
-        """Where the prompts stand, and the rollouts that later steps still need, as plain tensors (G19)."""
+        """Return the position in the prompts and the rollouts that later steps still need, as plain tensors (G19)."""
         rows = []
         if self.run.progress.step % self.per_rollout:
             for example in self.buffer:
                 sequences = {role: [_plain(s) for s in rows_] for role, rows_ in example.sequences.items()}
-                rows.append([sequences, example.columns])
+                rows.append([sequences, plain_value(example.columns)])
         return {"drawn": self.drawn, "buffer": rows, "ledger": self.collector.ledger.saved()}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -147,11 +155,13 @@ def spread_over_groups(groups: list[int], count: int) -> list[int]:
 def _plain(sequence: Sequence) -> list[Any]:
     teacher = None if sequence.teacher is None else _plain(sequence.teacher)
     alignment = None if sequence.alignment is None else vars(sequence.alignment)
-    return [sequence.ids, sequence.trained, sequence.per_token, teacher, alignment, sequence.breaks]
+    images = plain_images(sequence.images)
+    fields = [sequence.ids, sequence.trained, sequence.per_token, teacher, alignment, sequence.breaks, images]
+    return fields if sequence.experts is None else [*fields, sequence.experts]
 
 
 def _sequence(plain: list[Any]) -> Sequence:
-    ids, trained, per_token, teacher, alignment, breaks = plain
+    ids, trained, per_token, teacher, alignment, breaks, *rest = plain  # older checkpoints know no images
     return Sequence(
         ids,
         trained,
@@ -159,14 +169,6 @@ def _sequence(plain: list[Any]) -> Sequence:
         None if teacher is None else _sequence(teacher),
         None if alignment is None else Alignment(**alignment),
         tuple(breaks),
+        images_of(rest[0]) if rest else (),
+        rest[1] if len(rest) > 1 else None,
     )
-
-
-def _printable(prompt: Any) -> Any:
-    """A prompt as files show it: of each picture in its messages no more than what names it in short."""
-    if isinstance(prompt, dict):
-        if prompt.get("type") in ("image", "image_url"):
-            found = next((value for name, value in prompt.items() if name != "type" and isinstance(value, str)), "")
-            return {"type": "image"} | ({"path": found} if found and len(found) < 1000 else {})
-        return {name: _printable(value) for name, value in prompt.items()}
-    return [_printable(part) for part in prompt] if isinstance(prompt, list) else prompt

@@ -1,4 +1,4 @@
-"""What the log says of the texts of a batch of completions, whatever they are worth."""
+"""Metrics of the texts of a batch of completions, independent of their rewards."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import Counter
 
 from posttrain.contract.rollout import Rollout
 
-#: Tokens of the sequences whose repeats are counted, and of the shortest completion that is looked at.
+#: Tokens of the n-grams whose repeats are counted, and of the shortest completion that is checked.
 GRAM, LONG = 4, 16
-#: Completions that are looked at for repeats.
+#: Number of completions checked for repeats.
 LOOKED_AT = 64
 
 
 def text_metrics(items: list[Rollout]) -> dict[str, float]:
-    """Share of completions without text, share of the commonest text, share of repeats in long ones.
+    """Return the share of empty completions, of the commonest text, and of repeated n-grams in long ones.
 
     The commonest text counts where there are several prompts. ``repetition`` is missing where no completion is long.
     """
@@ -31,7 +31,7 @@ def text_metrics(items: list[Rollout]) -> dict[str, float]:
 
 
 def repetition(ids: list[int]) -> float | None:
-    """Share of a completion's sequences of four tokens that have occurred in it before; None for a short one."""
+    """Return the share of a completion's 4-grams that occurred in it before; None for a short one."""
     if len(ids) < LONG:
         return None
     grams = list(zip(*(ids[start:] for start in range(GRAM)), strict=False))

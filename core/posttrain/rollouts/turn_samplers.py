@@ -1,4 +1,4 @@
-"""Who samples the turns of episodes: each as soon as it is asked for, where the generator lets turns join."""
+"""Samplers of an episode's turns: each turn as soon as it is requested, where the generator lets turns join."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from posttrain.contract.generation import Completion, Generator, Sampling
+from posttrain.contract.views import Sequence
 
-#: What a turn is for, the tokens ``(n,)`` before it, its seed, and how many tokens it may have.
-Asked = tuple[Any, Tensor, int, int]
+#: Owner of a turn, the text before it with its images, its seed, and its token limit.
+Asked = tuple[Any, Sequence, int, int]
 
 
 class TurnSampler(Protocol):
@@ -26,11 +25,11 @@ class TurnSampler(Protocol):
         ...
 
     def ask(self, asked: list[Asked]) -> None:
-        """Ask for turns."""
+        """Request turns."""
         ...
 
     def advance(self) -> list[tuple[Any, Completion]]:
-        """Go on for a while; the turns that have ended, with what they are for."""
+        """Sample for a while; return the finished turns with their owners."""
         ...
 
 
@@ -38,10 +37,10 @@ class TurnSampler(Protocol):
 def turn_sampler(
     generator: Generator, sampling: Sampling, most: int, done: Callable[..., None]
 ) -> Iterator[TurnSampler]:
-    """The best way that ``generator`` has to sample turns.
+    """Yield the fastest sampler of turns that ``generator`` allows.
 
-    In its thread others join between two tokens ("sessions"); or ``most`` threads ask, each for one turn ("ahead"), and
-    ``done(future, play=what)`` is called in them; else those that have been asked for are sampled together.
+    "sessions": turns join a running batch between two tokens, in this thread. "ahead": ``most`` threads each request
+    one turn and call ``done(future, play=what)``. Otherwise all requested turns are sampled together.
     """
     sampling = replace(sampling, continued=True)
     if generator.abilities.sessions:
@@ -58,15 +57,18 @@ def turn_sampler(
 
 
 def _generate(generator: Generator, asked: list[Asked], sampling: Sampling) -> list[Completion]:
-    """Turns of one limit. Those behind the same tokens are asked for as samples of one prompt."""
+    """Sample turns with the same token limit. Turns after the same text are samples of one prompt."""
     places: dict[bytes, list[int]] = {}
     for place, (_, text, _, _) in enumerate(asked):
-        places.setdefault(text.numpy().tobytes(), []).append(place)
+        places.setdefault(text.content.numpy().tobytes(), []).append(place)
     groups = list(places.values())
+    texts = [asked[own[0]][1] for own in groups]
+    images = [list(text.images) for text in texts]
     found = generator.generate(
-        [asked[own[0]][1] for own in groups],
+        [text.ids for text in texts],
         replace(sampling, max_new_tokens=asked[0][3]),
         [[asked[place][2] for place in own] for own in groups],
+        *([images] if any(images) else []),
     )
     by_place = {
         place: one
@@ -77,7 +79,7 @@ def _generate(generator: Generator, asked: list[Asked], sampling: Sampling) -> l
 
 
 class _Apart:
-    """A generator that takes calls of several threads: each turn is a call of its own."""
+    """Sampler for a generator that takes calls of several threads: each turn is a separate call."""
 
     busy = False
 
@@ -91,7 +93,7 @@ class _Apart:
         self._generator, self._sampling, self._threads, self._done = generator, sampling, threads, done
 
     def ask(self, asked: list[Asked]) -> None:
-        """Ask for turns."""
+        """Request turns."""
         for one in asked:
             self._threads.submit(self._one, one).add_done_callback(functools.partial(self._done, play=one[0]))
 
@@ -99,12 +101,12 @@ class _Apart:
         return _generate(self._generator, [asked], self._sampling)[0]
 
     def advance(self) -> list[tuple[Any, Completion]]:
-        """Nothing: ``done`` is told."""
+        """Return nothing: ``done`` gets the turns."""
         return []
 
 
 class _Together:
-    """A generator that answers one call at a time."""
+    """Sampler for a generator that answers one call at a time."""
 
     def __init__(self, generator: Generator, sampling: Sampling):
         self._generator, self._sampling = generator, sampling
@@ -112,15 +114,15 @@ class _Together:
 
     @property
     def busy(self) -> bool:
-        """Whether anything was asked for."""
+        """Whether any turn is requested."""
         return bool(self._asked)
 
     def ask(self, asked: list[Asked]) -> None:
-        """Ask for turns."""
+        """Request turns."""
         self._asked += asked
 
     def advance(self) -> list[tuple[Any, Completion]]:
-        """Sample all that was asked for, those with the most room first."""
+        """Sample all requested turns, those with the highest limit first."""
         asked, self._asked = self._asked, []
         found: list[tuple[Any, Completion]] = []
         for limit in sorted({one[3] for one in asked}, reverse=True):

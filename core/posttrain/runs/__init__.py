@@ -1,1 +1,1 @@
-"""The run directory and what is written into it: progress, events, checkpoints, facts."""
+"""The run directory and its files: progress, events, checkpoints, facts."""

@@ -1,4 +1,4 @@
-"""What an agent may ask of runs: each tool is a function of plain values that returns JSON. Nothing here trains."""
+"""Tools by which an agent reads and controls runs: functions of plain values that return JSON. Nothing here trains."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from posttrain.runs.report.differences import differences, flat_configuration
 from posttrain.runs.report.series import curves
 from posttrain.runs.verdict import judge
 
-#: Numbers of one answer at most, so that it fits into what an agent reads.
+#: Most numbers of one answer, so that it fits an agent's context.
 POINTS = 2_000
 
 
 class RunTools:
-    """The runs in some folders, by name. A name outside of them is refused."""
+    """The runs in some folders, by name. Names outside of them are refused."""
 
     def __init__(self, folders: list[Path]):
         self.folders = folders
@@ -106,7 +106,7 @@ class RunTools:
         return ask(self._path(run), CHECKPOINT)
 
     def _paths(self) -> dict[str, Path]:
-        """Find all runs: one that is a folder itself, and those in it, by a name that tells them apart."""
+        """Find all runs: a folder that is one, and those inside a folder, by a unique name."""
         found: dict[str, Path] = {}
         for folder in self.folders:
             files = [folder / "run.json", *sorted(folder.glob("*/run.json")), *sorted(folder.glob("*/*/run.json"))]

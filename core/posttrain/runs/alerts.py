@@ -1,8 +1,8 @@
-"""Alerts: lines of ``events.jsonl`` that say what looks wrong in a run, from which numbers, and what to change.
+"""Alerts: lines of ``events.jsonl`` that report what looks wrong in a run, from which numbers, and what to change.
 
 A line of kind "alert" has ``code`` (the rule's name), ``severity`` ("warning", or "error" where it ends the run),
-``message`` (one sentence), ``evidence`` (``step`` and the numbers that the sentence rests on) and ``suggestion`` (what
-to change first, a flag to paste where one helps).
+``message`` (one sentence), ``evidence`` (``step`` and the numbers behind the sentence) and ``suggestion`` (what to
+change first, a flag to paste where one helps).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ WARNING, ERROR = "warning", "error"
 
 
 def current_alerts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Choose the alerts among events, oldest first; those of steps that a resumed run takes anew are left out."""
+    """Return the alerts among events, oldest first, without those of steps that a resumed run repeats."""
     found: list[dict[str, Any]] = []
     for event in events:
         evidence = event.get("evidence")

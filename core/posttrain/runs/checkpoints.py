@@ -1,4 +1,4 @@
-"""Find the checkpoints of a run directory; no run needs to be loaded."""
+"""Search for the checkpoints of a run directory, without loading a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_checkpoints(directory: Path) -> list[Path]:
 
 
 def latest_checkpoint(directory: Path) -> Path:
-    """Return the newest good checkpoint of a run; standard error names newer ones that are passed over.
+    """Return the newest good checkpoint of a run; print newer damaged ones to standard error.
 
     Raises CheckpointError where none is good.
     """
@@ -45,7 +45,16 @@ def model_of(run: Path) -> Path:
     return final if final.is_dir() else latest_checkpoint(run) / "model"
 
 
+def model_in(name: str) -> str:
+    """Return the folder of the model in a run directory called ``name``; any other name of a model as it is.
+
+    Raises CheckpointError for a run without a model.
+    """
+    folder = Path(name).expanduser()
+    return str(model_of(folder)) if (folder / "run.json").is_file() else name
+
+
 def none_is_good(directory: Path, passed: dict[Path, str]) -> str:
-    """Say which checkpoints of a run were passed over, and why."""
+    """Return a message with the damaged checkpoints of a run and their faults."""
     reasons = "; ".join(f"{path.name}: {why}" for path, why in passed.items())
     return f"'{directory}' has no good checkpoint: {reasons}. Start it anew with --overwrite."

@@ -1,4 +1,4 @@
-"""Wishes to a run that goes on elsewhere: a file in its folder, which the run looks for after each step."""
+"""Requests to a run in another process: a file in its folder, which the run checks after each step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from posttrain.errors import CheckpointError, SettingsError
 from posttrain.runs.owner import find_owner
 
 STOP, CHECKPOINT = "stop", "checkpoint"
-#: Files by which a run is asked, by wish.
+#: File of each request.
 _FILES = {wish: f".ask-{wish}" for wish in (STOP, CHECKPOINT)}
 CONTROL = tuple(_FILES.values())
 
 
 def ask(path: str | Path, wish: str) -> str:
-    """Ask the run in folder ``path`` to stop or to save a checkpoint; return a line that says what will happen.
+    """Ask the run in folder ``path`` to stop or to save a checkpoint; return a line that announces what will happen.
 
-    Raises CheckpointError where ``path`` is no run, SettingsError where nobody is running it.
+    Raises CheckpointError where ``path`` is no run, SettingsError where no process runs it.
     """
     folder = Path(path)
     if not (folder / "run.json").is_file():
@@ -36,13 +36,13 @@ def ask(path: str | Path, wish: str) -> str:
 
 
 def take_wishes(folder: Path) -> set[str]:
-    """Return what the run in ``folder`` was asked since the last call; each wish is heard once."""
+    """Return and remove the requests to the run in ``folder`` since the last call."""
     found = {wish for wish, name in _FILES.items() if (folder / name).exists()}
     forget_wishes(folder, found)
     return found
 
 
 def forget_wishes(folder: Path, wishes: set[str] | None = None) -> None:
-    """Remove wishes, all without ``wishes``: those to an earlier start of a run do not bind the next one."""
+    """Remove requests, all without ``wishes``: those to an earlier start of a run do not concern the next one."""
     for wish in _FILES if wishes is None else wishes:
         (folder / _FILES[wish]).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Conversations as text, a line or more for each turn: what reports, terminals and commands show of an episode."""
+"""Conversations as text, a line or more for each turn: the form of an episode in reports, terminals and commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def turn_text(message: dict[str, Any]) -> str:
-    """Write what a message says and which tools it calls."""
+    """Return the text of a message and its tool calls."""
     content = message.get("content")
     words = [content if isinstance(content, str) else json.dumps(content, ensure_ascii=False) if content else ""]
     for call in message.get("tool_calls") or []:
@@ -20,7 +20,7 @@ def turn_text(message: dict[str, Any]) -> str:
 
 
 def said_in(sample: dict[str, Any]) -> str:
-    """Write a sampled completion: its text, or all turns of an episode with who said them."""
+    """Return a sampled completion as text: its own, or all turns of an episode with their roles."""
     messages = sample.get("messages")
     if not isinstance(messages, list):
         return str(sample.get("completion", ""))

@@ -9,16 +9,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import CheckpointError, SettingsError
+from posttrain.errors import SettingsError
 from posttrain.runs.alerts import current_alerts
 from posttrain.runs.control import CONTROL
-from posttrain.runs.durable import recover_folder, remove, replace_text, writing
+from posttrain.runs.durable import append_text, cut_half_line, recover_folder, remove, replace_text, writing
+from posttrain.runs.json_file import event_fault, metrics_fault, read_lines
 from posttrain.runs.owner import Owner
+from posttrain.runs.record import read_record
 from posttrain.settings.secret_options import redacted
 
-#: Files whose lines carry a step, cut back when a run is resumed from an earlier one.
+#: Files whose lines have a step; resuming from an earlier step cuts them back.
 STEPPED = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "episodes.jsonl")
-#: All that a run writes into its directory, and all that ``--overwrite`` removes; run.json is replaced.
+#: Everything that a run writes into its directory and ``--overwrite`` removes; run.json is replaced.
 WRITTEN = (
     *STEPPED,
     "events.jsonl",
@@ -30,12 +32,12 @@ WRITTEN = (
     ".model.old",
     *CONTROL,
 )
-#: What a run that was killed before it began leaves in its directory.
+#: Files that a run killed before its first step leaves in its directory.
 BEGINNINGS = (Owner.FILES, f".{Owner.FILES}", ".run.json.tmp")
 
 
 def new_run_directory(method: str) -> str:
-    """Where a run of ``method`` that starts now is written when nobody says."""
+    """Return the default folder of a run of ``method`` that starts now."""
     return f"runs/{Path(method).name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -52,12 +54,12 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """Where the final model is saved."""
+        """Folder of the final model."""
         return self.path / "model"
 
     @property
     def checkpoints(self) -> Path:
-        """Where ``step-N`` folders are."""
+        """Folder of the ``step-N`` folders."""
         return self.path / "checkpoints"
 
     def newest_checkpoint(self) -> Path | None:
@@ -66,21 +68,21 @@ class RunDirectory:
         return max(found, key=step_of, default=None)
 
     def claim(self, take_over: bool = False) -> None:
-        """Make the directory and become its owner, before anything is read for the run.
+        """Create the directory and own it, before anything is read for the run.
 
-        Raises SettingsError where it cannot be made or written, or where another process owns it.
+        Raises SettingsError where it cannot be created or written, or where another process owns it.
         """
         if self.writes:
             self._owner = Owner.claim(self.path, take_over)
 
     def release(self) -> None:
-        """Give the directory up; one that was made for a run that never began goes."""
+        """Give up the directory; one that was created for a run that never began is deleted."""
         if self._owner is not None:
             self._owner.release()
             self._owner = None
 
     def check_free(self, overwrite: bool) -> None:
-        """Raise SettingsError where a new run would meet another one, or what is no run."""
+        """Raise SettingsError where the directory has another run, or files that are not a run's."""
         if not self.writes or not self.path.exists():
             return
         is_run = (self.path / "run.json").exists()
@@ -93,7 +95,7 @@ class RunDirectory:
             raise SettingsError(f"'{self.path}' is not empty and not a run directory. Choose another --output.")
 
     def create(self, facts: dict[str, Any]) -> None:
-        """Begin a new run. Of one that was there before, what a run writes goes, and everything else stays."""
+        """Begin a new run. Files of an earlier run are removed, all other files stay."""
         if not self.writes:
             return
         for name in WRITTEN:
@@ -107,11 +109,8 @@ class RunDirectory:
         self.checkpoints.mkdir(exist_ok=True)
 
     def facts(self) -> dict[str, Any]:
-        """What ``run.json`` says. Raises CheckpointError where there is none."""
-        file = self.path / "run.json"
-        if not file.is_file():
-            raise CheckpointError(f"'{self.path}' is not a run directory: it has no run.json.")
-        return json.loads(file.read_text(encoding="utf-8"))
+        """Read ``run.json``. Raises CheckpointError where there is none, or where it is damaged."""
+        return read_record(self.path)
 
     def update(self, **facts: Any) -> None:
         """Add facts to ``run.json``."""
@@ -119,11 +118,11 @@ class RunDirectory:
             self._replace("run.json", self.facts() | facts)
 
     def metrics(self, line: dict[str, Any]) -> None:
-        """One line a step."""
+        """Append a step's line to ``metrics.jsonl``."""
         self._append("metrics.jsonl", line)
 
     def sample(self, line: dict[str, Any]) -> None:
-        """One sampled completion."""
+        """Append a sampled completion to ``samples.jsonl``."""
         self.last_sample = line
         self._append("samples.jsonl", line)
 
@@ -132,7 +131,7 @@ class RunDirectory:
         self._append("episodes.jsonl", line)
 
     def ledger(self, line: dict[str, Any]) -> None:
-        """What became of some prompts."""
+        """Append the outcome of some prompts to ``ledger.jsonl``."""
         self._append("ledger.jsonl", line)
 
     def event(
@@ -144,7 +143,7 @@ class RunDirectory:
         suggestion: str = "",
         kind: str = "event",
     ) -> dict[str, Any]:
-        """Record that something happened: started, checkpoint, finished, failed, ..."""
+        """Append an event to ``events.jsonl``: started, checkpoint, finished, failed, ..."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = {"time": time, "kind": kind, "code": code, "severity": severity, "message": message}
         line = redacted(line | {"evidence": evidence, "suggestion": suggestion})
@@ -154,61 +153,58 @@ class RunDirectory:
     def alert(
         self, code: str, severity: str, message: str, evidence: dict[str, Any], suggestion: str
     ) -> dict[str, Any]:
-        """Record that something looks wrong; ``evidence`` holds the step and the numbers that say so."""
+        """Append an alert to ``events.jsonl``; ``evidence`` has the step and the numbers that support it."""
         return self.event(code, severity, message, evidence, suggestion, kind="alert")
 
     def recover(self) -> None:
-        """Put older folders back whose successors a kill has kept from their places."""
+        """Undo what a kill has cut off: the replacement of a folder, and half a line at the end of a file."""
         for old in self.checkpoints.glob(".step-*.old") if self.writes else ():
             recover_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+        for name in (*STEPPED, "events.jsonl") if self.writes else ():
+            with writing(f"'{self.path / name}'", "Make room, and resume again."):
+                cut_half_line(self.path / name)
 
     def rewind(self, step: int) -> None:
-        """Forget lines of steps after ``step``, which will be made again, and lines that a kill has cut."""
-        for name in (*STEPPED, "events.jsonl") if self.writes else ():
+        """Remove lines of steps after ``step``, which will be repeated. Raises CheckpointError for a damaged line."""
+        for name in STEPPED if self.writes else ():
             file = self.path / name
-            if file.is_file():
-                text = file.read_text(encoding="utf-8", errors="replace")
-                whole = [(line, facts) for line in text.splitlines() if (facts := _complete(line)) is not None]
-                kept = [line + "\n" for line, facts in whole if name not in STEPPED or facts["step"] <= step]
-                if "".join(kept) != text:
-                    with writing(f"'{file}'", "Make room, and resume again."):
-                        replace_text(file, "".join(kept))
+            lines = list(read_lines(file, metrics_fault))
+            kept = [text + "\n" for text, facts in lines if facts["step"] <= step]
+            if len(kept) < len(lines):
+                with writing(f"'{file}'", "Make room, and resume again."):
+                    replace_text(file, "".join(kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of ``metrics.jsonl``."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        return [line for line in map(_complete, lines) if line is not None]
+        """Return all lines of ``metrics.jsonl``. Raises CheckpointError for a damaged one."""
+        return [line for _, line in read_lines(self.path / "metrics.jsonl", metrics_fault)]
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the lines of ``events.jsonl``."""
-        file = self.path / "events.jsonl"
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-        return [event for event in map(_complete, lines) if event is not None]
+        """Return the lines of ``events.jsonl``. Raises CheckpointError for a damaged one."""
+        return [line for _, line in read_lines(self.path / "events.jsonl", event_fault)]
 
     def alerts(self) -> list[dict[str, Any]]:
-        """Return the alerts that hold for the run as it stands, oldest first (see ``alerts.current_alerts``)."""
+        """Return the alerts that hold for the run at its present step, oldest first (see ``alerts.current_alerts``)."""
         return current_alerts(self.events())
 
     def last_event(self) -> dict[str, Any]:
-        """The last line of ``events.jsonl``; empty where there is none."""
+        """Return the last line of ``events.jsonl``; empty where there is none."""
         return next(reversed(self.events()), {})
 
     def is_finished(self) -> bool:
-        """Tell whether the run's last start has come to its end, its model saved."""
+        """Tell whether the run's last start has ended with a saved model."""
         codes = [event["code"] for event in self.events() if event["code"] in ("started", "finished")]
         return codes[-1:] == ["finished"] and self.model.is_dir()
 
     def evaluations(self, step: int) -> list[dict[str, Any]]:
-        """Return the evaluations up to ``step``; of one that was made again after a kill, the later."""
+        """Return the evaluations up to ``step``; the later one where a kill made one repeat."""
         found = [event["evidence"] for event in self.events() if event["code"] == "evaluation"]
         return [facts for _, facts in sorted({f["step"]: f for f in found if f["step"] <= step}.items())]
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.writes:
             advice = f"Make room, and go on with: posttrain resume {self.path}"
-            with writing(f"'{self.path / name}'", advice), (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(redacted(_finite(line)), ensure_ascii=False) + "\n")
+            with writing(f"'{self.path / name}'", advice):
+                append_text(self.path / name, json.dumps(redacted(_finite(line)), ensure_ascii=False) + "\n")
 
     def _replace(self, name: str, value: dict[str, Any]) -> None:
         text = json.dumps(redacted(value), indent=2, ensure_ascii=False, default=str) + "\n"
@@ -226,17 +222,8 @@ def step_of(path: Path) -> int:
     return int(path.name.partition("-")[2])
 
 
-def _complete(line: str) -> dict[str, Any] | None:
-    """A line that was written whole; a killed run may leave half of one at the end."""
-    try:
-        found = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: numbers that are not finite become null, and the alert beside them says what they were."""
+    """Replace numbers that are not finite by null, since JSON has no NaN; an alert reports them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Files that survive a kill or a power cut: written aside, flushed to the disk, renamed into place."""
+"""Writes that survive a kill or a power cut: to a temporary name, flushed to the disk, renamed into place."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.errors import PosttrainError, RunFailed
+from posttrain.runs.json_file import is_half
 
-#: How libraries that write files by themselves report that the system refused.
+#: Texts by which libraries with their own file writers report that the system refused.
 _WRITE_FAULTS = ("PytorchStreamWriter", "file write failed", "I/O error", "os error", "No space left", "Read-only file")
 
 
 def flush(path: Path) -> None:
-    """Flush one file, or the list of names of one folder, to the disk."""
+    """Flush one file, or the directory entries of one folder, to the disk."""
     folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -26,7 +27,7 @@ def flush(path: Path) -> None:
             os.close(descriptor)
     except OSError as error:
         if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF):
-            raise  # some systems keep no folder open, and some disks flush none
+            raise  # some systems open no folder, and some disks do not flush
 
 
 def flush_tree(folder: Path) -> None:
@@ -38,7 +39,7 @@ def flush_tree(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace the content of a file: a reader, or a kill at any moment, meets the old text or the new one."""
+    """Replace the content of a file: a reader, or a kill at any moment, finds the old text or the new one."""
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -48,8 +49,34 @@ def replace_text(path: Path, text: str) -> None:
     flush(path.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a file all of ``text``, or nothing where the disk is full: half a line would spoil the next one."""
+    with path.open("ab", buffering=0) as file:
+        place = file.seek(0, os.SEEK_END)
+        data = text.encode("utf-8", "surrogatepass")
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(place)
+            raise
+
+
+def cut_half_line(path: Path) -> None:
+    """Cut what a killed writer left of its last line off a file of lines."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data) and is_half(data[whole:]):
+            file.truncate(whole)
+            os.fsync(file.fileno())
+
+
 def put_folder(aside: Path, final: Path) -> None:
-    """Rename a finished folder into place. An older ``final`` makes room, and is deleted after its successor stands."""
+    """Rename a finished folder into place. An older ``final`` is moved aside, and deleted afterwards."""
     flush_tree(aside)
     old = final.with_name(f".{final.name}.old")
     if final.exists():
@@ -61,7 +88,7 @@ def put_folder(aside: Path, final: Path) -> None:
 
 
 def recover_folder(final: Path) -> None:
-    """Undo the half of ``put_folder`` that a kill has left: an older folder moves back where no newer one stands."""
+    """Undo half of ``put_folder`` after a kill: restore an older folder where no newer one is in place."""
     old = final.with_name(f".{final.name}.old")
     if old.is_dir() and not final.exists():
         os.rename(old, final)
@@ -76,7 +103,7 @@ def remove(path: Path) -> None:
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return why the system refused to write where ``error`` says so; None for any other error."""
+    """Return the system's reason where ``error`` reports a refused write; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or type(error).__name__
     causes: list[BaseException] = [cause for cause, _ in getattr(error, "failures", {}).values()]
@@ -90,10 +117,10 @@ def refusal(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def writing(what: str, advice: str) -> Iterator[None]:
-    """Turn a write that the system refuses into one line. Raises RunFailed: ``what``, the reason, ``advice``."""
+    """Turn a refused write into one line. Raises RunFailed: ``what``, the reason, ``advice``."""
     try:
         yield
-    except Exception as error:  # SafetensorError, CheckpointException and OSError have no other base in common
+    except Exception as error:  # SafetensorError, CheckpointException and OSError have no other common base
         reason = None if isinstance(error, PosttrainError) else refusal(error)
         if reason is None:
             raise

@@ -1,4 +1,4 @@
-"""Why a run ended, what looks wrong in it, and what to change first, in words and as facts."""
+"""Explanation of a run: why it ended, what looks wrong, and what to change first, in words and as facts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from posttrain.runs.rules.rule import mean
 from posttrain.runs.rules.watcher import replay
 from posttrain.runs.verdict import judge, ranked
 
-#: Metrics of which a summary says how they moved, where a run has them; the rest are in metrics.jsonl.
+#: Metrics whose change a summary reports, where a run has them; the rest are in metrics.jsonl.
 SHOWN = (
     *("loss", "reward", "reward_std", "accuracy", "margin", "kl", "entropy", "completion_length"),
     *("grad_norm", "eval_loss", "eval_reward"),
 )
-#: Lines whose mean is the beginning, and the end, of a series.
+#: Number of lines whose mean is the start, and the end, of a series.
 ENDS = 5
 
 
 def explain(path: str | Path) -> dict[str, Any]:
     """Explain the run in folder ``path``: ``ended``, ``wrong``, ``first``, ``moved``. Raises CheckpointError.
 
-    Alerts are those that the run has written down; the shipped rules look at the whole run once more, so that one that
-    was trained without them, or by an earlier version, is explained alike.
+    Alerts are those in the run's events; the shipped rules check the whole run once more, so that a run trained without
+    them, or by an earlier version, is explained alike.
     """
     verdict = judge(path)
     directory = RunDirectory(path, writes=False)
@@ -59,10 +59,10 @@ def _replayed(
 
 
 def _moved(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]], name: str) -> list[float] | None:
-    """How a metric was at the beginning and is at the end; None where it has no two values.
+    """Return a metric's value at the start and at the end; None where it has fewer than two values.
 
-    Of evaluations the first, which is made before the first step, and the last; of steps the mean of a few on either
-    side, never of the same ones.
+    Of evaluations the first, which precedes the first step, and the last; of steps the mean of a few on either side,
+    never of the same ones.
     """
     held_out = name.startswith("eval_")
     values = [line[name] for line in (evaluations if held_out else lines) if name in line]

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: versions, hardware, code."""
+"""Facts that a run records about itself: versions, hardware, code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ PACKAGES = ("posttrain", "torch", "transformers", "accelerate", "peft", "dataset
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that shape the numbers."""
+    """Return Python's version and those of the packages that affect the numbers."""
     return dict(_versions())
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    """Look the packages up, once for a process: it takes longer than a tiny run's step."""
+    """Read the packages' versions, once a process: it takes longer than a tiny run's step."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -34,7 +35,7 @@ def _versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, accelerators."""
+    """Return processor, cores, memory in GiB, accelerators."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -48,7 +49,7 @@ def hardware() -> dict[str, Any]:
 
 
 def code() -> dict[str, Any] | None:
-    """Commit of the working folder and whether it has changes; None outside a git repository."""
+    """Return the commit of the working folder and whether it has changes; None outside a git repository."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5)
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=5)
@@ -58,15 +59,20 @@ def code() -> dict[str, Any] | None:
 
 
 def peak_memory_mb() -> float:
-    """Most memory this process has had at one time: of the GPU where there is one, else resident."""
+    """Return the peak memory of this process in MiB: of the GPU where there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's ru_maxrss of a process never lies below the memory of the program that started it
+        high = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if high is not None:
+            return int(high) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def memory_now_mb(device: torch.device) -> float:
-    """Memory that this process has now: of the GPU where ``device`` is one, else resident."""
+    """Return the present memory of this process in MiB: of the GPU where ``device`` is one, else resident."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
     import psutil
@@ -75,7 +81,7 @@ def memory_now_mb(device: torch.device) -> float:
 
 
 def memory_limit_mb(device: torch.device) -> float:
-    """All the memory that there is: of the GPU where ``device`` is one, else of the machine."""
+    """Return the total memory in MiB: of the GPU where ``device`` is one, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**20
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold: size and digest of each file, written last, compared before anything is read."""
+"""Manifest of a checkpoint: size and digest of each file, written last, compared before anything is read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from posttrain.errors import CheckpointError
+from posttrain.runs.json_file import read_object
+
 NAME = "manifest.json"
-#: The fastest digest of hashlib where processors have instructions for it (0.9 to 2 GB/s, blake2b 0.3 to 0.9).
+#: Fastest digest of hashlib on processors with instructions for it (0.9 to 2 GB/s, blake2b 0.3 to 0.9).
 DIGEST = "sha256"
-#: Files that are digested at the same time.
+#: Number of files digested at the same time.
 _AT_ONCE = 4
 
 
@@ -31,17 +34,17 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, None for a good one; without manifest, what can be seen."""
+    """Return the first fault of a checkpoint's files, None for a good one; without a manifest, visible faults alone."""
     try:
         if not (folder / NAME).is_file():
             return _find_visible_damage(folder)
-        listed = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        listed = read_object(folder / NAME, CheckpointError, "")
         if listed["digest"] != DIGEST:
             return f"{NAME} holds {listed['digest']} digests, which this version does not know"
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             problems = pool.map(lambda item: _compare(folder, *item), listed["files"].items())
             return next((problem for problem in problems if problem), None)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
         return f"{NAME} is damaged"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
@@ -63,7 +66,7 @@ def _digest(path: Path) -> str:
 
 
 def _find_visible_damage(folder: Path) -> str | None:
-    """Look at a checkpoint of an earlier version, whose files are their only witnesses."""
+    """Check a checkpoint of an earlier version, which has no manifest, for visible damage."""
     for name in ("state.json", "training.pt"):
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -84,7 +87,7 @@ def _is_readable(path: Path) -> bool:
             with zipfile.ZipFile(path) as archive:
                 return archive.testzip() is None
         if path.name == "state.json":
-            return isinstance(json.loads(path.read_text(encoding="utf-8"))["step"], int)
-    except (SafetensorError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
+            return isinstance(read_object(path, CheckpointError, "")["step"], int)
+    except (CheckpointError, SafetensorError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""Say what the metrics of a run mean to a reader: topic, direction that is good, unit, and the method's own words."""
+"""Meaning of a run's metrics: topic, good direction, unit, and the method's own words."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from posttrain.errors import PosttrainError
 from posttrain.settings.options import docstring
 
 HIGHER, LOWER = "higher", "lower"
-#: Topics in the order in which a reader wants them.
+#: Topics in the order of a reader's interest.
 TOPICS = (
     *("loss", "reward", "preference", "divergence", "entropy", "lengths", "method", "gradient", "learning rate"),
-    *("clipping", "sampler", "throughput", "memory", "prompts"),
+    *("clipping", "sampler", "experts", "throughput", "memory", "prompts"),
 )
-#: Topics that are about the machine, not about what is learnt.
+#: Topics about the machine, not about learning.
 MACHINE = {"throughput", "memory", "prompts"}
-#: Name (a whole match), topic, direction that is good, unit. The first that fits holds.
+#: Name (a full match), topic, good direction, unit. The first match holds.
 _KNOWN = (
     (r"step", "", "", ""),
     (r"loss", "loss", LOWER, ""),
     (r"(.*_)?nll(_.*)?", "loss", "", "nats"),
     (r"reward_std|zero_spread_share|win_rate.*", "reward", "", ""),
     (r"reward_(chosen|rejected|good|bad|best|worst)", "preference", "", ""),
-    (r"reward_seconds|generation_seconds|weights_seconds|seconds", "throughput", LOWER, "s"),
+    (r"(.*_)?seconds", "throughput", LOWER, "s"),
     (r"reward(_.*)?", "reward", HIGHER, ""),
     (r"margin|(rank_)?accuracy|correct", "preference", HIGHER, ""),
     (r"(logps?|score)_.*", "preference", "", ""),
     (r"kl|.*_kl|kl_(chosen|rejected)|divergence|drift|distance", "divergence", "", "nats"),
+    (r"router_loss", "experts", LOWER, ""),
+    (r"router_entropy", "experts", "", "nats"),
+    (r"router_.*", "experts", "", ""),
     (r"(.*_)?entropy", "entropy", "", "nats"),
     (r"completion_length", "lengths", "", "tokens"),
     (r"truncated_share", "lengths", LOWER, ""),
@@ -43,7 +46,7 @@ _KNOWN = (
     (r"sampler_.*", "sampler", "", ""),
     (r"prompts_.*|rollouts_.*|generation_rounds", "prompts", "", ""),
 )
-#: Metrics that a reader looks at first, in this order; what else the method logs comes after them.
+#: Metrics that a reader checks first, in this order; the method's other metrics follow.
 _KEY = (
     *(
         "reward",
@@ -62,17 +65,17 @@ _SECTION = re.compile(r"^Metrics:\s*\n((?:(?:-|[ \t]+\S).*\n?)*)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric as a reader meets it."""
+    """One metric with its topic, direction and unit."""
 
     name: str
     topic: str
     better: str
-    """"higher", "lower", or empty where neither is good by itself."""
+    """"higher", "lower", or empty where neither direction is good by itself."""
     unit: str
 
 
 def describe_metric(name: str, online: bool = False) -> Metric:
-    """Describe a metric by its name. The loss of an online method has no direction that is good."""
+    """Describe a metric by its name. The loss of an online method has no good direction."""
     plain = name.removeprefix("eval_")
     for pattern, topic, better, unit in _KNOWN:
         if re.fullmatch(pattern, plain):
@@ -81,24 +84,24 @@ def describe_metric(name: str, online: bool = False) -> Metric:
 
 
 def is_online(names: Iterable[str]) -> bool:
-    """Tell from the names of its metrics whether a run samples completions."""
+    """Tell from metric names whether a run samples completions."""
     return "completion_length" in names
 
 
 def key_metrics(line: dict[str, Any], at_most: int = 4) -> list[str]:
-    """Choose the metrics of a step to show beside its loss: the known ones, then the method's own."""
+    """Choose the metrics that are shown beside a step's loss: the known ones, then the method's own."""
     own = [name for name in line if describe_metric(name).topic == "method"]
     names = [name for name in (*_KEY, *own) if is_number(line.get(name))]
     return names[:at_most]
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value of a line of metrics can be drawn; a number that was not finite is None in the file."""
+    """Tell whether a metric's value can be drawn; a number that was not finite is None in the file."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def metric_notes(method: str) -> dict[str, str]:
-    """Read what a method says of its metrics, by name, without importing it; nothing where it is not installed."""
+    """Read a method's notes on its metrics, by name, without importing it; empty where it is not installed."""
     try:
         card = locate(method).card
         text = docstring(card.path.parent / "__init__.py") if card is not None and card.path is not None else ""
@@ -108,7 +111,7 @@ def metric_notes(method: str) -> dict[str, str]:
 
 
 def parse_notes(text: str) -> dict[str, str]:
-    """Read the section "Metrics:" of a method's docstring: ``- name, other: words`` becomes an entry for each name."""
+    """Parse the section "Metrics:" of a method's docstring: ``- name, other: words`` gives an entry for each name."""
     section = _SECTION.search(text + "\n")
     notes: dict[str, str] = {}
     for item in re.split(r"(?m)^- ", section.group(1) if section else "")[1:]:
@@ -118,7 +121,7 @@ def parse_notes(text: str) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """Write a number as short as it can be read: four digits, large ones in thousands."""
+    """Format a number as short as it can be read: four digits, large ones in thousands."""
     if not is_number(value):
         return "-"
     size = abs(value)

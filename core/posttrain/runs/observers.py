@@ -1,4 +1,4 @@
-"""Observers: plugins that are told what happens in a run and cannot change it."""
+"""Observers: plugins that get a run's events and cannot change the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.errors import PluginError
 
 
 class Observers:
-    """Calls the observer hooks of the plugins named in the settings, and of objects handed over in Python."""
+    """Calls the observer hooks of the plugins named in the settings, and of objects passed in Python."""
 
     def __init__(self, named: list[Any] | None):
         self.relay = pluggy.PluginManager("posttrain")
@@ -28,7 +28,7 @@ class Observers:
                 ) from error
 
     def add(self, observer: Any) -> None:
-        """Tell one more object, made by posttrain itself."""
+        """Register one more object, made by posttrain itself."""
         self.relay.register(observer)
 
     def tell(self, hook: str, **arguments: Any) -> None:
@@ -37,7 +37,7 @@ class Observers:
 
 
 def load_observer(name: str) -> Any:
-    """The installed observer of that name. Raises PluginError, and SettingsError where it may not be loaded."""
+    """Load the installed observer of that name. Raises PluginError, and SettingsError where it may not be loaded."""
     entry = one("observer", name)
     if entry is None:
         known = ", ".join(sorted(entry.name for entry in entries("observer"))) or "none"

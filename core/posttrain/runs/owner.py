@@ -1,4 +1,4 @@
-"""The owner of a run directory: the one process that may write it, known by host, process id and start time."""
+"""Owner of a run directory: the one process that may write it, identified by host, process id and start time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from posttrain.runs.durable import replace_text, writing
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: the owner's record has to do
+except ImportError:  # this system has no such locks: the owner's record must do
     fcntl = None  # type: ignore[assignment]
 
 
 class Owner:
-    """Ownership of one run directory: a record of who, and a lock of the system that ends with the process.
+    """Ownership of one run directory: a record of the owner, and a system lock that ends with the process.
 
     The record decides across hosts, where the lock may not reach; the lock decides between two that start at once.
     """
@@ -34,7 +34,7 @@ class Owner:
 
     @classmethod
     def claim(cls, path: Path, take_over: bool = False) -> Owner:
-        """Make ``path`` where it is missing and own it. Raises SettingsError where that cannot be, or is another's."""
+        """Create ``path`` where it is missing and own it. Raises SettingsError where that fails, or another owns it."""
         try:
             made = _make(path)
             _check_owner(path, True, take_over)  # before the lock is touched: this process may hold it already
@@ -59,7 +59,7 @@ class Owner:
             replace_text(self.path / self.RECORD, json.dumps(record) + "\n")
 
     def release(self) -> None:
-        """Give the directory up; folders that were made for it and are still empty go."""
+        """Give up the directory; folders that were created for it and are still empty are deleted."""
         if os.getpid() != self._process:  # a fork of the owner owns nothing
             return
         known = _read(self.path)
@@ -75,16 +75,16 @@ class Owner:
 
 @dataclass(frozen=True)
 class KnownOwner:
-    """Who is on record as the owner of a run directory."""
+    """The recorded owner of a run directory."""
 
     process: int
     host: str
     alive: bool | None
-    """None where that cannot be seen: the owner is on another host."""
+    """Whether its process lives; None for an owner on another host, where that is unknown."""
 
 
 def find_owner(path: Path) -> KnownOwner | None:
-    """Return the owner on record of a run directory; None where it has none."""
+    """Return the recorded owner of a run directory; None where it has none."""
     known = _read(path)
     if known is None:
         return None
@@ -95,7 +95,7 @@ def find_owner(path: Path) -> KnownOwner | None:
 
 
 def _check_owner(path: Path, free: bool, take_over: bool) -> None:
-    """Raise SettingsError where the owner on record lives, or where that cannot be seen and is not overruled."""
+    """Raise SettingsError where the recorded owner lives, or where that is unknown and not overruled."""
     known = _read(path)
     if known is None:
         if not free:
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _make(path: Path) -> list[Path]:
-    """Make a folder and its parents; return those that were missing, outermost first."""
+    """Create a folder and its parents; return those that were missing, outermost first."""
     missing = []
     folder = path
     while not os.path.lexists(folder):
@@ -137,7 +137,7 @@ def _make(path: Path) -> list[Path]:
 
 
 def _lock(path: Path) -> tuple[IO[str], bool]:
-    """Lock a file for as long as this process lives; the file, and False where another process holds the lock."""
+    """Lock a file while this process lives; return the file, and False where another process holds the lock."""
     while True:
         file = path.open("a", encoding="utf-8")
         if fcntl is None:
@@ -145,7 +145,7 @@ def _lock(path: Path) -> tuple[IO[str], bool]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return file, error.errno not in (errno.EACCES, errno.EAGAIN)  # a disk without locks locks nobody out
+            return file, error.errno not in (errno.EACCES, errno.EAGAIN)  # a disk without locks excludes no process
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file, True
@@ -153,7 +153,7 @@ def _lock(path: Path) -> tuple[IO[str], bool]:
 
 
 def started(process: int) -> str | None:
-    """Return when a process of this machine started, as the system counts; None for one that is gone."""
+    """Return the start time of a process of this machine, as the system counts; None for one that is gone."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -170,5 +170,5 @@ def started(process: int) -> str | None:
 
 
 def _job() -> str | None:
-    """Name of the job that starts its processes anew, possibly on another host: torchrun's, or the scheduler's."""
+    """Return the name of the job that restarts its processes, torchrun's or the scheduler's, also on another host."""
     return os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")

@@ -1,4 +1,4 @@
-"""What a person, or a program, is shown while a run goes on in this process."""
+"""Display of a run's progress in this process, for a person or a program."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from posttrain.contract.hookspecs import hookimpl
 from posttrain.runs.terminal.notebook import Notebook, in_notebook
 from posttrain.runs.terminal.plain import Plain
 
-#: Steps that are kept to tell where a metric goes.
+#: Steps kept to find a metric's direction.
 _KEPT = 40
 Sample = dict[str, Any] | None
 
 
 class Form(Protocol):
-    """One way to show a run."""
+    """One form in which a run is shown."""
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
@@ -30,14 +30,14 @@ class Form(Protocol):
         """Show an alert."""
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
 
 
 class ProgressLine:
-    """``kind`` is bar, plain, notebook, quiet or json; ``every`` the steps between two lines of a file.
+    """Shows a run. ``kind`` is bar, plain, notebook, quiet or json; ``every`` the steps between two lines of a file.
 
-    A bar is drawn in a terminal only: in a notebook it takes the notebook's form, in a file the plain one.
-    ``sample`` returns the completion to show, if any.
+    A bar is drawn in a terminal only: in a notebook it becomes the notebook's form, in a file the plain one. ``sample``
+    returns the completion to show, if any.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class ProgressLine:
         self._history: list[dict[str, Any]] = []
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
         self.form.say(text)
 
     def step(self, line: dict[str, Any]) -> None:
-        """The step that ``line`` of metrics.jsonl is about is over."""
+        """Show a finished step by its ``line`` of metrics.jsonl."""
         number = line["step"]
         if self.begun is None:
             self.begun, self.first = time.monotonic() - line["seconds"], number - 1
@@ -70,11 +70,11 @@ class ProgressLine:
 
     @hookimpl
     def posttrain_alert(self, event: dict[str, Any]) -> None:
-        """Show an alert where it was raised."""
+        """Show an alert when it is raised."""
         self.form.alert(event)
 
     def close(self) -> None:
-        """Give the terminal back, whatever ended the run."""
+        """Release the terminal, however the run ended."""
         self.form.close()
 
 
@@ -91,14 +91,14 @@ class Quiet:
         """Show nothing."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 class Json(Quiet):
-    """One JSON line a step on standard output, and one an alert, which has ``"kind": "alert"``."""
+    """Writes one JSON line a step to standard output, and one an alert, with ``"kind": "alert"``."""
 
     def step(self, line: dict[str, Any], history: list[dict[str, Any]], left: float, sample: Sample) -> None:
-        """Write the line of metrics.jsonl, and the completion where it is asked for."""
+        """Write the line of metrics.jsonl, with the completion where it is wanted."""
         shown = {name: value for name, value in line.items() if value == value}  # JSON has no NaN
         _write(shown if sample is None else shown | {"sample": sample})
 

@@ -1,26 +1,27 @@
-"""Read a run from its folder, while it goes on elsewhere or afterwards; nothing is written and no model is loaded."""
+"""Reading a run from its folder, during the run or afterwards; nothing is written and no model is loaded."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import CheckpointError
 from posttrain.runs.alerts import current_alerts
+from posttrain.runs.json_file import event_fault, metrics_fault
 from posttrain.runs.owner import Owner, find_owner
+from posttrain.runs.record import NAME, read_record
 from posttrain.runs.tail import Tail
 
-#: States in which nothing more will come.
+#: States that are final.
 ENDED = ("finished", "failed", "stopped", "interrupted", "lost")
-#: Completions that are kept in memory of a run that is followed.
+#: Most completions in memory of a run that is followed.
 KEPT = 20_000
 
 
 class RunReader:
-    """What a run folder says: facts, metrics, events, completions. ``refresh`` reads what is new."""
+    """The contents of a run folder: facts, metrics, events, completions. ``refresh`` reads what is new."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -28,27 +29,25 @@ class RunReader:
         self.events: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
         self._facts: dict[str, Any] = {}
-        self._tails = {name: Tail(self.path / f"{name}.jsonl") for name in ("metrics", "events", "samples")}
+        checks = {"metrics": metrics_fault, "events": event_fault, "samples": metrics_fault}
+        self._tails = {name: Tail(self.path / f"{name}.jsonl", check) for name, check in checks.items()}
         if not (self.path / "run.json").is_file() and not (self.path / Owner.RECORD).is_file():
             raise CheckpointError(f"'{self.path}' is not a run directory: it has no run.json.")
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Name of the folder."""
         return self.path.resolve().name
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The content of run.json; empty before the run has begun."""
-        if not self._facts:
-            try:
-                self._facts = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                return {}
+        """The content of run.json; empty before the run has begun. Raises CheckpointError where it is damaged."""
+        if not self._facts and (self.path / NAME).exists():
+            self._facts = read_record(self.path)
         return self._facts
 
     def refresh(self) -> dict[str, list[dict[str, Any]]]:
-        """Read on in every file; return what is new by the kind of line."""
+        """Read new lines of every file; return them by the kind of line."""
         found = {}
         for kind, tail in self._tails.items():
             lines, kept = tail.new(), getattr(self, kind)
@@ -67,7 +66,7 @@ class RunReader:
 
     @property
     def total(self) -> int:
-        """Optimiser steps of the whole run; 0 where that is not known yet."""
+        """Optimiser steps of the whole run; 0 where that is unknown."""
         return int(self.facts.get("total_steps") or 0)
 
     @property
@@ -77,7 +76,7 @@ class RunReader:
 
     @property
     def alerts(self) -> list[dict[str, Any]]:
-        """Alerts that hold for the run as it stands, oldest first."""
+        """Alerts that hold for the run at its present step, oldest first."""
         return current_alerts(self.events)
 
     def seconds_left(self) -> float | None:
@@ -88,7 +87,7 @@ class RunReader:
         return statistics.median(newest) * max(0, self.total - self.step)
 
     def state(self) -> str:
-        """Say where the run is: starting, running, or one of ``ENDED``; "lost" is one whose process is gone."""
+        """Return the run's state: starting, running, or one of ``ENDED``; "lost" means that its process is gone."""
         ends = ("started", "finished", "failed", "stopped", "interrupted")
         codes = [event["code"] for event in self.events if event.get("code") in ends]
         owner = find_owner(self.path)
@@ -99,11 +98,11 @@ class RunReader:
         return "lost"
 
     def seconds(self) -> float:
-        """Return the seconds that all steps took together."""
+        """Return the seconds of all steps together."""
         return sum(line.get("seconds") or 0.0 for line in self.metrics)
 
     def started(self) -> str:
-        """Return when the run began, as run.json writes it; empty where that is not known."""
+        """Return the start time of the run as run.json has it; empty where that is unknown."""
         text = str(self.facts.get("started", ""))
         try:
             return datetime.datetime.fromisoformat(text).isoformat(" ", "minutes").replace("+00:00", " UTC")
@@ -111,7 +110,7 @@ class RunReader:
             return text
 
     def summary(self) -> dict[str, Any]:
-        """Sum the run up as JSON: state, step, newest metrics, alerts."""
+        """Summarise the run as JSON: state, step, newest metrics, alerts."""
         line = {name: value for name, value in self.last.items() if not isinstance(value, dict)}
         facts = {"run": str(self.path), "method": self.facts.get("method"), "state": self.state()}
         facts |= {"step": self.step, "total": self.total, "seconds_left": self.seconds_left()}
@@ -119,14 +118,14 @@ class RunReader:
 
 
 def read_run(path: str | Path) -> RunReader:
-    """Read everything that a run folder holds now. Raises CheckpointError where it is none."""
+    """Read a run folder. Raises CheckpointError where it is none."""
     reader = RunReader(path)
     reader.refresh()
     return reader
 
 
 def find_runs(paths: list[str]) -> list[Path]:
-    """Expand folders that hold runs into those runs. Raises CheckpointError for a path that is and holds no run."""
+    """Expand folders that contain runs into those runs. Raises CheckpointError for a path without any run."""
     found: list[Path] = []
     for text in paths:
         path = Path(text).expanduser()

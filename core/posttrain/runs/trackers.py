@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard, Trackio, Weights & Biases and MLflow, told what happens through accelerate's tracker layer."""
+"""Trackers: TensorBoard, Trackio, Weights & Biases and MLflow, through accelerate's tracker layer."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from posttrain.runs.terminal.words import alert_words
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-#: Name -> module that must be there. The name is also that of the extra that brings it.
+#: Name -> module that it needs. The name is also that of its extra.
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
 PROJECT = "posttrain"
 COLUMNS = ("step", "prompt", "completion", "reward", "finished")
-#: Seconds between two tables of completions, and completions of a table, the newest ones.
+#: Seconds between two tables of completions, and newest completions of a table.
 PAUSE, ROWS = 30.0, 100
-#: Telling a tracker may take this part of a run's time, and so many seconds at its beginning.
+#: Trackers may take this share of a run's time, and so many seconds at its start.
 SHARE, CREDIT = 0.005, 0.1
 
 
@@ -43,9 +43,9 @@ def check_tracker(name: str) -> None:
 
 
 class Tracker:
-    """An observer that passes on options, metrics, alerts and completions. What a tracker raises never ends the run.
+    """An observer that passes on options, metrics, alerts and completions. A tracker's errors never end the run.
 
-    Where steps are so short that telling of each would cost more than ``SHARE``, some are left out; never the last.
+    Where steps are so short that reporting each would cost more than ``SHARE``, some are left out; never the last.
     """
 
     def __init__(self, name: str):
@@ -54,14 +54,14 @@ class Tracker:
         self.broken = False
         self._told = self._begun = self._spent = 0.0
         self._left_out: tuple[int, dict[str, Any]] | None = None
-        """The newest step, where the tracker was not told of it."""
+        """The newest step, where the tracker has not got it."""
         self._rows: list[list[Any]] = []
         self._tail: Tail | None = None
         self._run: Any = None
 
     @hookimpl
     def posttrain_run_started(self, run: Any) -> None:
-        """Begin a run of the tracker, with the options of this one."""
+        """Start a run of the tracker, with the options of this one."""
         self._run = run
         self._tail = Tail(run.path / "samples.jsonl")
         self._begun = time.monotonic()
@@ -86,18 +86,18 @@ class Tracker:
 
     @hookimpl
     def posttrain_run_finished(self, run: Any) -> None:
-        """Pass on the last completions, and end."""
+        """Pass on the last completions, and close the tracker."""
         self._end()
 
     @hookimpl
     def posttrain_run_failed(self, run: Any) -> None:
-        """End, whatever ended the run."""
+        """Close the tracker, however the run ended."""
         self._end()
 
     def _start(self) -> None:
         _prepare_accelerate()
         self.inner = _MAKERS[self.name](self._run.path)
-        self.inner.main_process_only = False  # observers are told on the first process alone
+        self.inner.main_process_only = False  # only the first process calls observers
         self.inner.start()
         settings = self._run.outputs.directory.facts()
         values = {"method": settings["method"]} | settings["settings"] | settings["options"]
@@ -130,7 +130,7 @@ class Tracker:
             return
         try:
             act()
-        except Exception as error:  # a server that is away, a disk of the tracker that is full: not worth a run
+        except Exception as error:  # an unreachable server, a full disk of the tracker: not worth ending a run
             self.broken = True
             first = (str(error).splitlines() or [""])[0]
             message = f"tracker '{self.name}' is told nothing more: {type(error).__name__}: {first}"
@@ -139,7 +139,7 @@ class Tracker:
 
 
 def _prepare_accelerate() -> None:
-    """Give accelerate the state that its messages ask for, without letting it change the number of threads."""
+    """Set the state that accelerate's messages need, without letting it change the number of threads."""
     from accelerate import PartialState
 
     threads = torch.get_num_threads()
@@ -177,7 +177,7 @@ _MAKERS = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb, "m
 
 
 def _log_table(name: str, inner: Any, rows: list[list[Any]], step: int) -> None:
-    """Pass on completions as what the tracker calls a table."""
+    """Pass on completions as the tracker's kind of table."""
     if name == "wandb":
         inner.log_table("completions", columns=list(COLUMNS), data=rows, step=step)
     elif name == "trackio":
@@ -209,7 +209,7 @@ def _alert(name: str, inner: Any, event: dict[str, Any], step: int) -> None:
 
 
 def _markdown(rows: list[list[Any]]) -> str:
-    """Write a table for TensorBoard, which shows text as Markdown."""
+    """Format a table for TensorBoard, which shows text as Markdown."""
     lines = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
     cells = [[str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

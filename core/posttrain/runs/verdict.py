@@ -1,4 +1,4 @@
-"""One verdict on a run, from its folder alone: how it stands, why, and what to do."""
+"""Verdict on a run, from its folder alone: its state, the reason, and what to do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.runs.alerts import step_of_alert
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.owner import find_owner
 from posttrain.runs.rules.registry import order_of_causes
@@ -14,7 +15,7 @@ from posttrain.runs.rules.registry import order_of_causes
 HEALTHY, SUSPICIOUS, FAILED, FINISHED, INTERRUPTED = "healthy", "suspicious", "failed", "finished", "interrupted"
 #: Exit code of ``posttrain status`` by state: 1 as for a failed run, 3 as for one that an alert has stopped.
 EXIT_CODES = {HEALTHY: 0, FINISHED: 0, INTERRUPTED: 0, FAILED: 1, SUSPICIOUS: 3}
-#: An alert that is older than this many steps, and was not repeated, no longer makes a run suspicious.
+#: An alert older than this many steps, and not repeated, no longer makes a run suspicious.
 FRESH = 100
 #: A run without a new line for this many of its usual steps, and seconds, hangs.
 SLOW, PATIENCE = 20, 300.0
@@ -22,7 +23,7 @@ SLOW, PATIENCE = 20, 300.0
 
 @dataclass
 class Verdict:
-    """How a run stands."""
+    """State of a run, with the reason and the remedy."""
 
     run: str
     state: str
@@ -31,12 +32,12 @@ class Verdict:
     todo: str
     """What to do first; empty where nothing is to be done."""
     running: bool | None
-    """None where that cannot be seen from this machine."""
+    """Whether its process lives; None where this machine cannot tell."""
     step: int
     total: int
     method: str
     alerts: list[dict[str, Any]] = field(default_factory=list)
-    """Those that count, first what is to be mended first."""
+    """Alerts that count, in the order in which to fix them."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """The newest line of metrics.jsonl."""
 
@@ -46,7 +47,7 @@ class Verdict:
         return EXIT_CODES[self.state]
 
     def facts(self) -> dict[str, Any]:
-        """The verdict as JSON."""
+        """Return the verdict as JSON."""
         return asdict(self) | {"exit_code": self.exit_code}
 
 
@@ -58,14 +59,14 @@ def judge(path: str | Path) -> Verdict:
     running = False if owner is None else owner.alive
     last: dict[str, Any] = next((event for event in reversed(events) if event["code"] in _ENDS), {})
     step, total = int(lines[-1]["step"]) if lines else 0, int(facts.get("total_steps") or 0)
-    alerts = ranked([a for a in directory.alerts() if step - int(a["evidence"].get("step", 0)) < FRESH])
-    name = facts.get("card", {}).get("name", facts.get("method", ""))
+    alerts = ranked([alert for alert in directory.alerts() if step - step_of_alert(alert) < FRESH])
+    name = (facts.get("card") or {}).get("name", facts.get("method", ""))
     verdict = Verdict(str(path), HEALTHY, "", "", running, step, total, name, alerts, lines[-1] if lines else {})
     _decide(verdict, last, lines, directory.path)
     return verdict
 
 
-#: Events that say how a start of a run ended, or that it began.
+#: Events that mark the start of a run, or how it ended.
 _ENDS = ("started", "finished", "failed", "stopped", "interrupted")
 
 
@@ -100,7 +101,7 @@ def _decide(verdict: Verdict, last: dict[str, Any], lines: list[dict[str, Any]],
 
 
 def ranked(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Order alerts by what is to be mended first, the newest of each code alone."""
+    """Order alerts by what to fix first, with the newest of each code alone."""
     newest = {alert["code"]: alert for alert in alerts}
     order = order_of_causes()
     return sorted(

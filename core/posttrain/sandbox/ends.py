@@ -1,6 +1,6 @@
-"""The two processes at the ends of the line: the program's and the tests'. Runs in sandboxes, without posttrain.
+"""Processes at both ends of the bridge: the program's and the tests'. Run in sandboxes, without posttrain.
 
-It is put behind ``bridge.py`` there, in one file, without the import of it.
+This file is appended to ``bridge.py`` there, without the import of it.
 """
 
 import builtins
@@ -14,7 +14,7 @@ from posttrain.sandbox.bridge import LONGEST, Ended, Line, Peer, Remote, text_of
 
 
 def serve_program() -> None:
-    """Run the program as the module ``solution`` and answer for it. What it prints goes to its error output."""
+    """Run the program as the module ``solution`` and answer requests for it. Its prints go to its error output."""
     line = Line(os.dup(0), os.dup(1))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -45,13 +45,13 @@ def _is_own(name: str, value: Any) -> bool:
 
 
 def _kind(value: Any) -> list[str]:
-    """The names of the exceptions that a class is derived from; nothing for anything else."""
+    """Return the names of a class's base exceptions; nothing for anything else."""
     is_error = isinstance(value, type) and issubclass(value, Exception)
     return [one.__name__ for one in value.__mro__[1:]] if is_error else []
 
 
 class Verdict:
-    """What came of the tests, one JSON line each, to an output that nobody else has."""
+    """Results of the tests, one JSON line each, on an output that no other code has."""
 
     def __init__(self, number: int):
         self.file = os.fdopen(number, "w")
@@ -63,7 +63,7 @@ class Verdict:
 
 
 def run_tests(reads: int, writes: int, kind: str, entry_point: str) -> None:
-    """Run the tests against the program at the other end of the line."""
+    """Run the tests against the program at the other end of the bridge."""
     verdict = Verdict(os.dup(1))
     os.dup2(2, 1)
     peer = Peer(Line(reads, writes), serves=False)
@@ -84,9 +84,9 @@ def run_tests(reads: int, writes: int, kind: str, entry_point: str) -> None:
 
 
 def _offer(peer: Peer, source: str, entry_point: str) -> None:
-    """Make the program's names those of the module ``solution``, and known to tests that do not import them.
+    """Make the program's names those of the module ``solution``, and visible to tests that do not import them.
 
-    A name that Python has already (``abs``, ``math``) is not taken from the program, unless it is the one asked for.
+    A name that Python already has (``abs``, ``math``) is not taken from the program, unless it is the entry point.
     """
     import re
 
@@ -105,7 +105,7 @@ def _offer(peer: Peer, source: str, entry_point: str) -> None:
 
 
 def _asserts(peer: Peer, source: str, entry_point: str) -> tuple[Any, int]:
-    """A function that runs plain statements, and how many count: the asserts; where there are none, the calls."""
+    """Return a function that runs plain statements, and their count: asserts, or calls where there are none."""
     import ast
 
     if entry_point and "def check(" in source:
@@ -138,7 +138,7 @@ def _pytest(verdict: Verdict) -> None:
     import pytest
 
     class Recorder:
-        """Counts tests; those that skip themselves do not count."""
+        """Counts tests; skipped ones do not count."""
 
         def pytest_runtest_logreport(self, report: Any) -> None:
             if report.failed:

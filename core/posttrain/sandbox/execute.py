@@ -1,4 +1,4 @@
-"""Starting programs in the sandbox, feeding them, reading what they write, and ending them in time."""
+"""Execution of programs in the sandbox: starting them, their input and output, and their time limit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from contextlib import contextmanager
 from posttrain.errors import DependencyError, RunFailed
 from posttrain.sandbox import bubblewrap
 from posttrain.sandbox.limits import Limits, Outcome
+from posttrain.sandbox.memory import WATCH, Limiter, in_cgroup, limiters
 from posttrain.sandbox.syscalls import call_filter
 
-#: Without the folder of the program on the path of imports, without files of compiled code, texts in UTF-8.
+#: Python without the program's folder on the import path, without compiled files, with texts in UTF-8.
 PYTHON = [sys.executable, "-s", "-P", "-B", "-X", "utf8"]
-#: Bytes of the error output that are kept where bubblewrap itself may have something to say.
+#: Bytes of the error output that are kept where bubblewrap itself may report an error.
 _PART = 65536
 
 
 class Box:
-    """One program in the sandbox. ``files`` by name lie in its folder; ``stdin`` is text or a file descriptor.
+    """One program in the sandbox. ``files`` by name are in its folder; ``stdin`` is text or a file descriptor.
 
-    ``keep`` are file descriptors that it gets besides; ``stdout`` is one to write to instead of being read here.
+    ``keep`` are further file descriptors that it gets; ``stdout`` is one to write to instead of being read here.
+    ``limiter`` bounds the memory of its processes together [what ``ready`` has found].
     """
 
     def __init__(
@@ -39,15 +41,18 @@ class Box:
         stdin: str | int = "",
         stdout: int | None = None,
         keep: tuple[int, ...] = (),
+        limiter: Limiter | None = None,
     ):
-        self.limits = limits
+        self.limits, self.limiter = limits, limiter or ready()
         self.read = {"output": bytearray(), "errors": bytearray()}
         self._end: str = "exited"
+        self._killed = False
         self._status, status = os.pipe()
         try:
             with _memory_files(files) as own, _memory_files({"filter": call_filter(), "stdin": stdin}) as ours:
+                command = bubblewrap.command(words, own, limits, ours["filter"], status)
                 self.process = subprocess.Popen(
-                    bubblewrap.command(words, own, limits, ours["filter"], status),
+                    in_cgroup(command, limits.memory_mb) if self.limiter == "cgroup" else command,
                     stdin=ours["stdin"],
                     stdout=subprocess.PIPE if stdout is None else stdout,
                     stderr=subprocess.PIPE,
@@ -61,14 +66,16 @@ class Box:
         finally:
             os.close(status)
         self.deadline = time.monotonic() + limits.seconds
+        if self.limiter == "watch":
+            WATCH.add(self.process.pid, limits.memory_mb, lambda: self.kill("memory"))
 
     def pipes(self) -> dict[int, str]:
-        """What is still to be read: file descriptor -> what it is."""
+        """Return the streams still to be read: file descriptor -> name."""
         streams = {"output": self.process.stdout, "errors": self.process.stderr}
         return {stream.fileno(): name for name, stream in streams.items() if stream is not None and not stream.closed}
 
     def take(self, name: str) -> bool:
-        """Read what is there of one stream; False where it has ended."""
+        """Read what is available of one stream; False where it has ended."""
         stream = self.process.stdout if name == "output" else self.process.stderr
         assert stream is not None
         part = os.read(stream.fileno(), _PART)
@@ -81,14 +88,21 @@ class Box:
         return bool(part)
 
     def kill(self, why: str = "exited") -> None:
-        """End the program and all that it started; they share a namespace that ends with its first process."""
+        """Kill the program and all its processes; they share a namespace that ends with its first process."""
         if self.process.poll() is None:
-            self._end = why
+            self._end, self._killed = why if self._end == "exited" else self._end, True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
+    @property
+    def end(self) -> str:
+        """How it ended or was killed, as in ``Outcome``; ``exited`` while it runs."""
+        if self.limiter == "cgroup" and not self._killed and self.process.poll() == -signal.SIGKILL:
+            return "memory"  # no program can signal the process that holds its namespace; only the kernel was left
+        return self._end
+
     def outcome(self) -> Outcome:
-        """How it ended; waits for it, and for as long as its time allows."""
+        """Wait for the program within its time limit; return how it ended."""
         while True:
             try:
                 code = self.process.wait(max(0.0, self.deadline - time.monotonic()))
@@ -99,12 +113,13 @@ class Box:
                 break
         output, errors = (bytes(self.read[name]).decode(errors="replace") for name in ("output", "errors"))
         began = b"exit-code" in os.read(self._status, _PART)
-        if self._end == "exited" and not began and errors.startswith("bwrap: "):
+        if self.end == "exited" and not began and errors.startswith("bwrap: "):
             raise RunFailed(f"The sandbox could not be set up: {errors.strip()[:300]}. {bubblewrap.ELSEWHERE}")
-        return Outcome(self._end, code, output, errors)  # type: ignore[arg-type]
+        return Outcome(self.end, code, output, errors)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """End it if it has not ended, and give back its pipes."""
+        """Kill the program if it is running, and close its pipes."""
+        WATCH.remove(self.process.pid)
         self.kill()
         self.process.wait()
         os.close(self._status)
@@ -114,7 +129,7 @@ class Box:
 
 
 def watch(boxes: list[Box], done: Callable[[], bool] = lambda: False) -> None:
-    """Read what the programs write until all have closed their streams, their time is over, or ``done``."""
+    """Read the programs' output until all have closed their streams, exceeded their time, or ``done``."""
     with selectors.DefaultSelector() as selector:
         for box in boxes:
             for number, name in box.pipes().items():
@@ -138,8 +153,8 @@ def execute(source: str, stdin: str, limits: Limits) -> Outcome:
     return _execute(source, stdin, limits)
 
 
-def _execute(source: str, stdin: str, limits: Limits) -> Outcome:
-    box = Box([*PYTHON, "program.py"], limits, {"program.py": source}, stdin)
+def _execute(source: str, stdin: str, limits: Limits, limiter: Limiter | None = None) -> Outcome:
+    box = Box([*PYTHON, "program.py"], limits, {"program.py": source}, stdin, limiter=limiter)
     try:
         watch([box])
         return box.outcome()
@@ -149,9 +164,9 @@ def _execute(source: str, stdin: str, limits: Limits) -> Outcome:
 
 @contextmanager
 def _memory_files(texts: Mapping[str, str | bytes | int]) -> Iterator[dict[str, int]]:
-    """Files without a name that hold the texts, from their beginning, and that nobody can change.
+    """Yield sealed anonymous files with the texts, positioned at their start.
 
-    A file descriptor in the place of a text stays what it is.
+    A file descriptor in place of a text is passed on.
     """
     found: dict[str, int] = {}
     try:
@@ -175,19 +190,33 @@ _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no further seals, no shrinking, no growing, no
 
 
 @functools.cache
-def ready() -> None:
-    """Try every promise of the sandbox, once. Raises DependencyError that says which one this machine cannot keep."""
+def ready() -> Limiter:
+    """Test every promise of the sandbox, once, and return what bounds the memory of a program's processes together.
+
+    Raises DependencyError that names the promise that this machine cannot keep.
+    """
     bubblewrap.tools()
+    reason = ""
+    for limiter in limiters():
+        reason = _broken(limiter)
+        if not reason:
+            return limiter
+    raise DependencyError(_refusal(reason))
+
+
+def _broken(limiter: Limiter) -> str:
+    """Return which promises a program could break, and how; empty where none."""
     limits = Limits(seconds=20.0, memory_mb=256, processes=8, disk_mb=4)
     try:
-        found = _execute(_PROBE, str(os.getpid()), limits)
+        found = _execute(_PROBE, str(os.getpid()), limits, limiter)
     except RunFailed as error:
-        raise DependencyError(_refusal(str(error))) from None
-    kept = found.output.split()
+        return str(error)
+    kept = found.output.split() + ["memory-of-all"] * (found.end == "memory")
     missing = [promise for promise in _PROMISES if promise not in kept]
-    if found.end != "exited" or missing:
-        detail = (found.errors.strip() or f"it ended by {found.end} with code {found.code}").splitlines()[-1][:200]
-        raise DependencyError(_refusal(f"not kept: {', '.join(missing) or 'its end'} ({detail})"))
+    if not missing:
+        return ""
+    detail = (found.errors.strip() or f"it ended by {found.end} with code {found.code}").splitlines()[-1][:200]
+    return f"not kept: {', '.join(missing)} ({detail})"
 
 
 def _refusal(reason: str) -> str:
@@ -200,10 +229,13 @@ def _refusal(reason: str) -> str:
     )
 
 
-_PROMISES = ("network", "processes", "memory", "disk", "files", "calls", "privileges", "environment")
-#: Breaks every promise; writes the names of those that held.
+_PROMISES = (
+    *("network", "processes", "memory", "memory-of-all", "disk", "files", "calls", "privileges", "environment"),
+)
+#: Breaks every promise; writes the names of those that held. The last one must end it: children that each take less
+#: than the limit, and more together.
 _PROBE = """
-import ctypes, os, socket, sys
+import ctypes, os, socket, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 def held(name, attempt, *errors):
     try:
@@ -213,7 +245,10 @@ def held(name, attempt, *errors):
 def fork():
     for _ in range(64):
         if not os.fork():
+            os.close(end)
             os.read(hold, 1)
+            block = b"1" * (100 << 20)
+            time.sleep(3)
             os._exit(0)
 def fill():
     for number in range(8):
@@ -240,4 +275,6 @@ sys.stdout.flush()
 held("processes", fork, BlockingIOError)
 sys.stdout.flush()
 os.close(end)
+while True:
+    os.wait()
 """

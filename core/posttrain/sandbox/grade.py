@@ -1,4 +1,4 @@
-"""Grading a program by tests: how many it passes, and what to say about the first that it fails."""
+"""Grading of a program by tests: how many it passes, and the message of the first failure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from posttrain.sandbox.limits import Limits, Outcome
 from posttrain.sandbox.program_tests import ProgramTests
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-#: Characters of what is told of a program.
+#: Most characters of a message about a program.
 _LONGEST = 2000
 
 
 @dataclass(frozen=True)
 class Grade:
-    """How a program did."""
+    """Result of a program's tests."""
 
     passed: int
     total: int
@@ -32,33 +32,33 @@ class Grade:
 
     @property
     def share(self) -> float:
-        """Share of the tests that were passed, from 0 to 1."""
+        """Share of passed tests, from 0 to 1."""
         return self.passed / self.total
 
 
 class Sandbox(Protocol):
-    """Where programs run."""
+    """A place where programs run."""
 
     def grade(self, program: str, tests: ProgramTests, limits: Limits) -> Grade:
-        """Run a program by its tests. Raises DependencyError and RunFailed where it cannot be run in safety."""
+        """Run a program by its tests. Raises DependencyError and RunFailed where it cannot be run safely."""
         ...
 
 
 class LocalSandbox:
-    """The sandbox of this machine. Raises DependencyError where there is none that keeps what is promised."""
+    """The sandbox of this machine. Raises DependencyError where there is none that keeps all promises."""
 
     def __init__(self) -> None:
         ready()
 
     def grade(self, program: str, tests: ProgramTests, limits: Limits) -> Grade:
-        """Run a program by its tests, each pair in a process of its own."""
+        """Run a program by its tests, each pair in a separate process."""
         if tests.kind == "pairs":
             return grade_pairs(lambda stdin: execute(program, stdin, limits), tests, limits)
         return _grade_calls(program, tests, limits)
 
 
 def program_in(text: str) -> str:
-    """The program in a model's answer: its last fenced block of Python, or the whole text where nothing is fenced."""
+    """Return the program in a model's answer: its last fenced block of Python, or the text without a fence."""
     found = _FENCE.findall(text.replace("\r\n", "\n"))
     python = [body for name, body in found if name.lower() in ("python", "py", "python3", "")]
     return (python or [body for _, body in found] or [text])[-1]
@@ -75,7 +75,7 @@ def grade_all(sandbox: Sandbox, jobs: Sequence[tuple[str, ProgramTests]], limits
 
 
 def grade_pairs(run: Callable[[str], Outcome], tests: ProgramTests, limits: Limits) -> Grade:
-    """Give a program each input and compare what it writes; what is expected never comes near it."""
+    """Run a program on each input and compare its output; the expected output never enters the sandbox."""
     passed, text = 0, ""
     for stdin, expected in tests.pairs:
         outcome = run(stdin)
@@ -84,34 +84,36 @@ def grade_pairs(run: Callable[[str], Outcome], tests: ProgramTests, limits: Limi
         elif not text:
             text = _pair_text(stdin, expected, outcome, limits)
         if outcome.end == "time":
-            break  # a program that hangs on one input is not waited for on all of them
+            break  # a program that hangs on one input is not tried on all of them
     return Grade(passed, len(tests.pairs), text)
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines without the space at their ends, and without empty ones at the end of the text."""
+    """Return lines without trailing space, and without empty ones at the end of the text."""
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
 def _pair_text(stdin: str, expected: str, outcome: Outcome, limits: Limits) -> str:
     if outcome.end != "exited":
-        return f"input {stdin[:200]!r}: {ended(outcome, limits)}"
+        return f"input {stdin[:200]!r}: {ended(outcome.end, limits)}"
     if outcome.code != 0:
         return f"input {stdin[:200]!r}: exit code {outcome.code}\n{outcome.errors[-_LONGEST:]}"
     return f"input {stdin[:200]!r}: expected {expected[:500]!r}, the program wrote {outcome.output[:500]!r}"
 
 
-def ended(outcome: Outcome, limits: Limits) -> str:
-    """Why a program was ended."""
-    if outcome.end == "time":
+def ended(end: str, limits: Limits) -> str:
+    """Return why a program was ended, by the ``end`` of its outcome."""
+    if end == "time":
         return f"not finished after {limits.seconds:g} seconds"
+    if end == "memory":
+        return f"its processes together took more than {limits.memory_mb} MiB of memory"
     return f"more than {limits.output_bytes} bytes of output"
 
 
 def _grade_calls(program: str, tests: ProgramTests, limits: Limits) -> Grade:
-    """Run the tests in one sandbox and the program in another, with a line of plain data between them."""
+    """Run the tests in one sandbox and the program in another, connected by plain data."""
     bridge = _bridge()
-    asks, asked = os.pipe()  # what the tests ask the program
+    asks, asked = os.pipe()  # requests of the tests to the program
     answers, answered = os.pipe()
     boxes: list[Box] = []
     try:
@@ -140,27 +142,29 @@ def _grade_calls(program: str, tests: ProgramTests, limits: Limits) -> Grade:
 
 @functools.cache
 def _bridge() -> str:
-    """Both files of the line as one, which imports nothing of posttrain."""
+    """Return both files of the bridge as one, which imports nothing of posttrain."""
     texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("bridge.py", "ends.py")]
     return "\n".join(line for line in "".join(texts).splitlines() if not line.startswith("from posttrain."))
 
 
 def _grade_of(outcome: Outcome, program: Box, limits: Limits) -> Grade:
-    """Read what the process of the tests has written line by line, as far as it came."""
+    """Read the results that the tests' process has written line by line, as far as it got."""
     lines = []
     for line in outcome.output.splitlines():
         try:
             lines.append(json.loads(line))
-        except ValueError:  # cut off in the middle
+        except ValueError:  # an incomplete line
             break
     passed = sum(line.get("ok") is True for line in lines)
     total = max(sum(line.get("total", 0) for line in lines), sum("ok" in line for line in lines), 1)
     broken = [line["text"] for line in lines if line.get("broken")]
     texts = [line["text"] for line in lines if line.get("text")]
     if outcome.end != "exited" and not texts:
-        texts = [ended(outcome, limits)]
+        texts = [ended(outcome.end, limits)]
     elif passed < total and not texts:
         texts = [outcome.errors[-_LONGEST:] or "the program has ended before its tests"]
     printed = bytes(program.read["errors"]).decode(errors="replace")[-500:]
+    if program.end == "memory" and texts:
+        texts[0] += f"\n  {ended(program.end, limits)}"
     text = (texts[0] if texts else "") + (f"\nprinted: {printed}" if texts and printed.strip() else "")
     return Grade(passed, total + bool(broken), text[:_LONGEST])

@@ -1,4 +1,4 @@
-"""What a program in the sandbox may use, and what came of it."""
+"""Limits of a program in the sandbox, and its outcome."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from posttrain.errors import SettingsError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one program. The processes that it starts share the time and the disk, and each has the memory."""
+    """Limits of one program. Its processes share the time, the disk and the memory."""
 
     seconds: float = 10.0
-    """Seconds until it is killed with all that it started."""
+    """Seconds until it is killed with all its processes."""
     memory_mb: int = 512
-    """Address space of each process in MiB."""
+    """MiB of address space of each process, and of memory of all of them together."""
     processes: int = 16
     """Processes and threads at the same time."""
     output_bytes: int = 1 << 20
-    """Bytes that it may write to its output and to its error output together; one byte more ends it."""
+    """Bytes of its output and its error output together; one byte more ends it."""
     disk_mb: int = 64
-    """MiB in its folder, which is in memory and gone afterwards."""
+    """MiB in its folder, which is in memory and deleted afterwards."""
 
     def check(self) -> None:
-        """Raise SettingsError for bounds within which no Python can start."""
+        """Raise SettingsError for limits within which no Python can start."""
         if not 0 < self.seconds <= 86400:
             raise SettingsError(f"sandbox: seconds is {self.seconds:g}, expected a number above 0 and up to 86400.")
         lowest = {"memory_mb": 64, "processes": 4, "output_bytes": 1, "disk_mb": 1}
@@ -35,12 +35,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended."""
+    """End of a program."""
 
-    end: Literal["exited", "time", "output"]
-    """By itself, because its time was over, or because it wrote too much."""
+    end: Literal["exited", "time", "output", "memory"]
+    """By itself, by its time limit, its output limit, or the memory of all its processes."""
     code: int
-    """Its exit code; minus the number of the signal that ended it."""
+    """Exit code; minus the number of the signal that ended it."""
     output: str
     errors: str
-    """What it wrote to its error output."""
+    """Content of its error output."""

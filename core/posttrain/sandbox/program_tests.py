@@ -1,4 +1,4 @@
-"""The tests that come with a row: pairs of input and output, assertions, or a file for pytest."""
+"""Tests of a row: pairs of input and output, assertions, or a file for pytest."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _INPUT, _OUTPUT = ("input", "stdin"), ("output", "stdout", "expected_output")
 
 @dataclass(frozen=True)
 class ProgramTests:
-    """What a program has to pass."""
+    """Tests that a program must pass."""
 
     kind: Literal["pairs", "asserts", "pytest"]
     pairs: tuple[tuple[str, str], ...] = ()
     source: str = ""
     entry_point: str = ""
-    """The function that a text with ``def check(candidate)`` is about."""
+    """Function that a text with ``def check(candidate)`` tests."""
 
     @classmethod
     def of(cls, value: Any, entry_point: str | None = None) -> ProgramTests:
-        """Read the tests of a row. Raises DataError for another form, DependencyError where pytest is missing."""
+        """Parse the tests of a row. Raises DataError for another form, DependencyError where pytest is missing."""
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
             with contextlib.suppress(ValueError, RecursionError):  # then it is a program, or nothing
                 value = json.loads(value)
@@ -67,7 +67,7 @@ class ProgramTests:
 
 
 def _turned(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Columns of pairs as pairs: ``{"inputs": [...], "outputs": [...]}`` is how several datasets have them."""
+    """Convert columns of pairs, ``{"inputs": [...], "outputs": [...]}`` in several datasets, to pairs."""
     columns = {name.removesuffix("s"): one for name, one in value.items() if isinstance(one, list)}
     if len({len(one) for one in columns.values()}) != 1:
         raise DataError(f"tests are {short(value)}, whose lists differ in length. {_FORMS}")

@@ -1,8 +1,8 @@
-"""A sandbox on another machine: a server of SandboxFusion, which runs one program and returns what it wrote.
+"""A sandbox on another machine: a server of SandboxFusion, which runs one program and returns its output.
 
-Such a server runs one process, so a program and its tests cannot be kept apart there. So tests are taken only where
-what is expected need not be sent: pairs of input and output, and assertions that compare a call of plain values
-with a plain value, of which the server gets the calls alone.
+Such a server runs one process, so it cannot keep a program and its tests apart. So tests are accepted only where the
+expected values need not be sent: pairs of input and output, and assertions that compare a call of plain values with a
+plain value, of which the server gets the calls alone.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ LOCAL = "bubblewrap"
 
 @functools.lru_cache(maxsize=4)
 def find_sandbox(name: str) -> Sandbox:
-    """The sandbox ``bubblewrap`` of this machine, or the one at an address. Raises DependencyError, SettingsError."""
+    """Return this machine's sandbox ``bubblewrap``, or the one at an address. Raises DependencyError, SettingsError."""
     return LocalSandbox() if name == LOCAL else RemoteSandbox(name)
 
 
 class RemoteSandbox:
-    """The server at ``http://HOST:PORT``; the token in the environment goes with each question."""
+    """The server at ``http://HOST:PORT``; each question carries the environment's token."""
 
     def __init__(self, address: str):
         self.url, _ = split_address(address, "sandbox")
 
     def run(self, program: str, stdin: str, limits: Limits) -> Outcome:
-        """Run a program. Raises RunFailed where the server does not do so."""
+        """Run a program. Raises RunFailed where the server does not."""
         asked = {
             **{"language": "python", "code": program, "stdin": stdin, "run_timeout": limits.seconds},
             **{"memory_limit_MB": limits.memory_mb, "compile_timeout": limits.seconds},
@@ -66,7 +66,7 @@ class RemoteSandbox:
         calls = plain_calls(tests)
         outcome = self.run(program + _CALLS.format(calls=json.dumps([call for call, _ in calls])), "", limits)
         if outcome.end != "exited":
-            return Grade(0, len(calls), ended(outcome, limits))
+            return Grade(0, len(calls), ended(outcome.end, limits))
         said = outcome.output.splitlines()[-len(calls) :]
         passed, text = 0, "" if len(said) == len(calls) else outcome.errors[-2000:]
         for (call, expected), line in zip(calls, said, strict=False):
@@ -79,7 +79,7 @@ class RemoteSandbox:
         )
 
 
-#: What follows a program: each call's result as Python writes it, or the error, on a line of its own.
+#: Appended to a program: prints each call's result in Python's notation, or the error, on a separate line.
 _CALLS = """
 
 def _posttrain_say(call):
@@ -92,7 +92,7 @@ print("", *[_posttrain_say(call).replace("\\n", " ") for call in {calls}], sep="
 
 
 def plain_calls(tests: ProgramTests) -> list[tuple[str, Any]]:
-    """The assertions as (call, expected value). Raises DataError for one that is more than such a comparison."""
+    """Parse the assertions as (call, expected value). Raises DataError for one that is more than such a comparison."""
     calls = []
     for statement in ast.parse(tests.source).body if tests.kind == "asserts" else [None]:
         match statement:

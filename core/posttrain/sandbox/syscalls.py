@@ -1,8 +1,8 @@
-"""The calls of the kernel that a program in the sandbox is refused, as a filter for seccomp, by libseccomp.
+"""Filter of refused system calls of a program in the sandbox, for seccomp, by libseccomp.
 
-They are those that reach what no namespace holds (virtual sockets of a hypervisor, the kernel's key rings), those that
-keep memory outside of every limit (shared segments, files without a name), and those through which kernels have been
-broken into and that no plain program needs.
+Refused are those that reach what no namespace covers (virtual sockets of a hypervisor, the kernel's key rings), those
+that keep memory outside of every limit (shared segments, files without a name), and those that kernel exploits have
+used and that no plain program needs.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _REFUSED_NUMBERS = {
     **{"mount_setattr": 442, "quotactl_fd": 443, "memfd_secret": 447, "open_tree_attr": 467},
 }
 _CLONE3 = 435
-#: Flags of clone that make namespaces: mount, cgroup, uts, ipc, user, pid, net, time.
+#: Flags of clone that create namespaces: mount, cgroup, uts, ipc, user, pid, net, time.
 _NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x80
 
 
 @functools.cache
 def call_filter() -> bytes:
-    """The compiled filter. Raises DependencyError where libseccomp cannot be reached from Python, or lacks a call."""
+    """Return the compiled filter. Raises DependencyError where Python cannot reach libseccomp, or it lacks a call."""
     try:
         import pyseccomp as seccomp
     except (ImportError, RuntimeError, OSError) as error:
@@ -60,7 +60,7 @@ def call_filter() -> bytes:
             ) from None
     for number in _REFUSED_NUMBERS.values():
         made.add_rule(refused, number)
-    made.add_rule(unknown, _CLONE3)  # its flags lie in memory, out of a filter's sight; libraries then use clone
+    made.add_rule(unknown, _CLONE3)  # its flags are in memory, invisible to a filter; libraries then use clone
     for bit in range(32):
         if _NEW_NAMESPACES >> bit & 1:
             made.add_rule(refused, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, 1 << bit, 1 << bit))

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible chat server: messages in, its answer out."""
+"""Client of a model behind an OpenAI-compatible chat server: messages in, its answer out."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from posttrain.errors import RunFailed, SettingsError
 from posttrain.servers.endpoint import Endpoint, Refused, Unreachable, read_key, split_address
 
-#: What some servers do not take; it is left out as soon as they say so.
+#: Options that some servers reject; they are dropped after the first rejection.
 _OPTIONAL = ("seed", "temperature", "max_tokens", "max_completion_tokens")
 
 
 class Chat:
     """Asks the model at ``http://HOST:PORT/v1#MODEL``; without a model the server must have exactly one.
 
-    Safe to use from several threads. Raises SettingsError for an address that cannot be used.
+    Safe to use from several threads. Raises SettingsError for an unusable address.
     """
 
     def __init__(
@@ -26,14 +26,14 @@ class Chat:
         retries: int = 4,
         **options: Any,
     ):
-        """``what`` names the model in errors; ``options`` go with every question."""
+        """Connect. ``what`` names the model in errors; ``options`` are part of every question."""
         url, model = split_address(address, what)
         self.what, self.options = what, options
         self.endpoint = Endpoint(url, read_key(url, key_env), timeout, 1 + retries)
         self.model = model or self._only_model()
 
     def ask(self, messages: list[dict[str, Any]], seed: int) -> str:
-        """The model's answer. Raises RunFailed where the server gives none."""
+        """Return the model's answer. Raises RunFailed where the server gives none."""
         while True:
             sent = self.options | {"seed": seed % 2**31} if "seed" in self.options else dict(self.options)
             try:
@@ -56,7 +56,7 @@ class Chat:
         return f"The {self.what} at {self.endpoint.url}"
 
     def _give_up(self, sent: dict[str, Any], message: str) -> bool:
-        """Stop sending what ``message`` objects to; whether that changed anything."""
+        """Stop sending what ``message`` rejects; return whether that changed anything."""
         kept = dict(self.options)
         if "max_tokens" in sent and "max_completion_tokens" in message:
             kept["max_completion_tokens"] = kept.pop("max_tokens", sent["max_tokens"])

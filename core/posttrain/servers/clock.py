@@ -1,4 +1,4 @@
-"""Calls at a later time, in one thread for all of them: setting and cancelling one costs microseconds."""
+"""Timers that share one thread: setting and cancelling one costs microseconds."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from collections.abc import Callable
 
 
 class Alarm:
-    """A call that is to come."""
+    """A scheduled call."""
 
     def __init__(self, action: Callable[[], None]):
         self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
-        """Do not call."""
+        """Cancel the call."""
         self.action = None
 
 
 class Clock:
-    """Calls actions when their time has come, each of them short."""
+    """Calls actions at their times; each must be short."""
 
     def __init__(self) -> None:
         self.process = 0
 
     def after(self, seconds: float, action: Callable[[], None]) -> Alarm:
         """Call ``action`` in ``seconds``, unless it is cancelled."""
-        if self.process != os.getpid():  # threads do not follow into a forked child
+        if self.process != os.getpid():  # a forked child has no threads of its parent
             self._start()
         alarm, when = Alarm(action), time.monotonic() + seconds
         with self.changed:
             self._forget_cancelled()
             heapq.heappush(self.coming, (when, next(self.numbers), alarm))
-            if when < self.wakes:  # waking the thread costs more than all else here
+            if when < self.wakes:  # waking the thread costs more than everything else here
                 self.changed.notify()
         return alarm
 

@@ -1,4 +1,4 @@
-"""Threads for calls that may never return: they do not keep the process from ending, as those of the library do."""
+"""Thread pool for calls that may never return: unlike the library's, it lets the process end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class DaemonPool:
-    """At most ``workers`` threads, started as they are needed."""
+    """At most ``workers`` threads, started on demand."""
 
     def __init__(self, workers: int, name: str):
         self._workers, self._name = workers, name
@@ -20,7 +20,7 @@ class DaemonPool:
         self._threads = 0
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have a thread call ``call`` with ``arguments``."""
+        """Run ``call`` with ``arguments`` in a thread."""
         future: Future[Any] = Future()
         self._tasks.put((future, call, arguments))
         if not self._idle.acquire(blocking=False) and self._threads < self._workers:
@@ -29,7 +29,7 @@ class DaemonPool:
         return future
 
     def shutdown(self) -> None:
-        """Cancel the calls that have not begun; threads end with the call in which they are."""
+        """Cancel the calls that have not started; each thread ends after its current call."""
         while True:
             try:
                 task = self._tasks.get_nowait()
@@ -48,5 +48,5 @@ class DaemonPool:
                     future.set_result(call(*arguments))
                 except BaseException as error:
                     future.set_exception(error)
-            del task, future, call, arguments  # what a call holds is not held until the next one
+            del task, future, call, arguments  # nothing that a call holds stays referenced until the next one
             self._idle.release()

@@ -1,4 +1,4 @@
-"""Servers that speak the OpenAI protocol: JSON over HTTP with patience, many questions at a time, keys kept quiet."""
+"""Client of servers with the OpenAI protocol: JSON over HTTP with retries, parallel questions, keys kept secret."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from posttrain.errors import SettingsError
 KEY = "OPENAI_API_KEY"
 #: Seconds before the second attempt; doubled before each further one.
 DELAY = 1.0
-#: Longest wait that a server may ask for.
+#: Longest wait that a server may request.
 LONGEST_DELAY = 60.0
-#: Statuses of a server that is busy or starting, not of a mistake in the question.
+#: Statuses of a server that is busy or starting, not of a faulty question.
 _PASSING = (408, 409, 425, 429)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -32,7 +32,7 @@ class Unreachable(Exception):
 
 
 class Refused(Exception):
-    """The server answered with an error that another attempt would not mend."""
+    """The server answered with an error that another attempt would not fix."""
 
     def __init__(self, status: int, message: str):
         super().__init__(f"{status}: {message}")
@@ -46,10 +46,22 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Endpoint:
-    """A server below ``url`` (``http://HOST:PORT/v1``). Safe to use from several threads."""
+    """A server below ``url`` (``http://HOST:PORT/v1``), which takes questions of up to ``largest`` bytes.
 
-    def __init__(self, url: str, key: str | None = None, timeout: float = 120.0, attempts: int = 5, workers: int = 8):
+    Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        timeout: float = 120.0,
+        attempts: int = 5,
+        workers: int = 8,
+        largest: int | None = None,
+    ):
         self.url = url.rstrip("/")
+        self.largest = largest
         self.timeout = timeout
         self.attempts = attempts
         self.workers = workers
@@ -57,17 +69,21 @@ class Endpoint:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def post(self, path: str, payload: dict[str, Any], attempts: int | None = None) -> Any:
-        """The JSON that the server answers to ``payload``. Raises Unreachable and Refused."""
-        return self._ask(path, json.dumps(payload).encode(), attempts or self.attempts)
+        """Post ``payload`` and return the server's JSON. Raises Unreachable and Refused."""
+        body = json.dumps(payload).encode()
+        if self.largest is not None and len(body) > self.largest:
+            # the server would close the connection, which looks like one that is starting
+            raise Refused(413, f"a question has at most {self.largest} bytes, this one has {len(body)}")
+        return self._ask(path, body, attempts or self.attempts)
 
     def models(self, attempts: int | None = None) -> list[str]:
-        """Names of the models that the server has. Raises Unreachable and Refused."""
+        """Return the names of the server's models. Raises Unreachable and Refused."""
         found = self._ask("/models", None, attempts or self.attempts)
         rows = found.get("data") if isinstance(found, dict) else None
         return [str(row["id"]) for row in rows or [] if isinstance(row, dict) and "id" in row]
 
     def each(self, function: Callable[[Any], Any], questions: Iterable[Any]) -> list[Any]:
-        """``function`` of every question, ``workers`` at a time, in order; the first error ends the others."""
+        """Apply ``function`` to every question, ``workers`` at a time, in order; the first error ends the others."""
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
             return list(pool.map(function, questions))
 
@@ -103,11 +119,11 @@ class Endpoint:
             raise Refused(200, f"what is no JSON: {self._quiet(text.decode(errors='replace'))!r}") from None
 
     def _failure(self, error: urllib.error.HTTPError) -> Exception:
-        """The exception for an HTTP status: worth another attempt, or not."""
+        """Return the exception for an HTTP status: worth another attempt, or not."""
         try:
             with error:
                 body = error.read().decode(errors="replace")
-        except (OSError, HTTPException):  # the status alone says enough
+        except (OSError, HTTPException):  # the status alone is enough
             body = ""
         message = self._quiet(_message(body) or str(error.reason))
         if error.code in _PASSING or error.code >= 500:
@@ -118,7 +134,7 @@ class Endpoint:
         return Refused(error.code, message)
 
     def _quiet(self, text: str) -> str:
-        """One short line, to be put into a sentence, without the key, which some servers repeat."""
+        """Return the text as one short line without the key, which some servers repeat."""
         line = " ".join((text.replace(self._key, "***") if self._key else text).split()).rstrip(".")
         return line if len(line) <= 300 else line[:297] + "..."
 
@@ -130,7 +146,7 @@ class _Passing(Exception):
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    """Why a connection failed, in a few words."""
+    """Return why a connection failed, in a few words."""
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(inner, TimeoutError):
         return f"no answer in {timeout:g} seconds"
@@ -140,7 +156,7 @@ def _reason(error: Exception, timeout: float) -> str:
 
 
 def _message(text: str) -> str:
-    """What an error's body says, in any of the forms that servers use."""
+    """Return the message of an error's body, in any of the servers' forms."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -152,7 +168,7 @@ def _message(text: str) -> str:
 
 
 def split_address(address: str, what: str) -> tuple[str, str | None]:
-    """Server and model of ``http://HOST:PORT/v1#MODEL``. Raises SettingsError, which never repeats a secret."""
+    """Split ``http://HOST:PORT/v1#MODEL`` into server and model. Raises SettingsError, which never repeats a secret."""
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
@@ -173,10 +189,10 @@ def _form() -> str:
 
 
 def read_key(url: str, variable: str | None) -> str | None:
-    """The key in the environment variable, or in OPENAI_API_KEY where none is named.
+    """Read the key in the environment variable, or in OPENAI_API_KEY where none is named.
 
-    A key that nobody named for this server is not sent in clear text to another machine. Raises SettingsError where
-    a named variable is not set, or what it holds cannot be a key.
+    A default key is not sent in clear text to another machine. Raises SettingsError where a named variable is not set,
+    or its value cannot be a key.
     """
     parts = urlsplit(url)
     if variable is None and parts.scheme != "https" and parts.hostname not in _LOOPBACK:

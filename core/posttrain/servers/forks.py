@@ -1,6 +1,6 @@
-"""Code of others in processes of its own: one process loads it once, and is forked for each use.
+"""Foreign code in separate processes: one process loads it once, and is forked for each use.
 
-What hangs is killed, and what ends its process ends no other. Messages are JSON in both directions.
+A hanging fork is killed, and one that dies ends no other. Messages are JSON in both directions.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from posttrain import errors
 from posttrain.errors import PosttrainError, RunFailed
 from posttrain.servers.parent import end_with_parent
 
-#: A function that is called in the loading process with what was sent, and gives facts of it and a function that makes,
-#: in a forked process, the one that answers messages.
+#: A function that the loading process calls with the payload; returns facts, and a function that makes, in a forked
+#: process, the function that answers messages.
 Loader = Callable[[Any], tuple[Any, Callable[[], Callable[[Any], Any]]]]
 _PART = 1 << 16
-#: Seconds for loading; models of rewards are read in it.
+#: Time limit of loading in seconds; it includes reading models of rewards.
 LOADING = 600.0
 
 
@@ -35,7 +35,7 @@ class ProcessLost(Exception):
 
 
 class Forks:
-    """The process in which ``target`` (``module:function``, a Loader) was called with ``payload``. Raises its error."""
+    """A process that has called ``target`` (``module:function``, a Loader) with ``payload``. Raises its error."""
 
     def __init__(self, target: str, payload: Any):
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class Forks:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads do not follow into a fork
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # a fork has no threads of its parent
         )
         theirs.close()
         self._finish = weakref.finalize(self, _end, self._line, self._process)
@@ -57,7 +57,7 @@ class Forks:
             raise
 
     def child(self) -> Child:
-        """A process of one's own, in which the code is loaded. Raises ProcessLost."""
+        """Fork a process in which the code is loaded. Raises ProcessLost."""
         ours, theirs = socket.socketpair()
         try:
             with self._lock:
@@ -71,7 +71,7 @@ class Forks:
         return Child(ours, pid)
 
     def close(self) -> None:
-        """End the process and all that were forked from it."""
+        """End the process and all its forks."""
         self._finish()
 
 
@@ -83,14 +83,14 @@ def _end(line: socket.socket, process: subprocess.Popen[bytes]) -> None:
 
 
 class Child:
-    """The other end of a process that answers messages."""
+    """Handle of a process that answers messages."""
 
     def __init__(self, line: socket.socket, pid: int):
         self.line, self.pid = line, pid
         self._ended = False
 
     def ask(self, message: Any, timeout: float | None = None) -> Any:
-        """The answer to ``message``. Raises what the process raised; TimeoutError and ProcessLost, which end it."""
+        """Return the answer to ``message``. Raises the process's error; TimeoutError and ProcessLost, which end it."""
         try:
             self.line.settimeout(timeout)
             _send(self.line, message)
@@ -107,7 +107,7 @@ class Child:
         return found["answer"]
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         if self._ended:
             return
         self._ended = True
@@ -151,7 +151,7 @@ def main() -> None:
         return facts
 
     _reply(line, load)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no parent waits for them
     while made:
         order, descriptors, _, _ = socket.recv_fds(line, 1, 1)
         if not order or not descriptors:
@@ -165,7 +165,7 @@ def main() -> None:
 
 
 def _serve(line: socket.socket, make: Callable[[], Callable[[Any], Any]]) -> NoReturn:
-    """Answer messages in a forked process; it ends with either side that it belongs to."""
+    """Answer messages in a forked process; it ends when either of its other sides ends."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     end_with_parent()
@@ -184,7 +184,7 @@ def _serve(line: socket.socket, make: Callable[[], Callable[[Any], Any]]) -> NoR
 
 
 def _reply(line: socket.socket, answer: Callable[[Any], Any]) -> None:
-    """Answer one message. Raises ProcessLost or OSError where nobody asks any more."""
+    """Answer one message. Raises ProcessLost or OSError where the other side is gone."""
     message = _receive(line)
     try:
         found = {"answer": answer(message)}

@@ -1,8 +1,8 @@
-"""The HTTP server of reward workers and of the weight host: the standard library's, with limits on what clients may do.
+"""The HTTP server of reward workers and of the weight host: the standard library's, with limits on clients.
 
-A server library would be a dependency of every installation for two small servers, so the limits stand here: the size
-of a question, the time in which it has to arrive and its answer has to be taken, the number of clients at a time, and
-which clients. Browsers are none: a page of another site could ask in the name of who looks at it.
+A server library would be a dependency of every installation for two small servers, so the limits are here: the size of
+a question, the time in which it must arrive and its answer be taken, the number of clients at a time, and which
+clients. Browsers are refused: a page of another site could ask in the name of its viewer.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 
 from posttrain.servers.clock import CLOCK
 
-#: Environment variable of the word that both sides know.
+#: Environment variable of the shared token.
 TOKEN = "POSTTRAIN_TOKEN"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-#: Bytes of the longest question.
+#: Most bytes of a question.
 LARGEST = 128 * 2**20
-#: Clients at a time; a further one is told to come again.
+#: Clients at a time; a further one is asked to retry.
 CLIENTS = 128
-#: Seconds in which a question has to arrive as a whole, and in which a client has to take each part of the answer.
+#: Time limit in seconds of a whole question, and of the client's reading of each part of the answer.
 PATIENCE = 60.0
 _PART = 2**20
 
 
 class Unreadable(Exception):
-    """A question that gets no answer but a status and a line."""
+    """A question that is answered by a status and a line alone."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -41,7 +41,7 @@ class Unreadable(Exception):
 
 
 class Listener(ThreadingHTTPServer):
-    """Listens on ``host`` and ``port`` (0: a free one). With a ``token`` only who sends it gets more than health."""
+    """Listens on ``host`` and ``port`` (0: a free one). Without the ``token`` clients get only health."""
 
     daemon_threads = True
 
@@ -54,7 +54,7 @@ class Listener(ThreadingHTTPServer):
         self.local = self.server_address[0] in LOOPBACK
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the client a thread, if there is a place."""
+        """Give the client a thread, if one is free."""
         if self._places.acquire(blocking=False):
             super().process_request(request, client_address)
             return
@@ -71,21 +71,21 @@ class Listener(ThreadingHTTPServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """One line; a client that went away is nobody's error."""
+        """Print one line; a client that went away is no error."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"{type(error).__name__} while {client_address[0]} was served: {error!s:.200}", file=sys.stderr)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads one question within the limits. A subclass says with ``answer`` what the answer is."""
+    """Reads one question within the limits. A subclass implements ``answer``."""
 
     server: Listener
     server_version = "posttrain"
     sys_version = ""
 
     def answer(self, question: Any) -> Any:
-        """What is sent for ``question`` (None: a GET), as JSON or as it is. Raises Unreadable."""
+        """Return the response to ``question`` (None: a GET), sent as JSON or unchanged. Raises Unreadable."""
         raise Unreadable(HTTPStatus.NOT_FOUND, "there is nothing here")
 
     def open(self) -> bool:
@@ -97,13 +97,13 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def setup(self) -> None:
-        """Let go of a client that takes too long, however often it sends a byte."""
+        """Start the timer that drops a client that takes too long, however often it sends a byte."""
         self._late = CLOCK.after(self.server.patience, self._let_go)
         super().setup()
         self.connection.settimeout(self.server.patience)
 
     def finish(self) -> None:
-        """Forget the client."""
+        """Cancel the client's timer."""
         self._late.cancel()
         super().finish()
 
@@ -123,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._check_client()
             question = self._question() if posted else None
-            self._late.cancel()  # from here on the server is the one that takes its time
+            self._late.cancel()  # from here on the server takes the time
             self._send(HTTPStatus.OK, self.answer(question))
         except Unreadable as error:
             self._send(error.status, {"error": {"message": error.message}})
@@ -179,16 +179,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(view[start : start + _PART])
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the standard library refuses, in the form of all other answers."""
+        """Send the standard library's refusals in the form of all other answers."""
         self.close_connection = True
         if self.request_version == "HTTP/0.9":
             self.request_version = self.protocol_version
         self._send(code, {"error": {"message": message or HTTPStatus(code).phrase}})
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing: a run asks at every step."""
+        """Log nothing: a run asks at every step."""
 
 
 def same(given: str, expected: str) -> bool:
-    """Whether two secrets are equal, in a time that says nothing of where they differ."""
+    """Compare two secrets in a time that does not depend on where they differ."""
     return hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode())

@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it."""
+"""Ending a process together with its parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Have Linux kill this process when its parent ends, however that one ends; elsewhere nothing happens."""
+    """Make Linux kill this process when its parent ends, however it ends; do nothing elsewhere."""
     if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):  # of a C library without it
+        with contextlib.suppress(OSError, AttributeError):  # a C library without prctl
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Servers of a run on the machines of a Ray cluster: Ray places and watches them, the trainer stays what it is.
+"""Servers of a run on the machines of a Ray cluster: Ray places and watches them, the trainer is unchanged.
 
-Each server is a ``posttrain`` command that listens on ``--host`` and ``--port``. An actor on the machine that Ray
-chooses starts it, and starts it anew when it ends; an actor that is lost is started anew by Ray. The training command
-runs where this is called, under whatever launches it, and finds the addresses in its flags.
+Each server is a ``posttrain`` command that listens on ``--host`` and ``--port``. An actor on a machine of Ray's choice
+starts it, and restarts it when it ends; Ray restarts a lost actor. The training command runs in this process's place,
+under whatever launches it, and finds the addresses in its flags.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from posttrain.servers.listener import TOKEN
 
 #: Seconds between two starts of a server that ends by itself.
 PAUSE = 1.0
-#: Seconds until a server has to answer for the first time.
+#: Seconds until a server must answer for the first time.
 START_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
 class Role:
-    """``count`` servers of one kind, each a command and the share of GPUs and CPUs that it needs."""
+    """``count`` servers of one kind, each a command with its share of GPUs and CPUs."""
 
     name: str
     count: int
@@ -42,7 +42,7 @@ class Role:
 
 
 def read_role(text: str) -> Role:
-    """``NAME=COUNT: COMMAND``, or ``NAME=COUNT gpus=1 cpus=4: COMMAND``. Raises SettingsError."""
+    """Parse ``NAME=COUNT: COMMAND``, or ``NAME=COUNT gpus=1 cpus=4: COMMAND``. Raises SettingsError."""
     match = re.fullmatch(r"(\w+)=(\d+)((?:\s+\w+=[\d.]+)*)\s*:\s*(\S.*)", text)
     shares = dict(word.split("=") for word in match[3].split()) if match else {}
     if match is None or int(match[2]) < 1 or not set(shares) <= {"gpus", "cpus"}:
@@ -54,7 +54,7 @@ def read_role(text: str) -> Role:
 
 
 class Keeper:
-    """Keeps one server running on the machine that it is on; an actor of Ray."""
+    """Keeps one server running on its machine; an actor of Ray."""
 
     def __init__(self, words: list[str], port: int):
         """Start the server. Raises OSError where the port is taken."""
@@ -77,7 +77,7 @@ class Keeper:
                 self.restarts += 1
 
     def state(self) -> dict[str, Any]:
-        """Address, whether it answers, process and number of restarts."""
+        """Return address, whether it answers, process and number of restarts."""
         url = f"http://{self.host}:{self.port}"
         process = None if self.process is None else self.process.pid
         return {"url": url, "ready": _answers(url), "process": process, "restarts": self.restarts}
@@ -94,7 +94,7 @@ class Keeper:
 
 
 def _own_address() -> str:
-    """This machine's address as Ray knows it."""
+    """Return this machine's address as Ray knows it."""
     import ray
 
     return ray.util.get_node_ip_address()
@@ -102,7 +102,7 @@ def _own_address() -> str:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:  # an address of our own
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:  # an address of this machine
             return response.status == 200
     except (OSError, urllib.error.URLError):
         return False
@@ -125,7 +125,7 @@ class Placed:
         self.ray.init(address=self.address, log_to_driver=True, include_dashboard=False)
         kind: Any = self.ray.remote(max_restarts=-1, max_task_retries=-1)(Keeper)
         port = self.first_port
-        token = os.environ.setdefault(TOKEN, secrets.token_urlsafe(16))  # the training command finds it there too
+        token = os.environ.setdefault(TOKEN, secrets.token_urlsafe(16))  # the training command reads it too
         for role in self.roles:
             for _ in range(role.count):
                 shares = {"num_gpus": role.gpus, "num_cpus": role.cpus}
@@ -135,7 +135,7 @@ class Placed:
         return self
 
     def addresses(self) -> dict[str, str]:
-        """Addresses of each role's servers, separated by commas, once all of them answer. Raises RunFailed."""
+        """Return each role's addresses, separated by commas, once all servers answer. Raises RunFailed."""
         deadline = time.monotonic() + START_LIMIT
         while True:
             states = {name: self.ray.get([one.state.remote() for one in own]) for name, own in self.keepers.items()}
@@ -158,7 +158,7 @@ class Placed:
 
 
 def fill(words: list[str], addresses: dict[str, str]) -> list[str]:
-    """``{NAME}`` in a command's words, replaced by that role's addresses. Raises SettingsError for an unknown name."""
+    """Replace ``{NAME}`` in a command's words by that role's addresses. Raises SettingsError for an unknown name."""
 
     def address(match: re.Match[str]) -> str:
         if match[1] not in addresses:

@@ -1,4 +1,4 @@
-"""A limit on the time of Python code that somebody else wrote and that runs in this thread, such as a chat template."""
+"""Time limit of foreign Python code in this thread, such as a chat template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.servers.clock import CLOCK
 
 
 class OutOfTime(Exception):
-    """The time is over."""
+    """The time limit is exceeded."""
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""What a run can be told, in sections, and how options are read, cast and checked."""
+"""Options of a run, in sections, and how they are read, cast and checked."""
 
+from posttrain.settings.episodes import EpisodeSettings
 from posttrain.settings.model import ModelSettings
 from posttrain.settings.optim import OptimSettings
 from posttrain.settings.sections import (
@@ -23,6 +24,7 @@ __all__ = [
     "CorrectionSettings",
     "DataSettings",
     "DistributedSettings",
+    "EpisodeSettings",
     "GenerationSettings",
     "LengthSettings",
     "MemorySettings",

@@ -1,4 +1,4 @@
-"""Options of answers that take several turns: the environment, its tools, and their limits."""
+"""Options of multi-turn answers: the environment, its tools, and their limits."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ class EpisodeSettings:
     Gymnasium, verifiers:TASKSET, the address of an OpenEnv server (http://HOST:PORT), or a chat server whose model
     talks with the policy (chat:http://HOST:PORT/v1#MODEL)."""
     environment_options: dict[str, str] | None = None
-    """Options of the environment, as NAME=VALUE; size and seed are those of the rows that it makes."""
+    """Options of the environment, as NAME=VALUE; size and seed apply to the rows that it makes."""
     tools: list[str] | None = None
     """Functions that the model may call before it answers: file.py:FUNCTION, or all of an MCP server (mcp:COMMAND,
     mcp:http://HOST:PORT/mcp). May be repeated."""
     max_turns: int = 8
-    """Turns of the model in one episode."""
+    """Most turns of the model in one episode."""
     episode_tokens: int | None = None
-    """Longest episode in tokens behind the prompt, answers of the environment included. [as many as the model has
-    positions]"""
+    """Most tokens of an episode after the prompt, including those of the environment. [the model's positions]"""
     episodes_at_once: int | None = None
-    """Episodes that are played at the same time; another begins as one ends. [all of a step]"""
+    """Episodes played at the same time; the next begins when one ends. [all of a step]"""
     episode_seconds: float = 600.0
-    """Seconds after which an episode ends with the turn it is in; 0 sets no limit."""
+    """Seconds after which an episode ends, once its current turn is over; 0 sets no limit."""
     tool_timeout: float = 60.0
     """Seconds that an environment may take to answer one turn; 0 sets no limit."""
     tool_workers: int = 32
-    """Episodes whose environments answer at the same time."""
+    """Episodes whose environments answer at the same time, in threads."""
     environment_process: bool = False
-    """Play each episode in a process of its own, forked from one that has loaded the environment: one that hangs is
-    killed after tool-timeout seconds, one that ends its process ends no other. Rows go there as JSON."""
+    """Play each episode in a process of its own, forked from one that has loaded the environment: a hanging one is
+    killed after tool-timeout seconds, and one that ends its process ends no other. Rows are passed as JSON."""
     environment_errors: Literal["end", "drop", "stop"] = "stop"
-    """What an environment that raises or takes too long does: end its episode there, drop it (nothing is learnt from
-    it), or stop the run. Errors of a tool are told to the model."""
+    """Treatment of an environment that raises or times out: end its episode there, drop it (not trained on), or stop
+    the run. Errors of a tool are reported to the model."""
     rewritten_history: Literal["keep", "split", "refuse"] = "keep"
-    """Where a chat template shows earlier turns in another way later on (thinking left out): keep what was sampled and
-    say so; split the episode there, so that each turn is sampled and trained behind what the template shows; or refuse
-    to train."""
+    """Treatment of earlier turns that a chat template rewrites (leaves thinking out): keep the sampled tokens and log
+    it; split the episode there, so that each turn is sampled and trained behind what the template shows; or refuse to
+    train."""
 
     def check(self) -> None:
-        """Raise SettingsError for a value that no run can have."""
+        """Raise SettingsError for values that no run can have."""
         at_least("max-turns", self.max_turns, 1)
         at_least("episode-tokens", self.episode_tokens, 1)
         at_least("tool-workers", self.tool_workers, 1)

@@ -1,4 +1,4 @@
-"""Bounds that sections check."""
+"""Bounds of option values."""
 
 from __future__ import annotations
 

@@ -26,49 +26,49 @@ class OptimSettings:
         "constant_with_warmup",
         "cosine_with_min_lr",
     ] = "linear"
-    """How the learning rate falls after the warm-up, by transformers' names."""
+    """Learning rate schedule after the warm-up, by transformers' names."""
     schedule_options: dict[str, str] | None = None
     """Arguments of transformers' schedule: power=2 (polynomial), num_cycles=3 (cosine_with_restarts), timescale=1000
-    (inverse_sqrt), num_decay_steps=100,decay_type=1-sqrt (warmup_stable_decay; a fifth of the steps decays if none is
-    given)."""
+    (inverse_sqrt), num_decay_steps=100,decay_type=1-sqrt (warmup_stable_decay; by default the last fifth of the steps).
+    """
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0."""
+    """Steps of the warm-up, in which the learning rate rises from 0."""
     warmup_ratio: float = 0.0
-    """Share of all steps over which it rises, in the place of warmup-steps."""
+    """Warm-up as a share of all steps, instead of warmup-steps."""
     min_learning_rate: float = 0.0
-    """What the learning rate falls to (linear, cosine, polynomial, warmup_stable_decay)."""
+    """Final learning rate (linear, cosine, polynomial, warmup_stable_decay)."""
     embedding_learning_rate: float | None = None
-    """Peak learning rate of the embedding, and of the head where it is the same matrix. [learning-rate]"""
+    """Peak learning rate of the embedding, and of the head where they share a matrix. [learning-rate]"""
     head_learning_rate: float | None = None
     """Peak learning rate of the vocabulary projection or the reward head. [learning-rate]"""
     lora_plus_ratio: float | None = None
-    """How many times as fast as the rest of an adapter its B matrices learn (LoRA+, arXiv:2402.12354: 16). [1]"""
+    """Learning rate of an adapter's B matrices, relative to the rest (LoRA+, arXiv:2402.12354: 16). [1]"""
     neftune_alpha: float = 0.0
-    """NEFTune: noise of at most this over the root of tokens times width on the embedded tokens of training rows
-    (arXiv:2310.05914: 5). 0 is none."""
+    """NEFTune: amplitude of the noise on embedded tokens of training rows, divided by the root of tokens times width
+    (arXiv:2310.05914: 5). 0 turns it off."""
     ema_decay: float | None = None
-    """Save the moving average of the trained weights: after each step so much of it stays, the rest is the new weights
-    (0.999). [the last weights are saved]"""
+    """Save an exponential moving average of the trained weights with this decay per step (0.999). [the last weights are
+    saved]"""
     average_last: int | None = None
-    """Save the mean of the trained weights of the last so many checkpoints that save-every makes, and the end's."""
+    """Number of checkpoints, the last ones of save-every and the final one, whose mean of trained weights is saved."""
     optimizer: str = "adamw"
-    """adamw, sgd, rmsprop, adagrad, adafactor, lion, or a name that transformers knows (adamw_torch_fused, ...)."""
+    """adamw, sgd, rmsprop, adagrad, adafactor, lion, or a name of transformers (adamw_torch_fused, ...)."""
     weight_decay: float = 0.0
-    """Decoupled weight decay; norms and biases are left out."""
+    """Decoupled weight decay; not applied to norms and biases."""
     adam_beta1: float = 0.9
-    """First moment's decay."""
+    """Decay of the first moment."""
     adam_beta2: float = 0.999
-    """Second moment's decay."""
+    """Decay of the second moment."""
     adam_epsilon: float = 1e-8
     """Added to the root of the second moment."""
     max_grad_norm: float = 1.0
     """Largest gradient norm; larger ones are scaled down. 0 turns it off."""
     skip_nonfinite: int = 0
-    """How many steps of a run may be left out because their loss or gradient is not finite; the next one ends the run.
-    Each is written down with the module, the batch and the rows where it began."""
+    """Steps of a run that may be skipped because their loss or gradient is not finite; the next one ends the run. Each
+    is logged with the module, the batch and the rows where it began."""
 
     def check(self) -> None:
-        """Raise SettingsError for a value that no run can have."""
+        """Raise SettingsError for values that no run can have."""
         for name in ("learning_rate", "embedding_learning_rate", "head_learning_rate", "min_learning_rate"):
             at_least(name.replace("_", "-"), getattr(self, name), 0)
         at_least("warmup-steps", self.warmup_steps, 0)

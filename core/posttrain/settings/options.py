@@ -1,4 +1,4 @@
-"""Options of a method or of every run, read from source without importing it; and checked values for them."""
+"""Options of a method or of every run, read from source without importing it, and cast with checks."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _NAMES = {
     "None": None,
 }
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-#: A comma between pairs; one inside a value (a pattern's {1,3}) is not followed by NAME=.
+#: A comma between pairs, followed by NAME=; one inside a value (a pattern's {1,3}) is not.
 _PAIR_COMMA = re.compile(r",(?=\s*[\w.-]+=)")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 @dataclass(frozen=True)
 class Option:
-    """One field of a dataclass of options: its name, type, default and the string under it."""
+    """One option, a field of a dataclass: name, type, default and help."""
 
     name: str
     kind: Any
     default: Any
     help: str
     section: str = ""
-    """The comment that heads the field's part of the class."""
+    """Comment above the field's part of the class."""
 
     @property
     def flag(self) -> str:
-        """The option on the command line."""
+        """Flag on the command line."""
         return "--" + self.name.replace("_", "-")
 
 
 def read_options(source: Path, class_name: str = "Config") -> list[Option]:
-    """The fields of ``class_name`` in a Python file, in order; empty if it is not there. The file is not imported."""
+    """Read the fields of ``class_name`` from a Python file, in order, without importing it; empty if it is missing."""
     text, tree = _parse(source)
     found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
     if not found:
@@ -66,7 +66,7 @@ def read_options(source: Path, class_name: str = "Config") -> list[Option]:
 
 
 def docstring(source: Path) -> str:
-    """The docstring of a Python file, which is not imported."""
+    """Return the docstring of a Python file without importing it."""
     return ast.get_docstring(_parse(source)[1]) or ""
 
 
@@ -81,7 +81,7 @@ def _parse(source: Path) -> tuple[str, ast.Module]:
 
 
 def describe(kind: Any) -> str:
-    """A type in words, for help and errors: "a number or none", "one of token, sequence"."""
+    """Describe a type in words, for help and errors: "a number or none", "one of token, sequence"."""
     if kind is type(None) or kind is None:
         return "none"
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -97,7 +97,7 @@ def describe(kind: Any) -> str:
 
 
 def cast(key: str, value: Any, kind: Any) -> Any:
-    """``value`` (from a flag, a file or Python) as ``kind``. Raises SettingsError naming key, value, expected."""
+    """Cast ``value`` (from a flag, a file or Python) to ``kind``. Raises SettingsError naming key, value, expected."""
     try:
         found = _cast(value, kind)
     except (ValueError, TypeError, OverflowError):
@@ -132,7 +132,7 @@ def _cast(value: Any, kind: Any) -> Any:
 
 
 def _first(value: Any, kinds: tuple[Any, ...]) -> Any:
-    # None first, so that the text "none" clears an option that could also be text; then as written
+    # None first, so that the text "none" clears an option that could also be text; then in the order written
     for kind in sorted(kinds, key=lambda kind: kind is not type(None)):
         try:
             return _cast(value, kind)
@@ -189,7 +189,7 @@ _SCALARS: dict[Any, Any] = {int: _integer, float: _number, bool: _truth, str: _t
 
 
 def _items(text: str, kind: Any) -> list[str]:
-    """One text is one item; numbers and choices cannot hold a comma, so there it separates."""
+    """Split a list at commas, except a list of texts, whose text is one item."""
     return [text] if kind is str else text.split(",")
 
 
@@ -207,7 +207,7 @@ def _pairs(value: Any) -> dict[str, Any]:
 
 
 def _kind(node: ast.expr) -> Any:
-    """A type from its annotation: the small set of types an option may have; anything else counts as Any."""
+    """Return the type of an annotation, of the few types that an option may have; anything else is Any."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return _kind(ast.parse(node.value, mode="eval").body)
     if isinstance(node, ast.Constant) and node.value is None:
@@ -215,7 +215,7 @@ def _kind(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
         return _NAMES.get(node.id, Any)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return typing.Union[_kind(node.left), _kind(node.right)]  # noqa: UP007  the sides are only known here
+        return typing.Union[_kind(node.left), _kind(node.right)]  # noqa: UP007  the members are known only here
     if isinstance(node, ast.Subscript):
         return _generic(ast.unparse(node.value).rpartition(".")[2], node.slice)
     return Any
@@ -226,7 +226,7 @@ def _generic(name: str, inner: ast.expr) -> Any:
     if name == "Literal":
         return Literal[tuple(ast.literal_eval(part) for part in parts)]
     if name == "Optional":
-        return typing.Union[_kind(parts[0]), None]  # noqa: UP007  the type is only known here
+        return typing.Union[_kind(parts[0]), None]  # noqa: UP007  the type is known only here
     if name in ("list", "dict", "tuple"):
         kinds = tuple(... if ast.unparse(part) == "..." else _kind(part) for part in parts)
         return types.GenericAlias({"list": list, "dict": dict, "tuple": tuple}[name], kinds)
@@ -239,7 +239,7 @@ def _default(node: ast.expr | None) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        pass  # an expression: shown as it is written
+        pass  # an expression, shown as written
     if isinstance(node, ast.Call):
         for keyword in node.keywords:
             if keyword.arg == "default":

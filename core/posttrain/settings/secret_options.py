@@ -1,6 +1,6 @@
-"""Options of rewards, judges and environments that are named like secrets: used by a run, and written nowhere.
+"""Secrets among the options of rewards, judges and environments, by their names: used by a run, written nowhere.
 
-``judge.api_key=env:NAME`` takes the value from the environment when it is needed, and may be written as it is.
+``judge.api_key=env:NAME`` reads the value from the environment when it is needed, and may be written as it is.
 """
 
 from __future__ import annotations
@@ -10,27 +10,26 @@ import re
 from typing import Any
 
 from posttrain.errors import SettingsError
-from posttrain.settings.settings import Settings
 
-#: Fields of Settings that hold such options.
+#: Fields of Settings with such options.
 FIELDS = ("reward_options", "judge_options", "environment_options")
-#: Stands in a file in place of a secret.
+#: Placeholder of a secret in files.
 HIDDEN = "(not kept)"
 _FROM = "env:"
 #: Secrets that options held or named.
 _USED: set[str] = set()
-#: Characters of the shortest value that is taken out of texts; shorter ones stand in them by chance.
+#: Characters of the shortest value that is redacted; shorter ones occur in texts by chance.
 _SHORTEST = 8
 _NAMED = re.compile(r"(^|[_.-])(api)?(key|token|secret|password|passwd|passphrase|credentials?)$", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
-    """Whether an option of that name holds a secret; ``key_env`` only names where one is."""
+    """Return whether an option of that name holds a secret; ``key_env`` only names a variable."""
     return _NAMED.search(name) is not None
 
 
 def hidden(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run as they may be written to a file."""
+    """Return the settings of a run with secrets replaced, for a file."""
     return settings | {field: _hidden(settings[field]) for field in FIELDS if settings.get(field)}
 
 
@@ -42,16 +41,15 @@ def _named(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(_FROM)
 
 
-def given(settings: Settings) -> dict[str, Any]:
-    """The secrets among the settings, by field: what a resumed run has to be given again."""
-    flat = settings.flat()
-    found = {field: flat[field] or {} for field in FIELDS}
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Select the secrets among the options of a run, by field: what a resumed run must be given again."""
+    found = {field: settings[field] or {} for field in FIELDS}
     secrets = {field: {n: v for n, v in options.items() if is_secret(n)} for field, options in found.items()}
     return {field: options for field, options in secrets.items() if options}
 
 
 def restored(field: str, stored: dict[str, Any] | None, changes: dict[str, Any]) -> dict[str, Any]:
-    """Stored options with the secrets in ``changes``. Raises SettingsError for a change of anything else."""
+    """Merge the secrets of ``changes`` into stored options. Raises SettingsError for a change of anything else."""
     for name in changes:
         if not is_secret(name) or name not in (stored or {}):
             raise SettingsError(
@@ -62,7 +60,7 @@ def restored(field: str, stored: dict[str, Any] | None, changes: dict[str, Any])
 
 
 def revealed(field: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options as they are used: ``env:NAME`` is looked up. Raises SettingsError where a secret is not there."""
+    """Look up the values of ``env:NAME`` among the options. Raises SettingsError where a secret is missing."""
     return {name: _revealed(field, name, value) if is_secret(name) else value for name, value in options.items()}
 
 
@@ -74,10 +72,10 @@ def _revealed(field: str, name: str, value: Any) -> Any:
 
 
 def redacted(value: Any) -> Any:
-    """A text, or texts in lists and objects, with stars in the place of every secret that is known here.
+    """Replace every known secret by stars in a text, or in the texts of lists and objects.
 
-    Those are the options above that were used, and the variables of the environment that are named like secrets: what a
-    reward or a server says in an error may repeat them.
+    Known are used options and environment variables that are named like secrets: an error of a reward or a server may
+    repeat them.
     """
     known = {secret for name, secret in os.environ.items() if is_secret(name)} | _USED
     return _without(value, sorted((one for one in known if len(one) >= _SHORTEST), key=len, reverse=True))

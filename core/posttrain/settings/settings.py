@@ -1,4 +1,4 @@
-"""All options of a run that are not the method's own, section by section."""
+"""Options of a run other than the method's, section by section."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from posttrain.settings.sections import (
     WatchSettings,
 )
 
-#: Sections by name, in the order in which help and configuration files list them.
+#: Sections by name, in the order of help and configuration files.
 SECTIONS: dict[str, type] = {
     "model": ModelSettings,
     "data": DataSettings,
@@ -40,7 +40,7 @@ SECTIONS: dict[str, type] = {
     "distributed": DistributedSettings,
     "watch": WatchSettings,
 }
-#: Options that few ever set; ``--help-all`` lists them.
+#: Options that few users set; ``--help-all`` lists them.
 EXPERT = frozenset(
     {
         *("schedule_options", "embedding_learning_rate", "head_learning_rate", "lora_plus_ratio"),
@@ -49,12 +49,15 @@ EXPERT = frozenset(
         *("lora_target_parameters", "train_only", "freeze"),
         *("router_loss_coefficient", "head_chunk_tokens", "micro_batch_tokens", "offload_activations", "packing"),
         *("reference_cache", "teacher_top_k", "teacher_average_rate", "end_of_sequence", "split", "streaming"),
+        "data_processes",
         *("generation_patience", "generation_cache_tokens", "generation_prefix_tokens", "generation_rounds"),
+        "speculate_tokens",
         *("generation_process", "episodes_at_once"),
         *("generation_device", "generation_dtype", "generation_gpu_memory", "correction_low", "correction_high"),
-        *("minibatches_per_rollout", "reward_timeout", "judge_options", "deepspeed_config", "rdzv_endpoint"),
-        *("max_restarts", "node_rank", "nnodes", "tensor_parallel", "zero_stage", "cpu_offload", "observers"),
-        "rule_options",
+        *("router_replay", "minibatches_per_rollout", "reward_timeout", "judge_options"),
+        *("deepspeed_config", "rdzv_endpoint"),
+        *("max_restarts", "node_rank", "nnodes", "tensor_parallel", "context_parallel", "zero_stage", "cpu_offload"),
+        *("expert_parallel", "observers", "rule_options"),
         *("episode_tokens", "episode_seconds", "tool_workers", "environment_errors", "rewritten_history"),
     }
 )
@@ -62,10 +65,10 @@ EXPERT = frozenset(
 
 @dataclass(frozen=True, init=False)
 class Settings:
-    """Everything that is not the method's own option, in sections.
+    """Options of a run other than the method's, in sections.
 
-    Built from the names that flags and files use: ``Settings(model="gpt2", max_length=512)`` puts the first into
-    ``settings.model`` and the second into ``settings.data``.
+    Built from the names that flags and files use: ``Settings(model="gpt2", max_length=512)`` sets
+    ``settings.model.model`` and ``settings.data.max_length``.
     """
 
     model: ModelSettings
@@ -91,33 +94,33 @@ class Settings:
             raise TypeError(f"Settings has no option '{next(iter(options))}'")
 
     def replace(self, **changes: Any) -> Settings:
-        """Copy these settings with other values for the options named."""
+        """Copy these settings with other values of the named options."""
         return Settings(**(self.flat() | changes))
 
     def flat(self) -> dict[str, Any]:
-        """List every option with its value, as run.json and configuration files hold them."""
+        """List every option with its value, as in run.json and configuration files."""
         return {name: getattr(getattr(self, section), name) for section in SECTIONS for name in names_of(section)}
 
     def get(self, option: str) -> Any:
-        """Look up one option by the name that flags and files use."""
+        """Look up one option by the name of flags and files."""
         return getattr(getattr(self, section_of(option)), option)
 
     def check(self) -> None:
         """Check every section. Raises SettingsError for a value that no run can take."""
         for section in SECTIONS:
-            check = getattr(getattr(self, section), "check", None)  # not every section has something to check
+            check = getattr(getattr(self, section), "check", None)  # not every section has checks
             if check is not None:
                 check()
 
     @classmethod
     def from_record(cls, values: dict[str, Any]) -> Settings:
-        """Build settings from what a run.json holds; options that no longer exist are left out."""
+        """Build settings from a run.json; options that no longer exist are left out."""
         known = {name for section in SECTIONS for name in names_of(section)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
 def section_of(option: str) -> str:
-    """Name the section that holds ``option``. Raises KeyError where none does."""
+    """Return the section that holds ``option``. Raises KeyError where none does."""
     for section in SECTIONS:
         if option in names_of(section):
             return section

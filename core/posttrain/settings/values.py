@@ -1,17 +1,17 @@
-"""Values that the type of an option allows and no run can have."""
+"""Checks of values that an option's type allows but no run can have."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from posttrain.errors import SettingsError, short
-from posttrain.settings.settings import Settings
 
-#: For which an infinite value means: no limit.
+#: Options for which an infinite value means no limit.
 _UNBOUNDED = ("max_grad_norm", "correction_high")
-#: Which may be empty: they then have their default, or nothing is put before the prompt.
+#: Options that may be empty, meaning their default or no system prompt.
 _MAY_BE_EMPTY = ("model", "output", "system_prompt")
-#: From the first to below the second, or as far as there are numbers.
+#: Lower bound and exclusive upper bound of options.
 _RANGES = {
     "adam_beta1": (0.0, 1.0),
     "adam_beta2": (0.0, 1.0),
@@ -21,9 +21,9 @@ _RANGES = {
 }
 
 
-def check_values(settings: Settings) -> None:
-    """Raise SettingsError for numbers that are not finite, texts that are empty, and the decays of Adam."""
-    for option, value in settings.flat().items():
+def check_values(settings: dict[str, Any]) -> None:
+    """Raise SettingsError for numbers that are not finite, empty texts, and values outside of ``_RANGES``."""
+    for option, value in settings.items():
         name = option.replace("_", "-")
         if isinstance(value, float) and not math.isfinite(value) and option not in _UNBOUNDED:
             raise SettingsError(f"{name} is {value}, expected a finite number.")
@@ -33,7 +33,7 @@ def check_values(settings: Settings) -> None:
         if any(isinstance(text, str) and "\0" in text for text in texts):
             raise SettingsError(f"{name} is {short(value)}, which holds a null character.")
     for option, (least, bound) in _RANGES.items():
-        value = settings.get(option)
+        value = settings[option]
         if not least <= value < bound:
             below = f" to below {bound:g}" if math.isfinite(bound) else " upwards"
             raise SettingsError(f"{option.replace('_', '-')} is {value:g}, expected a number from {least:g}{below}.")

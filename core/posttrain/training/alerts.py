@@ -1,4 +1,4 @@
-"""A run looks at itself after each step; what looks wrong is written down, said, and may end the run."""
+"""Checks of a run after each step; what looks wrong is logged, reported, and may end the run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from posttrain.runs.rules.registry import active_rules
 from posttrain.runs.rules.watcher import Raised, Watcher
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from pathlib import Path
+
+    from posttrain.runs.directory import RunDirectory
+    from posttrain.training.run import Plan, Run
 
 
-def make_watcher(run: Run) -> Watcher:
-    """Build the watcher of a run, which knows what a run that is resumed has said before."""
-    watch, directory = run.plan.settings.watch, run.outputs.directory
-    watcher = Watcher(active_rules(watch.rules, watch.rule_options), ranges=run.plan.card.ranges)
+def make_watcher(plan: Plan, directory: RunDirectory) -> Watcher:
+    """Build the watcher of a run, with the alerts that a resumed run has already raised."""
+    watch = plan.settings.watch
+    watcher = Watcher(active_rules(watch.rules, watch.rule_options), ranges=plan.card.ranges)
     if directory.writes and (directory.path / "run.json").is_file():
         watcher.plan = directory.facts()
         watcher.remember(directory.alerts())
@@ -23,7 +26,7 @@ def make_watcher(run: Run) -> Watcher:
 
 
 def look(run: Run, watcher: Watcher, details: dict[str, Any]) -> Raised | None:
-    """Look at the step that is over; the alert that ends the run, on every rank alike, or None."""
+    """Check the finished step; return the alert that ends the run, the same on every rank, or None."""
     raised: list[Raised] = []
     if run.outputs.directory.writes:
         raised = watcher.look(run.progress.history, run.progress.evaluations, details)
@@ -36,16 +39,16 @@ def look(run: Run, watcher: Watcher, details: dict[str, Any]) -> Raised | None:
 
 
 def tell(run: Run, raised: Raised) -> None:
-    """Write an alert down and tell the observers, of which the progress is one."""
+    """Record an alert and pass it to the observers, including the progress output."""
     event = run.outputs.directory.alert(
         raised.code, raised.severity, raised.message, raised.evidence, raised.suggestion
     )
     run.outputs.observers.tell("alert", run=run, event=event)
 
 
-def stop(run: Run, raised: Raised) -> None:
+def stop(path: Path, raised: Raised) -> None:
     """End a run whose checkpoint is written. Raises RunStopped."""
     raise RunStopped(
         f"The run stopped: [{raised.code}] {raised.message}. Try: {raised.suggestion}. It is saved; to go on all the "
-        f"same: --rules {raised.code}=warn and posttrain resume {run.path}"
+        f"same: --rules {raised.code}=warn and posttrain resume {path}"
     )

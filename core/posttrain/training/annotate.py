@@ -1,4 +1,4 @@
-"""What a method works out from a whole step without gradient: columns that its loss then reads."""
+"""Columns that a method computes from a whole step without gradient, for its loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Models:
         self.compute = compute
 
     def logps(self, sequences: list[Sequence], model: str = "policy") -> list[Tensor]:
-        """Log-probs ``(t,)`` of the trained tokens of each sequence under "policy", "reference" or "teacher"."""
+        """Return log-probs ``(t,)`` of the trained tokens of each sequence under "policy", "reference" or "teacher"."""
         compute = self.compute
         if model not in ("policy", "reference", "teacher"):
             raise PluginError(
@@ -32,7 +32,7 @@ class Models:
 
 
 def annotate(compute: Compute, examples: list[Example]) -> None:
-    """Let the method add its columns to ``examples``, all of one global step."""
+    """Add the method's columns to ``examples``, all of one global step."""
     if compute.method.has("posttrain_annotate"):
         with torch.no_grad():
             columns = compute.method.annotate(
@@ -42,7 +42,7 @@ def annotate(compute: Compute, examples: list[Example]) -> None:
 
 
 def add_columns(examples: list[Example], columns: dict[str, Any], method: str) -> None:
-    """Put each value of each column where it belongs. Raises PluginError for a column of another length."""
+    """Add each column's values to the examples. Raises PluginError for a column of another length."""
     for name, values in columns.items():
         if len(values) != len(examples):
             raise PluginError(

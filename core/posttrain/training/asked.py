@@ -1,4 +1,4 @@
-"""What a run is asked between two steps: to stop, by a signal or ``posttrain stop``; to save, by a clock or a wish."""
+"""Requests to a run between two steps: to stop, by a signal or ``posttrain stop``; to save, by time or on request."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING
 from posttrain.runs.control import CHECKPOINT, STOP, take_wishes
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Run
+    from posttrain.runs.directory import RunDirectory
+    from posttrain.training.interrupt import Interrupt
+    from posttrain.training.strategy import Strategy
 
-#: Saving by the clock takes at most one part in this many of a run's time, whatever the interval.
+#: Saving by time takes at most one part in this many of a run's time, whatever the interval.
 WORTH = 20
 
 
 @dataclass
 class SaveClock:
-    """Tells when a checkpoint is due by time. ``seconds`` lie between two, more where one takes long to write."""
+    """Schedule of checkpoints by time: one every ``seconds``, fewer where writing one takes long."""
 
     seconds: float
     last: float = field(default_factory=time.monotonic)
     cost: float = 0.0
-    """Seconds that the last checkpoint took."""
+    """Seconds that writing the last checkpoint took."""
 
     @classmethod
     def of(cls, minutes: float | None) -> SaveClock:
@@ -35,26 +37,26 @@ class SaveClock:
         return time.monotonic() - self.last >= max(self.seconds, WORTH * self.cost)
 
     def saved(self, begun: float) -> None:
-        """A checkpoint that was begun at ``begun`` is written."""
+        """Record that a checkpoint begun at time ``begun`` is written."""
         self.last = time.monotonic()
         self.cost = self.last - begun
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What every rank has heard alike."""
+    """Requests to a run, the same on every rank."""
 
     stop: bool
     save: bool
 
 
-def ask_around(run: Run, clock: SaveClock) -> Asked:
-    """Collect signals of all ranks, and what the first one finds in the folder and on the clock."""
+def ask_around(directory: RunDirectory, interrupt: Interrupt, strategy: Strategy, clock: SaveClock) -> Asked:
+    """Collect the signals of all ranks, and the requests in the folder and the time that rank 0 sees."""
     wishes: set[str] = set()
-    if run.outputs.directory.writes:
-        wishes = take_wishes(run.path)
-    if STOP in wishes and not run.interrupt.signal:
-        run.interrupt.signal = "posttrain stop"
-    saves = CHECKPOINT in wishes or (run.outputs.directory.writes and clock.is_due())
-    heard = run.compute.strategy.everyone((bool(run.interrupt.signal), saves))
+    if directory.writes:
+        wishes = take_wishes(directory.path)
+    if STOP in wishes and not interrupt.signal:
+        interrupt.signal = "posttrain stop"
+    saves = CHECKPOINT in wishes or (directory.writes and clock.is_due())
+    heard = strategy.everyone((bool(interrupt.signal), saves))
     return Asked(any(stop for stop, _ in heard), any(save for _, save in heard))

@@ -1,11 +1,11 @@
-"""The end of a run whose model is an average of weights: of all its steps, or of its last checkpoints."""
+"""Averaged weights as a run's final model: of all its steps, or of its last checkpoints."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from posttrain.models.average import WeightAverage
-from posttrain.runs.directory import is_checkpoint, step_of
+from posttrain.runs.directory import RunDirectory, is_checkpoint, step_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def put_average(run: Run) -> None:
-    """Put the average that the run was asked for into the policy, evaluate it, and say both; else do nothing."""
+    """Load the requested average into the policy, evaluate it and report both; without one do nothing."""
     count = run.plan.settings.optim.average_last
     average = run.compute.average
     if count is not None:
-        folders = scheduled(run)[-count:]
+        folders = scheduled(run.outputs.directory, run.plan.settings.watch.save_every, run.progress.step)[-count:]
         average = WeightAverage(run.compute.policy)
         for folder in folders:
             run.compute.strategy.load(run.compute, folder)
@@ -29,7 +29,11 @@ def put_average(run: Run) -> None:
     else:
         return
     average.put()
-    found = {} if run.evaluation is None else {f"eval_{n}": value for n, value in run.evaluation(run).items()}
+    found = (
+        {}
+        if run.evaluation is None
+        else {f"eval_{n}": value for n, value in run.evaluation(run.compute, run.progress).items()}
+    )
     message = f"the weights are {what}"
     run.outputs.directory.event(
         "weights-averaged", "info", message, evidence={"step": run.progress.step, "averaged": average.count, **found}
@@ -38,11 +42,9 @@ def put_average(run: Run) -> None:
     run.outputs.say(message + values)
 
 
-def scheduled(run: Run) -> list[Path]:
-    """Checkpoints that ``save_every`` made, and the one of the end, oldest first: those that are averaged."""
-    every = run.plan.settings.watch.save_every
-    found = [path for path in run.outputs.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
-    last = run.progress.step
+def scheduled(directory: RunDirectory, every: int | None, last: int) -> list[Path]:
+    """List the checkpoints to average, oldest first: those of every ``every`` steps and of step ``last``."""
+    found = [path for path in directory.checkpoints.glob("step-*") if is_checkpoint(path)]
     chosen = [
         path for path in found if step_of(path) > 0 and (step_of(path) == last or step_of(path) % (every or 1) == 0)
     ]

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that makes a continued run equal the uninterrupted one, written aside and renamed."""
+"""Checkpoints: all state that makes a resumed run equal the uninterrupted one, written aside and renamed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ import torch
 from posttrain.errors import CheckpointError
 from posttrain.models.reference import MovingReference
 from posttrain.runs.checkpoints import find_checkpoints, none_is_good
-from posttrain.runs.directory import is_checkpoint, step_of
+from posttrain.runs.directory import RunDirectory, is_checkpoint, step_of
 from posttrain.runs.durable import put_folder, writing
+from posttrain.runs.json_file import read_object
 from posttrain.runs.manifest import find_damage, write_manifest
 from posttrain.training.averaging import scheduled
 from posttrain.training.finite import nonfinite_weights, refuse_nonfinite
 from posttrain.training.reference_use import kept_in_checkpoint, restore_kept
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Compute, Run
+    from posttrain.training.run import Compute, Plan, Progress, Run
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Write ``checkpoints/step-N``; a reader never sees half of one. Older ones beyond ``save_total`` go.
+    """Write ``checkpoints/step-N`` in one rename, and delete older ones beyond ``save_total``.
 
-    Raises RunStopped for weights that are not finite, RunFailed where the disk takes no more.
+    Raises RunStopped for weights that are not finite, RunFailed on a full disk.
     """
     refuse_nonfinite(run)
     final = run.outputs.directory.checkpoints / f"step-{run.progress.step}"
@@ -42,10 +43,10 @@ def save_checkpoint(run: Run) -> Path:
             _write(run, aside)
             if run.compute.strategy.rank == 0:
                 put_folder(aside, final)
-                _prune(run)
+                _prune(run.plan, run.progress, run.outputs.directory)
     except BaseException:
         if run.compute.strategy.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
+            shutil.rmtree(aside, ignore_errors=True)  # frees a full disk
         raise
     run.compute.strategy.barrier()
     run.outputs.directory.event("checkpoint", "info", f"checkpoint of step {run.progress.step}", evidence=final.name)
@@ -56,7 +57,7 @@ def save_checkpoint(run: Run) -> Path:
 def _write(run: Run, aside: Path) -> None:
     """Write all files of a checkpoint, the manifest last."""
     generators = run.compute.strategy.gather([_random_state()])
-    reference = kept_in_checkpoint(run)
+    reference = kept_in_checkpoint(run.compute, run.outputs.directory)
     if run.compute.strategy.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -86,13 +87,13 @@ def _write(run: Run, aside: Path) -> None:
 
 
 def restore_newest(run: Run) -> list[str]:
-    """Restore the newest good checkpoint; return a line for each newer one that was passed over, and for what differs.
+    """Restore the newest good checkpoint; return a line per newer one passed over, and per difference.
 
-    One that is cut, damaged or not finite is renamed to ``step-N.damaged``. Raises CheckpointError where none is good.
+    A truncated, damaged or non-finite one is renamed to ``step-N.damaged``. Raises CheckpointError if none is good.
     """
     passed: dict[Path, str] = {}
     strategy = run.compute.strategy
-    reads = strategy.rank == 0  # the others take its word: a folder may look different through another machine
+    reads = strategy.rank == 0  # one rank decides: a folder may look different from another machine
     for folder in strategy.everyone(find_checkpoints(run.path) if reads else [])[0]:
         problem = strategy.everyone(find_damage(folder) if reads else None)[0]
         if problem is None:
@@ -112,15 +113,15 @@ def restore_newest(run: Run) -> list[str]:
 
 
 def _set_damaged_aside(compute: Compute, folders: list[Path]) -> None:
-    """Take checkpoints out of the numbering: pruning would count them in the place of good ones."""
+    """Rename damaged checkpoints, which pruning would otherwise count instead of good ones."""
     for folder in folders if compute.strategy.rank == 0 else ():
         with contextlib.suppress(OSError):
             put_folder(folder, folder.with_name(f"{folder.name}.damaged"))
 
 
 def restore_checkpoint(run: Run, folder: Path) -> list[str]:
-    """Bring weights, optimiser, schedule, method state, data position and random state back; return what cannot be."""
-    facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    """Restore weights, optimiser, schedule, method state, data position and random state; return what cannot be."""
+    facts = read_object(folder / "state.json", CheckpointError, "Delete this checkpoint; an earlier one is taken then.")
     run.compute.strategy.load(run.compute, folder)
     training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
     run.compute.schedule.last_epoch = training["schedule"]["last_epoch"]
@@ -139,7 +140,7 @@ def restore_checkpoint(run: Run, folder: Path) -> list[str]:
         run.compute.average.restore(training.get("average", {}))
     restore_kept(run.compute, training["reference"])
     if training["source"]:
-        run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that saved something
+        run.source.restore(training["source"])  # type: ignore[attr-defined]  # only sources that save something
     run.progress.step, run.progress.best = facts["step"], facts["best"]
     saved, parts = len(training["random"]), run.compute.strategy.data_size
     if saved == parts:
@@ -151,18 +152,18 @@ def restore_checkpoint(run: Run, folder: Path) -> list[str]:
     ]
 
 
-def _prune(run: Run) -> None:
-    """Delete checkpoints beyond ``save_total``, but never the best one where a run keeps it."""
-    found = [path for path in run.outputs.directory.checkpoints.glob("step-*") if is_checkpoint(path)]
+def _prune(plan: Plan, progress: Progress, directory: RunDirectory) -> None:
+    """Delete checkpoints beyond ``save_total``, except the best one under --save-best and those to average."""
+    found = [path for path in directory.checkpoints.glob("step-*") if is_checkpoint(path)]
     found.sort(key=step_of)
-    wanted = run.plan.settings.optim.average_last
-    averaged = scheduled(run)[-wanted:] if wanted else []
-    for path in found[: -run.plan.settings.watch.save_total or None]:
+    wanted, watch = plan.settings.optim.average_last, plan.settings.watch
+    averaged = scheduled(directory, watch.save_every, progress.step)[-wanted:] if wanted else []
+    for path in found[: -watch.save_total or None]:
         if path in averaged:
             continue
-        if path.name != f"step-{run.progress.best.get('step')}" or not run.plan.settings.watch.save_best:
-            path.rename(path.with_name(f".{path.name}.tmp"))  # half a checkpoint never has the name of a whole one
-    for path in run.outputs.directory.checkpoints.glob(".step-*"):  # what kills have left
+        if path.name != f"step-{progress.best.get('step')}" or not watch.save_best:
+            path.rename(path.with_name(f".{path.name}.tmp"))  # no incomplete checkpoint has a complete one's name
+    for path in directory.checkpoints.glob(".step-*"):  # left by kills
         shutil.rmtree(path)
 
 

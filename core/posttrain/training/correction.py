@@ -1,14 +1,14 @@
-"""Sampler against trainer: how far their log-probs lie apart, and importance weights that make up for it.
+"""Differences between sampler and trainer log-probs, and importance weights that correct for them.
 
 A token was sampled by weights that may be older than the trainer's, or by an engine that rounds otherwise. Its weight
-is the ratio of its probability under the policy as it is at the start of the step's updates to that under the sampler,
-truncated or masked. The gradient that reaches the log-prob and the token statistics of a token is multiplied by its
-weight: for a loss that is a sum over tokens this is the weighted loss, and a loss that is defined on whole answers or
-on pairs needs no code for it. Values and denominators of the loss stay as they are.
+is the ratio of its probability under the policy at the start of the step's updates to that under the sampler, truncated
+or masked. The gradient of a token's log-prob and token statistics is multiplied by its weight: for a loss that is a sum
+over tokens this is the weighted loss, and a loss defined on whole answers or on pairs needs no code for it. Values and
+denominators of the loss do not change.
 
 Truncated: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training". Masked: IcePop,
-arXiv:2510.18855; the sequence's own ratio: Liu et al. 2025, "When speed kills stability". There the policy's term alone
-is weighted; here whatever else flows through a sampled token's log-prob (a KL penalty) is weighted with it.
+arXiv:2510.18855; the sequence's own ratio: Liu et al. 2025, "When speed kills stability". There only the policy's term
+is weighted; here every gradient through a sampled token's log-prob (a KL penalty) is weighted with it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from posttrain.training.reduction import Averages
     from posttrain.training.run import Compute
 
-#: Differences of log-probs beyond this are counted.
+#: Log-prob differences above this count as large.
 FAR = 0.1
-#: What a run gets that needs a correction and names none.
+#: Preset for runs that need a correction and name none.
 USUAL = "truncated-token"
 
 
 @dataclass(frozen=True)
 class Correction:
-    """A preset: what happens to ratios of tokens, or of whole answers, outside ``low`` to ``high``."""
+    """A preset that truncates or masks ratios of tokens, or of whole answers, outside ``low`` to ``high``."""
 
     preset: str
     low: float
     high: float
 
     def weights(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        """Weights ``(R, T)`` from the logarithm of trainer by sampler ``(R, T)``; 1 where ``mask`` is False."""
+        """Return weights ``(R, T)`` from the log-ratio of trainer to sampler ``(R, T)``; 1 where ``mask`` is False."""
         log_ratio = torch.where(mask, log_ratio, torch.zeros_like(log_ratio))
         if self.preset.endswith("-sequence"):
             log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
@@ -57,7 +57,7 @@ class Correction:
 
 
 def choose_correction(settings: CorrectionSettings, needed: bool) -> Correction | None:
-    """Choose the correction of a run; ``needed``: sampler and trainer may differ. Raises SettingsError for bounds."""
+    """Choose the correction of a run; ``needed`` where sampler and trainer may differ. Raises SettingsError."""
     low, high = settings.correction_low, settings.correction_high
     if not 0 <= low < 1 < high:
         raise SettingsError(
@@ -70,10 +70,10 @@ def choose_correction(settings: CorrectionSettings, needed: bool) -> Correction 
 def correct(
     compute: Compute, examples: list[Example], policy: Views, averages: Averages, extremes: list[float]
 ) -> None:
-    """Compare the log-probs of sampler and trainer in every role that was sampled, and weight the gradients there.
+    """Compare sampler and trainer log-probs in every sampled role, and weight the gradients there.
 
-    ``averages`` get what is known of the micro-batch's tokens; ``extremes`` is [largest difference, smallest ratio,
-    largest ratio] so far, or empty. Tokens that others sampled, or whose log-probs are not known, do not count.
+    ``averages`` collect metrics of the micro-batch's tokens; ``extremes`` is [largest difference, smallest ratio,
+    largest ratio] so far, or empty. Tokens sampled by others, or without known log-probs, do not count.
     """
     for role, view in vars(policy).items():
         rows = [(s, e.columns.get("source", "policy")) for e in examples for s in e.sequences[role]]
@@ -95,7 +95,7 @@ def correct(
 
 
 def _watch(log_ratio: Tensor, averages: Averages, extremes: list[float]) -> None:
-    """Enter the differences ``(n,)`` of tokens that count."""
+    """Add the log-ratios ``(n,)`` of counted tokens to the metrics."""
     if not log_ratio.numel():
         return
     gap, ratio = log_ratio.abs(), importance_ratio(log_ratio)  # (n,)
@@ -114,16 +114,16 @@ def _watch(log_ratio: Tensor, averages: Averages, extremes: list[float]) -> None
 
 
 def _weight(view: View, weights: Tensor, extras: set[str]) -> None:
-    """Multiply what flows back into each token's log-prob and statistics; values stay the same to the last bit."""
+    """Multiply the gradients of each token's log-prob and statistics; values stay bit-identical."""
     for name, values in vars(view).items():
         fits = isinstance(values, Tensor) and values.requires_grad and values.shape == weights.shape
-        if fits and name not in extras:  # a value head says what an answer is worth, whoever gave it
+        if fits and name not in extras:  # a value head estimates an answer's return, whoever sampled it
             still = values.detach()
             setattr(view, name, still + weights * (values - still))
 
 
 def summary(metrics: dict[str, float], extremes: list[list[float]]) -> dict[str, float]:
-    """What the log says, from the averages of all ranks and the extremes of each."""
+    """Return the metrics of the log, from the averages of all ranks and the extremes of each."""
     squared = metrics.pop("sampler_ratio_squared", None)
     if squared is None:
         return metrics

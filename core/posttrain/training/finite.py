@@ -1,4 +1,4 @@
-"""Weights that are not numbers: found before they are saved, and after they are loaded."""
+"""Non-finite weights: found before they are saved and after they are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.errors import RunStopped
 if TYPE_CHECKING:
     from posttrain.training.run import Compute, Run
 
-#: Tensors that a message names.
+#: Tensors that a message lists.
 NAMED = 3
 
 
@@ -24,7 +24,7 @@ def nonfinite_weights(compute: Compute) -> list[str]:
 
 
 def refuse_nonfinite(run: Run) -> None:
-    """Raise RunStopped where a trained weight is not finite: nothing of such a model is saved."""
+    """Raise RunStopped if a trained weight is not finite: nothing of such a model is saved."""
     bad = nonfinite_weights(run.compute)
     if not bad:
         return
@@ -44,7 +44,7 @@ def refuse_nonfinite(run: Run) -> None:
 
 @torch.no_grad()
 def _is_finite(parameter: nn.Parameter) -> bool:
-    """Look at this rank's part of one tensor. Frozen ones are as they were loaded."""
+    """Check this rank's part of one tensor. Frozen ones pass unchecked."""
     if not parameter.requires_grad or not (parameter.is_floating_point() or parameter.is_complex()):
         return True
     local = local_part(parameter)
@@ -54,7 +54,7 @@ def _is_finite(parameter: nn.Parameter) -> bool:
 
 
 def local_part(parameter: Any) -> Tensor:
-    """Return what this rank holds of a tensor: the shard of fully_shard, of ZeRO stage 3, or the whole tensor."""
+    """Return this rank's part of a tensor: the shard of fully_shard or of ZeRO stage 3, or the whole tensor."""
     if hasattr(parameter, "to_local"):
         return parameter.detach().to_local()
     return getattr(parameter, "ds_tensor", parameter.detach())

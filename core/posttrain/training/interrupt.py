@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and the first Ctrl-C end the step that is being taken, a second Ctrl-C ends at once."""
+"""Stop signals: SIGTERM and the first Ctrl-C end the run after the current step, a second Ctrl-C at once."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-#: Set in ranks of torch's elastic agent, which hears of Ctrl-C by itself, passes it on, and kills at the second.
+#: Set in ranks of torch's elastic agent, which handles Ctrl-C itself, passes it on, and kills at the second.
 _AGENT = "TORCHELASTIC_RUN_ID"
 
 
 class Interrupt:
-    """Whether this process was asked to stop, and by which signal."""
+    """Signal by which this process was asked to stop."""
 
     def __init__(self) -> None:
         self.signal = ""
-        """Name of the first signal; empty while there was none."""
+        """Name of the first signal; empty before one."""
 
     @contextlib.contextmanager
     def listening(self, speaks: bool) -> Iterator[None]:
-        """Handle the signals in a block, in the main thread; ``speaks``: say on standard error what is going on.
+        """Handle the signals inside a block, in the main thread; with ``speaks`` report on standard error.
 
-        Elsewhere signals do what the program around it has them do.
+        In other threads signals keep the handlers of the surrounding program.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

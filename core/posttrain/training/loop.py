@@ -1,4 +1,4 @@
-"""The loop. One for all methods: examples, a step, a line of metrics; now and then an evaluation or a checkpoint."""
+"""Training loop of all methods: examples, a step, a line of metrics; at intervals an evaluation or a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def train_loop(run: Run, progress: ProgressLine) -> None:
-    """Take the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy.
+    """Run the steps from ``run.step`` to ``run.total``; leave the best or the last weights in the policy.
 
     A run that is asked to stop ends after a step, saved and ``interrupted``.
     """
@@ -41,9 +41,10 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
             save_checkpoint(run)
             saved = run.progress.step
     clock = SaveClock.of(run.plan.settings.watch.save_minutes)
-    watcher, movement = make_watcher(run), Movement(run)
+    watcher = make_watcher(run.plan, run.outputs.directory)
+    movement = Movement(run.compute)
     while run.progress.step < run.progress.total and not _patience_is_over(run.plan, run.progress):
-        asked = ask_around(run, clock)
+        asked = ask_around(run.outputs.directory, run.interrupt, run.compute.strategy, clock)
         if asked.save and saved != run.progress.step:
             _save(run, clock)
             saved = run.progress.step
@@ -51,7 +52,7 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
             run.progress.interrupted = True
             break
         line = _one_step(run)
-        details = movement.after_step(run, line)
+        details = movement.after_step(run.compute, line)
         if run.evaluation is not None and _due(run.progress, run.plan.settings.watch.eval_every, at_end=True):
             line |= evaluate(run, progress)
         run.progress.history.append(line)
@@ -63,7 +64,7 @@ def train_loop(run: Run, progress: ProgressLine) -> None:
             _save(run, clock)
             saved = run.progress.step
         if ending:
-            stop(run, ending)
+            stop(run.path, ending)
     if saved != run.progress.step:
         save_checkpoint(run)
     if (
@@ -98,7 +99,7 @@ def _one_step(run: Run) -> dict[str, Any]:
     if run.compute.average is not None:
         run.compute.average.add()
     seconds = time.monotonic() - begun
-    line = _line(run, outcome, rate, seconds)
+    line = _line(run.progress.step, outcome, rate, seconds) | getattr(run.source, "metrics", {})
     if not run.plan.card.online:
         line["data_seconds"] = reading
     if not all(math.isfinite(line[name]) for name in ("loss", "grad_norm")):
@@ -113,10 +114,10 @@ def _one_step(run: Run) -> dict[str, Any]:
     return line
 
 
-def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl; the loss is that of the whole optimiser step."""
+def _line(step: int, outcome: Outcome, rate: float, seconds: float) -> dict[str, Any]:
+    """Build one line of metrics.jsonl; the loss is that of the whole optimiser step."""
     line: dict[str, Any] = {
-        "step": run.progress.step,
+        "step": step,
         "loss": outcome.loss,
         "grad_norm": outcome.grad_norm,
         "learning_rate": rate,
@@ -127,12 +128,12 @@ def _line(run: Run, outcome: Outcome, rate: float, seconds: float) -> dict[str, 
     }
     if len(outcome.terms) > 1:
         line |= outcome.terms
-    return line | outcome.metrics | getattr(run.source, "metrics", {})
+    return line | outcome.metrics
 
 
 def evaluate(run: Run, progress: ProgressLine) -> dict[str, float]:
     """Evaluate, record, and compare with the best so far. Names get the prefix ``eval_``."""
-    found = {f"eval_{name}": value for name, value in run.evaluation(run).items()}
+    found = {f"eval_{name}": value for name, value in run.evaluation(run.compute, run.progress).items()}
     name, _ = best_metric(run.plan)
     if (run.plan.settings.watch.save_best or run.plan.settings.watch.early_stopping) and name not in found:
         raise SettingsError(f"best-metric '{name}' is not among the evaluation's metrics: {', '.join(found)}.")

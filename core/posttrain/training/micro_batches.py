@@ -1,4 +1,4 @@
-"""Cutting an optimiser step into micro-batches, and what a method sees of one."""
+"""Micro-batches of an optimiser step, and the batch that a method sees of one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from posttrain.network.packing import PackedCost
 
 
 def token_budget(asked: int | None, device: torch.device, groups: bool, narrow: bool = False) -> int:
-    """Tokens of a forward pass: as asked for, else enough to keep the device busy.
+    """Return the tokens of a forward pass: as requested, else enough to keep the device busy.
 
-    Two cores are as fast with 512 tokens as with more, within a few percent, and hold half the activations of 1,024.
+    A CPU is as fast with 512 tokens as with more, within a few percent (docs/memory-and-speed.md), and holds half the
+    activations of 1,024.
     Where ``groups`` of rows share their prompts, a smaller pass would compute them again; in bfloat16 (``narrow``), a
-    token takes half the room, and the weights are rounded once a pass.
+    token takes half the memory, and the weights are rounded once a pass.
     """
     if asked is not None:
         return asked
@@ -30,10 +31,10 @@ def token_budget(asked: int | None, device: torch.device, groups: bool, narrow: 
 def micro_batches(
     examples: list[Example], tokens: int, size: int | None, packed: bool, shared: bool = False
 ) -> Iterator[list[Example]]:
-    """Cut a step's examples into forward passes of at most ``tokens`` tokens (or exactly ``size`` examples).
+    """Split a step's examples into forward passes of at most ``tokens`` tokens (or exactly ``size`` examples).
 
-    Without packing, examples of like length share a pass, so that little is padded. An example longer than the budget
-    has a pass of its own. Reduction is exact, so neither the order nor the cut changes the gradient.
+    Without packing, examples of similar length share a pass, which reduces padding. An example longer than the budget
+    gets a pass of its own. Reduction is exact, so neither order nor split changes the gradient.
     """
     if size is not None:
         for start in range(0, len(examples), size):
@@ -58,24 +59,24 @@ def _longest(example: Example) -> int:
 
 
 class PaddedCost:
-    """Tokens, padding included, of the sequences added so far when each is as long as the longest."""
+    """Tokens of the sequences added so far when padded to the longest."""
 
     def __init__(self) -> None:
         self.rows = self.longest = 0
 
     def add(self, sequences: list[Sequence]) -> int:
-        """Add sequences; returns the tokens of all together."""
+        """Add sequences; return the tokens of all together."""
         self.rows += len(sequences)
         self.longest = max(self.longest, *(len(s) for s in sequences))
         return self.rows * self.longest
 
 
 def build_batch(examples: list[Example], device: torch.device) -> tuple[Batch, dict[str, Tensor]]:
-    """Columns of a micro-batch, and those of its per-token columns that are masks, by name.
+    """Build the columns of a micro-batch; return them and those per-token columns that are masks, by name.
 
-    A column is there only when every example has it: numbers and booleans as tensors ``(B,)``, numbers of a row's
-    several answers as ``(B, K)``, tensors of a rollout stacked, the rest as lists. Per-token columns are padded to
-    ``(B, T)``.
+    A column needs a value in every example: numbers and booleans become tensors ``(B,)``, numbers of a row's several
+    answers ``(B, K)``, tensors of a rollout are stacked, the rest are lists. Per-token columns are padded to ``(B,
+    T)``.
     """
     columns: dict[str, Any] = {}
     for name in examples[0].columns:
@@ -96,7 +97,7 @@ def build_batch(examples: list[Example], device: torch.device) -> tuple[Batch, d
 
 
 def _of_answers(values: list[Any], examples: list[Example]) -> bool:
-    """Whether each value is a list of numbers, one for each of a row's several answers."""
+    """Return whether each value is a list of numbers, one for each of a row's several answers."""
     counts = [len(e.sequences[roles_of(examples)[0]]) for e in examples]
     return max(counts) > 1 and all(
         isinstance(value, list) and len(value) == count and all(isinstance(one, int | float) for one in value)
@@ -105,7 +106,7 @@ def _of_answers(values: list[Any], examples: list[Example]) -> bool:
 
 
 def _answers(values: list[list[float]], device: torch.device) -> Tensor:
-    """``(B, K)``, zeros behind the answers of a row that has fewer."""
+    """Return ``(B, K)``, zero after the last answer of a row with fewer."""
     rows = [torch.tensor(value, dtype=torch.float32) for value in values]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 

@@ -1,4 +1,4 @@
-"""Where a number that is not finite began: which module gave it first, in which micro-batch, for which rows."""
+"""Origin of a non-finite number: the first module, its micro-batch, and its rows."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ if TYPE_CHECKING:
     from posttrain.training.run import Compute, Run
 
 
-#: Name of the metric of a step that was left out.
+#: Metric of a skipped step.
 SKIPPED = "step_skipped"
 
 
 def skip_or_refuse(run: Run, examples: list[Example], line: dict[str, Any]) -> None:
-    """Say where a number that is not finite began; leave the step out, or end the run if --skip-nonfinite is used up.
+    """Report the origin of a non-finite number; skip the step, or end the run once --skip-nonfinite is used up.
 
-    The weights are those of the step before in either case (S13). ``examples`` are this rank's share of the step.
-    Raises RunStopped.
+    Either way the weights stay those of the step before (S13). ``examples`` are this rank's part of the step. Raises
+    RunStopped.
     """
     bad = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
     message = f"{bad[0]} is {line[bad[0]]} at step {run.progress.step}; the step was not applied"
     evidence: dict[str, Any] = {"step": run.progress.step, **{name: str(line[name]) for name in bad}}
-    found = {} if run.compute.strategy.shards_forward else find_origin(run.compute, examples, run)
+    found = (
+        {}
+        if run.compute.strategy.shards_forward
+        else find_origin(run.compute, examples, Step(run.progress.step - 1, run.progress.total))
+    )
     if found:
         evidence |= found
         message += f". It began in {found['origin']}"
@@ -40,7 +44,7 @@ def skip_or_refuse(run: Run, examples: list[Example], line: dict[str, Any]) -> N
     suggestion = "lower --learning-rate, or look at the step's rows with posttrain check-data --show"
     limit = run.plan.settings.optim.skip_nonfinite
     before = sum(SKIPPED in one for one in run.progress.history)
-    spoilt = run.compute.strategy.everyone("weights" in found)  # no later step would be any better
+    spoilt = run.compute.strategy.everyone("weights" in found)  # no later step would be better
     skips = before < limit and not any(spoilt)
     if skips:
         line[SKIPPED] = 1.0
@@ -54,12 +58,12 @@ def skip_or_refuse(run: Run, examples: list[Example], line: dict[str, Any]) -> N
         raise RunStopped(f"The run stopped: {message}. {suggestion[0].upper() + suggestion[1:]}.")
 
 
-def find_origin(compute: Compute, examples: list[Example], run: Run) -> dict[str, Any]:
-    """Look for the first number that is not finite: in weights, in a module's output, in the loss, in gradients.
+def find_origin(compute: Compute, examples: list[Example], step: Step) -> dict[str, Any]:
+    """Find the first non-finite number: in weights, in a module's output, in the loss, in gradients.
 
-    ``origin`` is a phrase; ``module``, ``micro_batch`` (from 1), ``rows`` (places in the step), ``tensors`` and
-    ``weights`` (True: they are the weights) are there where they are known. Micro-batches are run once more, without
-    gradient. Empty where all is finite again.
+    ``origin`` is a phrase; ``module``, ``micro_batch`` (from 1), ``rows`` (indices in the step), ``tensors`` and
+    ``weights`` (True if they are not finite) are present where known. Runs the micro-batches again, without gradient.
+    Empty if all are finite now.
     """
     weights = [name for name, p in compute.policy.named_parameters() if not bool(local_part(p).isfinite().all())]
     if weights:
@@ -69,9 +73,9 @@ def find_origin(compute: Compute, examples: list[Example], run: Run) -> dict[str
     for number, micro in enumerate(compute.micro_batches(examples), 1):
         first: list[str] = []
         with _watching(compute.policy, first):
-            loss = _loss(compute, micro, run)
+            loss = _loss(compute, micro, step)
         if first or not math.isfinite(loss):
-            rows = [places[id(one)] for one in micro if not math.isfinite(_loss(compute, [one], run))]
+            rows = [places[id(one)] for one in micro if not math.isfinite(_loss(compute, [one], step))]
             origin = f"the output of module {_name(first[0])}" if first else "the loss of the method"
             found = {"origin": f"{origin} in micro-batch {number}", "micro_batch": number, "rows": rows}
             return found | ({"module": _name(first[0])} if first else {})
@@ -84,13 +88,13 @@ def find_origin(compute: Compute, examples: list[Example], run: Run) -> dict[str
     return {}
 
 
-def _loss(compute: Compute, examples: list[Example], run: Run) -> float:
-    return evaluate_loss(compute, examples, Step(run.progress.step - 1, run.progress.total)).loss
+def _loss(compute: Compute, examples: list[Example], step: Step) -> float:
+    return evaluate_loss(compute, examples, step).loss
 
 
 @contextmanager
 def _watching(model: nn.Module, first: list[str]) -> Iterator[None]:
-    """Note the first module without children whose output is not finite, while a block runs the model."""
+    """Collect the first leaf module whose output is not finite, while a block runs the model."""
 
     def look(name: str, output: Any) -> None:
         tensors = output if isinstance(output, list | tuple) else [output]
@@ -114,4 +118,4 @@ def _watching(model: nn.Module, first: list[str]) -> Iterator[None]:
 
 
 def _name(name: str) -> str:
-    return name.removeprefix("model.")  # as in the files of the model
+    return name.removeprefix("model.")  # as in the model's files

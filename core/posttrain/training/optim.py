@@ -1,4 +1,4 @@
-"""Optimisers and schedules: torch's own, and every name that transformers' users know."""
+"""Optimisers: torch's own, and every name of transformers."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from posttrain.errors import DependencyError, SettingsError
+from posttrain.errors import DependencyError, SettingsError, first_line
 from posttrain.training.parameter_groups import parameter_groups
 
 if TYPE_CHECKING:
     from posttrain.settings import OptimSettings
 
-#: Names spelt the usual way -> transformers' name.
+#: Common names -> transformers' name.
 ALIASES = {"adafactor": "adafactor", "lion": "lion_32bit", "adagrad": "adagrad", "rmsprop": "rmsprop", "sgd": "sgd"}
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """An optimiser over the trained parameters, in groups (see ``parameter_groups``)."""
+    """Build an optimiser over the trained parameters, in groups (see ``parameter_groups``)."""
     groups = parameter_groups(model, settings)
     rate = settings.learning_rate
     assert rate is not None
     betas = (settings.adam_beta1, settings.adam_beta2)
     if settings.optimizer == "adamw":
-        # fused runs the same arithmetic in one kernel; float64 and exotic devices have none
+        # fused: the same arithmetic in one kernel; not for float64 and other devices
         fused = all(
             p.dtype != torch.float64 and p.device.type in ("cpu", "cuda", "mps") for g in groups for p in g["params"]
         )
@@ -61,14 +61,12 @@ def _from_transformers(model: Any, groups: list[dict[str, Any]], settings: Optim
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     except (ImportError, ValueError) as error:
-        raise DependencyError(
-            f"Optimizer '{settings.optimizer}' cannot be used here: {str(error).splitlines()[0]}"
-        ) from None
+        raise DependencyError(f"Optimizer '{settings.optimizer}' cannot be used here: {first_line(error)}") from None
     return kind(groups, **options)
 
 
 def reserve_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Before the first activations allocate Adam's moments on a CPU, for the reason that ``gradients`` gives."""
+    """Allocate Adam's moments on a CPU before the first activations, for the reason in ``gradient_buffers``."""
     if type(optimizer) is not torch.optim.AdamW or optimizer.state:
         return
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):

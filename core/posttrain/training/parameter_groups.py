@@ -1,4 +1,4 @@
-"""Groups of trained parameters: those that decay and those that do not, each kind at its own learning rate."""
+"""Groups of trained parameters: with and without weight decay, each at its learning rate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
-    """Trained parameters as an optimiser takes them; norms and biases get no weight decay.
+    """Return the trained parameters as an optimiser's groups; norms and biases get no weight decay.
 
-    Two groups, and two more for each kind of parameter that has a learning rate of its own.
+    Two groups, and two more for each kind of parameter with a learning rate of its own.
     """
     rates = _own_rates(model, settings)
     groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
         if parameter.requires_grad:
             groups.setdefault((rates.get(id(parameter)), parameter.ndim < 2), []).append(parameter)
     found = []
-    # the usual rate first, and matrices before norms, whatever order the model has them in
+    # the common rate first, and matrices before norms, in whatever order the model has them
     for (rate, plain), parameters in sorted(groups.items(), key=lambda item: (item[0][0] is not None, item[0])):
         group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0 if plain else settings.weight_decay}
         found.append(group if rate is None else group | {"lr": rate})
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
 
 
 def _own_rates(model: Any, settings: OptimSettings) -> dict[int, float]:
-    """Learning rates of single parameters, by their identity."""
+    """Return the learning rates of single parameters, by ``id``."""
     rates: dict[int, float] = {}
     if settings.lora_plus_ratio is not None:
         faster = settings.learning_rate * settings.lora_plus_ratio

@@ -1,4 +1,4 @@
-"""The end of a run: is what lies on disk the model that was trained?"""
+"""Verification at a run's end that the saved model is the trained one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from posttrain.errors import ModelError, RunFailed
+from posttrain.errors import ModelError, RunFailed, first_line
 from posttrain.models.adapters import adapter_base
 from posttrain.models.generation_config import stop_ids
 from posttrain.models.proof import (
@@ -28,44 +28,44 @@ from posttrain.network.precision import casts_to_bfloat16
 from posttrain.runs.durable import put_folder
 
 if TYPE_CHECKING:
-    from posttrain.training.run import Compute, Run
+    from posttrain.training.run import Compute, Outputs
 
-#: Memory that a second copy of the weights may take of what is free.
+#: Share of the free memory that a second copy of the weights may take.
 SHARE = 0.7
 
 
-def verify_saved(run: Run, aside: Path) -> None:
-    """Load what was saved and compare it with the model in memory. Raises RunFailed, on every rank, if it is another.
+def verify_saved(compute: Compute, outputs: Outputs, aside: Path) -> None:
+    """Load the saved model and compare it with the one in memory. Raises RunFailed, on every rank, if they differ.
 
-    The folder is kept then, under a name that nobody takes for the model's.
+    The folder is then kept under another name than the model's.
     """
-    strategy, directory = run.compute.strategy, run.outputs.directory
-    if not run.plan.settings.watch.verify_saved:
+    strategy, directory, path = compute.strategy, outputs.directory, outputs.directory.path
+    if not compute.settings.watch.verify_saved:
         return
     strategy.barrier()
-    verdict = prove_saved(run.compute, aside, run.path)
+    verdict = prove_saved(compute, aside, path)
     problem = None
     if verdict is not None:
         severity, code = ("info", "model-verified") if verdict.good else ("error", "model-differs")
         directory.event(code, severity, verdict.line(), evidence=verdict.record())
         if "not_loaded" in verdict.found and verdict.good:
-            run.outputs.say(f"The saved model was not loaded again: {verdict.found['not_loaded']}.")
+            outputs.say(f"The saved model was not loaded again: {verdict.found['not_loaded']}.")
         if not verdict.good:
-            put_folder(aside, run.path / "model-differs")
+            put_folder(aside, path / "model-differs")
             problem = verdict.line()
     problem = strategy.everyone(problem)[0]
     if problem is not None:
         raise RunFailed(
             f"The saved model was loaded again and is not the one that was trained. {problem}. The checkpoints are "
-            f"kept in '{directory.checkpoints}', what was saved in '{run.path / 'model-differs'}'. To save without "
-            f"this check: posttrain resume {run.path} --no-verify-saved"
+            f"kept in '{directory.checkpoints}', what was saved in '{path / 'model-differs'}'. To save without "
+            f"this check: posttrain resume {path} --no-verify-saved"
         )
 
 
 def prove_saved(compute: Compute, folder: Path, record: Path) -> Verdict | None:
-    """Compare the model in ``folder`` with the one in memory; the numbers are kept in the folder ``record``.
+    """Compare the model in ``folder`` with the one in memory; write the numbers to the folder ``record``.
 
-    All ranks call it; rank 0 loads and gets the verdict, the others None.
+    All ranks call it; rank 0 loads the model and gets the verdict, the others None.
     """
     policy, strategy = compute.policy, compute.strategy
     proof = _begin(compute)
@@ -76,7 +76,7 @@ def prove_saved(compute: Compute, folder: Path, record: Path) -> Verdict | None:
     if first or strategy.shards_forward:
         fill_from_memory(proof, policy)
         for module in policy.modules():
-            reshard: Any = getattr(module, "reshard", None)  # FSDP keeps what the last pass has gathered
+            reshard: Any = getattr(module, "reshard", None)  # FSDP keeps what the last pass gathered
             if reshard is not None:
                 reshard()
     if not first:
@@ -99,7 +99,7 @@ def prove_saved(compute: Compute, folder: Path, record: Path) -> Verdict | None:
 
 
 def _begin(compute: Compute) -> Proof:
-    """The rows, and what is known of texts and their ends."""
+    """Build the proof with its rows, texts and end tokens."""
     policy, tokenizer = compute.policy, saved_tokenizer(compute.policy.inner, compute.tokenizer)
     config = policy.inner.config.get_text_config()
     head = "vocabulary" if policy.head is not None else "score" if policy.inner.config.num_labels == 1 else "steps"
@@ -117,7 +117,7 @@ def _begin(compute: Compute) -> Proof:
 
 
 def _tolerance(compute: Compute, proof: Proof) -> float:
-    """Arithmetic in bfloat16 over wider weights rounds as bfloat16 does."""
+    """Return the tolerance; bfloat16 arithmetic over wider weights rounds as bfloat16 does."""
     narrow = compute.settings.model.autocast or (
         casts_to_bfloat16(compute.settings.model, compute.policy) and compute.strategy.handles_autocast
     )
@@ -125,7 +125,7 @@ def _tolerance(compute: Compute, proof: Proof) -> float:
 
 
 def _load(compute: Compute, folder: Path, proof: Proof) -> tuple[tuple[Any, Any] | None, str | None]:
-    """The model in ``folder`` and its tokenizer, its continuation put into the proof; or why it was not loaded."""
+    """Load the model in ``folder`` with its tokenizer, and continue the proof's rows; or return why not."""
     inner = compute.policy.inner
     quantization = getattr(inner.config, "quantization_config", None)
     size = sum(p.numel() * p.element_size() for p in inner.parameters())
@@ -154,13 +154,13 @@ def _load(compute: Compute, folder: Path, proof: Proof) -> tuple[tuple[Any, Any]
         if proof.head == "vocabulary":
             continue_greedily(proof, model, tokenizer)
     except Exception as error:  # whatever keeps a user from loading it
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         return None, f"it cannot be loaded: {type(error).__name__}: {first}"
     return (model, tokenizer), None
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Tensors by the names that peft and transformers give them, without those that trained copies replace."""
+    """Return tensors by their names in peft and transformers, without those that trained copies replace."""
     replaced = (".original_module.", ".token_adapter.base_layer.")
     found = model.state_dict().items()
     return {n: v for n, v in found if isinstance(v, torch.Tensor) and not any(part in n for part in replaced)}

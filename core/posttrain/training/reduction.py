@@ -1,7 +1,8 @@
-"""The core reduces, never the method: unreduced losses become one scalar whose gradient does not depend on the split.
+"""Reduction of losses: unreduced losses become one scalar whose gradient does not depend on the split.
 
-Every denominator belongs to the whole optimiser step, all micro-batches and all ranks, and is known before the first
-backward pass. So a micro-batch simply contributes its sum divided by the step's count, and contributions add up.
+The core reduces, never the method. Every denominator is that of the whole optimiser step, all micro-batches and all
+ranks, and is known before the first backward pass. A micro-batch contributes its sum divided by the step's count, and
+contributions add up.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Totals:
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Totals:
-        """Count the trained tokens per role, and the true entries of per-token columns that are masks."""
+        """Count the trained tokens per role, and the True entries of per-token columns that are masks."""
         totals = cls()
         for example in examples:
             totals.examples += 1
@@ -45,10 +46,10 @@ class Totals:
 def reduce_loss(
     terms: dict[str, Tensor | PerToken], masks: dict[str, Tensor], totals: Totals, examples: int, method: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This micro-batch's share of the step's loss.
+    """Return this micro-batch's share of the step's loss.
 
-    ``masks`` are the micro-batch's masks by the names that ``totals`` counts. Returns the scalar to call backward on
-    and each term's detached share; summed over all micro-batches and ranks they are the loss of the step.
+    ``masks`` are the micro-batch's masks by their names in ``totals``. Returns the scalar to call backward on and each
+    term's detached share; their sums over all micro-batches and ranks are the loss of the step.
     """
     shares = {}
     for name, term in terms.items():
@@ -82,7 +83,7 @@ def _count_of(term: PerToken, masks: dict[str, Tensor], method: str, name: str) 
     same = [key for key, mask in masks.items() if mask is term.mask]
     if same:
         return same[0]
-    # A mask of the method's own making keeps the count of the view it lies in, where there is only one to lie in.
+    # A method's own mask keeps the count of the view that it belongs to, where there is only one such view.
     if "completion" not in masks or masks["completion"].shape != term.mask.shape:
         raise PluginError(
             f"posttrain_loss of '{method}' returned PerToken for '{name}' with a mask that belongs to no view. "
@@ -92,13 +93,13 @@ def _count_of(term: PerToken, masks: dict[str, Tensor], method: str, name: str) 
 
 
 class Averages:
-    """Means of metrics over everything that was added, each in its own unit: (sum, count) by name."""
+    """Means of metrics over everything added, each in its own unit: (sum, count) by name."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
 
     def add(self, metrics: dict[str, Tensor | PerToken]) -> None:
-        """Add a micro-batch's metrics; entries that are not a number do not count."""
+        """Add a micro-batch's metrics, without NaN entries."""
         for name, metric in metrics.items():
             if isinstance(metric, PerToken):
                 values = metric.values.detach().double()[metric.mask.bool()]
@@ -109,5 +110,5 @@ class Averages:
             self.sums[name] = (total + float(values.sum()), count + values.numel())
 
     def result(self) -> dict[str, float]:
-        """Mean by name; names without any value are left out."""
+        """Return the mean by name; names without values are left out."""
         return {name: total / count for name, (total, count) in self.sums.items() if count}

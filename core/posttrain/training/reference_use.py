@@ -1,10 +1,10 @@
-"""A frozen reference's log-probs over a fixed dataset: computed when first needed, kept, and read by later runs.
+"""Cached log-probs of a frozen reference over a fixed dataset: computed on first use, kept, and read by later runs.
 
-Values are found by content (tokens and which of them are trained), in a folder named by everything else that decides
-them: the reference's weights, their type, the arithmetic, the layout, this code. A later run whose rows are all there
-needs no second model. A cached value may differ in its last bits from one computed anew: the reference ran beside
-other rows then. Within a run nothing depends on that: the rows of the first epoch are computed exactly as without a
-cache, and a resumed run finds the values that the interrupted one used.
+Values are keyed by content (tokens and which of them are trained), in a folder named by everything else that decides
+them: the reference's weights, their type, the arithmetic, the packing, this code. A later run whose rows are all there
+needs no second model. A cached value may differ in its last bits from one computed anew, because the reference ran
+beside other rows then. Within a run nothing depends on that: the rows of the first epoch are computed exactly as
+without a cache, and a resumed run finds the values that the interrupted one used.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ import posttrain
 from posttrain.contract.pad import sequences_of
 from posttrain.contract.views import Example
 from posttrain.example.made import resolve_example_model
+from posttrain.models.device import choose_dtype
 from posttrain.models.identity import weights_identity
-from posttrain.models.load import choose_dtype
 from posttrain.models.reference import Reference
 from posttrain.models.reference_cache import ReferenceCache
 from posttrain.network.chunked_head import TokenQuery
-from posttrain.training.evaluate import held_out_examples
+from posttrain.training.evaluate import Evaluation, held_out_examples
 from posttrain.training.source import Offline
 
 if TYPE_CHECKING:
+    from posttrain.runs.directory import RunDirectory
     from posttrain.training.run import Compute, Plan, Run
 
 
-#: Files of the engine that decide a log-prob.
+#: Source files that decide a log-prob.
 _CODE = (
     *(
         "../network/attention.py",
@@ -52,10 +53,10 @@ _CODE = (
 
 
 def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]:
-    """Give the run's reference its cache, and its model unless every row is known already; returns lines for the log.
+    """Set up the reference's cache, and its model unless every row is cached; return lines for the log.
 
-    ``in_memory``: the policy was handed over as an object, so its weights have no name. ``folder`` holds the caches of
-    all models, None for no files. Only a fixed dataset has a cache: rows of a stream or a sampler do not come back.
+    ``in_memory``: the policy was passed as an object, so its weights have no name. ``folder`` holds the caches of all
+    models, None for no files. Only a fixed dataset has a cache: rows of a stream or a sampler do not recur.
     """
     reference, settings = run.compute.reference, run.plan.settings
     if not isinstance(reference, Reference):
@@ -66,11 +67,11 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
         name = None if folder is None or weights is None else _name(run.compute, weights)
         reference.cache = ReferenceCache(None if folder is None or name is None else folder / name)
         if reference.cache.folder is not None:
-            known, wanted = _coverage(run, reference.cache)
+            known, wanted = _coverage(run.source, run.evaluation, run.progress.total, reference.cache)
             notes = [*reference.cache.notes, f"reference log-probs: {known} of {wanted} rows from the cache"]
             reference.cache.notes.clear()
             if known == wanted:
-                return notes  # should a method ask for more, the model is loaded then
+                return notes  # if a method needs more, the model is loaded then
         if reference.later is not None and settings.reference.reference_model is None and _reads_views_alone(run.plan):
             return [
                 *notes,
@@ -81,16 +82,17 @@ def begin_reference(run: Run, in_memory: bool, folder: Path | None) -> list[str]
 
 
 def _reads_views_alone(plan: Plan) -> bool:
-    """Whether the method asks nothing of the reference but log-probs of the rows themselves."""
+    """Return whether the method needs only log-probs of the rows themselves from the reference."""
     method = plan.method
     more = (("posttrain_token_statistics", "reference_logits"), ("posttrain_annotate", "models"))
     return not any(method.has(hook) and method.takes(hook, argument) for hook, argument in more)
 
 
 def fill_reference(run: Run) -> None:
-    """Before the first update, run the policy over all rows for the reference that it still is.
+    """Run the policy over all rows before the first update, while it still equals the reference.
 
-    So no second model is ever in memory. Rows go through in the order and the company that training gives them.
+    This avoids a second model in memory. Rows are batched exactly as in training, so the cached bits equal those
+    computed without a cache.
     """
     reference, source = run.compute.reference, run.source
     if not isinstance(reference, Reference) or reference.cache is None:
@@ -126,7 +128,7 @@ def _run_over(compute: Compute, examples: list[Example]) -> None:
 
 
 def _name(compute: Compute, weights: str) -> str | None:
-    """Name of the folder for this reference in this run's arithmetic; None where the weights cannot be identified."""
+    """Return the cache folder's name for this reference and arithmetic; None where the weights cannot be identified."""
     identity = weights_identity(resolve_example_model(weights, compute.settings.model))
     if identity is None:
         return None
@@ -140,7 +142,7 @@ def _name(compute: Compute, weights: str) -> str | None:
         "autocast": autocast,
         "device": device.type,
         "attention": [settings.model.attention, compute.policy.inner.config._attn_implementation],
-        "liger": settings.model.liger,
+        "kernels": [settings.model.liger, settings.model.compile],
         "layout": [compute.policy.packed, compute.policy.shared],
         "temperature": compute.temperature,
         "versions": [posttrain.__version__, transformers.__version__, torch.__version__],
@@ -155,13 +157,11 @@ def _code() -> str:
     return hashlib.sha256(b"".join((here / name).read_bytes() for name in _CODE)).hexdigest()
 
 
-def _coverage(run: Run, known: ReferenceCache) -> tuple[int, int]:
-    """How many of the rows that the run will train or evaluate on are known, and how many there are."""
-    source = run.source
-    assert isinstance(source, Offline)
-    steps = range(min(run.progress.total, source.order.per_epoch))
+def _coverage(source: Offline, evaluation: Evaluation | None, total: int, known: ReferenceCache) -> tuple[int, int]:
+    """Count the cached rows among those that the run trains or evaluates on; return them and the number of all rows."""
+    steps = range(min(total, source.order.per_epoch))
     train = sorted({index for number in steps for index in source.order.at(number)})
-    held_out = held_out_examples(run.evaluation)
+    held_out = held_out_examples(evaluation)
     if not len(known):
         return 0, len(train) + len(held_out)
     covered = sum(_all_in(known, source.data[index]) for index in train)
@@ -174,14 +174,14 @@ def _all_in(known: ReferenceCache, example: Example) -> bool:
     return all(sequence in known for sequence in sequences_of([example]))
 
 
-def kept_in_checkpoint(run: Run) -> dict[str, Any]:
-    """Write what is known to the cache's folder; what has none goes into the checkpoint."""
-    known = run.compute.reference.cache if run.compute.reference is not None else None
+def kept_in_checkpoint(compute: Compute, directory: RunDirectory) -> dict[str, Any]:
+    """Write cached values to the cache's folder; return those of a cache without one for the checkpoint."""
+    known = compute.reference.cache if compute.reference is not None else None
     if known is None:
         return {}
     known.write()
     for note in known.notes:
-        run.outputs.directory.event("reference-cache", "warning", note)
+        directory.event("reference-cache", "warning", note)
     known.notes.clear()
     return known.saved()
 

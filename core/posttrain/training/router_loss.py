@@ -2,9 +2,9 @@
 
 transformers adds ``coefficient * E * sum_e f_e p_e`` to the loss of one padded batch: f_e is the number of choices of
 expert e, p_e the sum of its probabilities, both divided by the number of real tokens times layers. The choices carry no
-gradient. So once they are counted over the step, the loss is a sum over tokens, and a pass adds its tokens' part
-whatever else it holds. They come from a pass without gradient before the first backward pass, or from the step's only
-pass. A token that several sequences begin with counts once in each of them, as if each were a padded row of its own.
+gradient. Once they are counted over the step, the loss is a sum over tokens, and a pass adds its tokens' part whatever
+else it holds. They come from a pass without gradient before the first backward pass, or from the step's only pass. A
+token of a shared prompt counts once per sequence, as if each sequence were a padded row of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from posttrain.contract.views import Example, Sequence
 from posttrain.errors import ModelError, SettingsError
 from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.modes import evaluating
+from posttrain.network.routing import choices_of
 from posttrain.network.token_model import TokenModel
 from posttrain.training.reduction import Totals
 
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
     from posttrain.training.run import Compute
 
-#: Names that families give to how many experts a token has.
-_CHOICES = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k")
-#: Name of a choice's count in the step's totals.
+#: Key of an expert's count in the step's totals.
 _COUNT = "router/{}"
 
 
@@ -41,23 +40,23 @@ class RouterLoss:
     choices: int
 
     def count(self, compute: Compute, examples: list[Example], totals: Totals) -> None:
-        """Add to ``totals`` how often the step's tokens choose each expert; nothing where one pass shows it itself.
+        """Count in ``totals`` how often the step's tokens choose each expert; skipped for a step of one pass.
 
-        Random states are as before, so that the passes that follow draw the same noise.
+        Random states are restored, so that the following passes draw the same noise.
         """
         if compute.strategy.data_size == 1 and sum(1 for _ in compute.micro_batches(examples)) == 1:
             return
         device = compute.policy.device
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), compute.autocast():
             for micro, _ in compute.iter_micro_batches(examples):
-                request = TokenQuery(routing=self.choices, only_routing=True)
+                request = TokenQuery(routing=self.choices, only_routing=True, replay=True)
                 found = compute.policy(sequences_of(micro) if micro else [DUMMY_SEQUENCE], request)["routing"]  # (2, E)
                 for expert, number in enumerate(found[0].tolist() if micro else ()):
                     name = _COUNT.format(expert)
                     totals.tokens[name] = totals.tokens.get(name, 0.0) + number
 
     def share(self, sums: Tensor, totals: Totals) -> Tensor:
-        """One pass's share of the step's load-balancing loss, from its ``sums`` ``(2, E)`` (see ``routing_sums``)."""
+        """Return one pass's share of the step's load-balancing loss, from its ``routing_sums`` ``(2, E)``."""
         names = [_COUNT.format(expert) for expert in range(sums.shape[1])]
         counted = [totals.tokens[name] for name in names if name in totals.tokens]
         counts = torch.tensor(counted, device=sums.device, dtype=sums.dtype) if counted else sums[0].detach()  # (E,)
@@ -66,9 +65,9 @@ class RouterLoss:
 
 
 def find_router_loss(policy: TokenModel, settings: ModelSettings) -> RouterLoss | None:
-    """The router loss that the settings or else the model's configuration ask for; None where they ask for none.
+    """Return the router loss of the settings or the model's configuration; None if neither asks for one.
 
-    Raises SettingsError for a coefficient below 0, ModelError for a model whose loss this is not.
+    Raises SettingsError for a coefficient below 0, ModelError for a model with another loss.
     """
     asked, inner = settings.router_loss_coefficient, policy.inner
     if asked is not None and not 0 <= asked < float("inf"):
@@ -78,9 +77,8 @@ def find_router_loss(policy: TokenModel, settings: ModelSettings) -> RouterLoss 
         asked = _coefficient(inner, config) if getattr(config, "output_router_logits", False) else 0.0
     if not asked:
         return None
-    places = [inner, config, getattr(config, "ffn_config", None)]
-    choices = next((getattr(at, name) for name in _CHOICES for at in places if getattr(at, name, None)), None)
-    if not isinstance(choices, int) or not _agrees(policy, choices):
+    choices = choices_of(inner)
+    if choices is None or not _agrees(policy, choices):
         raise ModelError(
             f"{type(inner).__name__} has no router loss that is known here, and a coefficient of {asked:g} was asked "
             "for. To train without it: --router-loss-coefficient 0"
@@ -96,18 +94,18 @@ def _coefficient(inner: Any, config: Any) -> float:
 
 @torch.no_grad()
 def _agrees(policy: TokenModel, choices: int) -> bool:
-    """Whether the family's own loss of two rows, one of them padded, is the one computed here."""
+    """Return whether the family's own loss of two rows, one of them padded, equals the one computed here."""
     vocabulary = policy.inner.config.get_text_config().vocab_size
     rows = [Sequence((torch.arange(n) * 7 + n) % vocabulary, torch.arange(n) > 0) for n in (9, 5)]
     try:
         with evaluating(policy):
             sums = policy(rows, TokenQuery(routing=choices, only_routing=True))["routing"]
             if policy.head is None:
-                return True  # transformers' classifiers have no such loss; the choices are all that there is to know
+                return True  # transformers' classifiers have no such loss; only the choices can be checked
             ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True).to(policy.device)
             mask = token_mask([len(row) for row in rows]).long().to(policy.device)
             own = policy.inner(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True).aux_loss
-    except (KeyError, AttributeError, TypeError):  # no routers, or none that are shown
+    except (KeyError, AttributeError, TypeError):  # no routers, or none exposed
         return False
     ours = RouterLoss(1.0, choices).share(sums, Totals())
     tolerance = 1e-4 if sums.dtype == torch.float64 or next(policy.parameters()).dtype == torch.float32 else 5e-2

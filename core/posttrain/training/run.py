@@ -1,4 +1,4 @@
-"""Everything one run holds. Built by ``posttrain.api``, driven by ``posttrain.training.loop``."""
+"""State of one run. Built by ``posttrain.api``, driven by ``posttrain.training.loop``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from posttrain.training.strategy import Strategy
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for: settings, method, and the method's own options."""
+    """The request: settings, method, and the method's own options."""
 
     settings: Settings
     method: Method
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass
 class Compute:
-    """What a step computes with: models, strategy, optimiser, and how a batch is cut and run."""
+    """Models, strategy and optimiser of a run, and how a batch is split and computed."""
 
     plan: Plan
     policy: TokenModel
@@ -57,21 +57,21 @@ class Compute:
     stop_ids: set[int]
     reference: Reference | MovingReference | None
     teacher: Any
-    """The model that the policy learns from (see posttrain.distillation.teacher), None where the method needs none."""
+    """Model that the policy learns from (see posttrain.distillation.teacher); None if the method needs none."""
     strategy: Strategy
     parameters: list[nn.Parameter]
     sizes: dict[str, int]
-    """How many numbers are trained, and all, before a strategy spreads them."""
+    """Number of trained parameters and of all, before a strategy shards them."""
     model_in_memory: bool = False
-    """Whether a program handed its model over, so that no other process can load it by name."""
+    """Whether a program passed its model as an object, so that no other process can load it by name."""
     correction: Correction | None = None
     """Importance-sampling correction for the gap between sampler and trainer; None when off."""
     router_loss: RouterLoss | None = None
-    """Load-balancing loss of a mixture of experts that is added to the method's; None for none."""
+    """Load-balancing loss of a mixture of experts, added to the method's; None when off."""
     average: WeightAverage | None = None
-    """The moving average of the weights that the end saves; None for none."""
+    """Moving average of the weights, saved at the end; None when off."""
     state: dict[str, Any] = field(default_factory=dict)
-    """The method's own, kept in every checkpoint."""
+    """The method's own state, saved in every checkpoint."""
     optimizer: torch.optim.Optimizer = field(init=False)
     """Built by the strategy once a generator has its copy of the weights."""
     schedule: torch.optim.lr_scheduler.LambdaLR = field(init=False)
@@ -98,7 +98,7 @@ class Compute:
 
     @property
     def temperature(self) -> float:
-        """At which log-probs are taken: the sampler's for online methods (G4), else 1."""
+        """Temperature of log-probs: the sampler's for online methods (G4), else 1."""
         return (self.settings.sampling.temperature or 1.0) if self.card.online else 1.0
 
     @property
@@ -108,7 +108,7 @@ class Compute:
         return chunk_tokens(self.settings.memory.head_chunk_tokens, vocabulary, self.policy.device)
 
     def micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
-        """Cut into forward passes by the settings."""
+        """Split examples into forward passes by the settings."""
         narrow = casts_to_bfloat16(self.settings.model, self.policy)
         tokens = token_budget(self.settings.memory.micro_batch_tokens, self.policy.device, self.card.online, narrow)
         return micro_batches(
@@ -116,24 +116,24 @@ class Compute:
         )
 
     def iter_micro_batches(self, examples: list[Example]) -> Iterator[tuple[list[Example], bool]]:
-        """Micro-batches, each with whether it is the last; empty ones where other ranks make more passes together."""
+        """Yield micro-batches, each with whether it is the last; empty ones where other ranks run more passes."""
         micros = list(self.micro_batches(examples))
         rounds = self.strategy.synchronised_passes(len(micros))
         for place in range(rounds):
             yield micros[place] if place < len(micros) else [], place == rounds - 1
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 arithmetic over float32 weights where asked for, or where the GPU has it."""
+        """Return a context of bfloat16 arithmetic over float32 weights, where asked for or where the GPU has it."""
         wanted = casts_to_bfloat16(self.settings.model, self.policy) and not self.strategy.handles_autocast
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
     def activation_offload(self) -> AbstractContextManager[Any]:
-        """Where a forward pass leaves what its backward pass needs."""
+        """Return a context that offloads activations, where the settings ask for it."""
         return offloaded() if self.settings.memory.offload_activations else nullcontext()
 
     def request(self, sequences: list[Sequence]) -> TokenQuery:
-        """What the head computes for the policy: log-probs, extra modules, and the method's token statistics."""
-        request = TokenQuery(self.head_chunk, self.temperature, extras=True)
+        """Build the policy's query to the head: log-probs, extra modules, and the method's token statistics."""
+        request = TokenQuery(self.head_chunk, self.temperature, extras=True, replay=True)
         hook = "posttrain_token_statistics"
         if not self.method.has(hook):
             return request
@@ -147,53 +147,53 @@ class Compute:
 
 @dataclass
 class Progress:
-    """Where a run stands: what a checkpoint and the run directory hold of it."""
+    """Progress of a run, as in a checkpoint and the run directory."""
 
     total: int = 0
     """Optimiser steps of the whole run."""
     step: int = 0
-    """Optimiser steps done."""
+    """Finished optimiser steps."""
     best: dict[str, Any] = field(default_factory=dict)
     """Best value of the best-metric so far, its step, and evaluations since."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """The lines of metrics.jsonl."""
+    """Lines of metrics.jsonl."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
-    """Whether the run ended, saved, before its last step because it was asked to; ``posttrain.resume`` goes on."""
+    """Whether the run was stopped early and saved; ``posttrain.resume`` continues it."""
 
 
 @dataclass
 class Outputs:
-    """What a run writes and tells."""
+    """Output of a run: its directory, observers and log lines."""
 
     directory: RunDirectory
     observers: Observers
     say: Callable[[str], None] = print
-    """Shows a person one line."""
+    """Prints one line for the user."""
 
 
 @dataclass(repr=False)
 class Run:
-    """A training run: its plan, what it computes with, where it stands, and what it writes."""
+    """A training run: its plan, compute, progress and outputs."""
 
     plan: Plan
     compute: Compute
     progress: Progress
     outputs: Outputs
     source: Source = field(init=False)
-    """Where the examples of each step come from; an online source needs the run itself."""
+    """Source of each step's examples; an online source needs the run itself."""
     evaluation: Any = None
     interrupt: Interrupt = field(default_factory=Interrupt)
-    """Whether somebody asked the run to stop."""
+    """Whether the run was asked to stop."""
 
     def __repr__(self) -> str:
-        """One line; the weights are not printed."""
+        """Return one line, without the weights."""
         where = f"step {self.progress.step} of {self.progress.total}"
         return f"<Run {self.card.name} at '{self.path}', {where}{', interrupted' if self.interrupted else ''}>"
 
     @property
     def settings(self) -> Settings:
-        """All options that are not the method's own."""
+        """All options except the method's own."""
         return self.plan.settings
 
     @property
@@ -233,7 +233,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimiser steps done."""
+        """Finished optimiser steps."""
         return self.progress.step
 
     @property
@@ -243,17 +243,17 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """Lines of metrics.jsonl."""
         return self.progress.history
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluations so far."""
+        """Evaluations so far."""
         return self.progress.evaluations
 
     @property
     def interrupted(self) -> bool:
-        """Whether the run was asked to stop, and did, before its last step."""
+        """Whether the run was stopped before its last step."""
         return self.progress.interrupted
 
     @property
@@ -263,11 +263,11 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The folder of the run."""
+        """Folder of the run."""
         return self.outputs.directory.path
 
     def close(self) -> None:
-        """End what belongs to the run alone: processes that sample for it, and modes of the model's modules."""
+        """Release what belongs to the run: sampling processes, and modes of the model's modules."""
         if self.compute.policy.modes is not None:
             self.compute.policy.modes.restore()
         close = getattr(self.source, "close", None)

@@ -1,4 +1,4 @@
-"""Which examples each optimiser step sees. The order follows from seed and epoch alone, so nothing need be stored."""
+"""Sources of each optimiser step's examples. The order follows from seed and epoch alone, so nothing is stored."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Source(Protocol):
     """Gives the examples of optimiser step ``number``, counted from 0, for all ranks."""
 
     def examples(self, number: int) -> list[Example]:
-        """All examples of the global step."""
+        """Return all examples of the global step."""
 
     def steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Return the optimiser steps of the whole run."""
 
 
 class Order:
-    """Indices of step after step: each epoch a permutation from the seed, its last batch possibly smaller (S9)."""
+    """Indices of each step: every epoch is a permutation from the seed, its last batch possibly smaller (S9)."""
 
     def __init__(self, length: int, batch_size: int, shuffle: bool, seed: int):
         self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
@@ -34,7 +34,7 @@ class Order:
         self._epoch: tuple[int, list[int]] = (-1, [])
 
     def at(self, number: int) -> list[int]:
-        """Indices of batch ``number``."""
+        """Return the indices of batch ``number``."""
         epoch, place = divmod(number, self.per_epoch)
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -49,29 +49,29 @@ def order_of(rows: int, data: DataSettings, length: LengthSettings) -> Order:
 
 
 def count_steps(per_epoch: int, settings: LengthSettings) -> int:
-    """``steps``, or ``epochs`` passes."""
+    """Return ``steps``, or the steps of ``epochs`` passes."""
     if settings.steps is not None:
         return settings.steps
     return max(1, math.ceil(per_epoch * settings.epochs))
 
 
 class Offline:
-    """A fixed dataset, prepared before the run."""
+    """A fixed dataset, tokenised before the run."""
 
     def __init__(self, data: Sequence[Example], order: Order, settings: LengthSettings):
         self.data, self.order, self.settings = data, order, settings
 
     def examples(self, number: int) -> list[Example]:
-        """The step's examples."""
+        """Return the step's examples."""
         return [self.data[i] for i in self.order.at(number)]
 
     def steps(self) -> int:
-        """From ``steps`` or ``epochs``."""
+        """Return the steps from ``steps`` or ``epochs``."""
         return count_steps(self.order.per_epoch, self.settings)
 
 
 class Stream:
-    """Rows read while training; to resume, those already used are read again and skipped.
+    """Rows read during training; a resumed run reads those already used again and skips them.
 
     While a step computes, a thread reads and tokenises the rows of the next one.
     """
@@ -86,7 +86,7 @@ class Stream:
         self.ahead: Future[list[Example]] | None = None
 
     def examples(self, number: int) -> list[Example]:
-        """The next batch; steps must be asked for in order."""
+        """Return the next batch; steps must be requested in order."""
         if self.iterator is None:
             self.iterator, self.next = self.open_stream(number * self.settings.batch_size), number
         if number != self.next:
@@ -102,6 +102,6 @@ class Stream:
         return list(islice(self.iterator or (), self.settings.batch_size))
 
     def steps(self) -> int:
-        """Given by the user."""
+        """Return the user's ``steps``."""
         assert self.settings.steps is not None
         return self.settings.steps

@@ -22,18 +22,20 @@ from posttrain.network.token_model import build_views
 from posttrain.training.correction import correct, summary
 from posttrain.training.micro_batches import build_batch
 from posttrain.training.reduction import Averages, Totals, reduce_loss
+from posttrain.training.router_metrics import add_load, router_metrics
+from posttrain.training.schedule import advance
 
 if TYPE_CHECKING:
     from posttrain.training.run import Compute
 
 
-#: Name of the load-balancing loss, before its coefficient, among the metrics.
+#: Metric of the load-balancing loss, before its coefficient.
 ROUTER = "router_loss"
 
 
 @dataclass
 class Outcome:
-    """What a step (or an evaluation) came to: loss terms by name, their sum, averages of the metrics."""
+    """Result of a step or an evaluation: loss terms by name, their sum, averages of the metrics."""
 
     loss: float
     terms: dict[str, float]
@@ -48,12 +50,12 @@ def optimiser_step(compute: Compute, examples: list[Example], step: Step) -> Out
     outcome = _accumulate(compute, examples, step)
     limit, finite = compute.settings.optim.max_grad_norm, math.isfinite(outcome.loss)
     outcome.grad_norm = compute.strategy.update(compute.optimizer, compute.parameters, limit, finite)
-    compute.schedule.step()
+    advance(compute.schedule, applied=finite and math.isfinite(outcome.grad_norm))
     return outcome
 
 
 def evaluate_loss(compute: Compute, examples: list[Example], step: Step) -> Outcome:
-    """The same loss over ``examples`` without gradient; training mode and random state stay as they are."""
+    """Compute the same loss over ``examples`` without gradient; training mode and random state are restored."""
     with evaluating(compute.policy), torch.no_grad():
         return _accumulate(compute, examples, Step(step.number, step.total, training=False))
 
@@ -66,9 +68,10 @@ def _accumulate(compute: Compute, examples: list[Example], step: Step) -> Outcom
     terms: dict[str, float] = {}
     averages = Averages()
     extremes: list[float] = []
+    loads: list[Tensor] = []
     for micro, last in compute.iter_micro_batches(examples):
         if micro:
-            loss, shares, metrics = _micro_batch(compute, micro, totals, step, averages, extremes)
+            loss, shares, metrics = _micro_batch(compute, micro, totals, step, averages, extremes, loads)
             averages.add(metrics)
         else:
             loss, shares = _dummy_pass(compute), {}
@@ -84,6 +87,8 @@ def _accumulate(compute: Compute, examples: list[Example], step: Step) -> Outcom
     found = averages.result()
     if compute.card.online:
         found = summary(found, compute.strategy.gather([extremes]))
+    if compute.policy.routers is not None and step.training:
+        found |= router_metrics(compute.strategy.gather(loads), compute.policy.routers.choices)
     total = sum(terms.values())
     if compute.router_loss is not None and router is not None:
         total += compute.router_loss.coefficient * router
@@ -92,11 +97,17 @@ def _accumulate(compute: Compute, examples: list[Example], step: Step) -> Outcom
 
 
 def _micro_batch(
-    compute: Compute, micro: list[Example], totals: Totals, step: Step, averages: Averages, extremes: list[float]
+    compute: Compute,
+    micro: list[Example],
+    totals: Totals,
+    step: Step,
+    averages: Averages,
+    extremes: list[float],
+    loads: list[Tensor],
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-    """One forward pass: the loss to call backward on, each term's share of the step's loss, and metrics."""
+    """Run one forward pass; return the loss to call backward on, each term's share of the step's loss, and metrics."""
     with compute.autocast(), compute.activation_offload():
-        batch, policy, reference, masks, routing = build_views_of(compute, micro)
+        batch, policy, reference, masks, routed = build_views_of(compute, micro)
         correct(compute, micro, policy, averages, extremes)
         returned = compute.method.loss(
             batch=batch, policy=policy, reference=reference, config=compute.config, step=step
@@ -105,14 +116,16 @@ def _micro_batch(
     if compute.card.online:
         metrics = entropy_metric(policy) | metrics
     loss, shares = reduce_loss(parts, masks, totals, len(micro), compute.card.name)
-    if compute.router_loss is not None and routing is not None:
-        share = compute.router_loss.share(routing, totals)
+    if "load" in routed:
+        add_load(loads, routed["load"])
+    if compute.router_loss is not None and "routing" in routed:
+        share = compute.router_loss.share(routed["routing"], totals)
         loss, shares = loss + compute.router_loss.coefficient * share, shares | {ROUTER: share.detach()}
     return loss, shares, metrics
 
 
 def _dummy_pass(compute: Compute) -> Tensor:
-    """The passes of a micro-batch without examples, for ranks that still have some; its gradient is zero."""
+    """Run a dummy micro-batch so that collectives match on ranks that have fewer. The gradient is zero."""
     with compute.autocast(), compute.activation_offload():
         if compute.reference is not None:
             _reference_logps(compute, [])
@@ -124,33 +137,34 @@ def _policy_request(compute: Compute, sequences: list[Sequence]) -> TokenQuery:
     request = compute.request(sequences)
     if compute.router_loss is not None and compute.policy.training:
         request.routing = compute.router_loss.choices
+    request.load = compute.policy.training
     return request
 
 
 def build_views_of(
     compute: Compute, examples: list[Example]
-) -> tuple[Batch, Views, Views | None, dict[str, Tensor], Tensor | None]:
-    """Batch, policy views, reference views (or None), all masks and the routing of one micro-batch."""
+) -> tuple[Batch, Views, Views | None, dict[str, Tensor], dict[str, Tensor]]:
+    """Build batch, policy views, reference views (or None), all masks, and router results of one micro-batch."""
     batch, masks = build_batch(examples, compute.policy.device)
     sequences = sequences_of(examples)
     reference = None
     if compute.reference is not None:
         reference = reference_views(compute, examples)
     results = compute.policy(sequences, _policy_request(compute, sequences))
-    routing = results.pop("routing", None)
+    routed = {name: results.pop(name) for name in ("routing", "load") if name in results}
     policy = build_views(examples, results)
     for role, view in vars(policy).items():
         masks[role] = view.mask
         if reference is not None:  # one mask per role, whichever view a method takes it from
             getattr(reference, role).mask = view.mask
     if compute.card.online and "old_logps" not in batch and hasattr(policy, "completion"):
-        # Rollouts that are used once: the policy that samples is the policy that is updated.
+        # Rollouts that are used once: the sampling policy is the updated one.
         batch.columns["old_logps"] = policy.completion.logps.detach()
-    return batch, policy, reference, masks, routing
+    return batch, policy, reference, masks, routed
 
 
 def reference_views(compute: Compute, examples: list[Example]) -> Views:
-    """Views of the frozen reference, from columns computed before, its cache, or a forward pass without gradient."""
+    """Build views of the frozen reference, from earlier columns, its cache, or a forward pass without gradient."""
     stored = "reference_logps"
     if all(stored in s.per_token for s in sequences_of(examples)):
         if compute.strategy.shards_forward:
@@ -168,7 +182,7 @@ def _reference_logps(compute: Compute, sequences: list[Sequence]) -> dict[str, T
 def no_grad_results(
     compute: Compute, examples: list[Example], model: str, full: bool
 ) -> Iterator[tuple[Example, dict[str, Tensor]]]:
-    """Per-token results ``(t,)`` by name of each example's one sequence, under "policy" or "reference".
+    """Yield examples with the results ``(t,)`` by name of their one sequence, under "policy" or "reference".
 
     Of the policy also the outputs of extra modules, and with ``full`` the method's token statistics.
     """
@@ -177,11 +191,11 @@ def no_grad_results(
             sequences = sequences_of(micro) if micro else [DUMMY_SEQUENCE]
             with compute.autocast():
                 request = compute.request(sequences) if full else TokenQuery(compute.head_chunk, compute.temperature)
-                request.extras = model == "policy"
+                request.extras = request.replay = model == "policy"
                 if model == "policy":
                     results = compute.policy(sequences, request)
                 else:
-                    assert compute.reference is not None  # shared_results has looked
+                    assert compute.reference is not None  # checked in shared_results
                     results = compute.reference.results(sequences if micro else [], request)
             if not micro:
                 continue
@@ -191,7 +205,7 @@ def no_grad_results(
 
 
 def _teacher_results(compute: Compute, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
-    """The teacher's log-probs ``(t,)``, of the logits that it gives in the policy's vocabulary, wherever it lives."""
+    """Yield each example with the teacher's log-probs ``(t,)``, from its logits in the policy's vocabulary."""
     chunk = compute.head_chunk
     for micro, _ in compute.iter_micro_batches(examples):
         sequences = sequences_of(micro) if micro else [DUMMY_SEQUENCE]
@@ -210,7 +224,7 @@ def _teacher_results(compute: Compute, examples: list[Example]) -> Iterator[tupl
 def shared_results(
     compute: Compute, sequences: list[Sequence], model: str, full: bool = False
 ) -> list[dict[str, Tensor]]:
-    """``no_grad_results`` of every sequence, computed by all ranks together, on every rank."""
+    """Return ``no_grad_results`` of every sequence, computed by all ranks together, on every rank."""
     if model in ("reference", "teacher") and getattr(compute, model) is None:
         raise PluginError(
             f"'{compute.card.name}' reads log-probs of the {model}, but its card has no '{model}' in needs."
@@ -230,5 +244,5 @@ def shared_results(
 
 
 def shared_logps(compute: Compute, sequences: list[Sequence], model: str) -> list[Tensor]:
-    """Log-probs ``(t,)`` of every sequence's trained tokens under "policy", "reference" or "teacher"."""
+    """Return log-probs ``(t,)`` of every sequence's trained tokens under "policy", "reference" or "teacher"."""
     return [found["logps"] for found in shared_results(compute, sequences, model)]

@@ -1,4 +1,4 @@
-"""What the engine asks of a strategy. Gradients are sums of shares whose denominators are global (4.1)."""
+"""Protocol of strategies. Gradients are sums of shares whose denominators are global (4.1)."""
 
 from __future__ import annotations
 
@@ -19,66 +19,68 @@ if TYPE_CHECKING:
 
 
 class Strategy(Protocol):
-    """``rank`` of ``world`` processes; rank 0 writes files and speaks. Every rank calls every method, in one order."""
+    """``rank`` of ``world`` processes; rank 0 writes files and logs. Every rank calls every method, in one order."""
 
     name: str
     rank: int
     world: int
     data_rank: int
-    """This process's place among the ``parts`` that share the data; several processes may hold one part together."""
+    """Data-parallel rank among ``data_size``; several processes may hold one part of the data together."""
     data_size: int
     shards_forward: bool
-    """Whether weights are spread, so that a forward or backward pass needs all ranks at the same time."""
+    """Whether weights are sharded, so that a forward or backward pass needs all ranks at the same time."""
     handles_autocast: bool
-    """Whether the strategy computes in bfloat16 by itself; then there is no autocast around a pass."""
+    """Whether the strategy computes in bfloat16 by itself, without autocast around a pass."""
 
     def prepare(self, model: TokenModel) -> None:
-        """Place the policy or a frozen model: afterwards all ranks have, or share, rank 0's weights."""
+        """Place the policy or a frozen model: afterwards all ranks have, or shard, rank 0's weights."""
 
     def optimizer(self, model: TokenModel, settings: OptimSettings) -> Optimizer:
-        """The optimiser over a prepared model's trained parameters."""
+        """Build the optimiser over a prepared model's trained parameters."""
 
     def clear(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
-        """Begin a step: no gradients."""
+        """Clear the gradients before a step."""
 
     def synchronised_passes(self, count: int) -> int:
-        """Passes that this rank must make where it has work for ``count``: the most of any rank if ``together``."""
+        """Return the passes that this rank must run for ``count`` of its own: with ``shards_forward`` the maximum of
+        all."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add up the gradient of a share of the loss; ``last``: of the last one of this step."""
+        """Accumulate the gradient of a share of the loss; ``last`` for the step's last share."""
 
     def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], limit: float, finite: bool) -> float:
-        """Sum the gradients over the ranks, scale them down to the norm ``limit`` (0: any), let the optimiser step.
+        """Sum the gradients over the ranks, clip them to the norm ``limit`` (0: none), and update the weights.
 
-        Returns the norm of the whole gradient before that. No step where it, or the loss (``finite``), is no number.
+        Returns the norm of the whole gradient before clipping. No update where it, or the loss (``finite``), is not
+        finite.
         """
 
     def gathered(self, *models: TokenModel) -> AbstractContextManager[None]:
-        """A block in which each rank has all weights of ``models`` and may run them alone, as a generator does."""
+        """Return a context in which each rank has all weights of ``models`` and may run them alone."""
 
     def weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole tensor of each parameter of ``module``, one in memory at a time; all ranks iterate."""
+        """Yield name and whole tensor of each parameter of ``module``, one in memory at a time; all ranks iterate."""
 
     def save(self, compute: Compute, folder: Path) -> None:
-        """Write weights and optimiser state into ``folder``, which exists."""
+        """Write weights and optimiser state into the existing ``folder``."""
 
     def load(self, compute: Compute, folder: Path) -> None:
-        """Undo ``save``, also where another number of ranks or another strategy saved. Raises CheckpointError."""
+        """Restore what ``save`` wrote, also with other ranks or another strategy. Raises CheckpointError."""
 
     def scatter(self, items: list[Any]) -> list[Any]:
-        """This rank's part of a step's items, in an order that ``gather`` undoes."""
+        """Return this rank's part of a step's items, in an order that ``gather`` undoes."""
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """All parts' items in the order that ``share`` took them from, on every rank."""
+        """Return all parts' items in the order before ``scatter``, on every rank."""
 
     def sum_totals(self, totals: Totals) -> Totals:
-        """Counts of all parts together."""
+        """Sum counts over all parts."""
 
     def sum_results(self, terms: dict[str, float], averages: Averages) -> tuple[dict[str, float], Averages]:
-        """Loss shares and metric sums of all parts together."""
+        """Sum loss shares and metric sums over all parts."""
 
     def sum_number(self, value: float) -> float:
-        """One number of all parts together."""
+        """Sum one number over all parts."""
 
     def everyone(self, item: Any) -> list[Any]:
         """Return each rank's ``item``, in the order of ranks, on every rank."""

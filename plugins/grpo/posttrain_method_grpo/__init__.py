@@ -77,7 +77,7 @@ def posttrain_loss(batch, policy, reference, config):
     advantages = batch.advantages.reshape(len(view.logps), -1)  # (B, 1) or (B, T)
     log_ratio = view.logps - batch.old_logps  # (B, T)
     if config.importance_level == "sequence":
-        log_ratio = view.average(log_ratio)[:, None]  # (B, 1)
+        log_ratio = view.mean_of(log_ratio)[:, None]  # (B, 1)
     ratio = tensors.importance_ratio(log_ratio)
     low, high = config.epsilon, config.epsilon if config.epsilon_high is None else config.epsilon_high
     loss = tensors.clipped_surrogate(ratio, advantages, low, high, cap=config.delta).expand_as(view.logps)
@@ -91,10 +91,10 @@ def posttrain_loss(batch, policy, reference, config):
         loss = loss + config.beta * kl
         metrics["kl"] = kl.detach()
     metrics = {name: PerToken(values.expand_as(loss), view.mask) for name, values in metrics.items()}
-    size = view.average(advantages.abs().expand_as(loss))  # (B,)
+    size = view.mean_of(advantages.abs().expand_as(loss))  # (B,)
     metrics |= {"advantage_size": size, "zero_advantage": (size == 0).to(size.dtype)}
     if config.aggregation == "token":
         return PerToken(loss, view.mask), metrics
     if config.aggregation == "constant":
-        return view.total(loss) / config.constant_length, metrics
-    return view.average(loss), metrics
+        return view.sum_of(loss) / config.constant_length, metrics
+    return view.mean_of(loss), metrics

@@ -59,10 +59,10 @@ def posttrain_loss(batch, policy, reference, config):
     """Clipped policy gradient on whole completions (or tokens)."""
     view = policy.completion
     advantages = batch.advantages.reshape(len(view.logps), -1).expand_as(view.logps)  # (B, T)
-    size = view.average(advantages.abs())  # (B,)
+    size = view.mean_of(advantages.abs())  # (B,)
     log_ratio = view.logps - batch.old_logps
     if config.importance_level == "sequence":
-        log_ratio, advantages = view.total(log_ratio), view.average(advantages)  # (B,)
+        log_ratio, advantages = view.sum_of(log_ratio), view.mean_of(advantages)  # (B,)
     ratio = tensors.importance_ratio(log_ratio)
     loss = tensors.clipped_surrogate(ratio, advantages, config.epsilon, config.epsilon)
     if config.importance_level == "none":
@@ -73,9 +73,9 @@ def posttrain_loss(batch, policy, reference, config):
         "clip_high": ((ratio > 1 + config.epsilon) & (advantages > 0)).to(ratio.dtype),
     }
     if loss.dim() == 2:
-        loss = view.total(loss)  # summed over a completion, as the probability of a sequence is a product
+        loss = view.sum_of(loss)  # summed over a completion, as the probability of a sequence is a product
         metrics = {name: PerToken(values, view.mask) for name, values in metrics.items()}
     metrics["advantage_size"] = size
     if config.beta:
-        metrics["kl"] = view.total(tensors.kl_k1(view.logps.detach(), reference.completion.logps))
+        metrics["kl"] = view.sum_of(tensors.kl_k1(view.logps.detach(), reference.completion.logps))
     return loss, metrics

@@ -55,5 +55,5 @@ def posttrain_loss(policy, config):
         "entropy": PerToken(completion.entropy, completion.mask),
     }
     if config.aggregation == "sequence":
-        return completion.average(nll), metrics
+        return completion.mean_of(nll), metrics
     return PerToken(nll, completion.mask), metrics

@@ -1,1 +1,1 @@
-"""The checks, by what they look at. Importing a module registers its checks (``posttrain_testkit.registry``)."""
+"""The checks, by subject. Importing a module registers its checks (``posttrain_testkit.registry``)."""

@@ -1,4 +1,4 @@
-"""Loss checks of ``posttrain_advantages``: what rollouts are worth, from rewards that a run really meets."""
+"""Loss checks of ``posttrain_advantages``, with rewards that occur in real runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from posttrain_testkit.subject import Subject
 
 
 def _cases(subject: Subject) -> Iterator[tuple[str, Any]]:
-    """Variants of the options, none where the method leaves advantages to the core."""
+    """Yield variants of the options, none where the core computes the advantages."""
     if subject.method.has("posttrain_advantages"):
         yield from variants(subject.method)
 
 
 def _comparing(subject: Subject) -> Iterator[tuple[str, Any]]:
-    """The same for methods that weigh rewards against each other: not against a critic, not a teacher's opinion."""
+    """Yield the same for methods that compare rewards with each other, not with a critic or a teacher."""
     if "rewards" in subject.card.needs and not subject.method.has("posttrain_extra_modules"):
         yield from _cases(subject)
 
@@ -50,7 +50,7 @@ def check_advantages_have_a_unit(subject: Subject) -> None:
 
 @check("loss", online)
 def check_equal_rewards_teach_nothing(subject: Subject) -> None:
-    """A group with equal rewards, under a policy that is still the reference, has advantages of 0."""
+    """A group with equal rewards has advantages of 0 while the policy equals the reference."""
     for text, config in _comparing(subject):
         for value in (0.0, 1.0, 0.1, -7.3):
             rewards, rollouts = make_rollouts([3, 5], 32, near=True, method=subject.method)
@@ -65,7 +65,7 @@ def check_equal_rewards_teach_nothing(subject: Subject) -> None:
 
 @check("loss", online)
 def check_better_rewards_are_worth_more(subject: Subject) -> None:
-    """Within a group, under a policy that is still the reference, a higher reward has a higher advantage."""
+    """Within a group a higher reward has a higher advantage while the policy equals the reference."""
     for text, config in _comparing(subject):
         rewards, rollouts = make_rollouts([4, 4], 33, near=True, method=subject.method)
         found = advantages_of(subject.method, config, rewards, rollouts)
@@ -81,7 +81,7 @@ def check_better_rewards_are_worth_more(subject: Subject) -> None:
 
 @check("loss", online)
 def check_advantages_follow_the_order(subject: Subject) -> None:
-    """Rollouts in another order have the same advantages in that order."""
+    """Advantages follow their rollouts into any order."""
 
     def compare(data: Any, config: Any, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, Tensor, str]:
         order = data.draw(st.permutations(range(len(rewards))), label="order")
@@ -96,7 +96,7 @@ def check_advantages_follow_the_order(subject: Subject) -> None:
 
 @check("loss", online)
 def check_advantages_ignore_padding(subject: Subject) -> None:
-    """Empty token columns behind the completions change no advantage."""
+    """Empty token columns after the completions change no advantage."""
 
     def compare(data: Any, config: Any, rewards: Tensor, rollouts: Rollouts) -> tuple[Tensor, Tensor, str]:
         padding = data.draw(st.integers(1, 4), label="padding")
@@ -110,7 +110,7 @@ def check_advantages_ignore_padding(subject: Subject) -> None:
 
 
 def _for_rollouts(subject: Subject, compare: Callable[..., tuple[Tensor, Tensor, str]], cause: str) -> None:
-    """Let hypothesis look for rollouts on which the two results of ``compare`` differ."""
+    """Search with hypothesis for rollouts on which the two results of ``compare`` differ."""
     options = list(_cases(subject))
 
     def search(data: Any) -> None:

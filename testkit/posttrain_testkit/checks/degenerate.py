@@ -1,4 +1,4 @@
-"""Loss checks on steps that real data holds and nobody thinks of. None of them may give a number that is not one."""
+"""Loss checks on rare steps that real data contains. None of them may give a number that is not finite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain_testkit.subject import Subject
 
 
 def _sees_tokens(card: Card) -> bool:
-    """A reward head scores the last token, so every row of it has one."""
+    """Whether rows may lack tokens: a reward head scores the last token, so each of its rows has one."""
     return "reward-head" not in card.needs
 
 
@@ -45,7 +45,7 @@ def check_equal_answers_work(subject: Subject) -> None:
 
 @check("loss", _sees_tokens)
 def check_empty_answers_work(subject: Subject) -> None:
-    """A row without trained tokens gives a finite loss, and none at all where the loss is per token."""
+    """A row without trained tokens gives a finite loss, and no loss at all where the loss is per token."""
     method = subject.method
     check_finite(method, Shape((3, 0, 2), 25), "a step with one answer without trained tokens")
     check_finite(method, Shape((0, 0), 26), "a step without any trained token")
@@ -69,7 +69,7 @@ def check_extreme_values_work(subject: Subject) -> None:
 
 @check("loss")
 def check_dtype_is_kept(subject: Subject) -> None:
-    """In float64 nothing is rounded to float32 on the way."""
+    """In float64 no intermediate value is rounded to float32."""
     method = subject.method
     for text, config, inputs in cases(method, Shape((3, 2), 29)):
         terms, _ = call(method, config, whole_batch(method, config, inputs))

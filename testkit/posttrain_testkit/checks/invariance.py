@@ -1,4 +1,4 @@
-"""Property-based loss checks: how a step is split, padded, ordered, chunked or spread over ranks changes nothing.
+"""Property-based loss checks: how a step is split, padded, ordered, chunked or distributed over ranks changes nothing.
 
 Hypothesis draws lengths, columns and cuts, and shrinks a failure to the smallest step that shows it. Runs are
 derandomised, so the same method gives the same verdict everywhere.
@@ -39,31 +39,31 @@ _SPLIT_CAUSE = (
 
 @check("loss")
 def check_split_does_not_matter(subject: Subject) -> None:
-    """However a step is cut into micro-batches, loss and gradient are those of the whole."""
+    """A step's cut into micro-batches changes neither loss nor gradient."""
     _hold("split", subject)
 
 
 @check("loss")
 def check_rank_does_not_matter(subject: Subject) -> None:
-    """However a step is spread over devices, loss and gradient are those of one device."""
+    """A step's distribution over devices changes neither loss nor gradient."""
     _hold("rank", subject)
 
 
 @check("loss")
 def check_order_does_not_matter(subject: Subject) -> None:
-    """However the examples of a step are ordered, loss and gradient stay the same."""
+    """The order of a step's examples changes neither loss nor gradient."""
     _hold("order", subject)
 
 
 @check("loss")
 def check_padding_does_not_matter(subject: Subject) -> None:
-    """Empty columns behind the tokens change neither loss nor gradient."""
+    """Empty columns after the tokens change neither loss nor gradient."""
     _hold("padding", subject)
 
 
 @check("loss", lambda card: "reward-head" not in card.needs)
 def check_packing_does_not_matter(subject: Subject) -> None:
-    """Wherever the stream of packed tokens is cut into chunks of logits, loss and gradient stay the same."""
+    """The cut of the packed tokens into chunks of logits changes neither loss nor gradient."""
     _hold("packing", subject)
 
 
@@ -75,7 +75,7 @@ def check_metrics_ignore_the_layout(subject: Subject) -> None:
 
 @dataclass(frozen=True)
 class _Whole:
-    """A drawn step, and what it gives as one micro-batch on one device."""
+    """A drawn step, and its results as one micro-batch on one device."""
 
     options: str
     method: Method
@@ -87,11 +87,11 @@ class _Whole:
 
     @property
     def count(self) -> int:
-        """Examples of the step."""
+        """Number of the step's examples."""
         return len(self.inputs.examples)
 
     def compare(self, layout: Layout, what: str, cause: str) -> None:
-        """Raise CheckFailed where loss or gradient are others under ``layout``."""
+        """Raise CheckFailed where loss or gradient differ under ``layout``."""
         found, _ = step_loss(self.method, self.config, self.inputs, layout)
         before, after = self.loss.item(), found.item()
         if abs(before - after) > TOLERANCE * max(1.0, abs(before)):
@@ -148,7 +148,7 @@ def _metrics(data: Any, step: _Whole) -> None:
             )
 
 
-#: Check -> how it draws a layout for a step, and what it raises where that matters.
+#: Name -> comparison that draws a layout for a step, and raises where it matters.
 _COMPARISONS: dict[str, Callable[[Any, _Whole], None]] = {
     "split": _split,
     "rank": _rank,
@@ -160,9 +160,9 @@ _COMPARISONS: dict[str, Callable[[Any, _Whole], None]] = {
 
 
 def _hold(name: str, subject: Subject) -> None:
-    """Raise what the comparison of that name found. The steps are drawn once for all of them.
+    """Raise the failure of the comparison of that name. The steps are drawn once for all of them.
 
-    Only a comparison that failed there searches again by itself, so that hypothesis shrinks its failure.
+    A comparison that failed there searches again alone, so that hypothesis shrinks its failure.
     """
     if "layouts" not in subject.memory:
         subject.memory["layouts"] = _first_failures(subject)
@@ -173,7 +173,7 @@ def _hold(name: str, subject: Subject) -> None:
 
 
 def _first_failures(subject: Subject) -> dict[str, Exception]:
-    """What each comparison raised first over the drawn steps, by name."""
+    """Return the first failure of each comparison over the drawn steps, by name."""
     names = [name for name in _COMPARISONS if name != "packing" or "reward-head" not in subject.card.needs]
     failures: dict[str, Exception] = {}
 
@@ -201,7 +201,7 @@ def _run(name: str, data: Any, step: _Whole) -> None:
 
 
 def _search(subject: Subject, compare: Callable[[Any, _Whole], None]) -> None:
-    """Let hypothesis look for a step on which ``compare`` raises."""
+    """Search with hypothesis for a step on which ``compare`` raises."""
     method = subject.method
     options = variants(method)
 
@@ -215,8 +215,8 @@ def _search(subject: Subject, compare: Callable[[Any, _Whole], None]) -> None:
 
 
 def search_with(search: Callable[[Any], None]) -> None:
-    """Call ``search`` with drawn data until it raises; a failure is shrunk, then raised as it is."""
-    if "pytest" not in sys.modules:  # on the command line, leave no folder .hypothesis where the user stands
+    """Call ``search`` with drawn data until it raises; a failure is shrunk, then raised unchanged."""
+    if "pytest" not in sys.modules:  # on the command line, leave no folder .hypothesis in the user's folder
         set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "posttrain-check-hypothesis")
     quiet = hypothesis.settings(
         max_examples=EXAMPLES,
@@ -232,7 +232,7 @@ def search_with(search: Callable[[Any], None]) -> None:
 
 
 def shapes(card: Card) -> st.SearchStrategy[Shape]:
-    """Steps of two to six examples of zero to six tokens, with any labels."""
+    """Draw steps of two to six examples of zero to six tokens, with any labels."""
     shortest = 1 if "reward-head" in card.needs else 0
     return st.builds(
         Shape,

@@ -1,4 +1,4 @@
-"""Loss checks: the unit of the loss, its gradient, and that it is a function of its arguments alone."""
+"""Loss checks: the shape of the loss, its gradient, and that it depends on its arguments alone."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from posttrain_testkit.registry import CheckFailed, check, uses_reference
 from posttrain_testkit.rollouts import advantages_of, make_rollouts
 from posttrain_testkit.subject import Subject
 
-#: Four examples of unlike length: enough for a mean over the wrong axis to show.
+#: Four examples of unequal length: enough to expose a mean over the wrong axis.
 USUAL = Shape(lengths=(3, 1, 5, 2), seed=11)
 
 
 def cases(
     method: Method, shape: Shape = USUAL, dtype: torch.dtype = torch.float64
 ) -> Iterator[tuple[str, Any, Inputs]]:
-    """The step of a shape under each variant of the method's options: (text, config, inputs)."""
+    """Yield the step of a shape under each variant of the method's options: (text, config, inputs)."""
     for text, config in variants(method):
         yield text, config, make_inputs(method.card, shape, dtype)
 
 
 def whole_batch(method: Method, config: Any, inputs: Inputs) -> MicroBatch:
-    """All examples of the step in one micro-batch."""
+    """Build one micro-batch of all examples of the step."""
     return micro_batch(method, config, inputs, inputs.examples)
 
 
@@ -64,7 +64,7 @@ def _check_unit(name: str, term: Any, micro: MicroBatch, text: str) -> None:
 
 @check("loss")
 def check_loss_is_finite(subject: Subject) -> None:
-    """Loss and gradient are finite on an ordinary step, also where optional columns are there."""
+    """Loss and gradient are finite on an ordinary step, with and without optional columns."""
     for optional in (False, True):
         check_finite(subject.method, Shape(USUAL.lengths, USUAL.seed, optional=optional), "an ordinary step")
 
@@ -108,7 +108,7 @@ def _place(inputs: Inputs, sequence: Any) -> slice:
 
 @check("loss")
 def check_reference_gets_no_gradient(subject: Subject) -> None:
-    """What comes without gradient (reference, advantages, old log-probs, labels) is left without one."""
+    """Inputs without gradient (reference, advantages, old log-probs, labels) get none."""
     method = subject.method
     for text, config, inputs in cases(method):
         micro = whole_batch(method, config, inputs)
@@ -144,7 +144,7 @@ def check_reference_is_used(subject: Subject) -> None:
 
 
 def _moves_advantages(method: Method, config: Any) -> bool:
-    """Online methods may use the reference in the reward alone."""
+    """Whether the reference changes the advantages: online methods may use it in the reward alone."""
     if not method.has("posttrain_advantages"):
         return False
     near, far = (make_rollouts([3, 3], 31, near, method) for near in (True, False))
@@ -180,7 +180,7 @@ def check_gradient_equals_finite_differences(subject: Subject) -> None:
 
 @check("loss")
 def check_same_inputs_same_bits(subject: Subject) -> None:
-    """The loss is a function of its arguments: same bits again, whatever was called before or drawn at random."""
+    """The same arguments give the same bits, whatever was called before or drawn at random."""
     method = subject.method
     state = torch.get_rng_state()
     for text, config, inputs in cases(method):
@@ -200,7 +200,7 @@ def check_same_inputs_same_bits(subject: Subject) -> None:
 
 @check("loss")
 def check_random_state_is_untouched(subject: Subject) -> None:
-    """Taking the loss draws no number from torch's, Python's or numpy's global generators."""
+    """Computing the loss draws no number from torch's, Python's or numpy's global generators."""
     import random
 
     import numpy
@@ -229,7 +229,7 @@ def _same(before: tuple, after: tuple) -> list[bool]:
 
 @check("loss")
 def check_inputs_are_unchanged(subject: Subject) -> None:
-    """The hooks change no tensor that they are given."""
+    """The hooks change none of the tensors that they get."""
     method = subject.method
     for text, config, inputs in cases(method):
         micro = whole_batch(method, config, inputs)

@@ -1,4 +1,4 @@
-"""Loss checks of the metrics: detached, in a unit, under stable and documented names."""
+"""Loss checks of the metrics: detached, with a shape, under stable and documented names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from posttrain_testkit.subject import Subject
 
 @check("loss")
 def check_metrics_are_detached(subject: Subject) -> None:
-    """No metric needs the graph: what is logged must not keep a step's activations alive."""
+    """No metric has a graph: logged values must not keep a step's activations alive."""
     method = subject.method
     for text, config, inputs in cases(method):
         _, metrics = call(method, config, whole_batch(method, config, inputs))

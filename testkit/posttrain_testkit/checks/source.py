@@ -19,13 +19,13 @@ from posttrain_testkit.subject import Subject
 
 MODULE_LINES = 150
 FUNCTION_LINES = 60
-#: What may stand at the top level of a module: names are defined, nothing happens.
+#: Statements allowed at the top level of a module: definitions without side effects.
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
 
 @check("static")
 def check_options_are_documented(subject: Subject) -> None:
-    """The options are a frozen dataclass: every field typed, with a default, a string under it."""
+    """The options are a frozen dataclass: every field has a type, a default, and a string under it."""
     config = _config_class(subject)
     if not any("dataclass" in ast.unparse(one) and "frozen=True" in ast.unparse(one) for one in config.decorator_list):
         raise CheckFailed(
@@ -69,7 +69,7 @@ def check_options_do_not_clash(subject: Subject) -> None:
 
 @check("static")
 def check_docstring_has_its_sections(subject: Subject) -> None:
-    """The module's docstring says what the metrics mean, and how the method differs from its paper."""
+    """The module's docstring explains the metrics, and how the method differs from its paper."""
     text = ast.get_docstring(_main_tree(subject)) or ""
     wanted = {"Metrics:": "metrics:"}
     if subject.card.paper:
@@ -191,7 +191,7 @@ def _config_class(subject: Subject) -> ast.ClassDef:
 
 
 def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Each module that the code imports, also inside functions and through importlib, with its line."""
+    """Yield each module that the code imports, also inside functions and through importlib, with its line."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -203,7 +203,7 @@ def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 
 def modules_of(requirements: set[str]) -> set[str]:
-    """Import names that ``requirements`` bring: by the installed metadata, else the normalised name."""
+    """Return the import names of ``requirements``: by the installed metadata, else the normalised name."""
     wanted = {_normal(Requirement(line).name) for line in requirements} - {"posttrain", "torch"}
     if not wanted:
         return set()

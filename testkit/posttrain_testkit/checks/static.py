@@ -1,4 +1,4 @@
-"""Static checks of the card and of what is packaged around it. No torch, no import of the method."""
+"""Static checks of the card and the packaging. No torch, no import of the method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GROUP = "posttrain.methods"
 
 @check("static")
 def check_card_is_valid(subject: Subject) -> None:
-    """The card can be read; its version, requirements, defaults and waivers mean something."""
+    """The card can be read; its version, requirements, defaults and waivers are valid."""
     card = subject.card
     try:
         Version(card.version)
@@ -99,7 +99,7 @@ def check_names_agree(subject: Subject) -> None:
 
 @check("static")
 def check_card_is_in_the_wheel(subject: Subject) -> None:
-    """The card lies inside the package, and the build takes it along."""
+    """The card is inside the package, and the build includes it."""
     if not (subject.package / "method.toml").is_file():
         raise CheckFailed(
             f"{subject.package.name} has no method.toml beside its __init__.py.",
@@ -116,7 +116,7 @@ def check_card_is_in_the_wheel(subject: Subject) -> None:
     elif backend.startswith("setuptools"):
         problem = _left_out_by_setuptools(project.get("tool", {}).get("setuptools", {}), subject)
     else:
-        problem = ""  # other back ends take every file of a package, as flit and uv_build do
+        problem = ""  # other back ends include every file of a package, as flit and uv_build do
     if problem:
         raise CheckFailed(
             f"The wheel would not hold {card}: {problem}.",
@@ -162,7 +162,7 @@ def _left_out_by_setuptools(settings: dict[str, Any], subject: Subject) -> str:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether a pattern in the manner of .gitignore matches the path or one of its folders."""
+    """Whether a pattern in .gitignore's syntax matches the path or one of its folders."""
     pattern = pattern.strip("/")
     parts = PurePosixPath(path).parts
     candidates = [path, *parts, *("/".join(parts[: end + 1]) for end in range(len(parts)))]
@@ -170,7 +170,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _names_of_checks() -> set[str]:
-    """The names of all checks, read from the text of their modules: the loss checks would import torch."""
+    """Return the names of all checks, read from the text of their modules: the loss checks would import torch."""
     here = Path(__file__).parent
     modules = [here / f"{module}.py" for group in GROUPS.values() for module in group]
     return set(_defined_checks(modules))

@@ -1,4 +1,4 @@
-"""Training checks: whole runs of a tiny model on the CPU, through the same door that a user takes."""
+"""Training checks: whole runs of a tiny model on the CPU, through the public interface."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from posttrain import api
 from transformers.utils import logging
 
+from posttrain_testkit.families import FAMILIES, Family
 from posttrain_testkit.registry import CheckFailed, check
 from posttrain_testkit.rollouts import plans_of
 from posttrain_testkit.subject import Subject
@@ -25,19 +26,16 @@ from posttrain_testkit.tiny import (
     head_of,
     more_of_a,
     teacher_gap,
-    tiny_model,
-    tiny_rows,
-    tiny_tokenizer,
 )
 
 #: Optimiser steps of the longer runs.
 STEPS = 16
-#: Step at which the run that is resumed was stopped.
+#: Step at which the resumed run was stopped.
 HALF = STEPS // 2
-#: Of runs whose first losses are compared; what they leave on disk is that of the longer runs.
+#: Seed of the model that is trained.
+SEED = 1234
+#: Options of runs whose first losses are compared; the longer runs cover the files on disk.
 _SHORT: dict[str, Any] = {"steps": 2, "save_every": None, "verify_saved": False, "dtype": "float64"}
-#: Largest relative difference that the order of sums explains in float64.
-TOLERANCE = 1e-8
 
 _STATE_CAUSE = (
     "Usual cause: a variable of the module that outlives the step. State belongs in the hook's state argument."
@@ -46,29 +44,32 @@ _STATE_CAUSE = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished tiny run: its metric lines, and the models at both ends of it."""
+    """A finished tiny run: its metric lines, and the models before and after."""
 
     lines: list[dict[str, Any]]
     path: Path
     start: Any
     model: Any
+    family: Family
     teacher: Any = None
 
     def scores(self, head: str) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-        """What the model thought of right and wrong answers, before and after."""
-        return answer_scores(self.start, head), answer_scores(self.model, head)
+        """Return the model's scores of right and wrong answers, before and after."""
+        encode = self.family.encode
+        return answer_scores(self.start, head, encode), answer_scores(self.model, head, encode)
 
     @property
     def gaps(self) -> tuple[float, float]:
         """Divergence of the teacher from the model before and after."""
-        return teacher_gap(self.start, self.teacher), teacher_gap(self.model, self.teacher)
+        encode = self.family.encode
+        return teacher_gap(self.start, self.teacher, encode), teacher_gap(self.model, self.teacher, encode)
 
     def has(self, name: str) -> bool:
         """Whether any step has this metric."""
         return any(name in line for line in self.lines)
 
     def mean(self, name: str, lines: slice) -> float:
-        """Mean of a metric over some of the steps that have it; rewards come with new rollouts only."""
+        """Return the mean of a metric over some of the steps that have it; rewards come with new rollouts only."""
         values = [line[name] for line in self.lines if name in line][lines]
         return sum(values) / len(values)
 
@@ -81,7 +82,7 @@ def check_promise_holds(subject: Subject) -> None:
 
 @check("training")
 def check_promise_holds_with_lora(subject: Subject) -> None:
-    """The same with a low-rank adapter."""
+    """Fine-tuning of a tiny model with LoRA does what the schema promises."""
     _check_promise(subject, _train(subject, lora=True, **({"save_every": None} | _enough(subject))))
 
 
@@ -98,17 +99,18 @@ def check_same_seed_same_bits(subject: Subject) -> None:
 
 @check("training")
 def check_resume_equals_uninterrupted(subject: Subject) -> None:
-    """A run that is resumed half-way goes on in every bit as if it had not been interrupted."""
-    whole = _train(subject)
+    """A run that is resumed half-way agrees in every bit with an uninterrupted one."""
+    steps = _family(subject).resumed
+    whole = _train(subject, **({} if steps == STEPS else {"steps": steps, "save_every": steps // 2}))
     folder = _folder(subject) / "resumed"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole.path, folder)
-    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS}")
+    shutil.rmtree(folder / "checkpoints" / f"step-{steps}")
     objects = _objects(subject)
     with _quiet():
         run = api.resume(folder, **objects)
-    found = Outcome(list(run.metrics), folder, whole.start, run.model)
-    _compare(whole, found, f"after it was resumed at step {HALF}", _STATE_CAUSE)
+    found = Outcome(list(run.metrics), folder, whole.start, run.model, whole.family)
+    _compare(whole, found, f"after it was resumed at step {steps // 2}", _STATE_CAUSE)
 
 
 @check("training")
@@ -120,26 +122,26 @@ def check_accumulation_does_not_matter(subject: Subject) -> None:
         "with micro-batches of one example",
         "Usual cause: a mean, a sort or a baseline over the micro-batch. What couples examples belongs in a hook that "
         "sees the whole step.",
-        TOLERANCE,
+        _family(subject).tolerance,
     )
 
 
 @check("training")
 def check_layout_does_not_matter(subject: Subject) -> None:
-    """Rows laid behind each other and rows padded to one length give the same losses, in float64."""
+    """Packed rows and padded rows give the same losses, in float64."""
     _compare(
         _train(subject, **_SHORT),
         _train(subject, **_SHORT, packing=False, head_chunk_tokens=3),
         "without packing",
         "Usual cause: a loss that reads its neighbours, or a token statistic that reads its chunk.",
-        TOLERANCE,
+        _family(subject).tolerance,
     )
 
 
 @check("training")
 def check_evaluation_does_not_matter(subject: Subject) -> None:
     """Evaluating between the steps changes no step."""
-    rows = tiny_rows(subject.card)[:5]
+    rows = _family(subject).rows(subject.card)[:5]
     _compare(
         _train(subject, **_SHORT),
         _train(subject, **_SHORT, eval_data=rows, eval_every=1),
@@ -149,7 +151,7 @@ def check_evaluation_does_not_matter(subject: Subject) -> None:
 
 
 def _enough(subject: Subject) -> dict[str, Any]:
-    """More steps where several are taken on one batch of rollouts: what is promised needs new ones."""
+    """Return more steps for methods that take several on one batch of rollouts: the promise needs new rollouts."""
     updates = subject.card.defaults.get("updates_per_rollout", 1)
     return {"steps": STEPS * updates, "save_every": None} if updates > 1 else {}
 
@@ -169,7 +171,7 @@ def _check_promise(subject: Subject, run: Outcome) -> None:
     elif schema in ("prompt-completion", "language-modeling", "trajectory"):
         rights = [sum(good for good, _ in scores) / len(scores) for scores in run.scores(head_of(subject.method))]
         _check_rises("log-probability of the right answers", rights[0], rights[1], 0.5)
-        # A loss with weights may rise while what it weighs falls, or fall while tokens that weigh little get worse.
+        # A weighted loss may rise while the losses that it weights fall, or fall while tokens of low weight get worse.
         falls = {
             name: run.mean(name, slice(3)) - run.mean(name, slice(-3, None))
             for name in ("loss", "nll")
@@ -186,7 +188,7 @@ def _check_promise(subject: Subject, run: Outcome) -> None:
 
 
 def _rewarded(subject: Subject) -> bool:
-    """Whether rewards have to rise: they are what teaches, and those of the policy's own samples."""
+    """Whether rewards must rise: they are the training signal, and belong to the policy's own samples."""
     asks = [ask for plan in plans_of(subject.method, [1]) for ask in plan]
     return not _teaches_itself(subject) and any(ask.source == "policy" or ask.mixture > 0 for ask in asks)
 
@@ -196,7 +198,7 @@ def _risen(run: Outcome) -> float:
 
 
 def _margins(subject: Subject, run: Outcome) -> list[float]:
-    """Mean margin of the right answers over the wrong ones, before and after."""
+    """Return the mean margin of the right answers over the wrong ones, before and after."""
     return [sum(good - bad for good, bad in scores) / len(scores) for scores in run.scores(head_of(subject.method))]
 
 
@@ -214,6 +216,7 @@ def _compare(expected: Outcome, found: Outcome, what: str, cause: str, tolerance
         raise CheckFailed(f"{len(expected.lines)} steps became {len(found.lines)} {what}.", cause)
     for one, other in zip(expected.lines, found.lines, strict=True):
         names = {name for name in one.keys() | other.keys() if not name.startswith("eval_") and not _is_cost(name)}
+        names = names & set(expected.family.compared) if tolerance and expected.family.compared else names
         for name in sorted(names, key=lambda name: (name != "loss", name)):
             before, after = one.get(name, math.nan), other.get(name, math.nan)
             if not _equal(before, after, tolerance):
@@ -221,7 +224,7 @@ def _compare(expected: Outcome, found: Outcome, what: str, cause: str, tolerance
 
 
 def _is_cost(name: str) -> bool:
-    """Times and memory differ between any two runs."""
+    """Whether a metric is a time or memory, which differ between any two runs."""
     return name.endswith(("seconds", "per_second", "memory_mb"))
 
 
@@ -232,7 +235,7 @@ def _equal(one: float, other: float, tolerance: float) -> bool:
 
 
 def _train(subject: Subject, **changes: Any) -> Outcome:
-    """A tiny run with the method's default options; runs with the same ``changes`` are made once a subject."""
+    """Return a tiny run with the method's default options; one run a subject for the same ``changes``."""
     key = f"run {sorted(changes.items(), key=lambda item: item[0])}"
     if key not in subject.memory:
         subject.memory[key] = _new_run(subject, changes)
@@ -251,22 +254,24 @@ def _new_run(subject: Subject, changes: dict[str, Any]) -> Outcome:
         "progress": "quiet",
         "cache": "off",
         "device": "cpu",
+        **_family(subject).options,
     }
     if subject.card.online:
         keywords |= {"group_size": 8, "max_new_tokens": 6}
-    path = _folder(subject) / f"run-{len(subject.memory)}"
-    start = tiny_model(head_of(subject.method), dtype, layers=1)
+    path = Path(tempfile.mkdtemp(prefix="run-", dir=_folder(subject)))
+    start = _family(subject).model(head_of(subject.method), dtype, SEED)
     with _quiet():
         run = api.train(subject.source or subject.name, output=str(path), **objects, **(keywords | changes))
-    return Outcome(list(run.metrics), path, start, run.model, objects.get("teacher"))
+    return Outcome(list(run.metrics), path, start, run.model, _family(subject), objects.get("teacher"))
 
 
 def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Model, tokenizer, rows, reward and teacher, made anew: a run changes its model."""
-    objects = {
-        "model": tiny_model(head_of(subject.method), dtype, layers=1),
-        "tokenizer": tiny_tokenizer(),
-        "data": tiny_rows(subject.card),
+    """Build model, tokenizer, rows, reward and teacher anew: a run changes its model."""
+    family = _family(subject)
+    objects: dict[str, Any] = {
+        "model": family.model(head_of(subject.method), dtype, SEED),
+        "tokenizer": family.tokenizer(),
+        "data": family.rows(subject.card),
     }
     if {"rewards", "preferences"} & set(subject.card.needs):
         objects["reward"] = [count_of_a]
@@ -277,20 +282,24 @@ def _objects(subject: Subject, dtype: torch.dtype = torch.float32) -> dict[str, 
 
 
 def _teacher_of(subject: Subject, dtype: torch.dtype = torch.float32) -> Any:
-    """A tiny teacher with other weights; None where the method needs none, or is its own."""
+    """Build a tiny teacher with other weights; None where the method needs none, or is its own."""
     needs = subject.method.card.needs_now("teacher", subject.method.config({}))
-    return (
-        tiny_model(dtype=dtype, seed=77, layers=1) if needs and "teacher_model" not in subject.card.defaults else None
-    )
+    if not needs or "teacher_model" in subject.card.defaults:
+        return None
+    return _family(subject).model("vocabulary", dtype, 77)
+
+
+def _family(subject: Subject) -> Family:
+    return FAMILIES[subject.family]
 
 
 def _teaches_itself(subject: Subject) -> bool:
-    """Whether the teacher is the model under another prompt: of a tiny one, nobody can say that it knows better."""
+    """True for self-distillation, where a tiny untrained model cannot be expected to improve."""
     return subject.method.card.needs_now("teacher", subject.method.config({})) and _teacher_of(subject) is None
 
 
 def _folder(subject: Subject) -> Path:
-    """A temporary folder that lives as long as the subject."""
+    """Return a temporary folder that lasts as long as the subject."""
     if "folder" not in subject.memory:
         folder = Path(tempfile.mkdtemp(prefix="posttrain-check-"))
         weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
@@ -300,7 +309,7 @@ def _folder(subject: Subject) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars for saving a file of some kilobytes."""
+    """Hide transformers' progress bars for files of some kilobytes."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

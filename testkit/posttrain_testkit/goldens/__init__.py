@@ -1,1 +1,1 @@
-"""Golden files: numbers worked out elsewhere, read, laid out as batches, and compared with what methods return."""
+"""Golden files: numbers computed elsewhere, read, arranged as batches, and compared with methods' results."""

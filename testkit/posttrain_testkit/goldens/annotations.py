@@ -1,4 +1,4 @@
-"""Columns that a method works out from a whole step, for a golden entry: rows as examples, log-probs as models."""
+"""Columns that a method computes from a whole step, for a golden entry: rows as examples, log-probs as models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from posttrain_testkit.goldens.inputs import Inputs
 
 
 def chosen_rows(method: Method, config: Any, raw: dict[str, Any]) -> dict[str, Any]:
-    """The inputs of those of an entry's rows that ``posttrain_rows`` keeps; all of them without the hook.
+    """Return the inputs of the rows of an entry that ``posttrain_rows`` keeps; all of them without the hook.
 
-    The rows have the entry's columns, those whose lists have one value a row, and prompts that ``prompt_id`` tells
-    apart.
+    The rows have the entry's columns, those whose lists have one value a row, and prompts that ``prompt_id``
+    distinguishes.
     """
     tokens = next((value for name, value in raw.items() if "tok" in name.split("_")), None)
     if not method.has("posttrain_rows") or method.card.roles:
@@ -39,7 +39,7 @@ def chosen_rows(method: Method, config: Any, raw: dict[str, Any]) -> dict[str, A
 
 
 class NotInTheFile(LookupError):
-    """The hook asks for log-probs of a sequence that the file knows nothing of; the file states the column instead."""
+    """The hook needs log-probs of a sequence that is not in the file; the file states the column instead."""
 
 
 class _Models:
@@ -47,7 +47,7 @@ class _Models:
         self.known: dict[int, dict[str, Tensor]] = {}
 
     def logps(self, sequences: list[Sequence], model: str = "policy") -> list[Tensor]:
-        """Log-probs ``(t,)`` as the file gives them."""
+        """Return log-probs ``(t,)`` from the file."""
         try:
             return [self.known[id(sequence)][model].detach() for sequence in sequences]
         except KeyError:
@@ -55,7 +55,7 @@ class _Models:
 
 
 def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict[str, Any]) -> dict[str, Any]:
-    """What ``posttrain_annotate`` returns for the entry's rows, as columns of its batch; empty without the hook.
+    """Return the columns of ``posttrain_annotate`` for the entry's rows; empty without the hook.
 
     ``columns`` are those that the batch has already, such as advantages.
     """
@@ -66,7 +66,7 @@ def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict
     for name, role in inputs.roles.items():
         assert role.mask is not None  # read_inputs gives every role of log-probs one
         if len(role.mask) != inputs.size:
-            continue  # rows of their own, such as demonstrations
+            continue  # separate rows, such as demonstrations
         for row, mask in enumerate(role.mask):
             count = int(mask.sum())
             sequence = Sequence(torch.arange(count + 1), torch.arange(count + 1) > 0)
@@ -88,7 +88,7 @@ def annotated_columns(method: Method, config: Any, inputs: Inputs, columns: dict
 
 
 def _columns(inputs: Inputs, place: int) -> dict[str, Any]:
-    """The columns of one row: its entry of a list with one a row, everything else whole."""
+    """Return the columns of one row: its item of a list with one a row, everything else unchanged."""
     return {
         name: value[place] if isinstance(value, list) and len(value) == inputs.size else value
         for name, value in inputs.others.items()

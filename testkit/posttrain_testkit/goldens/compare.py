@@ -45,7 +45,7 @@ from posttrain_testkit.numbers import NotImplementedHere, inputs_of, loss_on
 
 #: The one hyper-parameter that is a setting of every run.
 TEMPERATURE = "temperature"
-#: Files give six decimals.
+#: Tolerance for files with six decimals.
 TOLERANCE = 2e-6
 EQUAL, DIFFERS, MISSING = "equal", "differs", "not implemented"
 _FACTS = {
@@ -77,7 +77,7 @@ class Result:
     not_compared: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """The result in one line, with both numbers where they differ."""
+        """Format the result in one line, with both numbers where they differ."""
         parts = [self.reason] if self.reason else []
         for one in self.comparisons:
             if one.status == EQUAL:
@@ -91,9 +91,9 @@ class Result:
 
 
 def run(file: str, only: str | None = None, json_output: bool = False, folders: Iterable[str] = ()) -> int:
-    """Print a report of every entry. Returns 0, or 1 where a number differs or the one asked for is not implemented.
+    """Print a report of every entry. Return 0, or 1 where a number differs or the named one is not implemented.
 
-    ``folders`` are plugins that need not be installed; they come before installed ones of the same name.
+    ``folders`` are plugins that need not be installed; they precede installed ones of the same name.
     """
     results = evaluate(file, only, folders)
     counts = {status: sum(one.status == status for one in results) for status in (EQUAL, DIFFERS, MISSING)}
@@ -107,7 +107,7 @@ def run(file: str, only: str | None = None, json_output: bool = False, folders: 
 
 
 def evaluate(file: str | Path, only: str | None = None, folders: Iterable[str] = ()) -> list[Result]:
-    """Results of the file's entries, in order. Raises DataError for a file that is not of this kind."""
+    """Return the results of the file's entries, in order. Raises DataError for a file that is not of this kind."""
     entries = _read(Path(file))
     names = [name for name in entries if not name.startswith("_")]
     if only is not None and only not in names:
@@ -131,16 +131,16 @@ def evaluate(file: str | Path, only: str | None = None, folders: Iterable[str] =
 
 
 def entries_of(file: str | Path, folder: str) -> list[str]:
-    """Names of the file's entries that are of the method in ``folder`` by name or claim. Raises DataError."""
+    """Return the names of the entries of the method in ``folder``, by name or claim. Raises DataError."""
     card = find_folder(folder).card
     claims = {claim.partition(":")[0].partition("@")[0] for claim in card.goldens.get("entries", {})} if card else set()
     return [name for name in _read(Path(file)) if card and name in {card.name, *claims}]
 
 
 def faults(file: str | Path, name: str, folder: str) -> list[str]:
-    """What is wrong with entry ``name`` under the method in ``folder``, a sentence each; none if every number agrees.
+    """Return the faults of entry ``name`` under the method in ``folder``, a sentence each; none if every number agrees.
 
-    A quantity that nothing is compared with is a fault too, unless the entry lists it.
+    A quantity without a comparison is a fault too, unless the entry lists it.
     """
     entry = _read(Path(file))[name]
     results = evaluate(file, name, [folder])
@@ -179,14 +179,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _places(folders: Iterable[str]) -> dict[str, tuple[Card, str]]:
-    """Card, and what ``load`` takes, by method name."""
+    """Return card and ``load``'s argument by method name."""
     rows = [(row, row.name) for row in installed()]
     rows += [(row, str(row.folder)) for row in map(find_folder, folders)]
     return {row.name: (row.card, place) for row, place in rows if row.card is not None and row.problem is None}
 
 
 def _owners(cards: Iterable[Card]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Entry, or "entry:quantity", to the method that answers it and the options that it sets."""
+    """Map an entry, or "entry:quantity", to the method that answers it and the options that it sets."""
     cards = list(cards)
     owners: dict[str, tuple[str, dict[str, Any]]] = {}
     for card in cards:
@@ -194,7 +194,7 @@ def _owners(cards: Iterable[Card]) -> dict[str, tuple[str, dict[str, Any]]]:
             if claim in owners:
                 raise MethodError(f"Golden entry '{claim}' is claimed by '{owners[claim][0]}' and by '{card.name}'.")
             owners[claim] = (card.name, options)
-    # a method of the entry's own name comes before one that covers it with an option
+    # a method of the entry's own name precedes one that covers it with an option
     own = {card.name: dict(card.goldens.get("entries", {}).get(card.name, {})) for card in cards}
     return owners | {name: (name, options) for name, options in own.items()}
 
@@ -214,13 +214,13 @@ def _evaluate(entries: dict[str, Any], name: str, quantity: str | None, place: s
         _compare(result, method, config, entry, inputs, quantity)
     except (NotImplementedHere, SettingsError) as error:
         result.status, result.reason = MISSING, str(error)
-    except Exception as error:  # any plugin's fault is this entry's result, and the others are still evaluated
+    except Exception as error:  # a plugin's error is this entry's result, and the others are still evaluated
         result.status, result.reason = DIFFERS, f"raised {type(error).__name__}: {' '.join(str(error).split())}"
     return result
 
 
 def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters as the method's options. What holds for the whole file counts where the card maps it."""
+    """Return hyper-parameters as the method's options. Those of the whole file count where the card maps them."""
     names, mapping = {one.name for one in fields(method.Config)}, method.card.goldens
     options = {mapping[key]: value for key, value in meta.items() if mapping.get(key) in names}
     for key, value in entry.get("hyperparameters", {}).items():
@@ -244,7 +244,7 @@ def _options(method: Method, entry: dict[str, Any], meta: dict[str, Any]) -> dic
 
 
 def _temperature(method: Method, entry: dict[str, Any]) -> float:
-    """What the entry's logits are divided by before the method sees them: 1 where that is the method's own affair."""
+    """Return the divisor of the entry's logits before the method sees them: 1 where the method applies it itself."""
     if TEMPERATURE in {one.name for one in fields(method.Config)} or TEMPERATURE in method.card.goldens:
         return 1.0
     return float(entry.get("hyperparameters", {}).get(TEMPERATURE, 1.0))
@@ -267,7 +267,7 @@ def _compare(
     batch.columns = annotated_columns(method, config, inputs, batch.columns) | batch.columns
     loss, metrics = loss_on(method, config, inputs, batch)
     where = method.card.goldens.get("advantages", "")
-    named = metrics.get(where, advantages)  # some are worked out in the loss
+    named = metrics.get(where, advantages)  # some are computed in the loss
     advantages = named.values if isinstance(named, PerToken) else named
     target = quantity or method.card.goldens.get("loss", "loss")
     expected = _quantity(entry, target)
@@ -301,7 +301,7 @@ def _compare(
 
 
 def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry: dict[str, Any]) -> Tensor | None:
-    """Call the hook and put what it returns, and the old log-probs, where the loss looks for them."""
+    """Call the hook and put its result, and the old log-probs, where the loss looks for them."""
     if method.card.pairs:
         return pairing(method, config, inputs, batch)
     rollouts = rollouts_of(inputs)
@@ -314,19 +314,19 @@ def _advantages(method: Method, config: Any, inputs: Inputs, batch: Batch, entry
     state = {
         name: dict.fromkeys(rollouts.prompts, value) if isinstance(value, dict) else value
         for name, value in inputs.others.items()
-    }  # an object is what is known of each prompt
+    }  # an object has the facts of each prompt
     advantages, columns = method.advantages_and_columns(rewards=rewards, rollouts=rollouts, config=config, state=state)
     batch.columns |= {"advantages": advantages, **columns}
     return torch.where(rollouts.mask, advantages, 0.0) if advantages.dim() == 2 else advantages
 
 
 def _quantity(entry: dict[str, Any], name: str) -> Any:
-    """A quantity of the entry or of its ``extra_checks``; None where it has none of that name."""
+    """Return a quantity of the entry or of its ``extra_checks``; None where it has none of that name."""
     return entry.get(name, entry.get("extra_checks", {}).get(name))
 
 
 def _leaf(inputs: Inputs, name: str) -> Tensor | None:
-    """The input of that name; ``seq_logps`` is the policy's log-probs."""
+    """Return the input of that name; ``seq_logps`` is the policy's log-probs."""
     leaf = inputs.leaves.get("logp_new" if name == "seq_logps" else name)
     return leaf if leaf is not None and leaf.requires_grad else None
 
@@ -350,7 +350,7 @@ def _flat(value: Any) -> list[float]:
 
 
 def _trimmed(expected: Any, found: Tensor) -> list[float]:
-    """Numbers of ``found`` without the padding, which is what lies beyond the rows of ``expected``."""
+    """Return the numbers of ``found`` without padding, which is everything beyond the rows of ``expected``."""
     if isinstance(expected, list) and found.dim():
         if len(expected) > len(found):
             return []

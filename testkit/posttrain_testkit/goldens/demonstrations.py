@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def join_data(inputs: Inputs) -> None:
-    """Put completions of the data, one a prompt, behind those of the policy. Nobody sampled or scored them."""
+    """Append completions of the data, one a prompt, to those of the policy. They are neither sampled nor scored."""
     shown, own = inputs.roles.pop("data", None), inputs.roles.get("completion")
     if shown is None or own is None or shown.mask is None or own.mask is None:
         return

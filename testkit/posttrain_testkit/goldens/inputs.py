@@ -35,7 +35,7 @@ from posttrain_testkit.goldens.tensors import as_tensor, depth, numeric, padded,
 KINDS = ("tok", "logp", "logits", "logratio", "logratios", "nll", "prob")
 #: Kinds of one token's quantity -> its log-prob.
 _LOGPS: dict[str, Callable[[Tensor], Tensor]] = {"nll": torch.neg, "prob": torch.log}
-#: Roles that logits may belong to; of another word before "logits" they are something else, such as a gate's.
+#: Roles that logits may belong to; with another word before "logits" they are something else, such as a gate's.
 _LOGIT_ROLES = ("completion", "chosen", "rejected", "forget", "retain", "alternative")
 MODELS = {
     "policy": "policy",
@@ -53,7 +53,7 @@ MODELS = {
 
 @dataclass
 class Role:
-    """One role under construction: by model log-probs ``(B, T)`` and logits ``(B, T, V)``; labels, mask, score(s)."""
+    """One role under construction: log-probs ``(B, T)`` and logits ``(B, T, V)`` by model; labels, mask, score(s)."""
 
     logps: dict[str, Tensor] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Role:
 
 @dataclass
 class Inputs:
-    """All inputs of an entry. ``leaves`` are those whose gradient can be asked for, by their name in the file."""
+    """All inputs of an entry. ``leaves`` are those with a gradient, by their name in the file."""
 
     roles: dict[str, Role] = field(default_factory=dict)
     leaves: dict[str, Tensor] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def read_inputs(raw: dict[str, Any], reward_head: bool, temperature: float = 1.0
 
 
 def columns_of(inputs: Inputs) -> dict[str, Any]:
-    """Columns of the batch: one value an example ``(B,)``, a per-token column ``(B, T)``, or the plain value."""
+    """Return the columns of the batch: one value an example ``(B,)``, per token ``(B, T)``, or the plain value."""
     columns = {name: _column(inputs, name, value) for name, value in inputs.others.items()}
     group = inputs.others.get("group")
     for name, value in columns.items():
@@ -139,7 +139,7 @@ def columns_of(inputs: Inputs) -> dict[str, Any]:
 
 
 def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]]) -> Views | None:
-    """The views of "policy" or "reference"; None where the inputs have none. ``statistics`` are by role, by name."""
+    """Return the views of "policy" or "reference", None without any. ``statistics`` are by role, by name."""
     views = {}
     for name, role in inputs.roles.items():
         if role.mask is None:
@@ -157,9 +157,9 @@ def views_of(inputs: Inputs, model: str, statistics: dict[str, dict[str, Tensor]
 
 
 def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
-    """Token statistics that the file states, by role and name: ``entropy``, or ``chosen_weight`` for "chosen".
+    """Return the token statistics of the file, by role and name: ``entropy``, or ``chosen_weight`` for "chosen".
 
-    What it says of the ``modules`` of a method may be one number a completion, or a prompt.
+    Those of the ``modules`` of a method may be one number a completion, or a prompt.
     """
     found: dict[str, dict[str, Tensor]] = {name: {} for name in inputs.roles}
     for name, value in inputs.others.items():
@@ -179,7 +179,7 @@ def given_statistics(inputs: Inputs, modules: Iterable[str] = ()) -> dict[str, d
 
 
 def _parse(name: str) -> tuple[str, str, str] | None:
-    """Kind, model and role of an input's name, None where it is no log-prob and no logits."""
+    """Return kind, model and role of an input's name, None where it is neither log-probs nor logits."""
     words = name.split("_")
     kinds = [word for word in words if word in KINDS]
     if len(kinds) != 1:
@@ -212,7 +212,7 @@ def _logps(inputs: Inputs, name: str, value: Any, model: str, role: str, raw: di
 
 
 def _by_role(others: dict[str, Any], scores: Any) -> dict[str, Any]:
-    """Numbers ``(P, 2)`` of two answers a prompt as columns of the chosen and the rejected one."""
+    """Convert numbers ``(P, 2)`` of two answers a prompt to columns of the chosen and the rejected one."""
     found = {}
     for name, value in others.items():
         if name in ("scores", "lengths") or not (depth(value) == depth(scores) == 2 and numeric(value)):
@@ -225,14 +225,14 @@ def _by_role(others: dict[str, Any], scores: Any) -> dict[str, Any]:
 
 
 def _by_score(scores: Any, pairs: int) -> Tensor:
-    """Which of two answers ``(P, 2)`` is chosen and which rejected: the better one first, without scores the first."""
+    """Return the indices ``(P, 2)`` of chosen and rejected answers: the better one first, without scores the first."""
     if scores is None:
         return torch.tensor([[0, 1]]).expand(pairs, 2)
     return torch.tensor(scores).argsort(dim=-1, descending=True, stable=True)
 
 
 def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str, Any]) -> None:
-    """Whole-row log-probs ``(P, 2)`` of two answers a prompt: the one with the higher score is chosen."""
+    """Read whole-row log-probs ``(P, 2)`` of two answers a prompt: the one with the higher score is chosen."""
     leaf = torch.tensor(value, dtype=torch.float64).requires_grad_(model == "policy")
     inputs.leaves[name] = leaf
     lengths = torch.tensor(raw["lengths"])
@@ -245,7 +245,7 @@ def _responses(inputs: Inputs, name: str, value: Any, model: str, raw: dict[str,
 
 
 def _tokens(inputs: Inputs, name: str, value: Any, parsed: tuple[str, str, str]) -> None:
-    """One quantity, or one a row, from which the log-prob of a single token follows."""
+    """Read one quantity, or one a row, that determines the log-prob of a single token."""
     kind, model, role = parsed
     leaf = torch.tensor(value, dtype=torch.float64).reshape(-1, 1).requires_grad_(model == "policy")  # (B, 1)
     inputs.leaves[name] = leaf
@@ -254,7 +254,7 @@ def _tokens(inputs: Inputs, name: str, value: Any, parsed: tuple[str, str, str])
 
 
 def _ratios(inputs: Inputs, name: str, raw: dict[str, Any], role: str) -> None:
-    """Log-ratios ``(B,)`` of policy to reference: the one that the file leaves out follows from the other."""
+    """Read log-ratios ``(B,)`` of policy to reference: the one that is not in the file follows from the other."""
     leaf = torch.tensor(raw[name], dtype=torch.float64).reshape(-1).requires_grad_()
     inputs.leaves[name] = leaf
     if role.startswith("turn_"):  # of one conversation, a token for each turn
@@ -291,7 +291,7 @@ def _logits(
 
 
 def _step_scores(inputs: Inputs, name: str, value: Any) -> None:
-    """What a head for steps says at the end of each step: the second class's logit less the first one's."""
+    """Read the scores of a head for steps at the end of each step: the second class's logit minus the first one's."""
     several = depth(value) == (2 if name == "scores" else 3)
     leaf, mask = padded(value if several else [value])  # (B, T) or (B, T, 2)
     inputs.leaves[name] = leaf.requires_grad_()
@@ -318,9 +318,9 @@ def _other(inputs: Inputs, name: str, value: Any, reward_head: bool) -> None:
 
 
 def _column(inputs: Inputs, name: str, value: Any) -> Any:
-    """``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, otherwise the value as it is.
+    """Return ``(B,)`` for one number or one an example, ``(B, T)`` for per-token numbers, else the value unchanged.
 
-    Of a ranking ``(1, K)`` for numbers of its answers.
+    For a ranking ``(1, K)`` for numbers of its answers.
     """
     if RANKING in inputs.others and numeric(value) and depth(value) == 1:
         return as_tensor([value])
@@ -348,7 +348,7 @@ def _per_token(inputs: Inputs, value: Any, role: str) -> Tensor | None:
 
 
 def _joined(pairs: Any) -> dict[str, list[Any]]:
-    """A list of dicts as a dict of lists."""
+    """Convert a list of dicts to a dict of lists."""
     if not pairs or not isinstance(pairs[0], dict):
         return {}
     return {name: [pair[name] for pair in pairs] for name in pairs[0]}

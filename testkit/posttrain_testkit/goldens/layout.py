@@ -1,9 +1,9 @@
-"""Inputs of a golden entry that are stated in a shorter form than a method sees them, written out.
+"""Expansion of a golden entry's inputs that are stated in a shorter form than a method sees them.
 
 - A card may say how one number an answer is spread over its tokens: ``seqkl_chosen = "chosen_kl:sum"`` is a token
   statistic whose sum is the number, ``":mean"`` one whose mean is. Without a role it is that of every role.
-- ``NAME_positions`` are the places of the tokens for which the mask NAME holds.
-- For a method of ranked data the lists are the answers to one prompt, put in the order of their ``scores``.
+- ``NAME_positions`` are the positions of the tokens for which the mask NAME is true.
+- For a method of ranked data the lists are the answers to one prompt, sorted by their ``scores``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RANKING = "ranking"
 
 
 def lay_out(raw: dict[str, Any], card: Card) -> dict[str, Any]:
-    """The inputs by name, written out; of names that need none of this they are as they were."""
+    """Return the inputs by name, expanded; those that need no expansion are unchanged."""
     lengths = {name: _lengths(raw, name) for name in ("chosen", "rejected", "completion")}
     found: dict[str, Any] = {}
     for name, value in raw.items():
@@ -41,7 +41,7 @@ def lay_out(raw: dict[str, Any], card: Card) -> dict[str, Any]:
 
 
 def _lengths(raw: dict[str, Any], role: str) -> list[int]:
-    """Tokens of each answer of a role; empty where the inputs do not say."""
+    """Return the tokens of each answer of a role; empty where the inputs do not say."""
     given = raw.get(f"{role}_len", raw.get(f"policy_{role}_tok", []))
     if isinstance(given, list) and given and not isinstance(given[0], int):
         rows = given if isinstance(given[0], list) else [given]

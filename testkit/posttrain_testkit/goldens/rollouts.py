@@ -1,4 +1,4 @@
-"""What the hooks of a whole step see of a golden entry: its rows as rollouts."""
+"""Rows of a golden entry as rollouts, for the hooks of a whole step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain_testkit.goldens.tensors import as_tensor, spread_out
 
 
 def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
-    """What ``posttrain_advantages`` sees, or None where the inputs have no groups of completions."""
+    """Build the rollouts of ``posttrain_advantages``, or None where the inputs have no groups of completions."""
     role = inputs.roles.get("completion")
     if role is None or role.mask is None or "policy" not in role.logps:
         return None
@@ -52,7 +52,7 @@ def rollouts_of(inputs: Inputs) -> SimpleNamespace | None:
 
 
 def _turns_of(inputs: Inputs, mask: Tensor) -> dict[str, Tensor]:
-    """One turn a completion; with ``turn_of_token`` each token is a turn, and the last one has the reward."""
+    """Return one turn a completion; with ``turn_of_token`` each token is a turn, and the last one has the reward."""
     rewards = torch.as_tensor(inputs.others.get("rewards", [0.0] * len(mask)), dtype=torch.float64)
     if "turn_of_token" not in inputs.others:
         return {"turn": torch.zeros(mask.shape, dtype=torch.long), "turn_rewards": rewards[:, None]}
@@ -62,7 +62,7 @@ def _turns_of(inputs: Inputs, mask: Tensor) -> dict[str, Tensor]:
 
 
 def sources_of(inputs: Inputs) -> list[str]:
-    """Who made each completion: the policy, or the data where ``off_policy_seq`` says so."""
+    """Return the source of each completion: the policy, or the data where ``off_policy_seq`` says so."""
     return ["data" if foreign else "policy" for foreign in inputs.others.get("off_policy_seq", [0] * inputs.size)]
 
 
@@ -71,5 +71,5 @@ def _scores(inputs: Inputs) -> Tensor:
 
 
 def rollout_columns(inputs: Inputs) -> dict[str, Any]:
-    """What every rollout of a run has: who made it, and that there is something to learn from the teacher."""
+    """Return the columns of every rollout of a run: its source, and that the teacher has a target for it."""
     return {"source": sources_of(inputs), "taught": torch.ones(inputs.size, dtype=torch.bool)}

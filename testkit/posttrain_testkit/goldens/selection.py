@@ -1,4 +1,4 @@
-"""What ``posttrain_select`` makes of a golden entry: the rows that are learnt from, or pairs of answers."""
+"""Result of ``posttrain_select`` on a golden entry: the selected rows, or pairs of answers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from posttrain_testkit.goldens.inputs import Inputs
 from posttrain_testkit.goldens.rollouts import rollouts_of
 from posttrain_testkit.rollouts import Rollouts, make_rollouts
 
-#: Column that says which row of the file a rollout is.
+#: Column with the index of a rollout's row in the file.
 _ROW = "row of the file"
 
 
 def kept_rows(
     method: Method, config: Any, inputs: Inputs, entry: dict[str, Any]
 ) -> tuple[Inputs, dict[str, Any], Tensor] | None:
-    """Inputs and entry of the rows that the method learns from, and their places ``(K,)``; None where that is all.
+    """Return inputs and entry of the selected rows, and their indices ``(K,)``; None where all are selected.
 
-    What the method puts into the columns of the rollouts is among the inputs. Leaves stay those of the whole file, as
-    do gradients.
+    Columns that the method adds to the rollouts are among the inputs. Leaves stay those of the whole file, as do
+    gradients.
     """
     rollouts = rollouts_of(inputs) if method.has("posttrain_select") and not method.card.pairs else None
     if rollouts is None or "rewards" not in inputs.others:
@@ -43,7 +43,7 @@ def kept_rows(
 
 
 def _picked(entry: dict[str, Any], rows: list[int], size: int) -> dict[str, Any]:
-    """The entry with the kept rows of what it says of each row; gradients stay whole."""
+    """Return the entry with the kept rows of its per-row values; gradients stay whole."""
     return {
         key: [value[row] for row in rows]
         if isinstance(value, list) and len(value) == size and not key.startswith("grad_")
@@ -53,7 +53,7 @@ def _picked(entry: dict[str, Any], rows: list[int], size: int) -> dict[str, Any]
 
 
 def paired(method: Method, inputs: Inputs) -> Inputs:
-    """For a method on pairs, completions that the file gives one by one: as its ``pairs`` of rows, or two by two.
+    """Pair the completions of the file for a method on pairs: by its ``pairs`` of rows, or two by two.
 
     Columns of the completions become those of both roles, such as ``chosen_rewards``.
     """
@@ -77,7 +77,7 @@ def paired(method: Method, inputs: Inputs) -> Inputs:
 
 
 def pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor | None:
-    """Let the method form pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
+    """Form the method's pairs from the scores ``(P, 2)`` of two answers a prompt: +1 where the first wins, else -1.
 
     Columns of the pairs go into the batch.
     """
@@ -86,12 +86,12 @@ def pairing(method: Method, config: Any, inputs: Inputs, batch: Batch) -> Tensor
         return None
     rewards, rollouts = _pair_rollouts(method, inputs)
     selection = method.select(rollouts=rollouts, rewards=rewards, config=config, state={})
-    batch.columns = selection.columns | batch.columns  # what the file says counts
+    batch.columns = selection.columns | batch.columns  # the file's values take precedence
     return torch.tensor([1.0 if chosen < rejected else -1.0 for chosen, rejected in selection.pairs or ()])
 
 
 def _pair_rollouts(method: Method, inputs: Inputs) -> tuple[Tensor, Rollouts]:
-    """Scores ``(2P,)`` and rollouts of two answers a prompt, with the file's log-probs spread over their tokens."""
+    """Return scores ``(2P,)`` and rollouts of two answers a prompt, the file's log-probs spread over tokens."""
     scores = inputs.others["scores"]
     _, rollouts = make_rollouts([2] * len(scores), 1, method=method)
     rewards = torch.tensor(scores, dtype=torch.float64).reshape(-1)  # (2P,)

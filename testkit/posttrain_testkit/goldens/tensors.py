@@ -1,4 +1,4 @@
-"""Numbers of a golden file as tensors: rows of unlike lengths, values spread over tokens."""
+"""Numbers of a golden file as tensors: rows of unequal lengths, values spread over tokens."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def as_tensor(values: list[Any]) -> Tensor:
-    """Numbers in float64; integers and truth values as they are."""
+    """Convert numbers to float64; integers and truth values keep their dtype."""
     kind = torch.tensor(values).dtype
     return torch.tensor(values, dtype=torch.float64 if kind.is_floating_point else kind)
 
 
 def padded(rows: list[list[Any]]) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length as ``(B, T, ...)`` with zeros, and their mask ``(B, T)``."""
+    """Pad rows of unequal length to ``(B, T, ...)`` with zeros; return them and their mask ``(B, T)``."""
     width = max(len(row) for row in rows)
     tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
     inner = next(tensor.shape[1:] for tensor in tensors if len(tensor))
@@ -28,12 +28,12 @@ def padded(rows: list[list[Any]]) -> tuple[Tensor, Tensor]:
 
 
 def spread_out(column: Any, mask: Tensor | None) -> Tensor:
-    """One number a completion ``(B,)`` as that of each of its tokens ``(B, T)``."""
+    """Expand one number a completion ``(B,)`` to each of its tokens ``(B, T)``."""
     return torch.where(mask, column[:, None], 0.0) if mask is not None and column.dim() == 1 else column
 
 
 def spread_evenly(logps: Tensor, lengths: Any) -> tuple[Tensor, Tensor]:
-    """Whole-row log-probs ``(B,)`` as rows of equal tokens ``(B, T)`` with that sum, and the mask."""
+    """Expand whole-row log-probs ``(B,)`` to rows of equal tokens ``(B, T)`` with that sum, and their mask."""
     if lengths is None:
         lengths = 1
     count = torch.tensor(lengths).reshape(-1).expand(len(logps))  # (B,)
@@ -42,13 +42,13 @@ def spread_evenly(logps: Tensor, lengths: Any) -> tuple[Tensor, Tensor]:
 
 
 def two_tokens(logps: Tensor) -> Tensor:
-    """Logits ``(n, 2)``, without gradient, of a vocabulary of two in which the tokens have these log-probs ``(n,)``."""
+    """Return logits ``(n, 2)`` of a two-token vocabulary with the tokens' log-probs ``(n,)``, without gradient."""
     logps = logps.detach().clamp(max=-1e-12)
     return torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
 
 
 def depth(value: Any) -> int:
-    """How deep lists are nested; 0 for no list."""
+    """Return how deep lists are nested; 0 for no list."""
     levels = 0
     while isinstance(value, list):
         levels, value = levels + 1, value[0] if value else None

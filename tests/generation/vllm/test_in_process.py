@@ -8,12 +8,12 @@ import torch
 from posttrain import Environment, Observation
 from posttrain.contract.generation import Sampling
 from posttrain.contract.rollout import Rollout
+from posttrain.contract.views import Sequence
 from posttrain.data.tokens.turns import Turns
 from posttrain.errors import SettingsError
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.rollouts.episodes import EpisodePlayer
-from posttrain.settings import DataSettings
-from posttrain.settings.episodes import EpisodeSettings
+from posttrain.settings import DataSettings, EpisodeSettings
 
 STOPS = frozenset({256, 257, 65})
 
@@ -141,7 +141,8 @@ def test_episodes_are_sampled_with_the_trainers_numbers_turn_by_turn(kit, engine
     settings = EpisodeSettings(max_turns=3)
     player = EpisodePlayer(Echo, Turns(tokenizer, DataSettings(), set(STOPS), None), settings, 128)
     rows = [{"prompt": tokenizer.decode(prompt)} for prompt in prompts]
-    found = player.play(engine, prompts, rows, Sampling(40, 0.7), [[1, 2, 3, 4]] * len(prompts))
+    asked = [Sequence(prompt, torch.zeros(len(prompt), dtype=torch.bool)) for prompt in prompts]
+    found = player.play(engine, asked, rows, Sampling(40, 0.7), [[1, 2, 3, 4]] * len(prompts))
     turns = []
     for prompt, group in zip(prompts, found, strict=True):
         for one in group:

@@ -1,1 +1,1 @@
-"""From checked rows to token arrays: templates, tokenisation, truncation, storage, cache."""
+"""Tokenisation of checked rows into arrays: templates, tokens, truncation, storage, cache."""

@@ -1,9 +1,9 @@
-"""Where the assistant's turns stand in a rendered conversation, found by rendering it again with other contents.
+"""Positions of the assistant's turns in a rendered conversation, found by rendering it with other contents.
 
-An answer is never searched for. A conversation is rendered once more with a mark in place of its plain answers; what
-stands between the marks is what the template writes, and the rendered row must be exactly these pieces with the
-answers between them. A turn with reasoning or calls is compared with the same conversation in which that turn is
-plain. What both share before the mark is the template's own and is not learnt.
+An answer is never searched for. A conversation is rendered once more with marks instead of its plain answers; the text
+between the marks is the template's, and the rendered row must be exactly these pieces with the answers between them. A
+turn with reasoning or calls is compared with the same conversation in which that turn is plain. What both share before
+the mark is the template's own and is not trained.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from posttrain.data.tokens.forms import Message, reasoning_of
 from posttrain.errors import DataError
 
 _FIRST, _LAST = 0xE000, 0xF8FF
-"""Characters for private use: no template writes them, and hardly any row."""
+"""Private-use characters: no template writes them, and hardly any row."""
 
 
 class UnclearTurn(Exception):
-    """The template writes a turn in a way that depends on what follows, so that its place is unknown."""
+    """A turn whose text depends on what follows, so that its place is unknown."""
 
     def __init__(self, index: int):
         super().__init__(index)
@@ -31,55 +31,55 @@ class UnclearTurn(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the assistant, in characters of the rendered conversation."""
+    """One turn of the assistant, in character positions of the rendered conversation."""
 
     index: int
     start: int
-    """Where it begins: behind all that the template writes whatever the answer is."""
+    """Start: after all that the template writes before any answer."""
     content_end: int
-    """Behind the last character of the message itself."""
+    """End of the message's own text."""
     end: int
-    """Behind the token that ends the turn, where there is one."""
+    """End of the token that ends the turn, if there is one."""
     exact: bool
-    """Its content stands there to the letter, but for white space at its ends."""
+    """Whether its content is there verbatim, except for white space at its ends."""
 
 
 @dataclass
 class Chat:
-    """One conversation as the template takes it, and how to render others like it."""
+    """One conversation in the template's forms, and how to render variants of it."""
 
     messages: list[Message]
     text: str
-    """The conversation, rendered."""
+    """Rendered conversation."""
     render: Callable[..., str]
     """``render(messages, ask=False)``; raises DataError where the template refuses them."""
     special: re.Pattern[str]
-    """Matches one special token, its group, and white space before it."""
+    """Matches one special token, its group, with white space before it."""
     origin: str
 
     def tried(self, messages: list[Message], ask: bool = False) -> str | None:
-        """The messages rendered; None where the template refuses them."""
+        """Render the messages; None where the template refuses them."""
         try:
             return self.render(messages, ask) if messages else None
         except DataError:
             return None
 
     def with_plain(self, index: int, mark: str) -> list[Message]:
-        """The conversation with a plain answer, ``mark``, in the place of a message."""
+        """Return the conversation with a plain answer, ``mark``, in place of one message."""
         return [*self.messages[:index], self.plain(index, mark), *self.messages[index + 1 :]]
 
     def plain(self, index: int, mark: str) -> Message:
-        """A plain answer in the form of the message's own content."""
+        """Return a plain answer in the form of the message's own content."""
         parts = isinstance(self.messages[index].get("content"), list)
         return {"role": "assistant", "content": [{"type": "text", "text": mark}] if parts else mark}
 
 
 def find_turns(chat: Chat, wanted: list[int], asked: str | None = None, ends: set[str] | None = None) -> list[Turn]:
-    """The turns of the messages at ``wanted``, in order.
+    """Find the turns of the messages at ``wanted``, in order.
 
     ``asked`` is the conversation before the only wanted turn with the beginning of an answer, where it is known.
-    ``ends`` are the ends of turns that this template is known to write; those found are added. Raises UnclearTurn, and
-    DataError where the template writes text behind the end of the last turn, or an answer more than once.
+    ``ends`` are known ends of this template's turns; found ones are added. Raises UnclearTurn, and DataError where the
+    template writes text after the end of the last turn, or an answer more than once.
     """
     ends = set() if ends is None else ends
     plain = [index for index in wanted if is_plain(chat.messages[index])]
@@ -98,18 +98,18 @@ def find_turns(chat: Chat, wanted: list[int], asked: str | None = None, ends: se
 
 
 def is_plain(message: Message) -> bool:
-    """Whether a message is content alone, and not empty."""
+    """Return whether a message is only content, and not empty."""
     return bool(message_text(message).strip()) and not message.get("tool_calls") and reasoning_of(message) is None
 
 
 def _mark(chat: Chat, number: int = 0) -> str:
-    """Text that does not occur in the conversation, and begins and ends unlike anything in it."""
+    """Return text that does not occur in the conversation, with ends unlike anything in it."""
     free = (chr(code) for code in range(_FIRST, _LAST) if chr(code) not in chat.text)
     return f"{(edge := next(free))}{number}{edge}"
 
 
 def _directly(chat: Chat, index: int, asked: str, ends: set[str]) -> dict[int, Turn]:
-    """The last turn where it is the request for an answer, the content, and an end that is known; nothing else."""
+    """Find the last turn if it is exactly the request for an answer, the content, and a known end."""
     if not chat.text.startswith(asked):
         return {}
     for content in _trimmed(message_text(chat.messages[index])):
@@ -120,7 +120,7 @@ def _directly(chat: Chat, index: int, asked: str, ends: set[str]) -> dict[int, T
 
 
 def _between_marks(chat: Chat, plain: list[int], ends: set[str]) -> dict[int, Turn]:
-    """Plain turns by one rendering with a mark in the place of each; none unless the pieces are the whole text."""
+    """Find plain turns by one rendering with marks in their places; none unless the pieces are the whole text."""
     marks = [_mark(chat, number) for number in range(len(plain))]
     messages = list(chat.messages)
     for index, mark in zip(plain, marks, strict=True):
@@ -159,7 +159,7 @@ def _follows(text: str, at: int, piece: str, last: bool) -> bool:
 
 
 def _pieces(rendered: str | None, marks: list[str]) -> list[str] | None:
-    """What stands before, between and behind the marks; None unless each occurs once, in order."""
+    """Return the texts before, between and after the marks; None unless each occurs once, in order."""
     if rendered is None:
         return None
     pieces = []
@@ -172,12 +172,12 @@ def _pieces(rendered: str | None, marks: list[str]) -> list[str] | None:
 
 
 def _trimmed(content: str) -> list[str]:
-    """The content as templates may write it: as it is, or without white space at one or both ends."""
+    """Return the content as templates may write it: as it is, or without white space at one or both ends."""
     return list(dict.fromkeys([content, content.rstrip(), content.lstrip(), content.strip()]))
 
 
 def _known_ends(chat: Chat, index: int, ends: set[str]) -> set[str]:
-    """``ends``, at least with what the template writes behind a plain answer at ``index`` when nothing follows."""
+    """Return ``ends``, with at least the template's text after a plain last answer at ``index``."""
     if not ends:
         mark = _mark(chat)
         pieces = _pieces(chat.tried([*chat.messages[:index], chat.plain(index, mark)]), [mark])
@@ -186,7 +186,7 @@ def _known_ends(chat: Chat, index: int, ends: set[str]) -> set[str]:
 
 
 def _ending(chat: Chat, usual: str) -> str:
-    """What of ``usual``, the text behind an answer, ends the turn: special tokens in a row, or else all of it."""
+    """Return the part of ``usual``, the text after an answer, that ends the turn: special tokens, or else all of it."""
     found = chat.special.match(usual)
     if found is None:
         return usual.rstrip()
@@ -197,7 +197,7 @@ def _ending(chat: Chat, usual: str) -> str:
 
 
 def _closed(chat: Chat, index: int, start: int, content_end: int, ends: set[str], exact: bool = True) -> Turn:
-    """The turn with its end, as the template writes it behind an answer that nothing follows, or another token."""
+    """Return the turn with its end: the template's text after a last answer, or another token."""
     text = chat.text
     if index == len(chat.messages) - 1:
         ending = _ending(chat, text[content_end:])
@@ -208,7 +208,7 @@ def _closed(chat: Chat, index: int, start: int, content_end: int, ends: set[str]
         if text.startswith(ending, content_end):
             return Turn(index, start, content_end, content_end + len(ending), exact)
     if any(usual) and (here := chat.special.match(text, content_end)):
-        # The turn ends with another token where something follows it.
+        # The turn ends with another token where something follows.
         return Turn(index, start, content_end, here.end(), exact)
     return Turn(index, start, content_end, content_end, exact)
 
@@ -223,7 +223,7 @@ def _refuse_text_behind(chat: Chat, ending: str, behind: str) -> None:
 
 
 def _alone(chat: Chat, index: int, ends: set[str]) -> Turn:
-    """A turn with reasoning, calls or no content, compared with a plain one in its place."""
+    """Find a turn with reasoning, calls or no content by comparing it with a plain one in its place."""
     mark = _mark(chat)
     pieces = _pieces(chat.tried(chat.with_plain(index, mark)), [mark])
     before = chat.messages[:index]
@@ -236,7 +236,7 @@ def _alone(chat: Chat, index: int, ends: set[str]) -> Turn:
     elif asked is not None and chat.text.startswith(asked):
         start = len(asked)
     else:
-        # What the request for an answer and the answer share, if that is more than the conversation before it.
+        # The common prefix of the request for an answer and the answer, if longer than the conversation before it.
         start = -1 if asked is None else shared(asked, chat.text)
         if start < len(chat.tried(before) or ""):
             raise UnclearTurn(index)
@@ -262,9 +262,9 @@ def _ended(chat: Chat, index: int, start: int, pieces: list[str] | None, ends: s
 
 
 def next_opener(chat: Chat) -> str | None:
-    """The special token that opens the message behind the last one, right behind its text; None if there is none.
+    """Return the special token that opens the message after the last one, directly after its text; None without one.
 
-    Behind a call a tool answers, behind everything else the user.
+    After a call a tool answers, otherwise the user.
     """
     index, mark = len(chat.messages) - 1, _mark(chat)
     last = chat.messages[index]
@@ -273,7 +273,7 @@ def next_opener(chat: Chat) -> str | None:
         followed = chat.tried([*chat.messages, answer]) or ""
         behind = followed[len(chat.text) :] if followed.startswith(chat.text) else ""
     else:
-        # A plain answer in its place: what is said next changes how some templates write reasoning.
+        # A plain answer in its place: the next message changes how some templates write reasoning.
         asking = {**chat.plain(index, ""), "role": "user"}
         followed = chat.tried([*chat.messages[:index], chat.plain(index, mark), asking]) or ""
         behind = followed.partition(mark)[2]
@@ -286,7 +286,7 @@ def _called_name(call: Message) -> Any:
 
 
 def _stands_alone(chat: Chat, index: int, end: int) -> bool:
-    """Whether nothing before ``end`` is of the message behind that at ``index``: some templates move results."""
+    """Return whether nothing before ``end`` belongs to the message after ``index``: some templates move results."""
     following = {**chat.messages[index + 1], "content": chat.plain(index + 1, _mark(chat))["content"]}
     other = chat.tried([*chat.messages[: index + 1], following, *chat.messages[index + 2 :]])
     return other is not None and other.startswith(chat.text[:end])
@@ -297,13 +297,13 @@ def _is_empty(message: Message) -> bool:
 
 
 def shared(first: str, second: str) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def within_marks(turns: list[Turn], marks: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What the template's own ``{% generation %}`` blocks mark of the turns, with the tokens that end them."""
+    """Return the parts of the turns in the template's own ``{% generation %}`` blocks, with their end tokens."""
     found = []
     for turn in turns:
         if turn.content_end == turn.start:  # nothing was said, and an empty block is not reported
@@ -316,7 +316,7 @@ def within_marks(turns: list[Turn], marks: list[tuple[int, int]]) -> list[tuple[
 
 
 def with_scaffold(turns: list[Turn], chat: Chat) -> list[Turn]:
-    """The turns with what the template writes before every answer: from the end of its request for one."""
+    """Extend the turns by what the template writes before every answer, from the end of its request for one."""
     wider = []
     for turn in turns:
         before: list[Any] = chat.messages[: turn.index]

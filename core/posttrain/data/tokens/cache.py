@@ -7,19 +7,24 @@ import json
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
+from posttrain.data.tokens.array_files import load_arrays
 from posttrain.data.tokens.token_arrays import Arrays
 from posttrain.errors import SettingsError
 from posttrain.network.image_reader import reader_of
 from posttrain.settings import DataSettings
 
+#: How the name of a folder begins in which an entry is written.
+_ASIDE = ".writing-"
+#: Seconds after which nobody writes there any more.
+_ABANDONED = 86_400
 #: Options that change tokens.
 _OPTIONS = (
     "max_length",
@@ -47,6 +52,7 @@ _CODE = (
     "preparation.py",
     "token_arrays.py",
     "cache.py",
+    "array_files.py",
     "../conversations.py",
     "../convert.py",
     "../pretokenised.py",
@@ -57,18 +63,18 @@ _CODE = (
 
 @dataclass
 class Entry:
-    """What a cache entry holds."""
+    """Content of a cache entry."""
 
     arrays: Arrays
     roles: list[str]
     report: dict[str, Any]
-    rendered: list[str] | None
-    """Online: the prompts as text."""
     images: dict[str, list[list[Any]]] = field(default_factory=dict)
-    """By the number of a sequence: for each of its pictures which of its row's it is, its digest, its placeholders.
+    """By sequence number: for each of its images the index in its row, its digest, its number of placeholders.
 
-    What the pictures are named by stands in the rows, and what they show in no cache.
+    The sources of the images are in the rows, and their pixels in no cache.
     """
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    """While it is written: type, length and hash of each array's file (``Joined.described``)."""
 
 
 @cache
@@ -78,7 +84,7 @@ def _code() -> str:
 
 
 def tokenizer_content(tokenizer: Any) -> str:
-    """Text that differs whenever the tokenizer could give other tokens."""
+    """Return text that differs whenever the tokenizer could give other tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -89,7 +95,7 @@ def tokenizer_content(tokenizer: Any) -> str:
 def key(
     fingerprint: str, schema: str, tokenizer: Any, template: str, settings: DataSettings, stop_ids: set[int]
 ) -> str:
-    """Name of the entry for these rows and everything that turns them into tokens."""
+    """Return the name of the entry for these rows and everything that turns them into tokens."""
     options = {name: getattr(settings, name) for name in _OPTIONS}
     facts = [fingerprint, schema, tokenizer_content(tokenizer), template, options, sorted(stop_ids), _code()]
     reader = reader_of(tokenizer)
@@ -98,47 +104,56 @@ def key(
 
 
 def load(folder: Path) -> Entry | None:
-    """The entry at ``folder``; None if there is none or it is damaged, which removes it."""
+    """Load the entry at ``folder``; None if there is none or it is damaged, which removes it."""
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        if hashlib.sha256((folder / "tokens.safetensors").read_bytes()).hexdigest() != about["sha256"]:
-            raise ValueError("the tokens are not those that were written")
-        arrays = load_file(folder / "tokens.safetensors")
-        return Entry(arrays, about["roles"], about["report"], about["rendered"], about["images"])
-    except (OSError, ValueError, KeyError, SafetensorError):
+        return Entry(load_arrays(folder, about["arrays"]), about["roles"], about["report"], about["images"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def save(folder: Path, entry: Entry) -> None:
-    """Write the entry aside and rename it into place. Raises SettingsError if the folder cannot be written."""
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside ``folder`` in which an entry is written; it is gone at the end, however the block ends.
+
+    Raises SettingsError where the disk does not take it.
+    """
+    aside = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        _forget_abandoned(folder.parent)
+        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder.parent))
+        yield aside
     except OSError as error:
         raise SettingsError(
             f"cache '{folder.parent}': cannot be written ({error.strerror}). "
             "Choose another with --cache FOLDER or 'off'."
         ) from None
-    try:
-        tokens = aside / "tokens.safetensors"
-        save_file(entry.arrays, tokens)
-        about = {
-            "sha256": hashlib.sha256(tokens.read_bytes()).hexdigest(),
-            "roles": entry.roles,
-            "report": entry.report,
-            "rendered": entry.rendered,
-            "images": entry.images,
-        }
-        (aside / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        os.rename(aside, folder)
-    except FileExistsError:
-        pass  # another process wrote the same entry first
-    except OSError as error:
-        if not folder.is_dir():  # renaming onto a folder that is not empty also ends here
-            raise SettingsError(
-                f"cache '{folder.parent}': cannot be written ({error.strerror}). "
-                "Choose another with --cache FOLDER or 'off'."
-            ) from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _forget_abandoned(parent: Path) -> None:
+    """Remove what processes that were killed have left half written more than a day ago."""
+    for folder in parent.glob(f"{_ASIDE}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(aside: Path, folder: Path, entry: Entry) -> None:
+    """Complete an entry whose arrays lie in ``aside``, and rename it to ``folder``. Raises OSError."""
+    about = {
+        "arrays": entry.files,
+        "roles": entry.roles,
+        "report": entry.report,
+        "images": entry.images,
+    }
+    (aside / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process wrote the same entry first
+            raise

@@ -1,4 +1,4 @@
-"""Single prompts and answers to tokens, while a run is under way: a teacher's prompt, an answer from the data."""
+"""Tokenisation of single prompts and answers during a run: a teacher's prompt, an answer from the data."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from posttrain.settings import DataSettings
 def encode_prompt(
     prompt: Content, tokenizer: Any, settings: DataSettings, stop_ids: set[int], columns: dict[str, Any]
 ) -> tuple[Tensor, str]:
-    """Tokens ``(p,)`` and text of a prompt as the data's own prompts are encoded: an answer may follow.
+    """Encode a prompt like the data's own, before an answer; return its tokens ``(p,)`` and text.
 
-    ``columns`` are those of its row; the chat template is given its tools and its own variables.
+    ``columns`` are those of its row; the chat template gets its tools and its own variables.
     """
     sequence, text = encode_shown(prompt, tokenizer, settings, stop_ids, columns)
     return sequence.ids, text
@@ -33,17 +33,32 @@ def encode_prompt(
 def encode_shown(
     prompt: Content, tokenizer: Any, settings: DataSettings, stop_ids: set[int], columns: dict[str, Any]
 ) -> tuple[Sequence, str]:
-    """The same as a sequence with the row's pictures, of which nothing is learnt."""
+    """Encode a prompt as an untrained sequence with the row's images; return it and its text."""
     draft = _draft(with_system(prompt, settings.system_prompt), None, columns, tokenizer, settings)
     tokens, text = _encode(draft, tokenizer, settings, stop_ids)
     ids = torch.from_numpy(tokens.ids).long()
     return Sequence(ids, torch.zeros(len(ids), dtype=torch.bool), images=tokens.images), text
 
 
+def encode_row(
+    prompt: Content,
+    completion: str,
+    tokenizer: Any,
+    settings: DataSettings,
+    stop_ids: set[int],
+    columns: dict[str, Any],
+) -> Sequence:
+    """Encode a prompt with a completion, as a row of such data is encoded, with the images of its columns."""
+    answer = [{"role": "assistant", "content": completion}] if is_messages(prompt) else completion
+    draft = _draft(prompt, answer, columns, tokenizer, settings)
+    tokens, _ = _encode(draft, tokenizer, settings, stop_ids)
+    return Sequence(torch.from_numpy(tokens.ids).long(), torch.from_numpy(tokens.trained), images=tokens.images)
+
+
 def encode_answer(
     columns: dict[str, Any], tokenizer: Any, settings: DataSettings, stop_ids: set[int]
 ) -> tuple[Tensor, Tensor, str]:
-    """Tokens ``(p,)`` of a row's prompt, tokens ``(t,)`` of its own answer (at most max-new-tokens), and its text."""
+    """Return tokens ``(p,)`` of a row's prompt, ``(t,)`` of its own answer (at most max-new-tokens), and its text."""
     prompt, completion = with_system(columns["prompt"], settings.system_prompt), columns["completion"]
     if is_messages(prompt) and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]

@@ -1,7 +1,7 @@
-"""Forms in which a chat template takes what a message holds, found by rendering small conversations with it.
+"""Forms of messages that a chat template accepts, found by rendering small conversations with it.
 
-Rows come with arguments of calls as objects or as JSON text, with content as text or as parts, with reasoning under
-several names or inside ``<think>`` tags. A template takes one form and mangles the others, mostly without a word.
+Rows have arguments of calls as objects or as JSON text, content as text or as parts, reasoning under several names or
+inside ``<think>`` tags. A template accepts one form and mangles the others, mostly without a warning.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from posttrain.errors import DataError
 Message = dict[str, Any]
 #: Messages to text; raises DataError where the template refuses them.
 Render = Callable[[list[Message]], str]
-#: Keys under which data sets and templates keep the reasoning of an answer.
+#: Keys of an answer's reasoning in data sets and templates.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)
-#: Words that no template writes by itself.
+#: Words that no template writes.
 _ASKED, _SAID, _THOUGHT_OF = "qzaskedqz", "qzsaidqz", "qzthoughtqz"
 _NAME, _KEY, _VALUE = "qznameqz", "qzkeyqz", "qzvalueqz"
 
 
 @dataclass(frozen=True)
 class Forms:
-    """What one template takes."""
+    """Forms that one template accepts."""
 
     parts: bool
-    """Content is a list of parts; text alone is lost."""
+    """Content is a list of parts; plain text is lost."""
     argument_text: bool
-    """Arguments of calls are JSON text; objects would be written as Python writes them, or are refused."""
+    """Arguments of calls are JSON text; objects would be written in Python's notation, or refused."""
     reasoning: str | None
-    """Key of the reasoning that is written in an answer; None if there is none."""
+    """Key of the reasoning in an answer; None without one."""
     call_reasoning: str | None
-    """The same beside a call."""
+    """Key of the reasoning beside a call; None without one."""
 
     def adapted(self, messages: list[Message]) -> list[Message]:
-        """The messages in these forms; those given are left as they are."""
+        """Convert the messages to these forms, without changing the originals."""
         return [self._adapted(message) for message in messages]
 
     def _adapted(self, message: Message) -> Message:
@@ -76,7 +76,7 @@ class Forms:
 
 
 def _with_reasoning(message: Message, key: str) -> Message:
-    """Reasoning under ``key``, where the row has it under another or inside the content."""
+    """Move reasoning to ``key`` from another key or from inside the content."""
     given = reasoning_of(message)
     if given is None:
         content = message_text(message)
@@ -89,12 +89,12 @@ def _with_reasoning(message: Message, key: str) -> Message:
 
 
 def reasoning_of(message: Message) -> tuple[str, str] | None:
-    """Key and text of a message's reasoning; None if it has none."""
+    """Return key and text of a message's reasoning; None without one."""
     return next(((key, text) for key in REASONING if isinstance(text := message.get(key), str) and text), None)
 
 
 def find_forms(render: Render) -> Forms:
-    """The forms that the template behind ``render`` takes; where nothing tells, text, objects, and no reasoning."""
+    """Find the forms that the template behind ``render`` accepts; by default text, objects, and no reasoning."""
     said = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
     listed = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in said]
     parts = not _has(render, said, _ASKED, _SAID) and _has(render, listed, _ASKED, _SAID)
@@ -111,7 +111,7 @@ def _reasons(render: Render, called: list[list[Message]]) -> bool:
 
 
 def _wants_text(render: Render, asked: Message, answer: Message) -> bool:
-    """Whether arguments as text give a call in which they stand unquoted, and arguments as an object give none."""
+    """Return whether arguments as text render unquoted, while arguments as an object render as no call."""
     text = json.dumps({_KEY: _VALUE})
     for called in _called(asked, answer, {_KEY: _VALUE}, {}):
         written = _rendered(render, called)
@@ -121,7 +121,7 @@ def _wants_text(render: Render, asked: Message, answer: Message) -> bool:
 
 
 def _called(asked: Message, answer: Message, arguments: Any, more: Message) -> list[list[Message]]:
-    """Conversations with one call, of the kinds that templates insist on."""
+    """Return conversations with one call, of the kinds that templates require."""
     call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": _NAME, "arguments": arguments}}
     calling = {"role": "assistant", "content": [] if isinstance(asked["content"], list) else "", "tool_calls": [call]}
     result = {"role": "tool", "content": _ASKED, "tool_call_id": "a1b2c3d4e", "name": _NAME}
@@ -146,7 +146,7 @@ def _all_text(content: Any) -> bool:
 
 
 def _object(arguments: Any) -> Any:
-    """Arguments given as the JSON text of an object, as that object; everything else as it is."""
+    """Parse arguments that are the JSON text of an object; return all others unchanged."""
     if not isinstance(arguments, str):
         return arguments
     try:

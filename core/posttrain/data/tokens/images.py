@@ -1,4 +1,4 @@
-"""Pictures of a row: where it names them, which stand in which sequence, and the text that stands for them."""
+"""Images of a row: their sources, which belong to which sequence, and their placeholder text."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ if TYPE_CHECKING:
     from posttrain.data.tokens.templates import Layout
     from posttrain.settings import DataSettings
 
-#: Columns with a row's pictures; parts of messages without one of their own take theirs from here, in order.
+#: Columns with a row's images; image parts without a source take theirs from here, in order.
 COLUMNS = ("images", "image")
-#: Types of parts that are pictures, and keys under which a part or a column has what it names.
+#: Types of image parts, and keys of their sources in a part or a column.
 _PARTS = ("image", "image_url")
 _KEYS = ("image", "bytes", "base64", "path", "url", "image_url")
-#: What only stands in columns, and what those and parts are called in an error.
+#: Media that only occur in columns, and the names of audio in errors.
 _OTHERS = ("videos", "video", "audios", "audio")
+#: Columns of forget-retain rows that may hold a sample. ``alternative`` answers instead of what is forgotten.
+SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
+#: Key of a row, or sample, of text with the numbers of its images.
+PLACES = "image places"
 _AUDIO = ("audio", "input_audio", "audios")
 
 
 @dataclass
 class Pictures:
-    """The pictures of one row, in the order in which sequences take them."""
+    """Images of one row, in the order in which sequences take them."""
 
     origin: str
     settings: DataSettings
     waiting: list[Any] = field(default_factory=list)
-    """Of the columns, not yet taken by a part."""
+    """Images of the columns of the row, or sample, at hand, not yet taken by a part."""
     sources: list[Any] = field(default_factory=list)
-    """All that have been taken."""
+    """Images taken so far."""
 
     def taken(self, value: Any) -> dict[str, Any]:
-        """A part of a message in the form of templates, its picture entered among the sources."""
+        """Add a part's image to the sources; return the part in the template's form."""
         source = _source_of(value)
         if source is None:
             if not self.waiting:
@@ -52,7 +56,7 @@ class Pictures:
         return {"type": "image", "place": len(self.sources) - 1}
 
     def located(self, source: Any) -> Any:
-        """A source as it will be opened: paths from where they begin, addresses only where they are asked for."""
+        """Return a source as it will be opened: paths below the image folder, addresses only if allowed."""
         if not isinstance(source, str) or source.startswith("data:"):
             return source
         if source.startswith(WEB):
@@ -68,45 +72,74 @@ class Pictures:
 
 
 def with_pictures(row: Row, origin: str, settings: DataSettings) -> tuple[Row, list[Any]]:
-    """The row with numbered parts in the place of its pictures, and what these name, by their numbers.
+    """Replace a row's image parts by numbered ones; return the row and the sources by number.
 
-    Where no part of its messages is a picture, those of the columns stand at the beginning of what the user says first.
-    Text has placeholders of its own: its row's pictures are those of the columns. Raises DataError.
+    If no part of its messages is an image, those of the columns come first in the first user message. Text has
+    placeholders of its own: its row's images are those of the columns. A sample of a forget-retain row has images of
+    its own, as a row has, or else those of its row. Raises DataError.
     """
-    column = next((row[name] for name in COLUMNS if row.get(name) is not None), None)
-    waiting = [] if column is None else [_source_of(one) for one in (column if isinstance(column, list) else [column])]
-    pictures, count = Pictures(origin, settings, waiting), len(waiting)
-    columns = [name for name, value in row.items() if is_messages(value) and name != "tools"]
-    if not waiting and not any(_parts_of(row[name]) for name in columns):
-        return row, []
-    first = next((name for name in ("prompt", "messages") if name in columns), None)
-    if first is None:
-        pictures.sources = [pictures.located(source) for source in pictures.waiting]
-        return row, pictures.sources
-    if waiting and not any(_parts_of(row[name]) for name in columns):
-        row = row | {first: _at_the_beginning(row[first], count, origin)}
-    order = [first, *(name for name in columns if name != first)]
-    row = row | {name: [_message(message, pictures) for message in row[name]] for name in order}
-    if pictures.waiting:
-        raise DataError(
-            f"{origin}: the row has {count} images and its messages {count - len(pictures.waiting)} image parts "
-            "without one of their own. Expected as many of both, or no image part at all."
-        )
+    pictures = Pictures(origin, settings)
+    samples = {name: row[name] for name in SAMPLES if row.get(name) is not None}
+    if not samples:
+        return _numbered(row, pictures), pictures.sources
+    of_row = {name: row[name] for name in COLUMNS if row.get(name) is not None}
+    for name, value in samples.items():
+        sample = value if isinstance(value, dict) else {"messages" if is_messages(value) else "text": value}
+        row = row | {name: _numbered(_with_columns(sample, list(samples.values()), of_row), pictures)}
     return row, pictures.sources
 
 
+def _with_columns(sample: Row, samples: list[Any], of_row: Row) -> Row:
+    """Return a sample with its columns of images: its own, those of a sample with the same prompt, or the row's.
+
+    A method may have made it of another sample's prompt.
+    """
+    for one in (sample, *samples):
+        if isinstance(one, dict) and one.get("prompt") == sample.get("prompt"):
+            found = {column: one[column] for column in COLUMNS if one.get(column) is not None}
+            if found:
+                return sample | found
+    return sample | of_row
+
+
+def _numbered(row: Row, pictures: Pictures) -> Row:
+    """Take the images of a row or a sample; return it, one of text with their numbers under ``PLACES``."""
+    column = next((row[name] for name in COLUMNS if row.get(name) is not None), None)
+    waiting = [] if column is None else [_source_of(one) for one in (column if isinstance(column, list) else [column])]
+    count, taken = len(waiting), len(pictures.sources)
+    columns = [name for name, value in row.items() if is_messages(value) and name != "tools"]
+    if not waiting and not any(image_parts(row[name]) for name in columns):
+        return row
+    first = next((name for name in ("prompt", "messages") if name in columns), None)
+    if first is None:
+        pictures.sources += [pictures.located(source) for source in waiting]
+        return row | {PLACES: list(range(taken, taken + count))}
+    if waiting and not any(image_parts(row[name]) for name in columns):
+        row = row | {first: _at_the_beginning(row[first], count, pictures.origin)}
+    pictures.waiting = waiting
+    order = [first, *(name for name in columns if name != first)]
+    row = row | {name: [number_parts(message, pictures) for message in row[name]] for name in order}
+    if pictures.waiting:
+        raise DataError(
+            f"{pictures.origin}: the row has {count} images and its messages {count - len(pictures.waiting)} image "
+            "parts without one of their own. Expected as many of both, or no image part at all."
+        )
+    return row
+
+
 def places_in(messages: Any) -> list[int]:
-    """Numbers of the pictures in messages, in order; none in text. Raises DataError for one inside another column."""
-    parts = _parts_of(messages) if is_messages(messages) else []
+    """Return the numbers of the images in messages, in order; none in text. Raises DataError for misplaced ones."""
+    parts = image_parts(messages) if is_messages(messages) else []
     if any("place" not in part for part in parts):
         raise DataError("Image parts stand in a column of several samples or answers. Expected them in its prompt.")
     return [part["place"] for part in parts]
 
 
 def refuse_media(row: Row, origin: str, reader: ImageReader | None) -> None:
-    """Raise ModelError for what the model cannot be shown: audio and videos, pictures where it reads text alone."""
-    found = next((name for name in _OTHERS if row.get(name)), None)
-    kinds = [part.get("type") for value in row.values() if is_messages(value) for part in _media(value)]
+    """Raise ModelError for unsupported media: audio and videos, and images for a text model."""
+    rows = [row, *(row[name] for name in SAMPLES if isinstance(row.get(name), dict))]
+    found = next((name for one in rows for name in _OTHERS if one.get(name)), None)
+    kinds = [part.get("type") for one in rows for value in one.values() if is_messages(value) for part in _media(value)]
     found = found or next((kind for kind in kinds if kind not in _PARTS), None)
     if found in _AUDIO or found == "audio":
         raise ModelError(
@@ -116,7 +149,7 @@ def refuse_media(row: Row, origin: str, reader: ImageReader | None) -> None:
         raise ModelError(f"{origin}: the row has '{found}', and videos are not supported: give frames as images.")
     if reader is not None:
         return
-    found = next((name for name in COLUMNS if row.get(name)), None) or next(iter(kinds), None)
+    found = next((name for one in rows for name in COLUMNS if one.get(name)), None) or next(iter(kinds), None)
     if found is not None:
         raise ModelError(
             f"{origin}: the row has '{found}', but the model is loaded as a text model without an image processor. "
@@ -125,7 +158,7 @@ def refuse_media(row: Row, origin: str, reader: ImageReader | None) -> None:
 
 
 def expanded(layout: Layout, sources: list[Any], places: list[int], reader: ImageReader, origin: str) -> Layout:
-    """The layout with what its pictures become in the place of their placeholders; positions move along."""
+    """Expand the images' placeholders in the layout and shift its positions."""
     if layout.plain and places:
         layout = _arranged(layout, places, reader)
     found = literal_places(layout.text, reader.placeholder)
@@ -158,7 +191,7 @@ def expanded(layout: Layout, sources: list[Any], places: list[int], reader: Imag
 
 
 def _arranged(layout: Layout, places: list[int], reader: ImageReader) -> Layout:
-    """A plain prompt as the processor arranges it: PaliGemma's puts a token and a line break around it."""
+    """Arrange a plain prompt with the processor: PaliGemma's puts a token and a line break around it."""
     before = layout.text[: layout.boundary]
     after = reader.prompt(before, len(places))
     shift = len(after) - len(before)
@@ -179,7 +212,7 @@ def _read(reader: ImageReader, source: Any, place: int, origin: str) -> tuple[Im
 
 
 def _source_of(value: Any) -> Any:
-    """What a part, a column's entry or a cell of a file names; None for a part that has nothing."""
+    """Return the source of a part, a column's entry or a cell of a file; None for a part without one."""
     if not isinstance(value, dict):
         return value
     for key in _KEYS:
@@ -196,11 +229,13 @@ def _media(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [part for parts in contents for part in parts if isinstance(part, dict) and part.get("type") in MEDIA]
 
 
-def _parts_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def image_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the parts of messages that are images, in order."""
     return [part for part in _media(messages) if part["type"] in _PARTS]
 
 
-def _message(message: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+def number_parts(message: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    """Take the images of a message's parts; return it with their numbers."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -211,7 +246,7 @@ def _message(message: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
 
 
 def _at_the_beginning(messages: list[dict[str, Any]], count: int, origin: str) -> list[dict[str, Any]]:
-    """Messages with ``count`` parts for pictures before what the user says first."""
+    """Put ``count`` image parts before the first user message's content."""
     for number, message in enumerate(messages):
         if message["role"] == "user":
             content = message.get("content") or ""

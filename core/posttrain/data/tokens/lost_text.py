@@ -1,4 +1,4 @@
-"""What of an answer a chat template leaves out or writes otherwise: such a row would teach something else."""
+"""Losses of a chat template: answers that it leaves out or rewrites, whose rows would teach something else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.data.tokens.forms import Message, reasoning_of
 from posttrain.errors import short
 
 _TEMPLATE = "with --chat-template FILE"
-#: What is lost -> what can be done about it.
+#: Kind of loss -> advice.
 ADVICE = {
     "text": (
         f"Give a template that writes the text as it is, {_TEMPLATE}, or remove the rows. A template that keeps it in "
@@ -35,16 +35,16 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Loss:
-    """One thing that the template did not write."""
+    """One thing that the template does not write."""
 
     kind: str
     """A key of ADVICE."""
     index: int
-    """Place of the message among those of the row."""
+    """Index of the message in the row."""
     text: str = ""
 
     def describe(self) -> str:
-        """The loss in words, without a full stop."""
+        """Describe the loss in words, without a full stop."""
         if self.kind == "tools":
             return f"shows no tools ({short(self.text)})"
         if self.kind == "place":
@@ -52,13 +52,13 @@ class Loss:
         return f"leaves out or rewrites {self.kind} of message {self.index + 1} ({short(self.text)})"
 
     def reason(self) -> str:
-        """Why a row is left out."""
+        """Return why a row is dropped."""
         whose = "" if self.kind in ("system prompt", "tools") else " of an answer"
         return f"{self.kind}{whose} lost in the chat template"
 
 
 def find_unread(messages: list[Message], written: str) -> Loss | None:
-    """The first system message whose text does not stand in ``written``, the rendered conversation."""
+    """Find the first system message whose text is not in ``written``, the rendered conversation."""
     for index, message in enumerate(messages):
         text = message_text(message) if message["role"] in ("system", "developer") else ""
         if not _stands(text, written) and not _spelt(text.strip(), written):
@@ -67,7 +67,7 @@ def find_unread(messages: list[Message], written: str) -> Loss | None:
 
 
 def find_loss(message: Message, index: int, written: str) -> Loss | None:
-    """What of an assistant's message does not stand in ``written``, its turn as the template renders it."""
+    """Find what of an assistant's message is not in ``written``, its turn as the template renders it."""
     if (given := reasoning_of(message)) and not _stands(given[1], written):
         return Loss("reasoning", index, given[1])
     calls = [list(_strings(call)) for call in message.get("tool_calls") or []]
@@ -89,13 +89,13 @@ def _stands(text: str, written: str) -> bool:
 
 
 def _spelt(text: str, written: str) -> bool:
-    """Whether text of a call stands there: as it is, as JSON writes it, or as Python writes it in single quotes."""
+    """Return whether text of a call occurs: as it is, as in JSON, or as in Python's single quotes."""
     in_python = text.replace("\\", r"\\").replace("'", r"\'").replace("\n", r"\n").replace("\r", r"\r")
     return any(spelling in written for spelling in (text, json.dumps(text, ensure_ascii=False)[1:-1], in_python))
 
 
 def _strings(call: Any) -> Iterator[str]:
-    """The name of a called function, and names and values of its arguments."""
+    """Yield the name of a called function, and names and values of its arguments."""
     function = call.get("function") if isinstance(call, dict) else None
     function = function if isinstance(function, dict) else call
     if isinstance(function, dict):
@@ -104,7 +104,7 @@ def _strings(call: Any) -> Iterator[str]:
 
 
 def _arguments(arguments: Any) -> Any:
-    """Arguments that are JSON text, parsed: a template may write them with other white space."""
+    """Parse arguments that are JSON text: a template may write them with other white space."""
     if isinstance(arguments, str):
         try:
             return json.loads(arguments)

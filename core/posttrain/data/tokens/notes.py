@@ -1,4 +1,4 @@
-"""What a report of prepared rows has to say to somebody before a run learns from them."""
+"""Notes for the user on a report of tokenised rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from posttrain.settings import DataSettings
 
 
 def notes_of(report: dict[str, Any], tokenizer: Any, stop_ids: set[int]) -> list[str]:
-    """One line for each thing in the report of ``prepare`` that may surprise."""
+    """Return one line for each surprising fact in the report of ``prepare``."""
     found = [f"{count} of {report['rows']} rows left out: {reason}" for reason, count in report["dropped"].items()]
     if count := report["without_stop"]:
         last = tokenizer.decode([report["last_token"]], skip_special_tokens=False)
@@ -29,7 +29,7 @@ def notes_of(report: dict[str, Any], tokenizer: Any, stop_ids: set[int]) -> list
 
 
 def within_positions(settings: DataSettings, positions: int | None) -> tuple[DataSettings, list[str]]:
-    """The settings with rows no longer than a model with learnt ``positions`` can read, and a note where that cuts."""
+    """Limit rows to the learnt ``positions`` of a model; return the settings, and a note where that cuts."""
     limit = settings.max_length
     if positions is None or (limit is not None and limit <= positions):
         return settings, []

@@ -1,11 +1,14 @@
-"""Rows to examples: everything at once with a cache, or one after the other while training."""
+"""Tokenisation of rows into examples: all at once with a cache, or one by one during training."""
 
 from __future__ import annotations
 
+import copy
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,32 +20,40 @@ from posttrain.contract.views import Example
 from posttrain.data.convert import Row
 from posttrain.data.rows import Rows
 from posttrain.data.tokens import cache
+from posttrain.data.tokens.array_files import Joined
 from posttrain.data.tokens.images import with_pictures
 from posttrain.data.tokens.lost_text import ADVICE, Loss
+from posttrain.data.tokens.processes import over_parts, usual_processes
 from posttrain.data.tokens.sequence_specs import SequenceSpec, examples_of, extra_columns
 from posttrain.data.tokens.templates import Layout, Templates
-from posttrain.data.tokens.token_arrays import Builder, Prepared
+from posttrain.data.tokens.token_arrays import Builder, Columns, Prepared
 from posttrain.data.tokens.tokenise import Encoder, Tokens
 from posttrain.data.tokens.truncate import CutsImage, cut_example
 from posttrain.errors import DataError, SettingsError
 from posttrain.network.image_reader import ImageReader, reader_of
 from posttrain.settings import DataSettings
 
-#: Rows that go through the tokenizer together.
-_CHUNK = 256
+#: Rows that go through the tokenizer together, and rows that one process takes at a time.
+_CHUNK, _PART = 256, 1024
+#: Rows from which several processes pay.
+_MANY = 4096
 #: Tokens of the longest row where neither the user nor the model sets a limit.
 USUAL_LENGTH = 1024
-#: Rows after which the share of those that lose something is known well enough to stop.
+#: Rows after which the share of rows with losses is known well enough to stop.
 _ENOUGH = 1000
-#: Rows among which streamed ones are shuffled.
+#: Size of the shuffle buffer of streamed rows.
 SHUFFLE_BUFFER = 1000
 
 __all__ = ["Prepared", "prepare", "stream"]
 
 
+#: Counts of sequences about which a user is told.
+_PER_SEQUENCE = ("boundary_merges", "template_mismatches", "plain_prompts", "without_stop")
+
+
 @dataclass
 class Counts:
-    """What happened to the rows."""
+    """Counts of rows by outcome."""
 
     rows: int = 0
     examples: int = 0
@@ -54,18 +65,27 @@ class Counts:
     longest: int = 0
     """Tokens of the longest sequence, after truncation."""
     boundary_merges: int = 0
-    """Sequences in which one token holds the prompt's end and the completion's start."""
+    """Sequences in which one token spans the prompt's end and the completion's start."""
     template_mismatches: int = 0
-    """Sequences whose answer begins otherwise than the template's request for one."""
+    """Sequences whose answer begins unlike the template's request for one."""
     plain_prompts: int = 0
-    """Sequences with a prompt of plain text, where the chat template would add to it."""
+    """Sequences with a plain-text prompt, to which the chat template would add text."""
     without_stop: int = 0
     """Sequences whose last trained token is not a stop token."""
     last_token: int | None = None
-    """The last trained token of the first of them."""
+    """Last trained token of the first of them."""
+
+    def join(self, other: Counts) -> None:
+        """Add the counts of later rows."""
+        for name in ("rows", "examples", "truncated", "tokens", "trained_tokens", *_PER_SEQUENCE):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest = max(self.longest, other.longest)
+        self.last_token = other.last_token if self.last_token is None else self.last_token
+        for reason, count in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def drop(self, reason: str) -> None:
-        """Count one row that gives no example."""
+        """Count one row without an example."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def add(self, sequences: list[Tokens]) -> None:
@@ -83,7 +103,7 @@ class Counts:
 
 
 def row_limit(settings: DataSettings, tokenizer: Any, schema: str) -> int:
-    """Longest sequence in tokens; for prompts, what is left beside the longest completion."""
+    """Return the longest sequence in tokens; for prompts, what the longest completion leaves."""
     limit = settings.max_length
     if limit is None:
         limit = min(USUAL_LENGTH, int(getattr(tokenizer, "model_max_length", USUAL_LENGTH)))
@@ -101,7 +121,7 @@ def row_limit(settings: DataSettings, tokenizer: Any, schema: str) -> int:
 
 
 class Pipeline:
-    """Rows of one schema to tokens, chunk by chunk."""
+    """Tokenises rows of one schema, chunk by chunk."""
 
     def __init__(self, rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[int]):
         self.schema = rows.schema
@@ -114,8 +134,13 @@ class Pipeline:
         self.lost = 0
         self.first_loss: tuple[str, Loss] | None = None
 
-    def run(self, located: Iterator[tuple[str, Row]], chunk: int) -> Iterator[tuple[int, Row, dict[str, list[Tokens]]]]:
-        """Number of the row, its kept columns, and its sequences by role, for each row that gives an example."""
+    def run(
+        self, located: Iterator[tuple[str, Row]], chunk: int, judges: bool = True
+    ) -> Iterator[tuple[int, Row, dict[str, list[Tokens]]]]:
+        """Yield number of the row, its kept columns, and its sequences by role, for each row that gives an example.
+
+        ``judges``: raise DataError as soon as the chat template is known to lose something of too many rows.
+        """
         numbered = enumerate(located)
         while part := list(islice(numbered, chunk)):
             self.counts.rows += len(part)
@@ -142,12 +167,27 @@ class Pipeline:
                     columns["prompt_text"] = done[0][0].text
                 self.counts.add(kept)
                 yield number, columns, _regrouped(roles, kept)
-            if self.counts.rows >= _ENOUGH:
-                self._refuse_losses()
-        self._refuse_losses()
+            if judges and self.counts.rows >= _ENOUGH:
+                self.refuse_losses()
+        if judges:
+            self.refuse_losses()
+
+    def again(self) -> Pipeline:
+        """Return a pipeline for other rows of the same data, which has counted nothing."""
+        other = copy.copy(self)
+        other.counts, other.lost, other.first_loss = Counts(), 0, None
+        return other
+
+    def join(self, counts: Counts, lost: int, first_loss: tuple[str, Loss] | None) -> None:
+        """Add what another pipeline counted in later rows. Raises DataError as ``run`` does."""
+        self.counts.join(counts)
+        self.lost += lost
+        self.first_loss = self.first_loss or first_loss
+        if self.counts.rows >= _ENOUGH:
+            self.refuse_losses()
 
     def _loses(self, layouts: list[Layout], origin: str) -> bool:
-        """Whether the chat template leaves something out of an example's answers, which is counted."""
+        """Return whether the chat template loses part of an example's answers, and count it."""
         loss = next((layout.loss for layout in layouts if layout.loss), None)
         if loss is None:
             return False
@@ -156,7 +196,7 @@ class Pipeline:
         self.first_loss = self.first_loss or (origin, loss)
         return True
 
-    def _refuse_losses(self) -> None:
+    def refuse_losses(self) -> None:
         """Raise DataError if the chat template loses something of more rows than the settings allow."""
         limit = self.settings.max_lost
         examples = self.lost + self.counts.examples
@@ -230,7 +270,7 @@ def _regrouped(roles: dict[str, list[SequenceSpec]], sequences: list[Tokens]) ->
 
 
 def prepare(rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[int], cache_dir: Path | None) -> Prepared:
-    """Tokenise all ``rows``, or take them from the cache in ``cache_dir`` (None: no cache).
+    """Tokenise all ``rows``, or load them from the cache in ``cache_dir`` (None: no cache).
 
     ``stop_ids`` are the tokens that end an answer. The roles of the examples follow from the schema; columns that are
     not tokens are kept, online prompts also as ``prompt_text``. Raises DataError, ModelError or SettingsError.
@@ -247,22 +287,47 @@ def prepare(rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[in
         if found is not None:
             return found
         shutil.rmtree(folder, ignore_errors=True)
-    builder = Builder(steps=rows.schema == "stepwise")
-    rendered: list[str] | None = [] if rows.schema == "prompt" else None
-    for number, columns, roles in pipeline.run(rows.located(), _CHUNK):
-        builder.add(number, roles)
-        if rendered is not None:
-            rendered.append(columns["prompt_text"])
-    pipeline.require_some(rows.names)
-    named = {str(at): [[one.place, one.digest, one.tokens] for one in own] for at, own in builder.images.items()}
-    entry = cache.Entry(builder.arrays(), builder.roles, asdict(pipeline.counts), rendered, named)
-    if folder is not None:
-        cache.save(folder, entry)
-    return _prepared(entry, rows, builder.images)
+    with ExitStack() as open_folder:
+        aside = None if folder is None else open_folder.enter_context(cache.writing(folder))
+        entry, images = _tokenise(rows, pipeline, aside)
+        if folder is not None and aside is not None:
+            cache.put(aside, folder, entry)
+    return _prepared(entry, rows, images)
+
+
+def _tokenise(rows: Rows, pipeline: Pipeline, folder: Path | None) -> tuple[cache.Entry, dict[int, tuple[Image, ...]]]:
+    """All rows as arrays, in files of ``folder`` where there is one, part by part and in several processes."""
+    parts = [range(first, min(first + _PART, len(rows))) for first in range(0, len(rows), _PART)]
+    processes = pipeline.settings.data_processes or (usual_processes() if len(rows) >= _MANY else 1)
+    if pipeline.templates.reader is not None:
+        processes = 1  # pictures that a program hands over are not copied from process to process
+    rows.flush()
+    images: dict[int, tuple[Image, ...]] = {}
+    with Joined(folder) as joined:
+        for counted, builder in over_parts(partial(_part, rows, pipeline), parts, processes):
+            pipeline.join(*counted)
+            images |= {joined.sequences + at: found for at, found in builder.images.items()}
+            joined.append(builder.arrays(), builder.roles)
+        pipeline.refuse_losses()
+        pipeline.require_some(rows.names)
+        arrays = joined.arrays()
+    named = {str(at): [[one.place, one.digest, one.tokens] for one in own] for at, own in images.items()}
+    return cache.Entry(arrays, joined.roles, asdict(pipeline.counts), named, joined.described()), images
+
+
+def _part(
+    rows: Rows, pipeline: Pipeline, numbers: range
+) -> tuple[tuple[Counts, int, tuple[str, Loss] | None], Builder]:
+    """What was counted in some rows, and their tokens."""
+    own = pipeline.again()
+    builder = Builder(steps=rows.schema == "stepwise", texts=rows.schema == "prompt")
+    for number, columns, roles in own.run(rows.part(numbers), _CHUNK, judges=False):
+        builder.add(numbers.start + number, roles, columns.get("prompt_text", ""))
+    return (own.counts, own.lost, own.first_loss), builder
 
 
 def _assembled(entry: cache.Entry, rows: Rows, settings: DataSettings, reader: ImageReader | None) -> Prepared | None:
-    """What a cache held, with the pictures that the rows name; None where one of them is another than it was."""
+    """Combine a cache entry with the images of the rows; None where one of them has changed."""
     images: dict[int, tuple[Image, ...]] = {}
     if entry.images and reader is not None:
         row_of = np.repeat(entry.arrays["rows"], np.diff(entry.arrays["examples"]))  # (S,)
@@ -281,19 +346,17 @@ def _assembled(entry: cache.Entry, rows: Rows, settings: DataSettings, reader: I
 
 
 def _prepared(entry: cache.Entry, rows: Rows, images: dict[int, tuple[Image, ...]]) -> Prepared:
-    columns = [extra_columns(rows[row], rows.schema) for row in entry.arrays["rows"].tolist()]
-    for row, text in zip(columns, entry.rendered or [], strict=False):
-        row["prompt_text"] = text
+    columns = Columns(rows.__getitem__, rows.schema, entry.arrays)
     return Prepared(entry.arrays, entry.roles, columns, entry.report, images=images)
 
 
 def stream(
     rows: Rows, tokenizer: Any, settings: DataSettings, stop_ids: set[int], seed: int, skip: int = 0
 ) -> Iterator[Example]:
-    """Yield examples without end, passing over ``rows`` again and again.
+    """Yield examples endlessly, iterating over ``rows`` repeatedly.
 
-    Each pass is shuffled within a buffer (unless ``settings.shuffle`` is off) by ``seed`` and the pass's number.
-    ``skip`` examples are passed over, so that a run goes on where it was. Raises as ``prepare`` does.
+    Each pass is shuffled within a buffer (unless ``settings.shuffle`` is off) by ``seed`` and the pass's number. The
+    first ``skip`` examples are dropped, so that a run resumes where it was. Raises as ``prepare`` does.
     """
     return islice(_passes(rows, tokenizer, settings, stop_ids, seed), skip, None)
 
@@ -318,7 +381,7 @@ def _example(columns: Row, roles: dict[str, list[Tokens]], steps: bool) -> Examp
 
 
 def _mixed(located: Iterator[tuple[str, Row]], random_state: random.Random) -> Iterator[tuple[str, Row]]:
-    """A reservoir: each row leaves at a random moment after it came in."""
+    """Shuffle within a reservoir: each row leaves at a random time after it entered."""
     waiting: list[tuple[str, Row]] = []
     for item in located:
         if len(waiting) < SHUFFLE_BUFFER:

@@ -1,4 +1,4 @@
-"""What each row of a schema is made of, by role, before any template or tokenizer is asked."""
+"""Sequences of a row by role, before any template or tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.contract.messages import is_learnt, is_messages, message_text
 from posttrain.data.convert import Row
-from posttrain.data.tokens.images import places_in, refuse_media, with_pictures
+from posttrain.data.tokens.images import PLACES, SAMPLES, places_in, refuse_media, with_pictures
 from posttrain.data.values import last_turn
 from posttrain.errors import DataError, SettingsError
 from posttrain.network.image_reader import ImageReader
@@ -16,9 +16,7 @@ from posttrain.settings import DataSettings
 Content = str | list[dict[str, Any]]
 Roles = dict[str, list["SequenceSpec"]]
 
-#: Columns of forget-retain rows that may hold a sample. ``alternative`` is what to say instead of what is forgotten.
-SAMPLES = ("forget", "retain", "alternative", "retain_alternative")
-#: Columns that the chat template is given beside the messages.
+#: Columns that the chat template gets beside the messages.
 _OF_TEMPLATE = ("tools", "chat_template_kwargs")
 #: Columns that become tokens; all others are kept for the loss and the rewards.
 _TOKENISED = {
@@ -30,13 +28,13 @@ _TOKENISED = {
     "prompt": (),
 }
 _USUAL = ("prompt", "completion", "completions", *_OF_TEMPLATE)
-#: Schemas whose rows may be learnt in other ways than the completion alone.
+#: Schemas whose trained part is not always the completion alone.
 _FREE = ("language-modeling", "prompt-completion", "trajectory")
 
 
 @dataclass
 class SequenceSpec:
-    """One sequence to be: a prompt, what follows it, and which of it is learnt."""
+    """Plan of one sequence: a prompt, what follows it, and which part is trained."""
 
     prompt: Content | None
     completion: Content | None
@@ -44,23 +42,23 @@ class SequenceSpec:
     train_on: str = "completion"
     """completion, assistant or all."""
     steps: list[str] | None = None
-    """The texts that make up the completion; the end of each is marked."""
+    """Texts of the completion; the end of each is marked."""
     labels: list[float] | None = None
-    """One label a step."""
+    """One label per step."""
     template_kwargs: dict[str, Any] | None = None
-    """Variables of the chat template that this row sets."""
+    """This row's variables of the chat template."""
     ids: list[int] | None = None
-    """The tokens themselves, of rows that are tokens already."""
+    """The tokens themselves, for rows of tokens."""
     learnt: list[int] | None = None
-    """Of those, 1 for each token that is learnt and 0 for the others; None for all."""
+    """For these, 1 for each trained token and 0 for the others; None for all."""
     sources: list[Any] = field(default_factory=list)
-    """What the row's pictures are named by."""
+    """Sources of the row's images."""
     places: list[int] = field(default_factory=list)
-    """Which of them stand in this sequence, in order."""
+    """Indices of this sequence's images, in order."""
 
 
 def extra_columns(row: Row, schema: str) -> Row:
-    """The columns of a row that do not become tokens."""
+    """Return the columns of a row that do not become tokens."""
     tokenised = _TOKENISED.get(schema, _USUAL)
     return {name: value for name, value in row.items() if name not in tokenised}
 
@@ -73,7 +71,7 @@ def examples_of(
     roles: tuple[str, ...] = (),
     reader: ImageReader | None = None,
 ) -> list[Roles]:
-    """What ``sequence_specs`` gives, once; with train-on each-turn once for each turn of the assistant."""
+    """Return ``sequence_specs`` once; with train-on each-turn one for each turn of the assistant."""
     if "input_ids" in row or "chosen_ids" in row:
         refuse_media(row, origin, None)
         return [_of_tokens(row, origin, settings, roles)]
@@ -91,7 +89,7 @@ def examples_of(
 
 
 def _of_tokens(row: Row, origin: str, settings: DataSettings, roles: tuple[str, ...]) -> Roles:
-    """What a row of tokens is made of. Raises SettingsError where options choose among words."""
+    """Build the specs of a row of tokens. Raises SettingsError for options that select text."""
     if settings.train_on is not None:
         raise SettingsError(
             f"train-on '{settings.train_on}' chooses among texts, but {origin} has tokens: labels or a loss_mask say "
@@ -115,9 +113,9 @@ def sequence_specs(
     roles: tuple[str, ...] = (),
     reader: ImageReader | None = None,
 ) -> Roles:
-    """Role -> sequences of a validated row. Raises where the options do not suit the row, or nothing reads its images.
+    """Map roles to the sequences of a validated row. Raises for unsuitable options, or images that nothing reads.
 
-    ``roles`` are those wanted of a forget-retain or preference row, where they are not its usual two.
+    ``roles`` are those wanted of a forget-retain or preference row, if not its usual two.
     """
     row, sources = _shown(row, origin, settings, reader)
     found = _by_role(row, schema, origin, settings, roles)
@@ -125,19 +123,20 @@ def sequence_specs(
 
 
 def _shown(row: Row, origin: str, settings: DataSettings, reader: ImageReader | None) -> tuple[Row, list[Any]]:
-    """The row with numbered parts for its pictures, and what they are named by. Raises ModelError for other media."""
+    """Number the row's image parts; return the row and the sources. Raises ModelError for other media."""
     refuse_media(row, origin, reader)
     return (row, []) if reader is None else with_pictures(row, origin, settings)
 
 
 def as_told(draft: SequenceSpec, row: Row, sources: list[Any]) -> SequenceSpec:
-    """The draft with the variables of the chat template that its row sets, and its pictures."""
+    """Add its row's chat template variables and images to the draft."""
     draft.template_kwargs = row.get("chat_template_kwargs")
     if sources:
         draft.sources = sources
-        draft.places = [place for content in (draft.prompt, draft.completion) for place in places_in(content)]
-        if not is_messages(draft.completion if draft.prompt is None else draft.prompt):
-            draft.places = list(range(len(sources)))  # text has placeholders of its own
+        if is_messages(draft.completion if draft.prompt is None else draft.prompt):
+            draft.places = [place for content in (draft.prompt, draft.completion) for place in places_in(content)]
+        else:  # text has placeholders of its own
+            draft.places = draft.places or row.get(PLACES, [])
     return draft
 
 
@@ -166,7 +165,7 @@ def _by_role(row: Row, schema: str, origin: str, settings: DataSettings, roles: 
 
 
 def with_system(prompt: Content, system_prompt: str | None) -> Content:
-    """The prompt under a system message, unless it has one; with a system message a text becomes a conversation."""
+    """Put a system message before a prompt without one; a text then becomes a conversation."""
     if system_prompt is None:
         return prompt
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
@@ -194,14 +193,18 @@ def _text_has_no_turns(origin: str, learn: str) -> SettingsError:
 
 
 def _sample(value: Any, tools: Any, origin: str, settings: DataSettings) -> SequenceSpec:
-    if isinstance(value, dict):
-        return SequenceSpec(value["prompt"], value["completion"], tools)
-    return _whole(value, tools, origin, settings)
+    if isinstance(value, dict) and "prompt" in value:
+        return SequenceSpec(value["prompt"], value["completion"], tools, places=value.get(PLACES, []))
+    if not isinstance(value, dict):
+        return _whole(value, tools, origin, settings)
+    draft = _whole(value["messages" if "messages" in value else "text"], tools, origin, settings)
+    draft.places = value.get(PLACES, [])
+    return draft
 
 
 def _stepwise(row: Row) -> SequenceSpec:
     texts = [step if isinstance(step, str) else message_text(step) for step in row["completions"]]
-    # A line break ends a step, so that the mark stands on a token that says the step is over.
+    # A line break ends a step, so that the mark is on a token that shows the end.
     steps = [text if text.endswith("\n") else text + "\n" for text in texts]
     joined = "".join(steps)
     prompt = row["prompt"]

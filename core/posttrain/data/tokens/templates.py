@@ -1,9 +1,10 @@
-"""Drafts rendered to text with the character positions that matter: prompt's end, trained spans, ends of steps."""
+"""Drafts rendered to text with character positions: prompt's end, trained spans, ends of steps."""
 
 from __future__ import annotations
 
 import json
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -22,51 +23,52 @@ from posttrain.data.tokens.lost_text import Loss, find_loss, find_unread
 from posttrain.data.tokens.sequence_specs import SequenceSpec
 from posttrain.errors import DataError, ModelError, SettingsError, short
 from posttrain.network.image_reader import ImageReader, reader_of
+from posttrain.servers.memory_limit import memory_limit
 from posttrain.servers.time_limit import OutOfTime, time_limit
 from posttrain.settings import DataSettings
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-#: What a template raises that does not take some messages.
+#: Exceptions of a template that refuses messages.
 _REFUSALS = (
     *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError, MemoryError),
+    *(ArithmeticError, RecursionError),
 )
-#: Seconds for one conversation, and characters beside those of the messages, that a template may take.
-SECONDS, LARGEST = 20.0, 4_000_000
+#: Limits of a template: seconds per conversation, characters beyond those of the messages, and bytes of its first text.
+SECONDS, LARGEST, MEMORY = 20.0, 4_000_000, 2 * 2**30
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]
 
 
 @dataclass
 class Layout:
-    """The text of one sequence; all positions count its characters."""
+    """Text of one sequence; all positions count its characters."""
 
     text: str
     plain: bool
-    """The tokenizer adds its special tokens; a chat template has written them already."""
+    """The tokenizer adds its special tokens, which a chat template has already written."""
     boundary: int
-    """Where the prompt ends: truncation cuts before it from the start, behind it from the end."""
+    """End of the prompt: truncation cuts before it from the start, after it from the end."""
     spans: list[Span]
-    """What is learnt."""
+    """Trained parts."""
     end: bool = False
     """An end-of-sequence token follows."""
     marks: list[int] = field(default_factory=list)
-    """Where steps end."""
+    """Ends of steps."""
     labels: list[float] = field(default_factory=list)
     mismatch: bool = False
-    """The template renders the start of the answer in another way when it asks for one than when it has it."""
+    """The template renders the answer's start differently in a request for it than in the answer."""
     loss: Loss | None = None
-    """What of a learnt answer the template does not write."""
+    """Part of a trained answer that the template does not write."""
     given: tuple[list[int], list[int] | None] | None = None
-    """Tokens that the row has instead of a text, and which of them are learnt."""
+    """Tokens of the row instead of a text, and which of them are trained."""
     opener: str | None = None
     """Token that opens the next message: it ends the last answer where the template writes no other end."""
     images: tuple[Image, ...] = ()
-    """The pictures whose placeholders stand in the text, in order."""
+    """Images whose placeholders are in the text, in order."""
 
 
 class Templates:
-    """Renders drafts with a tokenizer's chat template, or the one of ``settings.chat_template``."""
+    """Renders drafts with a tokenizer's chat template, or that of ``settings.chat_template``."""
 
     def __init__(self, tokenizer: Any, settings: DataSettings):
         self.tokenizer = tokenizer
@@ -79,24 +81,25 @@ class Templates:
         self._ends: dict[str, set[str]] = {}
         self._openers: dict[str, str | None] = {}
         self._shown: dict[str, bool] = {}
+        self._tried = False
 
     @property
     def source(self) -> str:
-        """The template's text; empty if there is none."""
+        """Text of the template; empty without one."""
         return self.override or str(getattr(self.tokenizer, "chat_template", None) or "")
 
     @cached_property
     def adds_text(self) -> bool:
-        """Whether a prompt in the template is another text than the prompt alone; false without a template."""
+        """Whether the template adds text to a prompt; False without a template."""
         if not self.source:
             return False
         try:
             return self.render([{"role": "user", "content": "x"}], None, "a prompt", ask=True).strip() != "x"
-        except DataError:  # it wants other roles, or a system message
+        except DataError:  # it requires other roles, or a system message
             return True
 
     def layout(self, draft: SequenceSpec, origin: str) -> Layout:
-        """Text and positions of one draft. Raises DataError or ModelError naming ``origin``."""
+        """Return text and positions of one draft. Raises DataError or ModelError naming ``origin``."""
         if draft.ids is not None:
             return self._given(draft, origin)
         if self.settings.chat and isinstance(draft.prompt, str) and draft.prompt:
@@ -109,7 +112,7 @@ class Templates:
 
     @cached_property
     def vocabulary(self) -> int:
-        """One more than the largest number of a token."""
+        """Largest token id plus one."""
         return max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values(), default=0))
 
     def _given(self, draft: SequenceSpec, origin: str) -> Layout:
@@ -125,9 +128,9 @@ class Templates:
     def render(
         self, messages: Messages, tools: Any, origin: str, ask: bool = False, variables: dict[str, Any] | None = None
     ) -> str:
-        """Messages in the template's own forms as text; ``ask`` adds the beginning of an assistant's turn.
+        """Render messages in the template's own forms; ``ask`` adds the beginning of an assistant's turn.
 
-        ``variables`` of the template are those of a row, which go before those of the run.
+        ``variables`` are the row's for the template, and override those of the run.
         """
         if not self.source:
             raise ModelError(
@@ -135,7 +138,7 @@ class Templates:
                 "Give one with --chat-template FILE, or use text columns."
             )
         try:
-            with time_limit(SECONDS):
+            with time_limit(SECONDS), self._bounded():
                 text = self.tokenizer.apply_chat_template(
                     messages,
                     tools=tools,
@@ -149,6 +152,11 @@ class Templates:
                 f"{origin}: the chat template has not ended after {SECONDS:g} seconds. Give another: --chat-template "
                 "FILE"
             ) from None
+        except MemoryError:
+            raise DataError(
+                f"{origin}: the chat template needs more than {MEMORY // 2**30} GiB of memory. Give another: "
+                "--chat-template FILE"
+            ) from None
         except _REFUSALS as error:
             text = str(error).rstrip(".") or type(error).__name__
             raise DataError(f"{origin}: the chat template refuses these messages: {text}.") from None
@@ -159,19 +167,26 @@ class Templates:
             )
         return text
 
+    def _bounded(self) -> AbstractContextManager[None]:
+        """Limit the memory of a template's first text: later, other threads may need much at the same time."""
+        if self._tried:
+            return nullcontext()
+        self._tried = True
+        return memory_limit(MEMORY)
+
     def _rendered(self, messages: Messages, draft: SequenceSpec, origin: str, ask: bool = False) -> str:
         return self.render(messages, draft.tools, origin, ask, draft.template_kwargs)
 
     def _kwargs(self, draft: SequenceSpec) -> dict[str, Any]:
-        """What else the template is told: the run's, under the row's own."""
+        """Return the template's variables: the run's, overridden by the row's."""
         return {**self.options, **(draft.template_kwargs or {})}
 
     def _key(self, draft: SequenceSpec) -> str:
-        """What the template's habits may depend on."""
+        """Return a key of everything that the template's behaviour may depend on."""
         return json.dumps([self._kwargs(draft), bool(draft.tools)], sort_keys=True, default=repr)
 
     def _known(self, draft: SequenceSpec, origin: str) -> tuple[Forms, set[str]]:
-        """The forms that the template takes, and the ends of turns that it has been seen to write."""
+        """Return the forms that the template accepts, and the known ends of its turns."""
         key = self._key(draft)
         if key not in self._forms:
             self._forms[key] = find_forms(lambda messages: self._rendered(messages, draft, origin))
@@ -201,7 +216,7 @@ class Templates:
             return Layout(
                 asked or "", False, len(asked or ""), [], loss=self._unread(draft, prompt, asked or "", origin)
             )
-        messages = prompt + forms.adapted(draft.completion)  # type: ignore[arg-type]  # rows mix no forms
+        messages = prompt + forms.adapted(draft.completion)  # type: ignore[arg-type]  # rows do not mix forms
         chat = Chat(
             messages,
             self._rendered(messages, draft, origin),
@@ -222,7 +237,7 @@ class Templates:
         return self._layout(draft, chat, turns, asked)
 
     def _layout(self, draft: SequenceSpec, chat: Chat, turns: list[Turn], asked: str | None) -> Layout:
-        """The layout of a conversation in which ``turns`` are learnt, behind ``asked``, the prompt."""
+        """Build the layout of a conversation in which ``turns`` are trained, after ``asked``, the prompt."""
         loss = next((found for turn in turns if (found := _loss(turn, chat))), None)
         loss = loss or self._unread(draft, chat.messages, chat.text, chat.origin)
         spans = self._spans(draft, chat, with_scaffold(turns, chat) if self.settings.learn_scaffold else turns)
@@ -247,13 +262,13 @@ class Templates:
         )
 
     def _unread(self, draft: SequenceSpec, messages: Messages, text: str, origin: str) -> Loss | None:
-        """What the model is told that the template does not write: a system prompt, tools."""
+        """Return what the template does not show the model: a system prompt, tools."""
         if draft.tools and not self._shows_tools(draft, origin):
             return Loss("tools", 0, str((draft.tools[0].get("function") or draft.tools[0]).get("name")))
         return find_unread(messages, text)
 
     def _shows_tools(self, draft: SequenceSpec, origin: str) -> bool:
-        """Whether a question reads otherwise with tools than without; one that the template refuses says nothing."""
+        """Return whether tools change a rendered question; a refusal by the template counts as a change."""
         key = self._key(draft)
         if key not in self._shown:
             asked = self._known(draft, origin)[0].adapted([{"role": "user", "content": "a"}])
@@ -265,7 +280,7 @@ class Templates:
         return self._shown[key]
 
     def _opener(self, draft: SequenceSpec, chat: Chat, turns: list[Turn]) -> str | None:
-        """What opens the next message, if the last answer has no end of its own. Steps end with their last mark."""
+        """Return the opener of the next message, if the last answer has no end of its own; None after steps."""
         if not turns or turns[-1].end > turns[-1].content_end or turns[-1].end < len(chat.text.rstrip()) or draft.steps:
             return None
         key = f"{self._key(draft)} {bool(chat.messages[-1].get('tool_calls'))}"
@@ -274,7 +289,7 @@ class Templates:
         return self._openers[key]
 
     def _spans(self, draft: SequenceSpec, chat: Chat, turns: list[Turn]) -> list[Span]:
-        """What is learnt of the turns: all, or what the template's own generation blocks mark."""
+        """Return the trained parts of the turns: all, or those in the template's own generation blocks."""
         template = self.override or self.tokenizer.get_chat_template(None, tools=draft.tools)
         if not turns or not _MARKERS.search(template):
             return [(turn.start, turn.end) for turn in turns]
@@ -295,7 +310,7 @@ def _loss(turn: Turn, chat: Chat) -> Loss | None:
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Matches one special token with white space before it; nothing where the tokenizer has none."""
+    """Compile a pattern for one special token with white space before it; it matches nothing without special tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {str(token) for token in added} | set(getattr(tokenizer, "all_special_tokens", []))
     options = "|".join(re.escape(name) for name in sorted(filter(str.strip, names), key=len, reverse=True))
@@ -303,7 +318,7 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
 
 
 def _parsed(value: str) -> Any:
-    """The value of a template's variable: JSON where it is JSON, else the text."""
+    """Parse a template variable: JSON if it is valid, else the text."""
     try:
         return json.loads(value)
     except ValueError:
@@ -324,14 +339,14 @@ def _step_marks(draft: SequenceSpec, text: str, boundary: int, origin: str) -> l
                 "Give a template that writes the text as it is, with --chat-template FILE."
             )
         position = place + len(stripped)
-        # The line break that ends the step, where the template kept it.
+        # The line break that ends the step, if the template kept it.
         position += text.startswith("\n", position)
         marks.append(position)
     return marks
 
 
 def _as_messages(draft: SequenceSpec, reader: ImageReader | None) -> SequenceSpec:
-    """Turn a prompt and an answer of plain text into a user's message and an assistant's, its pictures before it."""
+    """Turn a plain-text prompt and answer into a user and an assistant message, with the prompt's images first."""
     answer = draft.completion
     if isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 from posttrain.contract.images import Image
 from posttrain.contract.views import Example, Sequence
+from posttrain.data.convert import Row
+from posttrain.data.tokens.sequence_specs import extra_columns
 from posttrain.data.tokens.tokenise import Tokens
 
 Arrays = dict[str, np.ndarray]
@@ -21,20 +24,22 @@ _STEP_COLUMNS: tuple[str, ...] = ("step_end", "step_label")
 
 @dataclass
 class Prepared:
-    """Examples, made when they are asked for: ``len``, index and iteration, and a report of what was done.
+    """Examples, built on access: ``len``, index and iteration, and a report of the tokenisation.
 
     ``arrays`` holds N tokens of S sequences of E examples: ``ids`` (N,) int32, ``trained`` (N,) bool, ``starts``
     (S + 1,), ``roles`` (S,) index into ``roles``, ``examples`` (E + 1,) index into the sequences, ``rows`` (E,) index
-    into the rows; for steps also ``step_end`` (N,) bool and ``step_label`` (N,) float32.
+    into the rows; for steps also ``step_end`` (N,) bool and ``step_label`` (N,) float32; for prompts also their texts,
+    ``texts`` in UTF-8 as uint8, with ``text_starts`` (E + 1,).
     """
 
     arrays: Arrays
     roles: list[str]
-    columns: list[dict[str, Any]]
+    columns: SequenceOf[dict[str, Any]]
+    """Of each example, what is no token."""
     report: dict[str, Any]
     order: np.ndarray | None = None  # (E,) example numbers
     images: dict[int, tuple[Image, ...]] = field(default_factory=dict)
-    """Pictures of the sequences that have some, by the sequence's number."""
+    """Images by sequence number."""
 
     def __len__(self) -> int:
         return len(self.columns) if self.order is None else len(self.order)
@@ -66,21 +71,46 @@ class Prepared:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example over all its sequences, ``(E,)``, in order."""
+        """Number of tokens of each example over all its sequences, ``(E,)``, in order."""
         totals = np.diff(self.arrays["starts"][self.arrays["examples"]])
         return totals if self.order is None else totals[self.order]
 
     def subset(self, indices: list[int] | np.ndarray) -> Prepared:
-        """The examples at ``indices``, sharing the tokens; the report stays that of the whole."""
+        """Return the examples at ``indices``, sharing the tokens; the report stays that of the whole."""
         numbers = np.arange(len(self)) if self.order is None else self.order
         chosen = numbers[np.asarray(indices, dtype=np.int64)]
         return Prepared(self.arrays, self.roles, self.columns, self.report, chosen, self.images)
 
     def shuffled(self, seed: int) -> Prepared:
-        """The same examples in a random order that depends on ``seed`` alone."""
+        """Return the same examples in a random order determined by ``seed``."""
         numbers = list(range(len(self)))
         random.Random(seed).shuffle(numbers)
         return self.subset(numbers)
+
+
+class Columns(SequenceOf[dict[str, Any]]):
+    """What rows hold beside their tokens, read from the rows when it is asked for; prompts also as ``prompt_text``."""
+
+    def __init__(self, row: Callable[[int], Row], schema: str, arrays: Arrays):
+        self._row, self._schema, self._arrays = row, schema, arrays
+
+    def __len__(self) -> int:
+        return len(self._arrays["rows"])
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        """Columns of one example."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        number = range(len(self))[index]
+        found = extra_columns(self._row(int(self._arrays["rows"][number])), self._schema)
+        if "texts" in self._arrays:
+            first, end = self._arrays["text_starts"][number : number + 2].tolist()
+            found["prompt_text"] = self._arrays["texts"][first:end].tobytes().decode("utf-8", "surrogatepass")
+        return found
 
 
 @dataclass
@@ -88,6 +118,8 @@ class Builder:
     """Collects tokenised examples into flat arrays."""
 
     steps: bool
+    texts: bool = False
+    """Whether each example comes with its prompt's text."""
     roles: list[str] = field(default_factory=list)
     images: dict[int, tuple[Image, ...]] = field(default_factory=dict)
     _ids: array[int] = field(default_factory=lambda: array("i"))
@@ -98,9 +130,11 @@ class Builder:
     _roles: bytearray = field(default_factory=bytearray)
     _examples: array[int] = field(default_factory=lambda: array("q", [0]))
     _rows: array[int] = field(default_factory=lambda: array("q"))
+    _texts: bytearray = field(default_factory=bytearray)
+    _text_starts: array[int] = field(default_factory=lambda: array("q", [0]))
 
-    def add(self, row: int, roles: dict[str, list[Tokens]]) -> None:
-        """Append one example, made of row number ``row``."""
+    def add(self, row: int, roles: dict[str, list[Tokens]], text: str = "") -> None:
+        """Append one example, made of row number ``row``; ``text`` is its prompt's."""
         for role, sequences in roles.items():
             if role not in self.roles:
                 self.roles.append(role)
@@ -115,6 +149,9 @@ class Builder:
                     self._add_steps(tokens)
         self._examples.append(len(self._roles))
         self._rows.append(row)
+        if self.texts:
+            self._texts += text.encode("utf-8", "surrogatepass")
+            self._text_starts.append(len(self._texts))
 
     def _add_steps(self, tokens: Tokens) -> None:
         ends = np.zeros(len(tokens.ids), dtype=bool)
@@ -125,7 +162,7 @@ class Builder:
         self._step_label.frombytes(labels.tobytes())
 
     def arrays(self) -> Arrays:
-        """Everything collected, as ``Prepared`` describes it."""
+        """Return everything collected, as ``Prepared`` describes it."""
         found = {
             "ids": np.asarray(self._ids, dtype=np.int32),
             "trained": np.frombuffer(bytes(self._trained), dtype=bool),
@@ -134,6 +171,9 @@ class Builder:
             "examples": np.asarray(self._examples, dtype=np.int64),
             "rows": np.asarray(self._rows, dtype=np.int64),
         }
+        if self.texts:
+            found["texts"] = np.frombuffer(bytes(self._texts), dtype=np.uint8)
+            found["text_starts"] = np.asarray(self._text_starts, dtype=np.int64)
         if self.steps:
             found["step_end"] = np.frombuffer(bytes(self._step_end), dtype=bool)
             found["step_label"] = np.asarray(self._step_label, dtype=np.float32)

@@ -1,11 +1,13 @@
-"""Layouts to tokens: prompt and completion are tokenised together, and the tokens split by character positions."""
+"""Tokenisation of layouts: prompt and completion together, with tokens split by character positions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tokenizers import Encoding
 
 from posttrain.contract.images import Image
 from posttrain.data.tokens.templates import Layout
@@ -13,6 +15,8 @@ from posttrain.errors import DataError, ModelError
 from posttrain.network.image_reader import reader_of
 
 _PROBE = "Hello world"
+#: What of a tokenizer's class stands between a text and the tokenizer in Rust.
+_ENCODING = ("__call__", "_encode_plus")
 
 
 @dataclass
@@ -22,26 +26,26 @@ class Tokens:
     ids: np.ndarray  # (n,) int32
     trained: np.ndarray  # (n,) bool
     prompt: int
-    """Tokens before the first one that holds completion text."""
+    """Number of tokens before the first one with completion text."""
     marks: list[int] = field(default_factory=list)
     """Index of the last token of each step."""
     labels: list[float] = field(default_factory=list)
     begins: bool = False
     """The first token is the tokenizer's beginning-of-sequence token."""
     merged: bool = False
-    """A token holds text of the prompt and of the completion."""
+    """A token has text of the prompt and of the completion."""
     mismatch: bool = False
     stops: bool = True
     """The last trained token is a stop token."""
     last: int | None = None
-    """The last trained token, before anything is cut."""
+    """The last trained token, before truncation."""
     images: tuple[Image, ...] = ()
-    """The pictures behind its placeholders, in order."""
+    """Images behind its placeholders, in order."""
 
     @property
     def count(self) -> int:
         """Number of trained tokens."""
-        return int(self.trained.sum())
+        return int(np.count_nonzero(self.trained))
 
 
 class Encoder:
@@ -53,6 +57,7 @@ class Encoder:
         self.bos: int | None = tokenizer.bos_token_id
         self.stop_ids = stop_ids | ({self.eos} if self.eos is not None else set())
         self.offsets = bool(getattr(tokenizer, "is_fast", False))
+        self.direct = self.offsets and _calls_backend(type(tokenizer))
         reader = reader_of(tokenizer)
         self.placeholder = None if reader is None else reader.token
         try:
@@ -69,23 +74,15 @@ class Encoder:
             )
 
     def encode(self, layouts: list[Layout]) -> list[Tokens]:
-        """Tokens of each layout, in order."""
+        """Return the tokens of each layout, in order."""
         found: list[Tokens | None] = [None] * len(layouts)
         for plain in (True, False):
             places = [place for place, layout in enumerate(layouts) if layout.plain is plain and layout.text]
             if not places:
                 continue
-            encoded = self.tokenizer(
-                [layouts[place].text for place in places],
-                add_special_tokens=plain,
-                return_offsets_mapping=self.offsets,
-                truncation=False,
-                padding=False,
-                verbose=False,
-            )
-            for index, place in enumerate(places):
-                offsets = encoded["offset_mapping"][index] if self.offsets else None
-                found[place] = self._tokens(layouts[place], encoded["input_ids"][index], offsets)
+            texts = [layouts[place].text for place in places]
+            for place, (ids, offsets) in zip(places, self._encoded(texts, plain), strict=True):
+                found[place] = self._tokens(layouts[place], ids, offsets)
         for place, layout in enumerate(layouts):
             if layout.given is not None:
                 if self.placeholder is not None:
@@ -93,8 +90,32 @@ class Encoder:
                 found[place] = self._given(*layout.given)
         return [tokens or Tokens(np.zeros(0, np.int32), np.zeros(0, bool), 0) for tokens in found]
 
+    def _encoded(self, texts: list[str], plain: bool) -> Iterator[tuple[list[int], Any]]:
+        """Yield the tokens of each text, and where they stand in it; special tokens are added to plain text alone.
+
+        A tokenizer in Rust that calls it as its class does is asked directly: its class makes four lists of each text.
+        """
+        if self.direct:
+            backend = self.tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = self.tokenizer.split_special_tokens
+            for encoding in backend.encode_batch(texts, add_special_tokens=plain):
+                yield encoding.ids, encoding.offsets if plain else encoding
+            return
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=plain,
+            return_offsets_mapping=self.offsets,
+            truncation=False,
+            padding=False,
+            verbose=False,
+        )
+        offsets = encoded["offset_mapping"] if self.offsets else [None] * len(texts)
+        yield from zip(encoded["input_ids"], offsets, strict=True)
+
     def _given(self, ids: list[int], learnt: list[int] | None) -> Tokens:
-        """Tokens that a row has already: nothing is added and nothing taken away."""
+        """Wrap the tokens of a row unchanged."""
         trained = np.ones(len(ids), bool) if learnt is None else np.asarray(learnt, dtype=bool)
         trained[:1] = False  # nothing predicts the first token
         places = np.flatnonzero(trained)
@@ -132,7 +153,7 @@ class Encoder:
         trained[:1] = False  # nothing predicts the first token
         if self.placeholder is not None:
             self._check_placeholders(layout, ids, self.placeholder)
-            trained[np.asarray(ids) == self.placeholder] = False  # a picture is read, not written
+            trained[np.asarray(ids) == self.placeholder] = False  # an image is read, not written
         learnt = np.flatnonzero(trained)
         return Tokens(
             np.asarray(ids, dtype=np.int32),
@@ -150,7 +171,7 @@ class Encoder:
         )
 
     def _check_placeholders(self, layout: Layout, ids: list[int], placeholder: int) -> None:
-        """Raise DataError where text names the token that stands for pictures."""
+        """Raise DataError where text contains the image placeholder token."""
         found, wanted = ids.count(placeholder), sum(image.tokens for image in layout.images)
         if found != wanted:
             raise DataError(
@@ -159,14 +180,14 @@ class Encoder:
             )
 
     def _opened(self, layout: Layout, ids: list[int], trained: np.ndarray) -> tuple[list[int], np.ndarray]:
-        """With the token that opens the next message learnt, where generation stops at it and at nothing before."""
+        """Append the opener of the next message as a trained token, if generation stops at it and nowhere before."""
         opener = self.tokenizer.convert_tokens_to_ids(layout.opener) if layout.opener else None
         if opener not in self.stop_ids or not trained[-1:].any() or ids[-1] in self.stop_ids:
             return ids, trained
         return [*ids, opener], np.append(trained, True)
 
     def _single_ends(self, ids: list[int], offsets: Any) -> tuple[list[int], Any]:
-        """Without an end that the tokenizer added, and with one beginning where the text itself names a second."""
+        """Remove an end that the tokenizer added, and a second beginning if the text has its own."""
         if offsets is not None and ids and ids[-1] == self.eos and offsets[-1][1] == 0:
             ids, offsets = ids[:-1], offsets[:-1]
         if len(ids) > 1 and self.bos is not None and ids[0] == ids[1] == self.bos != self.eos:
@@ -177,7 +198,7 @@ class Encoder:
         return not self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
     def _stop_after(self, ids: list[int], first: int, last: int) -> int:
-        """End of a trained span: behind its stop token, which may stand outside it or before white space."""
+        """Return the end of a trained span, including its stop token, which may be outside it or before white space."""
         stops = [index for index in range(first, last) if ids[index] in self.stop_ids]
         if stops and self._blank(ids[stops[-1] + 1 : last]):
             return stops[-1] + 1
@@ -189,23 +210,37 @@ class Encoder:
         return last
 
     def _end(self, ids: list[int]) -> int:
-        """Length without the white space that a template writes behind the last stop token."""
+        """Return the length without the white space that a template writes after the last stop token."""
         last = next((index for index in range(len(ids) - 1, -1, -1) if ids[index] in self.stop_ids), None)
         return last + 1 if last is not None and self._blank(ids[last + 1 :]) else len(ids)
 
 
+def _calls_backend(kind: type) -> bool:
+    """Tell whether a class of tokenizers encodes as transformers' own class does, with nothing before or after."""
+    from transformers import PreTrainedTokenizerFast  # imported already, where there is a tokenizer of its kind
+
+    own = [getattr(PreTrainedTokenizerFast, name, None) for name in _ENCODING]
+    return None not in own and [getattr(kind, name, None) for name in _ENCODING] == own
+
+
 class _Positions:
-    """Characters to token indices: by offsets, or by tokenising the text before the position."""
+    """Maps characters to token indices: by offsets, or by tokenising the text before the position."""
 
     def __init__(self, encoder: Encoder, layout: Layout, ids: list[int], offsets: Any):
         self.encoder = encoder
         self.layout = layout
         self.ids = ids
-        self.starts = np.array([start for start, _ in offsets]) if offsets is not None else None
-        self.ends = np.array([end for _, end in offsets]) if offsets is not None else None
+        self.encoding = offsets if isinstance(offsets, Encoding) else None
+        pairs = None if offsets is None or self.encoding is not None else np.array(offsets).reshape(-1, 2)
+        self.starts = None if pairs is None else pairs[:, 0]
+        self.ends = None if pairs is None else pairs[:, 1]
 
     def first_with(self, position: int) -> int:
-        """Index of the first token that holds text at or behind ``position``."""
+        """Return the index of the first token with text at or after ``position``."""
+        if self.encoding is not None:
+            places = range(position, len(self.layout.text))
+            tokens = map(self.encoding.char_to_token, places)
+            return next((token for token in tokens if token is not None), len(self.ids))
         if self.ends is not None:
             behind = self.ends > position
             return int(behind.argmax()) if behind.any() else len(self.ids)
@@ -214,7 +249,10 @@ class _Positions:
         return self._shared(self._head(position))
 
     def merged(self, position: int, index: int) -> bool:
-        """Whether the token at ``index`` also holds text before ``position``."""
+        """Return whether the token at ``index`` also has text before ``position``."""
+        if self.encoding is not None:
+            chars = self.encoding.token_to_chars(index) if index < len(self.ids) else None
+            return chars is not None and chars[0] < position < chars[1]
         if self.starts is not None and self.ends is not None:
             return index < len(self.ids) and bool(self.starts[index] < position < self.ends[index])
         return self._shared(self._head(position)) < len(self._head(position))

@@ -1,4 +1,4 @@
-"""How long rows are cut: the prompt from its start, then the completion from its end."""
+"""Truncation of long rows: the prompt from its start, then the completion from its end."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from posttrain.data.tokens.tokenise import Tokens
 
 
 class CutsImage(Exception):
-    """A row is too long by more than can be cut without cutting a picture."""
+    """A row that cannot be cut enough without cutting an image."""
 
 
 def kept(prompt: int, completion: int, limit: int) -> tuple[int, int]:
-    """Tokens that stay of a prompt's end and a completion's start, together at most ``limit``.
+    """Return the tokens kept of a prompt's end and a completion's start, together at most ``limit``.
 
-    The prompt gives way first, but not below a quarter of ``limit``: its end is the question that the completion
-    answers. ``limit`` is at least 2, and both sides keep at least one token.
+    The prompt is cut first, but not below a quarter of ``limit``: its end is the question that the completion answers.
+    ``limit`` is at least 2, and both sides keep at least one token.
     """
     keep = min(prompt, max(limit - completion, limit // 4, 1))
     return keep, min(completion, limit - keep)
 
 
 def cut_example(rows: list[Tokens], limit: int) -> list[Tokens]:
-    """All sequences of one example cut to ``limit`` tokens; completions of one prompt keep the same part of it.
+    """Cut all sequences of one example to ``limit`` tokens; completions of one prompt keep the same part of it.
 
-    Raises CutsImage where a picture would not stay whole.
+    Raises CutsImage where an image would not stay whole.
     """
     longest_prompt = max(tokens.prompt for tokens in rows)
     longest_completion = max(len(tokens.ids) - tokens.prompt for tokens in rows)

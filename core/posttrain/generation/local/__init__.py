@@ -1,1 +1,1 @@
-"""Generation by transformers models, in the trainer's process or in one of its own."""
+"""Generation by transformers models, in the trainer's process or in a separate one."""

@@ -1,15 +1,15 @@
 """Generation with an ordinary transformers model, on any device.
 
-A group's prompt goes through the model once; its keys and values are then repeated for the samples. A sample that is
-done leaves the batch at once, and one that waits takes its place. Randomness is one number per sequence and position,
-from the sequence's own seed, so neither the other sequences nor the random state of the program matter.
+A group's prompt goes through the model once; its keys and values are then repeated for the samples. A finished sample
+leaves the batch at once, and a waiting one takes its place. Randomness is one number per sequence and position, from
+the sequence's own seed, so neither the other sequences nor the random state of the program matter.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -22,14 +22,16 @@ from posttrain.generation.local.decoder import Decoder, Group
 from posttrain.generation.local.prefill import Network
 from posttrain.generation.local.prefixes import Prefixes
 from posttrain.generation.local.sample import Sample, Stops
+from posttrain.generation.local.speculation import Speculation
 from posttrain.generation.weights import put
 from posttrain.network.image_reader import reader_of
+from posttrain.network.routing import Routers
 
 
 class HfGenerator:
-    """Completes prompts with a transformers causal language model, with or without an adapter around it.
+    """Completes prompts with a transformers causal language model, with or without an adapter.
 
-    Nothing is in the making between two calls, so there is nothing to pause or to drain.
+    No completion is running between two calls, so there is nothing to pause or to drain.
     """
 
     def __init__(
@@ -41,13 +43,16 @@ class HfGenerator:
         cache_tokens: int | None = None,
         own_weights: bool = False,
         prefix_tokens: int | None = None,
+        routers: Routers | None = None,
+        speculation: Speculation | None = None,
     ):
-        """Wrap ``model``, whose weights may go on changing between calls; ``own_weights`` if only ``accept`` does that.
+        """Wrap ``model``, whose weights may change between calls; ``own_weights`` if only ``accept`` changes them.
 
-        ``stop_ids`` are all tokens that end a completion; at most ``batch_size`` completions are in the making at one
-        time, and they keep the keys and values of at most ``cache_tokens`` tokens, padding included (None: as many as a
-        quarter of the memory holds). The others wait. Between calls that go on from each other, those of
-        ``prefix_tokens`` tokens are kept (None: as many as an eighth of the memory holds).
+        ``stop_ids`` are all tokens that end a completion. At most ``batch_size`` completions run at one time, with keys
+        and values of at most ``cache_tokens`` tokens, padding included (None: as many as a quarter of the memory
+        holds); the others wait. Between calls whose texts continue earlier ones, those of ``prefix_tokens`` tokens are
+        kept (None: as many as an eighth of the memory holds). ``routers`` of the model: their choices are recorded.
+        ``speculation`` changes how fast completions are made.
         """
         limits = {"generation-batch-size": (batch_size, 1), "generation-cache-tokens": (cache_tokens, 1)}
         for name, (value, least) in (limits | {"generation-prefix-tokens": (prefix_tokens, 0)}).items():
@@ -59,12 +64,13 @@ class HfGenerator:
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens
         self.prefixes = Prefixes(prefix_tokens)
+        self.speculation = speculation
         self.abilities = Abilities(
             own_weights, adapters=True, exact=True, sessions=True, images=reader_of(tokenizer) is not None
         )
         self.version = -1
-        """Of the weights; -1 before any were accepted, and then completions carry none."""
-        self._network = Network(model, reader_of(tokenizer))
+        """Version of the weights; -1 before any were accepted, and then completions carry none."""
+        self._network = Network(model, reader_of(tokenizer), routers)
 
     def generate(
         self,
@@ -80,7 +86,7 @@ class HfGenerator:
         if self._network.images is None:
             refuse_images(images)
         groups, samples = self.groups(prompts, sampling, seeds, images)
-        with self._network.sampling():
+        with self.sampling():
             self.decoder(sampling).run(groups)
         return [[sample.completion(self.tokenizer) for sample in own] for own in samples]
 
@@ -91,7 +97,7 @@ class HfGenerator:
         seeds: list[list[int]],
         images: list[list[Image]] | None = None,
     ) -> tuple[list[Group], list[list[Sample]]]:
-        """Samples that have no token yet, in groups for a decoder, and by prompt as they were asked for."""
+        """Return new samples, in groups for a decoder and by prompt in the order of the call."""
         samples: list[list[Sample]] = []
         for index, (prompt, own) in enumerate(zip(prompts, seeds, strict=True)):
             pictures = tuple(images[index]) if images is not None else ()
@@ -100,57 +106,62 @@ class HfGenerator:
             samples.append(
                 [Sample(index, prompt, random.Random(seed), limit, images=pictures, shift=shift) for seed in own]
             )
+            if self.speculation is not None:
+                self.speculation.begin(prompt, samples[-1], pictures)
         groups = [Group(prompt, own) for prompt, own in zip(prompts, samples, strict=True) if own]
-        groups.sort(key=lambda group: group.text.numel())  # stable: prompts of like length are read together
+        groups.sort(key=lambda group: group.text.numel())  # stable: prompts of similar length are read together
         return groups, samples
 
     def decoder(self, sampling: Sampling) -> Decoder:
-        """What completes groups with these settings; it is to run inside ``sampling()``."""
+        """Build the decoder for these settings; it must run inside ``sampling()``."""
         stops = Stops(self.stop_ids, sampling.stop, self.tokenizer)
         prefixes = self.prefixes if sampling.continued and self.prefixes.budget != 0 else None
-        return Decoder(self._network, sampling, stops, self.batch_size, self.cache_tokens, self.version, prefixes)
+        limits = self.batch_size, self.cache_tokens
+        return Decoder(self._network, sampling, stops, *limits, self.version, prefixes, self.speculation)
 
     @contextmanager
     def session(self, sampling: Sampling) -> Iterator[Session]:
-        """Answers that are asked for and taken between two tokens; keys and values are forgotten at the end."""
+        """Open a session whose completions are requested and taken between tokens; its cache is freed at the end."""
         try:
-            with self._network.sampling():
+            with self.sampling():
                 yield Session(self, sampling)
         finally:
             self.prefixes.clear()
 
-    def sampling(self) -> AbstractContextManager[None]:
-        """The model in the state that sampling needs."""
-        return self._network.sampling()
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Put the model, and a draft model, into the state that sampling needs."""
+        with self._network.sampling(), nullcontext() if self.speculation is None else self.speculation.sampling():
+            yield
 
     def accept(self, weights: Weights) -> None:
-        """The trainer's own weights need no copy."""
+        """Copy the weights into the generator's model; the trainer's own model needs no copy."""
         if self.abilities.own_weights:
             put(self.model, weights)
         self.prefixes.clear()
         self.version = weights.version
 
     def pause(self) -> None:
-        """Nothing to do."""
+        """Do nothing: no completion runs between two calls."""
 
     def resume(self) -> None:
-        """Nothing to do."""
+        """Do nothing: nothing was paused."""
 
     def drain(self) -> None:
-        """Nothing to do."""
+        """Do nothing: no completion runs between two calls."""
 
     def health(self) -> Health:
-        """Always well."""
-        return Health(self.version)
+        """Return the version; a generator in this process is always alive."""
+        return Health(self.version, facts={} if self.speculation is None else self.speculation.facts())
 
     def revive(self) -> None:
-        """It lives as long as this process."""
+        """Do nothing: the generator ends with this process."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing: the model belongs to the trainer."""
 
     def limit(self, index: int, prompt: Tensor, sampling: Sampling) -> int:
-        """How many tokens the completion of ``prompt`` may have."""
+        """Return the token limit of the completion of ``prompt``."""
         length, positions = int(prompt.numel()), self._network.positions
         if length == 0:
             raise DataError(f"prompt {index} has no tokens. Generation needs at least one, for example a start token.")
@@ -165,29 +176,32 @@ class HfGenerator:
 
 
 class Session:
-    """Answers in the making that others may join at any token. Made by ``HfGenerator.session``."""
+    """Running completions that others may join at any token. Made by ``HfGenerator.session``."""
 
     def __init__(self, generator: HfGenerator, sampling: Sampling):
-        """Nothing is asked for yet."""
+        """Start without completions."""
         self._generator, self._sampling = generator, sampling
         self._decoder = generator.decoder(sampling)
         self._open: list[tuple[Any, Sample]] = []
 
     @property
     def busy(self) -> bool:
-        """Whether anything is in the making."""
+        """Whether any completion is running."""
         return bool(self._open)
 
-    def ask(self, asked: list[tuple[Any, Tensor, int, int]]) -> None:
-        """Ask for answers: what each is for, the text ``(n,)``, its seed, and how many tokens it may have."""
+    def ask(self, asked: list[tuple[Any, Sequence, int, int]]) -> None:
+        """Request completions: the owner of each, its text with its images, its seed, and its token limit."""
         places: dict[bytes, list[tuple[Any, int, int]]] = {}
-        texts: dict[bytes, Tensor] = {}
+        texts: dict[bytes, Sequence] = {}
         for what, text, seed, limit in asked:
-            key = text.numpy().tobytes()
+            key = text.content.numpy().tobytes()
             texts[key] = text
             places.setdefault(key, []).append((what, seed, limit))
         groups, samples = self._generator.groups(
-            list(texts.values()), self._sampling, [[seed for _, seed, _ in own] for own in places.values()]
+            [text.ids for text in texts.values()],
+            self._sampling,
+            [[seed for _, seed, _ in own] for own in places.values()],
+            [list(text.images) for text in texts.values()],
         )
         for own, made in zip(places.values(), samples, strict=True):
             for (what, _, limit), sample in zip(own, made, strict=True):
@@ -196,7 +210,7 @@ class Session:
         self._decoder.add(groups)
 
     def advance(self) -> list[tuple[Any, Completion]]:
-        """Make one token of each answer; those that have ended, with what they are for."""
+        """Make one token of each completion; return the finished ones with their owners."""
         self._decoder.advance()
         ended = [(what, sample) for what, sample in self._open if not sample.alive]
         self._open = [(what, sample) for what, sample in self._open if sample.alive]
@@ -207,6 +221,6 @@ def refuse_images(images: list[list[Any]] | None) -> None:
     """Raise SettingsError where a prompt has images."""
     if images is not None and any(images):
         raise SettingsError(
-            "Prompts have images, which this generator cannot show to a model. Sample with --generation hf and a "
-            "vision-language model that has its processor."
+            "Prompts have images, which this generator cannot show to a model. Sample with --generation hf, or "
+            "vllm, and a vision-language model that has its processor."
         )

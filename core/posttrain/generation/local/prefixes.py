@@ -1,4 +1,4 @@
-"""Keys and values of texts that a later call may go on from: the next turn of an episode reads only what is new."""
+"""Prefix cache: keys and values of texts that later calls continue, such as the turns of an episode."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """What the model has read of one text."""
+    """Keys and values of one text."""
 
     tokens: int
-    """Tokens of the text."""
+    """Number of tokens of the text."""
     layers: list[tuple[Tensor, Tensor]]
     """Keys and values ``(heads, c, d)`` of each layer, of the last ``c`` tokens."""
     windows: list[int | None]
     """Tokens that each layer sees; None for all."""
     factors: tuple[int, ...]
-    """The rotary factors that it was read with."""
+    """Rotary factors with which the text was read."""
+    experts: Tensor | None = None
+    """Experts ``(tokens, layers, choices)`` of its tokens, where they are recorded."""
 
     @property
     def whole(self) -> bool:
-        """Whether every layer has all of its tokens, so that some may be left off at the end."""
+        """Whether every layer has all of its tokens, so that the prefix can be cut at the end."""
         return all(keys.size(1) == self.tokens for keys, _ in self.layers)
 
 
 class Prefixes:
-    """Texts that were read, the least recently used leave first.
+    """Cache of texts; the least recently used leave first.
 
     ``budget`` bounds their tokens; None is settled by ``afford``, once the size of a token is known.
     """
 
     def __init__(self, budget: int | None):
-        """Nothing is held yet."""
+        """Start without texts."""
         self.budget = budget
         self.held = 0
         """Tokens of all texts."""
         self._texts: OrderedDict[bytes, Prefix] = OrderedDict()
 
     def afford(self, tokens: int | None) -> None:
-        """Bound the tokens by ``tokens`` where no setting does."""
+        """Set the bound to ``tokens`` where no setting does."""
         if self.budget is None:
             self.budget = tokens
 
     def find(self, text: Tensor) -> Prefix | None:
-        """The longest text that ``text`` ``(n,)`` goes on from; None for none."""
+        """Return the longest text that begins ``text`` ``(n,)``, as ``Sequence.content``; None where there is none."""
         if not self._texts:
             return None
         data, size = text.numpy().tobytes(), text.element_size()
@@ -60,12 +62,12 @@ class Prefixes:
         return None
 
     def wants(self, text: Tensor) -> bool:
-        """Whether ``text`` is to be kept: it is not there yet, and no longer than the budget."""
+        """Whether ``text`` should be kept: it is new, and no longer than the budget."""
         fits = self.budget is None or text.numel() <= self.budget
         return fits and text.numpy().tobytes() not in self._texts
 
     def keep(self, text: Tensor, prefix: Prefix, instead: Prefix | None = None) -> None:
-        """Keep what was read of ``text``; it takes the place of ``instead``, of which it is the continuation."""
+        """Keep what was read of ``text``; it replaces ``instead``, the prefix that it continues."""
         for key in [key for key, other in self._texts.items() if other is instead]:
             self._drop(key)
         self._texts[text.numpy().tobytes()] = prefix
@@ -77,7 +79,7 @@ class Prefixes:
         self.held -= self._texts.pop(key).tokens
 
     def clear(self) -> None:
-        """Forget everything: the weights have changed, or the memory is wanted."""
+        """Drop all texts: the weights have changed, or the memory is needed."""
         self._texts.clear()
         self.held = 0
 
@@ -86,7 +88,7 @@ class Prefixes:
 
 
 def prefix_of(cache: Any, row: int, tokens: int, factors: tuple[int, ...]) -> Prefix:
-    """A copy of the last ``tokens`` columns of one row of a cache of transformers, or of a ``SlotCache``."""
+    """Copy the last ``tokens`` columns of one row of a cache of transformers, or of a ``SlotCache``."""
     layers = []
     for layer in cache.layers:
         end = getattr(layer, "end", layer.keys.size(2))

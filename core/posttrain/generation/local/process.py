@@ -1,7 +1,7 @@
-"""The ``hf`` backend in a process of its own on this machine, with its own copy of the weights.
+"""The ``hf`` backend in a separate process on this machine, with its own copy of the weights.
 
 It samples while the trainer trains, and takes new weights between two tokens. Weights travel as a safetensors file in
-memory (``/dev/shm``) where there is such a place.
+memory (``/dev/shm``) where that exists.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from posttrain.contract.generation import Abilities, Completion, Health, Samplin
 from posttrain.errors import GeneratorLost
 from posttrain.generation.local.hf import refuse_images
 from posttrain.generation.local.worker import Start
+from posttrain.generation.weights import whole
 from posttrain.network.image_reader import reader_of
 from posttrain.runs.owner import started
 
 if TYPE_CHECKING:
     from posttrain.training.run import Compute
 
-#: Seconds after which a process that was asked to end is ended.
+#: Seconds after which a process that was asked to end is killed.
 PATIENCE = 5.0
-#: Seconds without new weights after which a folder in memory may be one that nobody owns.
+#: Seconds without new weights after which a folder in memory may have lost its owner.
 FORSAKEN = 3600.0
 
 
@@ -79,7 +80,7 @@ class ProcessGenerator:
 
     @staticmethod
     def _read(connection: Any, waiting: dict[int, Future[Any]], process: subprocess.Popen[bytes]) -> None:
-        """Hand answers to those who wait; when the other side is gone, everybody hears of it."""
+        """Hand answers to their callers; when the other side is gone, every caller gets the error."""
         try:
             while True:
                 number, fine, result = pickle.loads(connection.recv_bytes())
@@ -90,7 +91,7 @@ class ProcessGenerator:
         except (EOFError, OSError):
             code = process.wait()
             for number in list(waiting):
-                waiting.pop(number).set_exception(GeneratorLost(_obituary(code)))
+                waiting.pop(number).set_exception(GeneratorLost(_exit_message(code)))
 
     def _ask(self, what: str, *arguments: Any) -> Any:
         future: Future[Any] = Future()
@@ -100,8 +101,8 @@ class ProcessGenerator:
             try:
                 self._connection.send_bytes(pickle.dumps((number, what, arguments)))
             except OSError:
-                if self._open.pop(number, None) is not None:  # else the reader has told everybody
-                    raise GeneratorLost(_obituary(self._process.wait())) from None
+                if self._open.pop(number, None) is not None:  # otherwise the reader has informed every caller
+                    raise GeneratorLost(_exit_message(self._process.wait())) from None
         return future.result()
 
     def generate(
@@ -117,7 +118,7 @@ class ProcessGenerator:
         return self._ask("generate", prompts, sampling, seeds, images)
 
     def accept(self, weights: Weights) -> None:
-        """Copy the tensors over; returns when the process samples from them."""
+        """Copy the tensors; return once the process samples from them."""
         file = Path(self._folder.name) / f"{weights.version}.safetensors"
         save_file(_plain(weights.tensors()), file)
         try:
@@ -130,7 +131,7 @@ class ProcessGenerator:
         self._ask("pause")
 
     def resume(self) -> None:
-        """Go on."""
+        """Continue sampling."""
         self._ask("resume")
 
     def drain(self) -> None:
@@ -138,14 +139,14 @@ class ProcessGenerator:
         self._ask("drain")
 
     def health(self) -> Health:
-        """As the process says itself."""
+        """Return the process's own report."""
         try:
             return self._ask("health")
         except GeneratorLost as lost:
             return Health(-1, alive=False, facts={"error": str(lost)})
 
     def revive(self) -> None:
-        """Start another process in the place of one that is gone."""
+        """Start another process in place of one that is gone."""
         self.close()
         self._launch()
 
@@ -164,12 +165,12 @@ class ProcessGenerator:
 
 
 def _prefix() -> str:
-    """Begin a folder's name with its owner: process id and the system's count of when it started."""
+    """Build the start of a folder's name from its owner: process id and the system's count of when it started."""
     return f"posttrain-{os.getpid()}-{(started(os.getpid()) or '0').split()[-1]}-"
 
 
 def _sweep(place: Path) -> None:
-    """Delete the folders of trainers that were killed together with the processes that sampled for them."""
+    """Delete the folders of trainers that were killed together with their sampling processes."""
     for folder in place.glob("posttrain-*-*-*"):
         words = folder.name.split("-")
         with contextlib.suppress(OSError):
@@ -179,10 +180,10 @@ def _sweep(place: Path) -> None:
 
 
 def _plain(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors}
+    return {name: whole(tensor).contiguous().cpu() for name, tensor in tensors}
 
 
-def _obituary(code: int) -> str:
+def _exit_message(code: int) -> str:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return (
         f"The process that samples {how}. Look at its last lines above and at the memory of this machine; "
@@ -191,7 +192,7 @@ def _obituary(code: int) -> str:
 
 
 def start_of(compute: Compute, threads: int, folder: Path) -> Start:
-    """What a process needs to sample for ``run``: the name of its model, or the model itself where it has none."""
+    """Describe the model for a sampling process: by its name, or by class and weights where it has none."""
     settings = compute.settings
     settings = settings.replace(
         device=settings.generation.generation_device or settings.model.device, gradient_checkpointing=False

@@ -1,7 +1,7 @@
-"""How a model is sampled from: from a cache where that gives the log-probs of training, from whole texts otherwise.
+"""Choice of how to sample from a model: from a cache where that gives the log-probs of training, else from whole texts.
 
-Families keep what they have read in caches of their own, and not each one goes on from rows that were repeated, left
-out or padded, or beyond its window. That is tried once for each model, with windows of a few tokens.
+Families have caches of their own, and not all of them continue exactly from rows that were repeated, dropped or
+padded, or beyond the window. Each model is tried once, with windows of a few tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from posttrain.contract.images import Image
 from posttrain.contract.views import Sequence
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, first_line
 from posttrain.generation.local.batch import Batch
 from posttrain.generation.local.prefill import Network
 from posttrain.generation.local.prefixes import prefix_of
@@ -24,70 +26,137 @@ from posttrain.generation.local.sample import Sample
 from posttrain.models.shown import shown_rows
 from posttrain.models.shrunk import CONTEXT, shrunk
 
-#: Tokens of the two texts that are tried, beyond the window and up to the context of that time, and what they grow by.
+#: Tokens of the two texts that are tried, beyond the window and up to the context of that time, and of their growth.
 _LENGTHS = (CONTEXT - 1, 3)
 _STEPS = 3
-#: Tokens of the two texts that are read on, to within that context.
+#: Tokens of the two texts that are continued, to within that context.
 _READ = (CONTEXT - 1 - _STEPS, 3)
-#: How far logits may be off, relative to their size: the worst text's in float32, the middle one's in half precision.
+#: Bounds of the relative difference of logits: of the worst text in float32, of the median one in half precision.
 _BOUND, _HALF_BOUND = 1e-3, 1e-1
-#: Whether to go on from a cache, and to read texts of unlike length together; the fastest way first.
+#: The same bound in float32 where an image follows a cached text: a mask that lacks the image moves logits little.
+_SHOWN_BOUND = 1e-4
+#: Whether to continue from a cache, and to read texts of unequal length together; the fastest way first.
 _WAYS = ((True, True), (True, False), (False, True), (False, False))
 
-_resumed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_taken: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+#: Model -> whether it resumes texts, and texts with images.
+_resumed: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 _settled: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
 
 def settle(network: Network) -> None:
-    """Choose the fastest way to sample that gives what whole texts give, each alone; it runs inside ``sampling()``.
+    """Choose the fastest way to sample that agrees with reading each whole text alone; runs inside ``sampling()``.
 
-    Says where a model is read without a cache. Raises ModelError where no way is right.
+    Reports a model that is read without a cache. Raises ModelError where no way is right.
     """
     inner = network.inner
     if inner not in _settled:
         with shrunk(inner):
             found = _choose(network)
         if found is None:
-            return  # weights that are broken are told by who samples
+            return  # the sampler reports broken weights
         _settled[inner] = found
         if not found[0] and os.environ.get("RANK", "0") == "0":
             print(f"note: {without_cache(inner)}", file=sys.stderr)
     network.caches, network.pads = _settled[inner]
 
 
-def resumes(network: Network) -> bool:
-    """Whether several tokens are read behind a cached text as if all were read at once; it runs inside ``sampling()``.
+def resumes(network: Network, pictures: bool = False) -> bool:
+    """Whether several tokens after a cached text are read as if all were read at once; runs inside ``sampling()``.
 
-    The fastest way to sample has been settled. Tried once for each model, like that.
+    With ``pictures`` the text and the tokens have images. The way to sample must be settled before. Tried once for each
+    model.
+    """
+    known = _resumed.setdefault(network.inner, {})
+    if pictures not in known:
+        with shrunk(network.inner):
+            trial = _resumed_pictures if pictures else _resumed_texts
+            bound = _SHOWN_BOUND if pictures else _BOUND
+            known[pictures] = network.caches and _agrees(network, lambda: trial(network), bound)
+    return known[pictures]
+
+
+def takes_back(network: Network) -> bool:
+    """Whether rows can take back tokens, each its own number, and go on exactly; runs inside ``sampling()``.
+
+    The way to sample must be settled before. Tried once for each model.
     """
     inner = network.inner
-    if inner not in _resumed:
+    if inner not in _taken:
         with shrunk(inner):
-            _resumed[inner] = network.caches and _resumes(network)
-    return _resumed[inner]
+            _taken[inner] = network.caches and _agrees(network, lambda: _taken_back(network))
+    return _taken[inner]
 
 
-def _resumes(network: Network) -> bool:
-    texts = [_text(network, length, length) for length in _READ]
-    longer = [torch.cat([text, _text(network, _STEPS, 5)]) for text in texts]
+def _agrees(network: Network, trial: Callable[[], tuple[list[Sequence], Tensor]], bound: float = _BOUND) -> bool:
+    """Whether the logits ``(m, V)`` that ``trial`` finds after texts are those of each text, read alone."""
     try:
-        if not network.pads:
-            texts, longer = texts[:1], longer[:1]
-        stem = network.read(texts)
-        if not stem.joinable:
-            return False
-        prefixes = [prefix_of(stem.cache, row, len(text), ()) for row, text in enumerate(texts)]
-        found = network.resume(longer, prefixes).logits
-        plain = torch.cat([network.whole([text]) for text in longer])
-        return _difference(network, found, plain) <= (_BOUND if _wide(network) else _HALF_BOUND)
+        texts, found = trial()
+        plain = torch.cat([network.whole([text.ids], [text] if text.images else None) for text in texts])
+        return _difference(network, found, plain) <= (bound if _wide(network) else _HALF_BOUND)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):  # the family's own code
         return False
 
 
+def _taken_back(network: Network) -> tuple[list[Sequence], Tensor]:
+    """Read guesses for two rows and take some back, twice; return texts and the logits ``(m, V)`` after each."""
+    batch, texts, found = Batch(network), [], []
+    for length in _READ:
+        text = _text(network, length, length)
+        stem = network.read([text])
+        sample = Sample(0, text, random.Random(0), 9, ids=[int(_text(network, 1, length + 1))])
+        if not stem.joinable:
+            raise ValueError("rows cannot join")
+        batch.join(stem, [0], [sample], 2)
+    a, b, c, d = _text(network, 4, 3).tolist()
+    nothing: list[list[int]] = [[], []]
+    for following, new in (([[a, b], [c]], [[d], [c, a]]), ([[c], [b, d]], [[c, d], [a]]), (nothing, [[a], [b]])):
+        logits = batch.step(following)  # (2, t, V)
+        for row, (sample, own) in enumerate(zip(batch.samples, following, strict=True)):
+            texts += [torch.cat([sample.text, torch.tensor(own[:n], dtype=torch.long)]) for n in range(1 + len(own))]
+            found.append(logits[row, : 1 + len(own)])
+            sample.ids += new[row]
+        batch.keep([len(own) for own in new])
+    return [_prompt(text) for text in texts], torch.cat(found)
+
+
+def _resumed_texts(network: Network) -> tuple[list[Sequence], Tensor]:
+    """Read texts of unlike length from their prefixes; return them and the logits ``(m, V)`` after each."""
+    texts = [_text(network, length, length) for length in _READ]
+    longer = [_prompt(torch.cat([text, _text(network, _STEPS, 5)])) for text in texts]
+    return _resumed_from(network, [_prompt(text) for text in texts], longer)
+
+
+def _resumed_pictures(network: Network) -> tuple[list[Sequence], Tensor]:
+    """Do the same with an image in each prefix; as many tokens follow both, of one another image."""
+    assert network.images is not None
+    rows = shown_rows(network.images.reader, network.inner.config.get_text_config(decoder=True).vocab_size)
+    first, second = rows[0].part(0, len(rows[0]) - rows[0].count), rows[2].part(0, len(rows[2]) - rows[2].count)
+    before = torch.cat([_text(network, _STEPS, 3), first.ids])
+    moved = tuple(replace(image, start=_STEPS) for image in first.images)
+    later = tuple(replace(image, start=len(first)) for image in second.images)
+    longer = [
+        _prompt(torch.cat([first.ids, second.ids]), first.images + later),
+        _prompt(torch.cat([before, _text(network, len(second), 5)]), moved),
+    ]
+    return _resumed_from(network, [_prompt(first.ids, first.images), _prompt(before, moved)], longer)
+
+
+def _resumed_from(network: Network, texts: list[Sequence], longer: list[Sequence]) -> tuple[list[Sequence], Tensor]:
+    """Read ``texts``, then ``longer`` from there; return these and the logits ``(m, V)`` after each."""
+    if not network.pads:
+        texts, longer = texts[:1], longer[:1]
+    stem = network.read([text.ids for text in texts], texts)
+    if not stem.joinable:
+        raise ValueError("rows cannot join")
+    prefixes = [prefix_of(stem.cache, row, len(text), ()) for row, text in enumerate(texts)]
+    return longer, network.resume([text.ids for text in longer], prefixes, longer).logits
+
+
 def without_cache(inner: nn.Module) -> str:
-    """The line for a model that is sampled from without a cache."""
+    """Return the message for a model that is sampled from without a cache."""
     return (
         f"{type(inner).__name__} does not go on exactly from what it has cached, so sampling reads each text anew for "
         "every token, which is slow."
@@ -95,7 +164,7 @@ def without_cache(inner: nn.Module) -> str:
 
 
 def _choose(network: Network) -> tuple[bool, bool] | None:
-    """The first way that is right; None where the weights give what is not a number."""
+    """Return the first way that is right; None where the weights give logits that are not numbers."""
     problem = ""
     for network.caches, network.pads in _WAYS:
         try:
@@ -110,7 +179,7 @@ def _choose(network: Network) -> tuple[bool, bool] | None:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:  # the family's own code
-            problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            problem = first_line(error)
             continue
         if off <= (_BOUND if _wide(network) else _HALF_BOUND):
             return network.caches, network.pads
@@ -122,9 +191,9 @@ def _choose(network: Network) -> tuple[bool, bool] | None:
 
 
 def _grown(network: Network, pictures: bool) -> tuple[list[Sequence], Tensor]:
-    """Texts as they come to be while samples grow, and the logits ``(m, V)`` of what follows each.
+    """Grow texts as samples grow; return them and the logits ``(m, V)`` after each.
 
-    The first text has two samples, one of which leaves, and a picture if ``pictures``. The second has one, which joins
+    The first text has two samples, one of which leaves, and an image if ``pictures``. The second has one, which joins
     where that is possible.
     """
     prompts = [_prompt(_text(network, length, length)) for length in _LENGTHS]
@@ -160,7 +229,7 @@ def _grown(network: Network, pictures: bool) -> tuple[list[Sequence], Tensor]:
             batch.join(stems[1], [0], samples[2:], 3)
     found, logits = list(prompts), [stem.logits for stem in stems]
     for step in range(_STEPS):
-        logits.append(batch.step())
+        logits.append(batch.step()[:, 0])
         found += [sample.shown for sample in batch.samples]
         for number, sample in enumerate(batch.samples):
             sample.ids.append(int(_text(network, 1, 7 + step + number)))
@@ -174,12 +243,12 @@ def _prompt(text: Tensor, images: tuple[Image, ...] = ()) -> Sequence:
 
 
 def _text(network: Network, length: int, offset: int) -> Tensor:
-    """Tokens ``(length,)``."""
+    """Return made-up tokens ``(length,)``."""
     return (torch.arange(length) * 7 + offset) % network.inner.config.get_text_config(decoder=True).vocab_size
 
 
 def _difference(network: Network, found: Tensor, plain: Tensor) -> float:
-    """Of logits ``(m, V)``, relative to their size; infinite where they are not finite in the same places."""
+    """Return the relative difference of logits ``(m, V)``; infinite where they are not finite in the same places."""
     finite = plain.isfinite()
     if not bool((found.isfinite() == finite).all()):
         return torch.inf
@@ -189,6 +258,6 @@ def _difference(network: Network, found: Tensor, plain: Tensor) -> float:
 
 
 def _wide(network: Network) -> bool:
-    """Whether all is computed in float32 or wider."""
+    """Whether everything is computed in float32 or wider."""
     kinds = {parameter.dtype for parameter in network.inner.parameters()}
     return kinds <= {torch.float32, torch.float64} and not torch.is_autocast_enabled(network.device.type)

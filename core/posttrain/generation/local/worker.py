@@ -1,7 +1,7 @@
-"""The process behind ``process.ProcessGenerator``: a copy of the model that samples while it is told what to do.
+"""Process of ``process.ProcessGenerator``: a copy of the model that samples on request.
 
-Between two tokens it reads what has arrived: further prompts join those in the making, new weights make the next
-token, a pause stops everything. It ends when the other side is gone.
+Between two tokens it reads new messages: further prompts join the running ones, new weights make the next token, a
+pause stops everything. It ends when the other side is gone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from posttrain.contract.generation import Health, Sampling, Weights
 from posttrain.errors import PosttrainError, RunFailed
 from posttrain.generation.local.decoder import Decoder
+from posttrain.generation.local.draft import load_speculation
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.generation.local.sample import Sample
 from posttrain.models.load import load_policy
@@ -33,7 +34,7 @@ from posttrain.settings import Settings
 
 @dataclass(frozen=True)
 class Start:
-    """What the process needs to build its copy of the model; it travels through pickle."""
+    """Description of the model copy that the process builds; it travels through pickle."""
 
     settings: Settings
     tokenizer: Any
@@ -41,15 +42,15 @@ class Start:
     threads: int
     autocast: bool
     build: tuple[type, Any, torch.dtype] | None = None
-    """Class, configuration and type of a model that has no name; ``weights`` then holds all of it."""
+    """Class, configuration and dtype of a model without a name; ``weights`` then holds all of it."""
     weights: Path | None = None
     folder: Path | None = None
-    """Where weights come through; it goes with this process, should the other side be killed."""
+    """Folder through which weights come; deleted with this process, should the other side be killed."""
 
 
 @dataclass
 class Asked:
-    """A call of ``generate`` that is not answered yet."""
+    """Open call of ``generate``."""
 
     number: int
     sampling: Sampling
@@ -74,7 +75,7 @@ class Worker:
         self.decoder: Decoder | None = None
 
     def run(self) -> None:
-        """Until the other side closes."""
+        """Serve until the other side closes."""
         device = next(self.generator.model.parameters()).device.type
         with self.generator.sampling(), torch.autocast(device, torch.bfloat16, enabled=self.autocast):
             while True:
@@ -118,7 +119,7 @@ class Worker:
             self.decoder.renew(version)
 
     def _begin(self) -> None:
-        """Let calls with the settings of those in the making join them; others wait until these are done."""
+        """Start waiting calls whose settings agree with the running ones; others wait until these are done."""
         while self.waiting and (self.decoder is None or _alike(self.waiting[0].sampling, self.decoder.sampling)):
             call = self.waiting.popleft()
             if self.decoder is None:
@@ -130,7 +131,7 @@ class Worker:
         assert self.decoder is not None
         try:
             self.decoder.advance()
-        except (PosttrainError, RuntimeError) as error:  # RuntimeError: out of memory, and whatever else torch says
+        except (PosttrainError, RuntimeError) as error:  # RuntimeError: out of memory, and other errors of torch
             told = error if isinstance(error, PosttrainError) else RunFailed(f"Sampling failed: {error}")
             for call in self.asked:
                 self._answer(call.number, told, fine=False)
@@ -153,7 +154,8 @@ class Worker:
         growing = [s for call in self.asked for own in call.samples for s in own if s.alive]
         running = sum(bool(sample.ids) for sample in growing)
         later = sum(len(own) for call in self.waiting for own in call.samples)
-        return Health(self.generator.version, True, running, len(growing) - running + later, {"process": os.getpid()})
+        facts = {"process": os.getpid()} | self.generator.health().facts
+        return Health(self.generator.version, True, running, len(growing) - running + later, facts)
 
     def _answer(self, number: int, result: Any, fine: bool = True) -> None:
         self.connection.send_bytes(pickle.dumps((number, fine, result)))
@@ -165,14 +167,14 @@ def _alike(one: Sampling, other: Sampling) -> bool:
 
 
 def build(start: Start) -> HfGenerator:
-    """The generator around this process's own copy of the model."""
+    """Build the generator around this process's copy of the model."""
     torch.set_num_threads(start.threads)
     settings = start.settings
     model: Any = settings.model.model
     if start.build is not None:
         kind, config, dtype = start.build
         if config._attn_implementation == attention.NAME:
-            config._attn_implementation = "sdpa"  # what a model is loaded with; loading chooses ours again
+            config._attn_implementation = "sdpa"  # the value with which a model is loaded; loading chooses ours again
         model = kind(config).to(dtype)
     policy = load_policy(model, start.tokenizer, settings.model).policy
     own = settings.generation
@@ -184,6 +186,8 @@ def build(start: Start) -> HfGenerator:
         own.generation_cache_tokens,
         own_weights=True,
         prefix_tokens=own.generation_prefix_tokens,
+        routers=policy.routers if settings.rollouts.router_replay else None,
+        speculation=load_speculation(own, settings.model, start.tokenizer, policy.model),
     )
     if start.weights is not None:
         tensors = load_file(start.weights)
@@ -192,11 +196,11 @@ def build(start: Start) -> HfGenerator:
 
 
 def main() -> None:
-    """``python -m posttrain.generation.local.worker DESCRIPTOR``: number of the open socket to the parent."""
+    """Run ``python -m posttrain.generation.local.worker DESCRIPTOR``: number of the open socket to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # terminals and schedulers tell both sides; the other one decides
+        signal.signal(number, signal.SIG_IGN)  # terminals and schedulers signal both sides; the trainer decides
     connection = Connection(int(sys.argv[1]))
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone: so are we
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone: end too
         start: Start = pickle.loads(connection.recv_bytes())
         try:
             _serve(connection, start)

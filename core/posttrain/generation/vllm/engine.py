@@ -1,7 +1,8 @@
-"""vLLM in the trainer's process: nothing is sent anywhere, weights are copied from one model to the other."""
+"""vLLM in the trainer's process: weights are copied from one model to the other, nothing is sent."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import tempfile
@@ -19,41 +20,43 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posttrain.contract.generation import Abilities, Completion, Health, Sampling, Weights
+from posttrain.errors import ModelError, short
 from posttrain.generation.local.hf import refuse_images
 from posttrain.generation.vllm.folder import write_folder
 from posttrain.generation.vllm.requests import Limits, check_sampling, completion, logprobs_mode
 from posttrain.generation.vllm.versions import check_installed
 from posttrain.generation.vllm.weight_host import config_text
 from posttrain.generation.vllm.weights import adapter_config, adapter_rank, base_pairs, pairs_of, parts
+from posttrain.network.image_reader import reader_of
 
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
 
-#: Bytes of keys and values kept on a CPU where nobody says otherwise.
+#: Bytes of the key-value cache on a CPU where no setting gives them.
 CPU_CACHE_BYTES = 1 << 30
-#: Tokens of a block on a CPU; a prompt is shared by whole blocks, and vLLM's 128 are longer than most prompts.
+#: Tokens of a block on a CPU; prompts are shared by whole blocks, and vLLM's 128 are longer than most prompts.
 CPU_BLOCK = 32
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the engine is set up."""
+    """Options of the engine."""
 
     temperature: float
-    """At which the run samples."""
+    """Sampling temperature of the run."""
     dtype: torch.dtype
-    """In which the engine computes."""
+    """Compute dtype of the engine."""
     batch_size: int
-    """Completions in the making at one time."""
+    """Completions that run at one time."""
     gpu_memory: float
     """Share of a GPU's memory for the engine's weights, keys and values."""
 
 
 class VllmEngine:
-    """An engine beside the policy. One call at a time; others wait."""
+    """A vLLM engine beside the policy. Calls run one at a time."""
 
     def __init__(self, policy: TokenModel, tokenizer: Any, limits: Limits, options: EngineOptions):
-        """Start the engine. It has no weights but those under adapters before the first ``accept``."""
+        """Start the engine. Before the first ``accept`` it has no weights but those under adapters."""
         check_installed()
         self.tokenizer, self.limits, self._dtype = tokenizer, limits, options.dtype
         self._model, self._version = policy.inner, -1
@@ -62,10 +65,16 @@ class VllmEngine:
         self._folder = tempfile.TemporaryDirectory(prefix="posttrain-vllm-")
         self._adapter: Any = None
         rank = adapter_rank(policy)
-        self.abilities = Abilities(own_weights=True, merged=True, adapters=rank is not None)
+        self._reader = reader_of(tokenizer)
+        self.abilities = Abilities(
+            own_weights=True, merged=True, adapters=rank is not None, images=self._reader is not None
+        )
         folder = write_folder(policy, tokenizer, Path(self._folder.name) / "model")
         with _undisturbed():
-            self._llm = _start(str(folder), limits, options, self._mode, rank)
+            try:
+                self._llm = _start(str(folder), limits, options, self._mode, rank)
+            except Exception as error:  # vLLM raises of many kinds for a model, or an image processor, that it lacks
+                raise _cannot_start(policy.inner, self._reader is not None, error) from error
         self._sleeps = bool(_platform().is_sleep_mode_available())
         if rank is not None:
             self._load(base_pairs(policy), "base")
@@ -75,14 +84,16 @@ class VllmEngine:
     ) -> list[list[Completion]]:
         """Complete each prompt ``(n,)`` once per seed; a group's prompt is read once where it fills whole blocks.
 
-        A GPU's memory is given back at the end, until the next call.
+        The GPU's memory is freed at the end, until the next call.
         """
         from vllm import SamplingParams, TokensPrompt
 
-        refuse_images(images)
+        if self._reader is None:
+            refuse_images(images)
         check_sampling(sampling, self._mode)
         places = [(index, seed) for index, own in enumerate(seeds) for seed in own]
-        asked = [TokensPrompt(prompt_token_ids=prompts[index].tolist()) for index, _ in places]
+        shown = [self._shown(prompts[i].tolist(), images[i] if images is not None else []) for i in range(len(prompts))]
+        asked = [TokensPrompt(**shown[index]) for index, _ in places]
         parameters = [
             SamplingParams(**self.limits.parameters(index, prompts[index], sampling, seed)) for index, seed in places
         ]
@@ -93,14 +104,30 @@ class VllmEngine:
             self.pause()
         answers: list[list[Completion]] = [[] for _ in prompts]
         for (index, _), output in zip(places, found, strict=True):
+            self._check_read(prompts[index].tolist(), output.prompt_token_ids)
             (one,) = output.outputs
             ids = list(one.token_ids)
             logps = [row[token].logprob for row, token in zip(one.logprobs, ids, strict=True)]
             answers[index].append(completion(index, ids, logps, one.finish_reason, sampling, self.tokenizer, version))
         return answers
 
+    def _shown(self, ids: list[int], images: list[Any]) -> dict[str, Any]:
+        """Return a prompt as vLLM takes it, which has its own processor expand the images' placeholders."""
+        if self._reader is None or not images:
+            return {"prompt_token_ids": ids}
+        pictures = [self._reader.shown(image) for image in images]
+        return {"prompt_token_ids": self._reader.folded(ids, images), "multi_modal_data": {"image": pictures}}
+
+    def _check_read(self, ids: list[int], read: list[int]) -> None:
+        """Raise ModelError where vLLM has read images as other tokens than the trainer will."""
+        if ids != read:
+            raise ModelError(
+                f"vLLM reads the images of {type(self._model).__name__} as {len(read)} tokens of the prompt, the "
+                f"model's own processor as {len(ids)}. Sample with --generation hf."
+            )
+
     def accept(self, weights: Weights) -> None:
-        """Take the policy's weights; stored prompts of older ones are forgotten."""
+        """Take the policy's weights; prompts cached under older ones are dropped."""
         with self._lock:
             self.resume()
             if weights.kind == "adapter":
@@ -108,39 +135,41 @@ class VllmEngine:
             else:
                 self._load(pairs_of(self._model, weights), str(weights.version))
             self._llm.reset_prefix_cache()
+            if self._reader is not None:
+                self._llm.llm_engine.reset_encoder_cache()  # features that older weights made of images
             self._version = weights.version
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of every tensor of the engine, by vLLM's names."""
+        """Return the SHA-256 of every tensor of the engine, by vLLM's names."""
         (found,) = self._llm.collective_rpc("compute_weight_checksums")
         return found
 
     def pause(self) -> None:
-        """Give a GPU's memory back: weights wait in the computer's memory, keys and values are forgotten."""
+        """Free the GPU's memory: weights move to host memory, keys and values are dropped."""
         with self._lock:
             if self._sleeps and not self._llm.llm_engine.is_sleeping():
                 self._llm.sleep(level=1)
 
     def resume(self) -> None:
-        """Take the memory again."""
+        """Take the GPU's memory again."""
         with self._lock:
             if self._sleeps and self._llm.llm_engine.is_sleeping():
                 self._llm.wake_up()
 
     def drain(self) -> None:
-        """Wait for the call that runs."""
+        """Wait for the running call."""
         with self._lock:
             return
 
     def health(self) -> Health:
-        """The version alone: what lives in this process is alive."""
+        """Return the version; an engine in this process is alive."""
         return Health(self._version)
 
     def revive(self) -> None:
-        """Nothing to start: an engine in the trainer's process ends with it."""
+        """Do nothing: an engine in the trainer's process ends with it."""
 
     def close(self) -> None:
-        """Let go of the engine and its memory."""
+        """Close the engine and free its memory."""
         with self._lock:
             self._llm.llm_engine.engine_core.shutdown()
             self._folder.cleanup()
@@ -152,7 +181,7 @@ class VllmEngine:
         self._llm.finish_weight_update(version)
 
     def _take_adapter(self, weights: Weights) -> None:
-        """Under a new name each time, so that no stored prompt of the old one is taken for the new one's."""
+        """Add the adapter under a new name each time, so that no prompt cached under the old one is reused for it."""
         from vllm.lora.request import LoRARequest
 
         folder = Path(self._folder.name) / f"adapter-{weights.version}"
@@ -164,7 +193,7 @@ class VllmEngine:
 
 
 def write_adapter(weights: Weights, folder: Path) -> None:
-    """An adapter as peft would save it."""
+    """Write an adapter as peft saves it."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors()}
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -173,7 +202,7 @@ def write_adapter(weights: Weights, folder: Path) -> None:
 
 
 def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank: int | None) -> Any:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine shall live in this process
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must run in this process
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer computes on the same cores
@@ -204,6 +233,18 @@ def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank:
     )
 
 
+def _cannot_start(inner: Any, images: bool, error: Exception) -> ModelError:
+    """Return the error for a model that the engine does not take."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = next((line for line in lines if line.startswith("Value error, ")), lines[0]).removeprefix("Value error, ")
+    hint = ""
+    if images and importlib.util.find_spec("torchvision") is None:
+        hint = " Its code for many models with images needs the package torchvision, which is not installed."
+    return ModelError(
+        f"vLLM cannot run {type(inner).__name__} here: {short(reason, 300)}{hint} Sample with --generation hf."
+    )
+
+
 def _platform() -> Any:
     from vllm.platforms import current_platform
 
@@ -212,11 +253,11 @@ def _platform() -> Any:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """vLLM seeds every random state of the process, and on a CPU forbids to set the number of threads."""
+    """Undo vLLM's side effects: it seeds every random state, and on a CPU forbids to set the number of threads."""
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     state = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(), warnings.catch_warnings():  # the GPUs' states
-        warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own code
+    with torch.random.fork_rng(), warnings.catch_warnings():  # GPU states too
+        warnings.simplefilter("ignore", FutureWarning)  # from vLLM's own code
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""JSON over HTTP with a rollout server: no second attempts; a machine that is gone is noticed in half a minute."""
+"""JSON over HTTP with a rollout server, without retries; a lost machine is noticed in half a minute."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 
 from posttrain.servers.endpoint import Refused, read_key
 
-#: Seconds until a connection must stand.
+#: Time limit of a connection, in seconds.
 CONNECT_TIMEOUT = 10.0
-#: Seconds a request may take; a completion is answered when its last token is there.
+#: Time limit of a request, in seconds; a completion is answered after its last token.
 TIMEOUT = 3600.0
-#: What the kernel does on a silent connection: first question after seconds, seconds between questions, questions.
+#: TCP keepalive of a silent connection: seconds to the first probe, seconds between probes, number of probes.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
 
 class Gone(Exception):
-    """No answer: nobody listens, the connection broke, or the server says that its engine is dead."""
+    """No answer: the server does not listen, the connection broke, or the server reports that its engine is dead."""
 
 
 class Wire:
@@ -31,11 +31,11 @@ class Wire:
         self._key = read_key(url, None)
 
     def get(self, path: str, timeout: float = CONNECT_TIMEOUT) -> Any:
-        """The answer's JSON, None for an empty one. Raises Gone, and Refused for a status that says no."""
+        """Return the answer's JSON, None for an empty one. Raises Gone, and Refused for an error status."""
         return self._ask("GET", path, None, timeout)
 
     def post(self, path: str, payload: dict[str, Any] | None = None, timeout: float = TIMEOUT) -> Any:
-        """The same with something to say."""
+        """Post ``payload`` and return as ``get`` does."""
         return self._ask("POST", path, json.dumps(payload or {}), timeout)
 
     def _ask(self, verb: str, path: str, body: str | None, timeout: float) -> Any:
@@ -77,7 +77,7 @@ def _words(error: Exception) -> str:
 
 
 def _message(text: str) -> str:
-    """What an error's body says, on one line."""
+    """Return the message of an error's body, on one line."""
     try:
         found = json.loads(text)
         while isinstance(found, dict) and (inner := found.get("error") or found.get("detail") or found.get("message")):

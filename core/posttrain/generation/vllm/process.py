@@ -1,4 +1,4 @@
-"""vLLM's own server as a process: started for a trainer, watched, started again when it dies."""
+"""vLLM's own server as a process: started for a trainer, watched, restarted when it dies."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 
 from posttrain.errors import GeneratorLost
 
-#: A server that dies sooner than this after its start is not started a third time in a row.
+#: A server that dies sooner than this after its start, three times in a row, is given up.
 SHORT_LIFE = 30.0
 SHORT_LIVES = 3
-#: Seconds a server may take to end when it is told to.
+#: Seconds a server may take to end when asked to.
 GRACE = 10.0
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How ``vllm serve`` is started."""
+    """Options of ``vllm serve``."""
 
     model: str
     host: str = "127.0.0.1"
@@ -33,19 +33,19 @@ class ServerOptions:
     max_length: int | None = None
     """Longest text, prompt and answer together, in tokens."""
     batch_size: int = 64
-    """Completions in the making at one time."""
+    """Completions that run at one time."""
     logprobs_mode: str = "raw_logprobs"
     adapter_rank: int = 0
-    """Largest rank of a LoRA adapter; 0 for whole weights."""
+    """Largest rank of a LoRA adapter; 0 for full weights."""
     gpu_memory: float = 0.9
     dummy: bool = False
-    """Do not read weights: the trainer sends them all."""
+    """Start without weights: the trainer sends them all."""
     more: list[str] = field(default_factory=list)
-    """Further flags of vLLM's own."""
+    """Further flags of vLLM."""
 
     def command(self) -> list[str]:
-        """vLLM's server with everything that a trainer needs of it."""
-        # what ``vllm serve`` runs, but for a look-up of its own version that fails in builds of another name
+        """Return vLLM's server command with all flags that a trainer needs."""
+        # the module behind ``vllm serve``, without a look-up of its version that fails in builds of another name
         words = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", self.model]
         words += ["--host", self.host, "--port", str(self.port), "--dtype", self.dtype]
         words += ["--max-num-seqs", str(self.batch_size), "--logprobs-mode", self.logprobs_mode]
@@ -57,7 +57,7 @@ class ServerOptions:
             "vllm",
             "--enable-scale-out",
         ]
-        # vLLM's answer where nobody asks; after -- its own flag says otherwise
+        # vLLM's default; after -- its own flag overrides it
         words += ["--disable-uvicorn-access-log", "--no-trust-remote-code"]
         if self.max_length is not None:
             words += ["--max-model-len", str(self.max_length)]
@@ -73,11 +73,11 @@ class ServerOptions:
         return words + self.more
 
     def environment(self) -> dict[str, str]:
-        """The endpoints for weights and adapters exist only where these are set."""
+        """Return the environment in which the endpoints for weights and adapters exist."""
         wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
         quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
         if _on_cpu():
-            quiet["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # nothing forbids it there, and it imports once
+            quiet["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # no restriction applies there, and it imports once
         return quiet | os.environ | wanted
 
 
@@ -88,7 +88,7 @@ def _on_cpu() -> bool:
 
 
 def supervise(options: ServerOptions, say: Callable[[str], None], until: threading.Event) -> int:
-    """Run the server until ``until`` is set, starting it again whenever it dies. Returns an exit code."""
+    """Run the server until ``until`` is set, restarting it whenever it dies. Return an exit code."""
     short = 0
     while not until.is_set():
         begun = time.monotonic()
@@ -110,7 +110,7 @@ def supervise(options: ServerOptions, say: Callable[[str], None], until: threadi
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a server and all that it started: its engine would outlive it."""
+    """End a server and its process group: its engine would outlive it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -121,12 +121,12 @@ def end(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             continue
         if number == signal.SIGTERM:
-            time.sleep(0.2)  # the group's others are told at the same time
+            time.sleep(0.2)  # the group's other processes get the signal at the same time
     process.wait()
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -136,7 +136,7 @@ class Supervised:
     """``posttrain serve-rollouts`` as a child of this process, which ends with it."""
 
     def __init__(self, options: ServerOptions, folder: tempfile.TemporaryDirectory):
-        """Start it; ``folder`` holds its model and is let go of with it. Its output goes to a file beside that."""
+        """Start it; ``folder`` holds its model and is deleted with it. Its output goes to a file beside that."""
         self.url = f"http://{options.host}:{options.port}"
         self.log = f"{folder.name}.log"
         self._folder = folder
@@ -150,12 +150,12 @@ class Supervised:
             self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=output)
 
     def check(self) -> None:
-        """Raise GeneratorLost where it has given up."""
+        """Raise GeneratorLost where the child has given up."""
         if self.process.poll() is not None:
             raise GeneratorLost(f"The rollout server at {self.url} could not be kept running. Its log: {self.log}")
 
     def close(self) -> None:
-        """End it and the server."""
+        """End the child and the server."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:

@@ -1,4 +1,4 @@
-"""What is asked of vLLM and what its answers mean, the same in the process and over HTTP."""
+"""Requests to vLLM and the meaning of its answers, the same in the process and over HTTP."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from posttrain.errors import DataError, RunFailed, SettingsError
 
 #: vLLM raises positive temperatures below the first to it, and refuses those above the second.
 TEMPERATURES = (0.01, 2.0)
-#: A server sends this in place of log-probs that are not numbers.
+#: Value that a server sends for log-probs that are not numbers.
 BROKEN = -9999.0
 
-#: Which distribution the engine's log-probs belong to: the model's at temperature 1, or the one sampled from.
+#: Distribution of the engine's log-probs: the model's at temperature 1, or the sampling distribution.
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 
 
 def logprobs_mode(temperature: float) -> LogprobsMode:
-    """The mode in which an engine gives log-probs of the full distribution at ``temperature``."""
+    """Return the mode in which an engine gives log-probs of the full distribution at ``temperature``."""
     return "raw_logprobs" if temperature in (0.0, 1.0) else "processed_logprobs"
 
 
@@ -50,7 +50,7 @@ def check_sampling(sampling: Sampling, mode: LogprobsMode) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What every request of a run has in common."""
+    """Limits that all requests of a run share."""
 
     stop_ids: frozenset[int]
     """All tokens that end a completion (G12)."""
@@ -58,7 +58,7 @@ class Limits:
     """Longest text, prompt and completion together, that the engine takes."""
 
     def parameters(self, index: int, prompt: Tensor, sampling: Sampling, seed: int) -> dict[str, Any]:
-        """The fields of vLLM's SamplingParams for one completion of ``prompt`` ``(n,)``. Raises DataError."""
+        """Return the fields of vLLM's SamplingParams for one completion of ``prompt`` ``(n,)``. Raises DataError."""
         length = int(prompt.numel())
         if length == 0:
             raise DataError(f"prompt {index} has no tokens. Generation needs at least one, for example a start token.")
@@ -70,7 +70,7 @@ class Limits:
         found: dict[str, Any] = {
             "max_tokens": min(sampling.max_new_tokens, self.positions - length),
             "temperature": 0.0 if sampling.greedy else sampling.temperature,
-            "ignore_eos": True,  # the run's own stop tokens are named instead
+            "ignore_eos": True,  # the run's own stop tokens are given instead
             "stop_token_ids": sorted(self.stop_ids),
             "logprobs": 0,  # of the sampled token alone
             "skip_special_tokens": False,  # stop strings may be special tokens
@@ -92,14 +92,14 @@ def completion(
     tokenizer: Any,
     versions: int | Tensor,
 ) -> Completion:
-    """An answer as the core knows it. Raises RunFailed where a log-probability is no number (G16)."""
+    """Convert an answer of vLLM to a Completion. Raises RunFailed where a log-prob is not a number (G16)."""
     for place, logp in enumerate(logps):
         if not math.isfinite(logp) or logp <= BROKEN:
             raise RunFailed(
                 f"The engine gives token {place} of an answer to prompt {index} the log-probability {logp}: the "
                 "weights are broken. Lower --learning-rate and go on from an earlier checkpoint."
             )
-    # Of greedy answers an engine gives log-probs at temperature 1 alone.
+    # For greedy answers an engine gives log-probs at temperature 1 alone.
     unknown = sampling.greedy and sampling.logp_temperature != 1
     return Completion(
         ids=torch.tensor(ids, dtype=torch.long),  # (t,)

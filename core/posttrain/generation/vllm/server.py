@@ -1,4 +1,4 @@
-"""One vLLM server as the trainer sees it: what it can do, what it has, completions, and new weights."""
+"""Client of one vLLM server: its abilities, its weights' version, completions, and weight updates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from posttrain.generation.vllm.versions import check_server
 from posttrain.generation.vllm.weight_host import Store, WeightHost
 from posttrain.servers.endpoint import Refused
 
-#: Names of the adapters of runs: this word, the run's own, the version.
+#: First word of the adapter names of runs; the run's own word and the version follow.
 ADAPTER = "posttrain"
-#: Seconds that a step of an update may take.
+#: Time limit of one step of an update, in seconds.
 UPDATE_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a server says of itself."""
+    """Facts that a server reports."""
 
     model: str
     dtype: str
@@ -30,11 +30,11 @@ class Facts:
     adapter_rank: int
     """Largest rank of an adapter; 0 where it takes none."""
     seats: int
-    """Completions that it makes at one time."""
+    """Completions that it runs at one time."""
 
 
 class RolloutServer:
-    """A server at ``url``; ``alive`` and ``busy`` are kept by those who ask it."""
+    """A server at ``url``; its callers keep ``alive`` and ``busy``."""
 
     def __init__(self, url: str):
         self.wire = Wire(url)
@@ -43,14 +43,14 @@ class RolloutServer:
         self.reason = ""
         """Why it is not alive."""
         self.has: tuple[int, str] = (-1, "")
-        """Version of this run's weights that it has, and the name of the adapter; empty for whole weights."""
+        """Version of its weights of this run, and the name of the adapter; empty for full weights."""
         self.busy = 0
-        """Completions it has been asked for and not yet given."""
+        """Number of completions requested from it and not yet returned."""
         self.facts: Facts | None = None
         self._update = threading.Lock()
 
     def probe(self) -> Facts:
-        """Ask what it is. Raises Gone; SettingsError or DependencyError for one that cannot serve a run."""
+        """Ask for its facts. Raises Gone; SettingsError or DependencyError for a server that cannot serve a run."""
         try:
             version = self.wire.get("/version")["version"]
             check_server(version, self.url)
@@ -76,13 +76,13 @@ class RolloutServer:
         return self.facts
 
     def version(self) -> str:
-        """Label of the weights that it has. Raises Gone."""
+        """Return the label of its weights. Raises Gone."""
         return str(self.wire.get("/weight_info")["weight_version"])
 
     def complete(self, ids: list[int], parameters: dict[str, Any], adapter: str) -> dict[str, Any]:
-        """One completion of token ids: vLLM's choice, with ids, log-probs, the reason and spans of versions.
+        """Complete token ids; return vLLM's choice, with ids, log-probs, the reason and spans of versions.
 
-        Raises Gone also where vLLM gave the completion up.
+        Raises Gone also where vLLM aborted the completion.
         """
         asked: dict[str, Any] = {"token_ids": ids, "sampling_params": parameters}
         if adapter:
@@ -93,10 +93,10 @@ class RolloutServer:
         return choice
 
     def update(self, host: WeightHost, store: Store, known: int, label: str, adapter: str) -> None:
-        """Give it all of ``store`` that is newer than ``known``, and call the result ``label``.
+        """Send all of ``store`` that is newer than ``known``, and label the result ``label``.
 
-        Completions in the making stand still meanwhile and go on with the new weights, their stored keys and values
-        computed anew; with adapters they go on with the old one. Raises Gone and Refused.
+        Running completions pause meanwhile and continue with the new weights, their keys and values computed anew; with
+        adapters they continue with the old one. Raises Gone and Refused.
         """
         with self._update:
             parts = store.newer(known)
@@ -118,7 +118,7 @@ class RolloutServer:
             self._tell("/update_weight_version", {"new_version": label})
 
     def _forget_adapters(self, keep: str) -> None:
-        """Take back the names of older adapters, and of other runs'; completions in the making keep theirs."""
+        """Unload older adapters, and other runs'; running completions keep theirs."""
         names = [row["id"] for row in self.wire.get("/v1/models")["data"]]
         for name in names:
             if name.startswith(ADAPTER + "-") and name != keep:

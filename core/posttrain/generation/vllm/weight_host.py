@@ -1,7 +1,7 @@
-"""Where rollout servers fetch weights from: the trainer, over HTTP, while an update runs.
+"""HTTP server of the trainer, from which rollout servers fetch weights during an update.
 
-What was sent is kept in the computer's memory, so that a server that starts anew gets it again, whatever the policy has
-become. The address holds a secret, and there is nothing behind it but the parts that are on offer.
+Sent weights stay in host memory, so that a restarted server gets them again, even after the policy has changed. The
+address contains a secret, and serves nothing but the offered parts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Store:
         self._versions: dict[str, int] = {}
 
     def put(self, parts: Iterable[dict[str, Tensor]], version: int) -> None:
-        """Copies of all tensors, in place of older ones of the same names."""
+        """Copy all tensors, in place of older ones of the same names."""
         for part in parts:
             for name, tensor in part.items():
                 kept = self._tensors.get(name)
@@ -44,7 +44,7 @@ class Store:
         self.version = version
 
     def newer(self, version: int) -> Iterator[dict[str, Tensor]]:
-        """What a server with ``version`` lacks, some at a time."""
+        """Yield the tensors that a server with ``version`` lacks, in parts."""
         found: dict[str, Tensor] = {}
         size = 0
         for name, tensor in self._tensors.items():
@@ -60,10 +60,10 @@ class Store:
 
 
 class WeightHost:
-    """Serves what is on offer to the workers behind ``server`` (``http://HOST:PORT``) and counts the bytes."""
+    """Serves offered tensors to the workers of ``server`` (``http://HOST:PORT``) and counts the bytes."""
 
     def __init__(self, server: str):
-        """Listen where ``server`` can reach this machine: on the loopback address alone if it is on that."""
+        """Listen where ``server`` can reach this machine: on the loopback address alone if the server is on it."""
         self.sent = 0
         """Bytes that workers have fetched."""
         self._offers: dict[str, bytes] = {}
@@ -76,7 +76,7 @@ class WeightHost:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def offer(self, name: str, tensors: dict[str, Tensor], config: str = "") -> str:
-        """Put tensors on offer, with a text in the file's header; gives the address."""
+        """Offer tensors, with a text in the file's header; return the address."""
         header = {"format": "pt", "config": config} if config else None
         content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, metadata=header)
         with self._lock:
@@ -84,7 +84,7 @@ class WeightHost:
         return f"{self._url}/{name}"
 
     def withdraw(self, name: str) -> None:
-        """Forget an offer."""
+        """Withdraw an offer."""
         with self._lock:
             self._offers.pop(name, None)
 
@@ -107,19 +107,19 @@ class WeightHost:
 
         class Offers(Handler):
             def answer(self, question: Any) -> bytes:
-                """One offer, or 404."""
+                """Serve one offer, or 404."""
                 return take(self.path)
 
         return Offers
 
 
 def config_text(config: dict[str, Any]) -> str:
-    """An adapter's configuration as its file has it."""
+    """Return an adapter's configuration as the text of its file."""
     return json.dumps(config, default=str)
 
 
 def _own_address(server: str) -> str:
-    """This machine's address on the way to ``server``; no packet is sent."""
+    """Return this machine's address on the way to ``server``; no packet is sent."""
     parts = urlsplit(server)
     family, _, _, _, address = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

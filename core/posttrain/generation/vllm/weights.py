@@ -1,4 +1,4 @@
-"""Weights in the form in which engines load them: as in a checkpoint, whatever became of them in the trainer."""
+"""Weights in checkpoint form, which engines load, whatever the trainer has changed in the model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from posttrain.contract.generation import Weights
     from posttrain.network.token_model import TokenModel
 
-#: Bytes that travel together; a decoder layer is never cut in two.
+#: Bytes that travel together; a decoder layer is never split.
 PART_BYTES = 256 << 20
 
 
 def parts(model: Any, pairs: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """``pairs`` of the state of the transformers ``model`` under the names of its checkpoint, some at a time.
+    """Yield ``pairs`` of the state of the transformers ``model`` under checkpoint names, in parts.
 
-    Floating-point tensors come in ``dtype``, in which the engine computes.
+    Floating-point tensors are cast to ``dtype``, the engine's compute dtype.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -38,9 +38,9 @@ def parts(model: Any, pairs: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -
 
 
 def pairs_of(model: Any, weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of ``weights``; what is frozen in a decoder layer that changes comes too.
+    """Yield the tensors of ``weights``, and the frozen ones of each decoder layer that changes.
 
-    Engines fuse some matrices of a layer, and take the parts of such a one together or not at all.
+    Engines fuse some matrices of a layer, and take the parts of such a matrix together or not at all.
     """
     given: set[str] = set()
     for name, tensor in weights.tensors():
@@ -54,13 +54,13 @@ def pairs_of(model: Any, weights: Weights) -> Iterator[tuple[str, Tensor]]:
 
 
 def _layer(name: str) -> str:
-    """``name`` up to its first number; empty where it has none."""
+    """Return ``name`` up to its first number; empty where it has none."""
     words = name.split(".")
     return ".".join(words[: next((i + 1 for i, word in enumerate(words) if word.isdigit()), 0)])
 
 
 def base_pairs(policy: TokenModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the adapters, which never change; quantised ones as the numbers that they stand for."""
+    """Yield the weights under the adapters, which never change; quantised ones are dequantised."""
     seen: set[int] = set()
     for prefix, module in policy.inner.named_modules():
         if ".lora_" in f".{prefix}":
@@ -83,7 +83,7 @@ def _plain(module: Any, tensor: Any) -> Tensor:
         from peft.utils.integrations import dequantize_module_weight
 
         return dequantize_module_weight(module)
-    gather = getattr(tensor, "full_tensor", None)  # spread over ranks
+    gather = getattr(tensor, "full_tensor", None)  # sharded over ranks
     return tensor if gather is None else gather()
 
 
@@ -102,7 +102,7 @@ def applies_adapter(policy: TokenModel) -> bool:
 
 
 def adapter_rank(policy: TokenModel) -> int | None:
-    """Rank that an engine must provide for; None where it applies no adapter. vLLM knows some ranks only."""
+    """Return the rank that an engine must provide, rounded up to one of vLLM's; None where it applies no adapter."""
     if not applies_adapter(policy):
         return None
     rank = policy.model.peft_config["default"].r  # type: ignore[union-attr, index]  # a peft model
@@ -110,6 +110,6 @@ def adapter_rank(policy: TokenModel) -> int | None:
 
 
 def adapter_config(config: dict[str, Any]) -> dict[str, Any]:
-    """peft's configuration as its file has it."""
+    """Return peft's configuration as its file has it."""
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     return {**plain, "inference_mode": True, "task_type": "CAUSAL_LM", "peft_type": "LORA"}

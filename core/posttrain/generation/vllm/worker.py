@@ -1,4 +1,4 @@
-"""What runs inside vLLM's workers: weights that come from a trainer, on any device.
+"""Extension of vLLM's workers that receives weights from a trainer, on any device.
 
 ``vllm serve MODEL --worker-extension-cls posttrain.generation.vllm.worker.WeightReceiver`` with
 ``--weight-transfer-config '{"backend": "posttrain"}'`` loads this module; ``posttrain serve-rollouts`` does so itself.
@@ -33,42 +33,42 @@ from posttrain.generation.adapter_folder import adapter_folder
 BACKEND = "posttrain"
 #: Seconds that a worker waits for the trainer's next bytes.
 TIMEOUT = 120.0
-#: Adapters of a run that stay on disk: completions in the making may need an older one again.
+#: Adapters of a run that stay on disk: running completions may need an older one again.
 KEPT_ADAPTERS = 4
 
 
 @dataclass
 class Start(WeightTransferInitInfo):
-    """What a trainer says first."""
+    """First message of a trainer."""
 
     form: int = 1
-    """Form of the messages that follow."""
+    """Version of the message format."""
 
 
 @dataclass
 class Part(WeightTransferUpdateInfo):
-    """Some of the weights, under the names they have in a checkpoint: one of the two is given."""
+    """Some of the weights, under their checkpoint names; exactly one field is given."""
 
     tensors: dict[str, torch.Tensor] | None = None
     url: str | None = None
-    """Where the trainer has them as a safetensors file."""
+    """Address of the weights at the trainer, as a safetensors file."""
 
 
 class TrainerWeights(WeightTransferEngine[Start, Part]):
-    """Weights in checkpoint format, in any number of parts. Layers of which nothing comes keep theirs."""
+    """Loads weights in checkpoint format, in any number of parts. Layers that get nothing keep theirs."""
 
     init_info_cls = Start
     update_info_cls = Part
 
     def init_transfer_engine(self, init_info: Start) -> None:
-        """Nothing to connect; a trainer with another form of messages is refused."""
+        """Refuse a trainer with another message format; no connection is needed."""
         if init_info.form != 1:
             raise ValueError(
                 f"The trainer speaks form {init_info.form}, this worker form 1. Install the same posttrain."
             )
 
     def start_weight_update(self) -> None:
-        """Let fused and packed layers wait for all their parts."""
+        """Make fused and packed layers wait for all their parts."""
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: Part) -> None:
@@ -77,7 +77,7 @@ class TrainerWeights(WeightTransferEngine[Start, Part]):
         self.model.load_weights(iter((tensors or {}).items()))
 
     def finish_weight_update(self) -> None:
-        """Put the layers together again; vLLM would warn of each that got nothing new."""
+        """Finish fused layers; vLLM would warn of each that got nothing new."""
         with _quiet("vllm.model_executor.model_loader.reload.layerwise"):
             finalize_layerwise_reload(self.model, self.model_config)
         for module in self.model.modules():
@@ -86,14 +86,14 @@ class TrainerWeights(WeightTransferEngine[Start, Part]):
                 module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the engine holds no connection."""
 
 
 class WeightReceiver:
     """Methods that vLLM adds to its workers."""
 
     def receive_adapter(self, url: str, name: str) -> str:
-        """Fetch a LoRA adapter from the trainer; gives the folder where vLLM finds it, the same on every worker."""
+        """Fetch a LoRA adapter from the trainer; return the folder where vLLM finds it, the same on every worker."""
         folder = adapter_folder(name)
         if not (folder / "adapter_config.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ class WeightReceiver:
 
 
 def read(url: str) -> bytes:
-    """The bytes at ``url``, an address that the trainer gave."""
+    """Return the bytes at ``url``, an address that the trainer gave."""
     if not url.startswith("http://"):
         raise ValueError(f"weights come over http from the trainer, not from {url!r}")
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:

@@ -1,8 +1,8 @@
-"""Kernels of the package liger-kernel for norms and gated layers, on NVIDIA GPUs, where asked for.
+"""Kernels of the package liger-kernel for norms and gated layers, on NVIDIA GPUs, on request.
 
-Only this one model gets them: Liger also replaces classes and functions of transformers for whatever is loaded later,
-on a CPU too, and that is undone. So its rotary positions, which come no other way, are left out. The vocabulary
-projection stays the core's own: Liger's fused loss takes one scalar for all tokens, methods weigh each by itself.
+Only this one model gets them: Liger also replaces classes and functions of transformers for models loaded later, on a
+CPU too, and that is undone. So its rotary positions, which need that, are left out. The vocabulary projection stays the
+core's own: Liger's fused loss takes one scalar for all tokens, methods weight each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from posttrain.network.token_model import decoder_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Parts of a model that are replaced, by the names that Liger's own switches have.
+#: Replaced parts of a model, by the names of Liger's own switches.
 _ON = ("rms_norm", "swiglu", "geglu", "layer_norm")
 _OFF = ("rope", "cross_entropy", "fused_linear_cross_entropy")
 #: Largest difference of hidden states, relative to their largest entry: rounding of the type, several layers deep.
@@ -27,10 +27,10 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 
 def use_liger(inner: Any, device: torch.device) -> str:
-    """Replace parts of ``inner`` by Liger's kernels and compare; returns a line that says what was done.
+    """Replace parts of ``inner`` by Liger's kernels and compare; return a log line of what was done.
 
     Raises SettingsError without an NVIDIA GPU, DependencyError without the package, ModelError for a family that Liger
-    does not know or whose hidden states change.
+    does not support or whose hidden states change.
     """
     if device.type != "cuda":
         raise SettingsError(f"--liger needs an NVIDIA GPU, and the model is on '{device.type}'. Leave it out.")
@@ -63,6 +63,6 @@ def use_liger(inner: Any, device: torch.device) -> str:
 
 @torch.no_grad()
 def _states(inner: Any, device: torch.device) -> Tensor:
-    """Hidden states ``(1, 32, H)`` of a few tokens."""
+    """Return hidden states ``(1, 32, H)`` of a few tokens."""
     ids = (torch.arange(32, device=device) * 7 + 3) % inner.config.get_text_config().vocab_size
     return decoder_of(inner)(input_ids=ids[None], use_cache=False).last_hidden_state.float()

@@ -1,4 +1,4 @@
-"""Activations in the main memory between the forward and the backward pass, for GPUs that cannot hold them."""
+"""Activations in main memory between the forward and the backward pass, for GPUs that cannot hold them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ SMALLEST_BYTES = 2**18
 
 
 def offloaded() -> AbstractContextManager[Any]:
-    """Within the block tensors that autograd keeps travel to pinned memory, and back when they are needed.
+    """Move tensors that autograd saves inside the block to pinned memory, and back when they are needed.
 
-    Weights stay where they are. Copies are ordered by the GPU's stream, so nobody waits for them but the kernel that
-    needs them.
+    Weights stay where they are. Copies are ordered by the GPU's stream, so only the kernel that needs them waits.
     """
     return torch.autograd.graph.saved_tensors_hooks(_to_host, _to_device)
 
@@ -36,6 +35,6 @@ def _to_device(found: Tensor | tuple[torch.device, Tensor]) -> Tensor:
 
 
 def _is_weight(kept: Tensor) -> bool:
-    """A leaf that is trained, or a view of one: a transposed weight."""
+    """Return whether a tensor is a trained leaf, or a view of one such as a transposed weight."""
     owner: Any = kept if kept._base is None else kept._base
     return owner.is_leaf and (owner.requires_grad or isinstance(owner, torch.nn.Parameter))

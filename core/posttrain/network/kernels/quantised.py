@@ -1,4 +1,4 @@
-"""Layers of bitsandbytes: the kernels that give a row the same numbers in training, in evaluation and among others."""
+"""Kernels of bitsandbytes layers that give a row the same numbers in training, in evaluation and among others."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def settle_kernels(module: nn.Module) -> None:
-    """Have the quantised layers of ``module`` use one kernel in training and in evaluation, where there are two."""
+    """Make the quantised layers of ``module`` use one kernel in training and in evaluation, where there are two."""
     for layer in module.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            # One pass in evaluation mode would repack the weights for a kernel that passes no gradient on.
+            # One pass in evaluation mode would repack the weights for a kernel without gradient.
             setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010  (of bitsandbytes alone)
         if _is_int8(layer) and next(layer.parameters()).device.type == "cpu":
             layer.__class__ = _in_training(type(layer))
@@ -17,7 +17,7 @@ def settle_kernels(module: nn.Module) -> None:
 
 
 def has_int8(module: nn.Module) -> bool:
-    """Whether int8 products stand in ``module``; off the CPU they choose outliers by all rows of a pass at once."""
+    """Return whether ``module`` has int8 products off the CPU, which choose outliers by all rows of a pass at once."""
     return any(_is_int8(layer) and next(layer.parameters()).device.type != "cpu" for layer in module.modules())
 
 
@@ -33,10 +33,10 @@ def _int8() -> type:
 
 
 def _in_training(kind: type) -> Any:
-    """A layer like ``kind`` that is never in evaluation mode.
+    """Return a subclass of ``kind`` that is never in evaluation mode.
 
-    On a CPU that mode multiplies by another kernel: it rounds inputs to 8 bits and takes out the columns in which any
-    token of the pass is large, so that a token's numbers depend on those that come later, and on the rows beside it.
+    On a CPU that mode uses another kernel: it rounds inputs to 8 bits and separates the columns in which any token of
+    the pass is large, so that a token's numbers depend on later ones, and on other rows.
     """
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:

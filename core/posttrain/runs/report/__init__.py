@@ -1,1 +1,1 @@
-"""The report: one HTML page about one run or several, complete in itself."""
+"""The report: one self-contained HTML page about one run or several."""

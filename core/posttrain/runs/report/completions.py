@@ -1,4 +1,4 @@
-"""Choose the completions that a page shows: the same prompts at the beginning, in between and at the end."""
+"""Choice of the completions that a page shows: the same prompts at the start, in between and at the end."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from posttrain.errors import short
 from posttrain.runs.conversation import said_in
 from posttrain.runs.metrics import is_number
 
-#: Bytes of all completions of a page together, and characters of one text.
+#: Bytes of all completions of a page, and characters of one text.
 BYTES, LONGEST = 250_000, 2_000
-#: Prompts of a run, and completions of a prompt, at most.
+#: Most prompts of a run, and most completions of a prompt.
 _PROMPTS, _EACH = 40, 40
 Sample = dict[str, Any]
 
 
 def text_of(prompt: Any) -> str:
-    """Write a prompt as text: that of its messages, one after the other, where it is a conversation."""
+    """Return a prompt as text: for a conversation the texts of its messages, one after the other."""
     if isinstance(prompt, list):
         return "\n".join(
             f"{message.get('role', '')}: {message.get('content', '')}"
@@ -28,10 +28,10 @@ def text_of(prompt: Any) -> str:
 
 
 def chosen_completions(samples: list[Sample], size: int = BYTES) -> list[dict[str, Any]]:
-    """Return prompts with their completions over time, those that were answered in most steps first.
+    """Return prompts with their completions over time, those with completions in most steps first.
 
     Each has ``prompt`` and ``completions``: ``[step, text, reward, parts, finished]``. Of a prompt with many
-    completions some are left out evenly, the first and the last never.
+    completions some are left out evenly, but never the first and the last.
     """
     by_prompt: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -49,7 +49,7 @@ def chosen_completions(samples: list[Sample], size: int = BYTES) -> list[dict[st
 
 
 def _rows(samples: list[Sample], size: int) -> list[list[Any]]:
-    """Take as many completions as ``size`` bytes hold, at least the first and the last."""
+    """Return as many completions as ``size`` bytes hold, at least the first and the last."""
     rows = [_row(sample) for sample in _spread(samples, _EACH)]
     room = max(2, len(rows) * size // max(1, _bytes(rows)))
     return rows if len(rows) <= room else [_row(sample) for sample in _spread(samples, room)]
@@ -79,7 +79,7 @@ def _cut(text: str) -> str:
 
 
 def readable(value: Any) -> str:
-    """Write a value of an option for a table."""
+    """Format an option's value for a table."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "-" if value is None else str(value) if isinstance(value, str) else short(value, 200)

@@ -1,4 +1,4 @@
-"""Collect what the page of a report shows, as JSON."""
+"""Data of a report's page, as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.runs.report.series import POINTS, charts, curves
 
 #: Kinds of events that the time line shows beside alerts.
 _SHOWN = {"started", "evaluation", "checkpoint", "interrupted", "finished", "failed", "stopped"}
-#: Events and alerts of one run at most, the newest ones.
+#: Most events and alerts of one run; the newest are kept.
 _EVENTS = 400
 
 
@@ -35,7 +35,7 @@ def report_data(runs: list[RunReader]) -> dict[str, Any]:
 
 
 def _names(runs: list[RunReader]) -> list[str]:
-    """Folder names; whole paths where two runs have the same name."""
+    """Return folder names; full paths where two runs have the same name."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
@@ -53,7 +53,7 @@ def _run(run: RunReader, name: str, runs: int) -> dict[str, Any]:
 
 
 def _first_evaluation(run: RunReader) -> list[dict[str, Any]]:
-    """Return the evaluation before the first step, which no line of metrics.jsonl holds."""
+    """Return the evaluation before the first step, which is not in metrics.jsonl."""
     found = [event["evidence"] for event in run.events if event.get("code") == "evaluation"]
     return [facts for facts in found if isinstance(facts, dict) and facts.get("step") == 0][-1:]
 

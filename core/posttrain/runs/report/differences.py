@@ -1,16 +1,16 @@
-"""What differs between the configurations of several runs."""
+"""Differences between the configurations of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Options that say where a run is written and what it shows, not how it trains.
+#: Options about a run's folder and display, which do not affect training.
 _PLACES = {"output", "overwrite", "progress", "log_every", "observers", "track", "report", "show_completion"}
 
 
 def flat_configuration(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what decides a run's numbers from run.json: method, options, data, versions, devices."""
+    """Collect from run.json what affects a run's numbers: method, options, data, versions, devices."""
     settings = {name: value for name, value in (facts.get("settings") or {}).items() if name not in _PLACES}
     own = dict(facts.get("options") or {})
     found = {"method": facts.get("method"), "total_steps": facts.get("total_steps")} | settings | own
@@ -23,7 +23,7 @@ def flat_configuration(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(configurations: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """List what is not equal in all configurations: ``[name, value of each]``; None where a run has no such option."""
+    """List what differs between configurations: ``[name, value of each]``; None where a run has no such option."""
     names = dict.fromkeys(name for one in configurations for name in one)
     rows = [[name, *(one.get(name) for one in configurations)] for name in names]
     return [row for row in rows if any(value != row[1] for value in row[2:])]

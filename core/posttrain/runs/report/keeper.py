@@ -1,4 +1,4 @@
-"""Keep the report of a run that goes on in this process up to date, without taking its time."""
+"""Updates of the report of a run in this process, at little cost of the run's time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain.runs.report.page import NAME, write_report
 if TYPE_CHECKING:
     from posttrain.runs.directory import RunDirectory
 
-#: Seconds of a run below which nobody misses a report, and seconds between two writings at least.
+#: Seconds of a run below which no report is written, and least seconds between two writes.
 SHORT, PAUSE = 60.0, 60.0
 #: Writing takes at most one part in this many of a run's time.
 SHARE = 400
@@ -23,14 +23,14 @@ SHARE = 400
 class ReportKeeper:
     """An observer that writes report.html now and then, and when the run ends, however it ends.
 
-    ``always``: also for a run that was short. Whatever goes wrong is an event, and never ends the run.
+    ``always``: also for a short run. Errors become events, and never end the run.
     """
 
     def __init__(self, always: bool = False, clock: Callable[[], float] = time.monotonic):
         self.always, self.clock = always, clock
         self.begun = self.last = clock()
         self.cost = 0.0
-        """Seconds that the last writing took."""
+        """Seconds that the last write took."""
         self.reader: RunReader | None = None
         self.broken = False
 
@@ -41,18 +41,18 @@ class ReportKeeper:
 
     @hookimpl
     def posttrain_step_done(self, run: Any) -> None:
-        """Write where enough time has passed since the last time."""
+        """Write the page where enough time has passed since the last write."""
         if self.clock() - self.last >= max(PAUSE, SHARE * self.cost):
             self.write(run.outputs.directory)
 
     @hookimpl
     def posttrain_run_finished(self, run: Any) -> None:
-        """Write for the last time."""
+        """Write the page for the last time."""
         self._end(run)
 
     @hookimpl
     def posttrain_run_failed(self, run: Any) -> None:
-        """Write what there is of a run that failed or was interrupted."""
+        """Write the page of a run that failed or was interrupted."""
         self._end(run)
 
     def _end(self, run: Any) -> None:
@@ -60,7 +60,7 @@ class ReportKeeper:
             self.write(run.outputs.directory)
 
     def write(self, directory: RunDirectory) -> None:
-        """Write the page anew from what the run's files hold."""
+        """Write the page anew from the run's files."""
         if self.broken:
             return
         began = self.clock()
@@ -69,7 +69,7 @@ class ReportKeeper:
                 self.reader = RunReader(directory.path)
             self.reader.refresh()
             write_report([self.reader], directory.path / NAME, f"posttrain report {directory.path}")
-        except Exception as error:  # a page is not worth a run, whatever is wrong with it
+        except Exception as error:  # no error of a page may end a run
             self.broken = True
             message = f"report.html is not kept: {error}"
             severity = "info" if isinstance(error, DependencyError) else "warning"

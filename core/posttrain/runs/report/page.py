@@ -1,4 +1,4 @@
-"""Write the page: facts, alerts and options as HTML, curves and completions as data that scripts in the page draw."""
+"""The page: facts, alerts and options as HTML, curves and completions as data that scripts in the page draw."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from posttrain.runs.report.data import report_data
 
 NAME = "report.html"
 _HERE = Path(__file__).parent
-#: BokehJS: the library itself, and its interface for plots that are made in the page.
+#: BokehJS: the library itself, and its interface for plots that the page makes.
 _LIBRARIES = ("bokeh.min.js", "bokeh-api.min.js")
 
 
 def write_report(runs: list[RunReader], file: Path, command: str) -> Path:
-    """Write one page about ``runs`` to ``file``; ``command`` writes it again. Raises DependencyError, RunFailed."""
+    """Write one page about ``runs`` to ``file``; ``command`` repeats it. Raises DependencyError, RunFailed."""
     text = render(report_data(runs), command)
     with writing(f"The report '{file}'", "Make room, or choose another place: posttrain report RUN --output FILE"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write_report(runs: list[RunReader], file: Path, command: str) -> Path:
 
 
 def render(data: dict[str, Any], command: str) -> str:
-    """Return the page as text. Whatever completions and options contain is shown as text, never run."""
+    """Return the page as text. The contents of completions and options are shown as text, never run."""
     import jinja2
 
     names = ", ".join(run["name"] for run in data["runs"])
@@ -51,7 +51,7 @@ def render(data: dict[str, Any], command: str) -> str:
 
 
 def _embedded(data: dict[str, Any]) -> str:
-    """Write JSON that no HTML parser takes for the end of its script."""
+    """Return JSON that no HTML parser mistakes for the end of its script."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -1,4 +1,4 @@
-"""Turn lines of metrics into curves that are small enough for a page, and put what belongs together in one chart."""
+"""Curves that are small enough for a page, and charts that group related metrics."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from posttrain.runs.metrics import MACHINE, TOPICS, describe_metric, is_number, is_online
 
-#: Numbers of all curves of a page together: about 9 bytes each, so that a page stays below 2 MB.
+#: Numbers of all curves of a page: about 9 bytes each, so that a page stays below 2 MB.
 POINTS = 50_000
-#: Metrics that no curve is drawn of: they only count up.
+#: Metrics without a curve: they only count up.
 _LEFT_OUT = {"step", "prompts_issued", "prompts_trained"}
 Line = dict[str, Any]
 

@@ -1,1 +1,1 @@
-"""Rules: what looks wrong in a run, each from its history, its card and its plan alone."""
+"""Rules: checks for what looks wrong in a run, each from its history, its card and its plan alone."""

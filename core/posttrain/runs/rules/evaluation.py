@@ -1,4 +1,4 @@
-"""Held-out rows: worse than at the start, or worse while the training rows get better."""
+"""Rules about held-out rows: worse than at the start, or worse while the training rows get better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, rule
     share=Threshold(0.02, "of the best loss that the last one is above it"),
 )
 def overfitting(view: RunView) -> Finding | None:
-    """Speak where the run learns its rows by heart."""
+    """Find a run that memorises its training rows."""
     count = int(view.limits["evaluations"])
     losses = [(line["step"], line["eval_loss"]) for line in view.evaluations if line.get("eval_loss") is not None]
     last = losses[-count - 1 :]
@@ -41,7 +41,7 @@ def overfitting(view: RunView) -> Finding | None:
     evaluations=Threshold(2, "evaluations in a row"),
 )
 def evaluation_worse(view: RunView) -> Finding | None:
-    """Speak where training has made the model worse at what it is judged by."""
+    """Find a run whose evaluation is worse than before training."""
     count = int(view.limits["evaluations"])
     if "eval_loss" not in view.line and "eval_reward" not in view.line:
         return None

@@ -1,4 +1,4 @@
-"""Memory and time: what is nearly full, what is hardly used, and who waits for whom."""
+"""Rules about memory and time: nearly full, hardly used, or spent waiting."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, mean, median,
 
 
 def micro_batch_that_fits(plan: dict[str, Any], peak: float, share: float) -> tuple[str, int] | None:
-    """Option and value with which the measured peak would be ``share`` of the memory; None where that is not known.
+    """Return option and value with which the peak would be ``share`` of the memory; None where that is unknown.
 
-    What grows with the micro-batch is the peak less what weights, gradients and moments take.
+    The part that grows with the micro-batch is the peak less weights, gradients and moments.
     """
     memory = plan.get("memory") or {}
     limit, fixed = memory.get("limit_mb"), memory.get("fixed_mb")
@@ -32,7 +32,7 @@ def micro_batch_that_fits(plan: dict[str, Any], peak: float, share: float) -> tu
     share=Threshold(0.95, "of the memory: the next longer row may not fit"),
 )
 def memory_near_limit(view: RunView) -> Finding | None:
-    """Speak before a run ends for want of memory."""
+    """Find a run that is about to run out of memory."""
     limit = (view.plan.get("memory") or {}).get("limit_mb")
     peak = view.line["peak_memory_mb"]
     if not limit or peak <= view.limits["share"] * limit:
@@ -56,7 +56,7 @@ def memory_near_limit(view: RunView) -> Finding | None:
     steps=Threshold(10, "steps, so that long rows have had their turn"),
 )
 def memory_unused(view: RunView) -> Finding | None:
-    """Speak where larger micro-batches would fit. On a CPU they bring nothing, and the memory is everybody's."""
+    """Find a run whose micro-batches could be larger. On a CPU larger ones gain nothing, and the memory is shared."""
     memory = view.plan.get("memory") or {}
     limit, peak = memory.get("limit_mb"), view.line["peak_memory_mb"]
     if memory.get("device") != "cuda" or not limit or view.step < view.limits["steps"]:
@@ -71,7 +71,7 @@ def memory_unused(view: RunView) -> Finding | None:
     )
 
 
-#: Which part of a step takes the time -> when that is too much, and what helps.
+#: Part of a step -> the name of what takes the time, and what helps.
 _PARTS = {
     "reward_seconds": ("reward", "the reward: a faster one, or posttrain serve-rewards on other cores"),
     "data_seconds": ("data", "the data: without --streaming rows are tokenised once, before the run"),
@@ -91,7 +91,7 @@ _PARTS = {
     steps=Threshold(20, "steps of which the median is taken"),
 )
 def low_utilisation(view: RunView) -> Finding | None:
-    """Speak of the part that the others wait for."""
+    """Find the part of a step that the others wait for."""
     count = int(view.limits["steps"])
     seconds = view.last("seconds", count)
     if len(seconds) < count or median(seconds) < view.limits["seconds"]:

@@ -1,4 +1,4 @@
-"""The loss, the gradient and the update."""
+"""Rules about the loss, the gradient and the update."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, mean, median,
     steps=Threshold(20, "steps before, whose median is taken"),
 )
 def gradient_spike(view: RunView) -> Finding | None:
-    """Speak of one step that outweighs all those before it."""
+    """Find one step whose gradient exceeds all those before it."""
     norm = view.line["grad_norm"]
     before = [value for value in view.last("grad_norm", int(view.limits["steps"]) + 1)[:-1] if value > 0]
     if len(before) < view.limits["steps"] or norm is None or norm <= view.limits["factor"] * median(before):
@@ -41,7 +41,7 @@ def gradient_spike(view: RunView) -> Finding | None:
     steps=Threshold(10, "steps of which both means are taken"),
 )
 def loss_divergence(view: RunView) -> Finding | None:
-    """Speak where training makes the loss worse. The loss of online methods is no measure of anything."""
+    """Find training that raises the loss. The loss of online methods measures nothing."""
     if "completion_length" in view.line or view.plan.get("card", {}).get("schema") == "prompt":
         return None
     ends = view.both_ends("loss")
@@ -51,7 +51,7 @@ def loss_divergence(view: RunView) -> Finding | None:
     start, end = mean(first), mean(last)
     spread = mean((value - start) ** 2 for value in first) ** 0.5
     risen = end > start + max((view.limits["factor"] - 1) * abs(start), view.limits["spread"] * spread)
-    exploded = first[0] > 0 and min(last) > 2 * first[0]  # where the first steps have risen already
+    exploded = first[0] > 0 and min(last) > 2 * first[0]  # where the loss rises within the first steps
     if not risen and not exploded:
         return None
     start = min(start, first[0])
@@ -70,7 +70,7 @@ def loss_divergence(view: RunView) -> Finding | None:
     steps=Threshold(2, "steps in a row beyond the warm-up"),
 )
 def learning_rate_zero(view: RunView) -> Finding | None:
-    """Speak where steps are taken for nothing."""
+    """Find steps that change nothing."""
     count = int(view.limits["steps"])
     rates = view.last("learning_rate", count)
     if len(rates) < count or any(rates) or view.step <= int(view.settings.get("warmup_steps") or 0) + count - 1:
@@ -88,7 +88,7 @@ def learning_rate_zero(view: RunView) -> Finding | None:
     tensors=Threshold(0, "tensors that may stay: each should move, except experts that no token was sent to"),
 )
 def unmoved_parameters(view: RunView) -> Finding | None:
-    """Speak where an update is rounded away, or a part gets no gradient; measured once, after three steps."""
+    """Find updates that are rounded away, or parts without a gradient; measured once, after three steps."""
     still, trained = view.details.get("unmoved_tensors", []), view.details.get("trained_tensors", 0)
     if len(still) <= view.limits["tensors"]:
         return None

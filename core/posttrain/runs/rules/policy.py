@@ -1,10 +1,10 @@
-"""The policy's own distribution: its entropy, its distance from the reference, the clipping of its updates."""
+"""Rules about the policy's distribution: its entropy, its distance from the reference, the clipping of its updates."""
 
 from __future__ import annotations
 
 from posttrain.runs.rules.rule import Finding, RunView, Threshold, mean, rule
 
-#: Named by rules of their own.
+#: Metrics that have rules of their own.
 _OWN = ("kl", "clip_low", "clip_high", "entropy")
 
 
@@ -16,9 +16,9 @@ _OWN = ("kl", "clip_low", "clip_high", "entropy")
     steps=Threshold(10, "steps of which both means are taken"),
 )
 def entropy_collapse(view: RunView) -> Finding | None:
-    """Speak where sampling has become certain and nothing was gained by it."""
+    """Find sampling that has become deterministic without a better reward."""
     if not view.last("reward", 1):
-        return None  # what learns from answers that are given becomes certain of them
+        return None  # learning from given answers lowers the entropy anyway
     ends = view.both_ends("entropy")
     if ends is None:
         return None
@@ -42,7 +42,7 @@ def entropy_collapse(view: RunView) -> Finding | None:
     steps=Threshold(3, "steps of which the mean is taken"),
 )
 def divergence(view: RunView) -> Finding | None:
-    """Speak where the divergence leaves the card's range."""
+    """Find a divergence outside the card's range."""
     high = view.ranges["kl"][1] if "kl" in view.ranges else view.limits["kl"]
     values = view.last("kl", int(view.limits["steps"]))
     if len(values) < view.limits["steps"] or mean(values) <= high:
@@ -63,7 +63,7 @@ def divergence(view: RunView) -> Finding | None:
     steps=Threshold(5, "steps of which the mean is taken"),
 )
 def clip_saturation(view: RunView) -> Finding | None:
-    """Speak where updates mostly run into the clip."""
+    """Find updates that are mostly clipped."""
     count = int(view.limits["steps"])
     low, high = view.last("clip_low", count), view.last("clip_high", count)
     limit = max([view.limits["share"], *(view.ranges[n][1] for n in ("clip_low", "clip_high") if n in view.ranges)])
@@ -84,7 +84,7 @@ def clip_saturation(view: RunView) -> Finding | None:
     steps=Threshold(5, "steps of which the mean is taken"),
 )
 def out_of_range(view: RunView) -> Finding | None:
-    """Speak of the first such metric; those that other rules watch are left to them."""
+    """Find the first metric outside its range; metrics with a rule of their own are skipped."""
     count = int(view.limits["steps"])
     for name, (low, high) in view.ranges.items():
         if name in _OWN or name not in view.line:

@@ -1,4 +1,4 @@
-"""Which rules a run has: those shipped, those of other packages, and what the options make of them."""
+"""The rules of a run: the shipped ones, those of other packages, and their options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from posttrain.errors import PluginError, SettingsError, closest
 from posttrain.runs.rules import evaluation, machine, optimiser, policy, rewards, sampler, start, texts
 from posttrain.runs.rules.rule import Rule
 
-#: In the order of causes: where several speak, the first is the one to mend first.
+#: In the order of causes: where several raise alerts, fix the first one first.
 SHIPPED: tuple[Rule, ...] = (
     *start.RULES,
     *texts.RULES[:1],
@@ -21,7 +21,7 @@ SHIPPED: tuple[Rule, ...] = (
     *evaluation.RULES,
     *machine.RULES,
 )
-#: Alerts that the loop raises by itself: what they find cannot be learnt from, so they always end the run.
+#: Alerts that the loop itself raises: what they find cannot be learnt from, so they always end the run.
 ALWAYS = {
     "nan-origin": "The loss or the gradient is not a number; module, micro-batch and rows where it began are named.",
     "nonfinite-weights": "Trained weights are not finite; they are not saved.",
@@ -40,7 +40,7 @@ class ActiveRule:
 
 
 def active_rules(modes: dict[str, str] | None, options: dict[str, str] | None) -> list[ActiveRule]:
-    """Choose rules and thresholds by ``--rules`` and ``--rule-options``. Raises SettingsError for what there is not.
+    """Choose rules and thresholds by ``--rules`` and ``--rule-options``. Raises SettingsError for unknown ones.
 
     All shipped rules are on; those of another package where ``modes`` names their entry point.
     """
@@ -72,7 +72,7 @@ def _limits(rule: Rule, given: dict[str, float]) -> dict[str, float]:
 
 
 def _installed(name: str, known: dict[str, Rule]) -> list[Rule]:
-    """Load the rules that another package's entry point names: a Rule, or a list of them. Raises PluginError."""
+    """Load the rules of another package's entry point: a Rule, or a list of them. Raises PluginError."""
     entry = one("rule", name)
     if entry is None:
         raise SettingsError(_unknown("rule", name, [*known, ALL, *(entry.name for entry in entries("rule"))]))
@@ -90,7 +90,7 @@ def _installed(name: str, known: dict[str, Rule]) -> list[Rule]:
 
 
 def order_of_causes() -> list[str]:
-    """List codes of alerts: what is to be mended first, first."""
+    """List the codes of alerts in the order in which to fix them."""
     return [*ALWAYS, *(rule.code for rule in SHIPPED)]
 
 

@@ -1,4 +1,4 @@
-"""Rewards from which nothing can be learnt."""
+"""Rules about rewards without a learning signal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, mean, rule
     steps=Threshold(20, "steps later on, where hard batches may follow each other"),
 )
 def dead_reward(view: RunView) -> Finding | None:
-    """Speak where no answer has had any reward."""
+    """Find a run in which no answer had any reward."""
     rewards = view.last("reward", int(view.limits["steps"]))
     spreads = view.last("reward_std", int(view.limits["steps"]))
     never = len(rewards) == view.limits["start"] == len(view.first("reward", int(view.limits["start"]) + 1))
@@ -34,7 +34,7 @@ def dead_reward(view: RunView) -> Finding | None:
     steps=Threshold(5, "steps: single batches may be too easy or too hard, five in a row are a pattern"),
 )
 def no_signal(view: RunView) -> Finding | None:
-    """Speak where no group tells better answers from worse ones, unless the task is solved or nothing scores at all."""
+    """Find groups whose rewards do not differ, unless the task is solved or nothing scores at all."""
     if not view.compares_answers:
         return None
     count = int(view.limits["steps"])
@@ -59,14 +59,14 @@ def no_signal(view: RunView) -> Finding | None:
     steps=Threshold(10, "steps of which both means are taken"),
 )
 def spread_collapse(view: RunView) -> Finding | None:
-    """Speak where the signal dies away though the reward did not rise."""
+    """Find a spread of rewards that vanishes while the reward does not rise."""
     ends = view.both_ends("reward_std")
     if ends is None:
         return None
     first, last = ends
     if mean(last) >= view.limits["share"] * mean(first):
         return None
-    if mean(last) == 0 or view.has_improved():  # no spread at all is the rule no-signal
+    if mean(last) == 0 or view.has_improved():  # the rule no-signal covers no spread at all
         return None
     return Finding(
         f"the reward's spread within a group fell from {mean(first):.3g} to {mean(last):.3g}: the advantage signal has "

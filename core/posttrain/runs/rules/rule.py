@@ -1,4 +1,4 @@
-"""What a rule is, what it sees, and what it finds."""
+"""Definition of a rule, its input, and its finding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number that decides, and why it is this one; ``--rule-options CODE.NAME=VALUE`` gives another."""
+    """A number that decides, and the reason for its value; ``--rule-options CODE.NAME=VALUE`` changes it."""
 
     value: float
     reason: str
@@ -19,7 +19,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found in a step: a sentence, the numbers behind it, and what to change first."""
+    """Finding of a rule in a step: a sentence, the numbers behind it, and what to change first."""
 
     message: str
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -28,20 +28,20 @@ class Finding:
 
 @dataclass
 class RunView:
-    """What a rule sees: the lines of metrics.jsonl up to a step, the evaluations, and what run.json says."""
+    """Input of a rule: the lines of metrics.jsonl up to a step, the evaluations, and run.json."""
 
     lines: list[Line]
-    """One a step, the newest last; never empty."""
+    """One line a step, the newest last; never empty."""
     plan: dict[str, Any] = field(default_factory=dict)
     """The content of run.json: settings, options, data, parameters, hardware, total_steps."""
     evaluations: list[Line] = field(default_factory=list)
-    """One an evaluation, that before the first step with step 0; names have the prefix ``eval_``."""
+    """One line an evaluation, with step 0 before the first step; names have the prefix ``eval_``."""
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Lowest and highest usual value of metrics, from the method's card."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What was measured of the model in this step and stands in no file, such as tensors that did not move."""
+    """Measurements of the model in this step that are in no file, such as tensors that did not move."""
     limits: dict[str, float] = field(default_factory=dict)
-    """Thresholds of the rule that is looking."""
+    """Thresholds of the current rule."""
 
     @property
     def line(self) -> Line:
@@ -67,17 +67,21 @@ class RunView:
         return _collected(iter(self.lines), name, count)
 
     def both_ends(self, name: str) -> tuple[list[float], list[float]] | None:
-        """Return the first and newest ``steps`` values of a metric; None before so many steps lie on either side."""
+        """Return the first and newest ``steps`` values of a metric; None before the run has that many at either end."""
         count = int(self.limits["steps"])
         last = self.last(name, count)
         return None if len(self.lines) < 2 * count or len(last) < count else (self.first(name, count), last)
 
     @property
     def compares_answers(self) -> bool:
-        """Whether the method learns from how answers to one prompt differ in reward; true where that is not known."""
+        """Whether the method learns from reward differences between answers to one prompt; true where unknown.
+
+        Of single answers the method's own advantages tell: those of groups are 0 then.
+        """
         needs = self.plan.get("card", {}).get("needs")
         rewarded = needs is None or any(str(need).startswith(("rewards", "preferences")) for need in needs)
-        return rewarded and int(self.settings.get("group_size") or 2) > 1 and not self.line.get("advantage_size")
+        several = int(self.settings.get("group_size") or 2) > 1 or self.line.get("advantage_size") == 0
+        return rewarded and several and not self.line.get("advantage_size")
 
     def has_improved(self) -> bool:
         """Tell whether the reward is clearly above that of the first steps: then less spread or entropy is no fault."""
@@ -93,41 +97,41 @@ Check = Callable[[RunView], Finding | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that can go wrong. ``check`` is a pure function of what it is shown."""
+    """A check for one fault of runs. ``check`` is a pure function of its view."""
 
     code: str
-    """Its name in alerts and in ``--rules``."""
+    """Name in alerts and in ``--rules``."""
     summary: str
-    """When it speaks, in one sentence."""
+    """When it raises an alert, in one sentence."""
     check: Check
     reads: tuple[str, ...] = ()
-    """Metrics that the newest line must have; without them the rule is not asked."""
+    """Metrics that the newest line must have; without them the rule is skipped."""
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     every: int = 1
-    """Steps between two looks; rules over long histories need not look at each one."""
+    """Steps between two checks; rules over long histories need not check each step."""
 
 
 def rule(
     code: str, summary: str, reads: tuple[str, ...] = (), every: int = 1, **thresholds: Threshold
 ) -> Callable[[Check], Rule]:
-    """Make a rule of a function."""
+    """Make a rule from a function."""
     return lambda check: Rule(code, summary, check, reads, thresholds, every=every)
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean of some numbers; 0 of none."""
+    """Return the mean of some numbers; 0 for none."""
     listed = list(values)
     return sum(listed) / len(listed) if listed else 0.0
 
 
 def median(values: Iterable[float]) -> float:
-    """Middle one of some numbers; 0 of none."""
+    """Return the middle one of some numbers, the upper of two; 0 for none."""
     listed = sorted(values)
     return listed[len(listed) // 2] if listed else 0.0
 
 
 def _collected(lines: Iterable[Line], name: str, count: int) -> list[float]:
-    """Take values in the order of ``lines``; those that are no numbers (null in the file) do not count."""
+    """Collect values in the order of ``lines``; those that are no numbers (null in the file) do not count."""
     found: list[float] = []
     for line in lines:
         value = line.get(name)

@@ -1,4 +1,4 @@
-"""Sampler against trainer: log-probs that disagree, rollouts that are old, prompts that are lost."""
+"""Rules about sampler and trainer: log-probs that disagree, old rollouts, lost prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, mean, rule
     steps=Threshold(3, "steps of which the mean is taken"),
 )
 def sampler_mismatch(view: RunView) -> Finding | None:
-    """Speak where the ratio of a token is off by a tenth on average."""
+    """Find token ratios between trainer and sampler that are off by a tenth on average."""
     count = int(view.limits["steps"])
     values = view.last("sampler_difference", count)
     if len(values) < count or mean(values) <= view.limits["difference"]:
@@ -41,7 +41,7 @@ def sampler_mismatch(view: RunView) -> Finding | None:
     steps=Threshold(3, "steps of which the mean is taken"),
 )
 def low_effective_sample(view: RunView) -> Finding | None:
-    """Speak where the effective sample is small."""
+    """Find a small effective sample size."""
     count = int(view.limits["steps"])
     values = view.last("sampler_effective_share", count)
     if len(values) < count or mean(values) >= view.limits["share"]:
@@ -61,7 +61,7 @@ def low_effective_sample(view: RunView) -> Finding | None:
     prompts=Threshold(20, "prompts issued before a share means anything"),
 )
 def stale_rollouts(view: RunView) -> Finding | None:
-    """Speak where the sampler lags behind."""
+    """Find a sampler that falls behind the trainer."""
     issued, stale = view.line["prompts_issued"], view.line["prompts_dropped_stale"]
     if issued < view.limits["prompts"] or stale <= view.limits["share"] * issued:
         return None
@@ -81,7 +81,7 @@ def stale_rollouts(view: RunView) -> Finding | None:
     prompts=Threshold(20, "prompts issued before a share means anything"),
 )
 def prompts_lost(view: RunView) -> Finding | None:
-    """Speak where work is thrown away, or the account does not add up."""
+    """Find wasted rollouts, or a ledger that does not add up."""
     line = view.line
     issued = line["prompts_issued"]
     reasons = {n: line.get(f"prompts_dropped_{n}", 0.0) for n in ("nan_logps", "unscored", "truncated")}

@@ -1,4 +1,4 @@
-"""What a run's plan says before anything is learnt."""
+"""Rules about a run's plan, before anything is learnt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, rule
     share=Threshold(0.5, "of the prompts"),
 )
 def plain_prompts(view: RunView) -> Finding | None:
-    """Speak in the first step of a run."""
+    """Find prompts without a chat template, in the first step of a run."""
     data = view.plan.get("data", {})
     plain, examples = data.get("plain_prompts", 0), data.get("examples", 0)
     if not examples or plain < view.limits["share"] * examples or view.step != view.lines[0]["step"]:
@@ -29,7 +29,7 @@ def plain_prompts(view: RunView) -> Finding | None:
     share=Threshold(0.0, "of the rows: each is learnt in a form in which it is never asked for"),
 )
 def template_mismatch(view: RunView) -> Finding | None:
-    """Speak in the first step of a run."""
+    """Find an unsuitable chat template, in the first step of a run."""
     data = view.plan.get("data", {})
     count, examples = data.get("template_mismatches", 0), data.get("examples", 0)
     if not examples or count <= view.limits["share"] * examples or view.step != view.lines[0]["step"]:

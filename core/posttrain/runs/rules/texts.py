@@ -1,4 +1,4 @@
-"""Completions that are no answers: empty, all the same, running in circles, cut off, or of another length."""
+"""Rules about completions: empty, all alike, repetitive, truncated, or of drifting length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.runs.rules.rule import Finding, RunView, Threshold, mean, rule
     share=Threshold(0.5, "of a step's completions: an answer that ends at once is rare for any model that was asked"),
 )
 def empty_completions(view: RunView) -> Finding | None:
-    """Speak in the first step already: a run whose answers are empty teaches to be silent."""
+    """Find empty answers, in the first step already: a run whose answers are empty teaches silence."""
     share = view.line["empty_share"]
     if share < view.limits["share"]:
         return None
@@ -33,13 +33,13 @@ def empty_completions(view: RunView) -> Finding | None:
     steps=Threshold(5, "steps in a row: a batch of like prompts may have one answer"),
 )
 def repeated_completions(view: RunView) -> Finding | None:
-    """Speak where the model no longer reads its prompts."""
+    """Find a model that ignores its prompts."""
     count = int(view.limits["steps"])
     shares = view.last("common_share", count)
     if len(shares) < count or min(shares) < view.limits["share"] or view.has_improved():
         return None
     if min(view.last("empty_share", count) or [0.0]) >= view.limits["share"]:
-        return None  # said by empty-completions
+        return None  # the rule empty-completions covers this
     return Finding(
         f"{shares[-1]:.0%} of the completions are the same text whatever the prompt, for {count} steps",
         {"common_share": shares[-1], "steps": count, "entropy": view.line.get("entropy")},
@@ -55,7 +55,7 @@ def repeated_completions(view: RunView) -> Finding | None:
     steps=Threshold(3, "steps in a row"),
 )
 def degenerate_text(view: RunView) -> Finding | None:
-    """Speak where long completions repeat themselves."""
+    """Find long completions that repeat themselves."""
     count = int(view.limits["steps"])
     shares = view.last("repetition", count)
     if len(shares) < count or min(shares) < view.limits["share"]:
@@ -76,7 +76,7 @@ def degenerate_text(view: RunView) -> Finding | None:
     steps=Threshold(10, "steps of which the mean is taken"),
 )
 def length_saturation(view: RunView) -> Finding | None:
-    """Speak where answers do not fit."""
+    """Find answers that exceed the length limit."""
     count = int(view.limits["steps"])
     shares = view.last("truncated_share", count)
     if len(shares) < count or mean(shares) < view.limits["share"]:
@@ -98,7 +98,7 @@ def length_saturation(view: RunView) -> Finding | None:
     steps=Threshold(10, "steps of which both means are taken"),
 )
 def length_drift(view: RunView) -> Finding | None:
-    """Speak where the length moves and the reward does not."""
+    """Find a length that changes while the reward does not."""
     ends = view.both_ends("completion_length")
     if ends is None:
         return None

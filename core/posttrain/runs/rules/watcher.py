@@ -1,4 +1,4 @@
-"""Looks at a run after each step with all its rules."""
+"""The watcher: applies all rules to a run after each step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from posttrain.runs.alerts import ERROR, WARNING, step_of_alert
 from posttrain.runs.rules.registry import ActiveRule
 from posttrain.runs.rules.rule import Finding, Line, RunView
 
-#: Steps after which a fault that lasts is named again.
+#: Steps after which a lasting fault is reported again.
 AGAIN = 100
-#: Code of the alert that a rule itself is broken.
+#: Code of the alert for a rule that fails itself.
 BROKEN = "rule-failed"
 
 
@@ -29,7 +29,7 @@ class Raised:
 
 @dataclass
 class Watcher:
-    """The rules of one run, and when each has spoken last."""
+    """The rules of one run, and the step at which each last raised an alert."""
 
     rules: list[ActiveRule]
     plan: dict[str, Any] = field(default_factory=dict)
@@ -40,13 +40,13 @@ class Watcher:
     """Step of the last alert by code."""
 
     def remember(self, alerts: list[dict[str, Any]]) -> None:
-        """Take over what was said before a run was resumed."""
+        """Take over the alerts from before a run was resumed."""
         self.spoken |= {alert["code"]: step_of_alert(alert) for alert in alerts}
 
     def look(
         self, lines: list[Line], evaluations: list[Line] | None = None, details: dict[str, Any] | None = None
     ) -> list[Raised]:
-        """Ask every rule about the newest of ``lines``; a fault that lasts is named once in 100 steps."""
+        """Apply every rule to the newest of ``lines``; a lasting fault is reported once in 100 steps."""
         line = lines[-1]
         step = int(line["step"])
         view = RunView(lines, self.plan, evaluations or [], self.ranges, details or {})
@@ -60,7 +60,7 @@ class Watcher:
             view.limits = active.limits
             try:
                 found = rule.check(view)
-            except Exception as error:  # a rule of whatever origin must not end a run
+            except Exception as error:  # no rule, whatever its origin, may end a run by an error
                 self.rules.remove(active)
                 found, broken = Finding(f"rule {rule.code} failed and is off: {type(error).__name__}: {error}"), True
             else:
@@ -85,7 +85,7 @@ def replay(
     evaluations: list[Line] | None = None,
     ranges: dict[str, tuple[float, float]] | None = None,
 ) -> list[Raised]:
-    """Look at every step of a run that is over, as its own watcher would have, in the order of the steps."""
+    """Apply the rules to every step of a finished run, as its own watcher would have, in the order of the steps."""
     watcher = Watcher(list(rules), plan, ranges or {})
     found = []
     for place, line in enumerate(lines, 1):

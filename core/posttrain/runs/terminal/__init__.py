@@ -1,1 +1,1 @@
-"""What a person sees of a run: in a terminal, in a file, in a notebook, and of runs that go on elsewhere."""
+"""Display of runs: in a terminal, in a file, in a notebook, and of runs in other processes."""

@@ -1,4 +1,4 @@
-"""The form for a terminal: a bar and the newest metrics renew themselves in place, everything else stays above them."""
+"""The form for a terminal: a bar and the newest metrics are redrawn in place, all other lines stay above them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rich.text import Text
 
 from posttrain.runs.terminal.words import Shown, alert_words, clock, sample_words, shown_metrics
 
-#: Seconds between two drawings at least, and which part of the time drawing may take at most: a step may take less.
+#: Least seconds between two drawings, and largest part of the time for drawing: a step may be shorter.
 _PAUSE, _SHARE = 0.2, 250
 COLORS = {"good": "green", "bad": "red", "": ""}
 SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 class Bar:
-    """Draws with rich; nothing is drawn before the first step."""
+    """Draws with rich, after the first step."""
 
     def __init__(self, total: int, stream: TextIO):
         self.total = total
@@ -43,7 +43,7 @@ class Bar:
         if begun - self._drawn < max(_PAUSE, _SHARE * self._cost) and not last:
             return
         if self._live is None:
-            # no thread of its own: it would take time from every step
+            # no separate thread: it would take time from every step
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
         self._live.update(self._drawing(line, history, left, sample), refresh=True)
@@ -57,7 +57,7 @@ class Bar:
         self.console.print(Text(f"! {alert_words(event)}", style=SEVERITIES.get(str(event.get("severity")), "yellow")))
 
     def close(self) -> None:
-        """Leave the last drawing where it is and give the terminal back."""
+        """Keep the last drawing and release the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -80,7 +80,7 @@ class Bar:
 
 
 def metrics_text(shown: list[Shown]) -> Text:
-    """Join metrics in one line, coloured by whether they go where they should."""
+    """Join metrics in one line, coloured by whether they move in the good direction."""
     text = Text()
     for metric in shown:
         text.append(f"{metric.name}{metric.arrow} ", style="dim")

@@ -1,4 +1,4 @@
-"""The form for a notebook: one output that renews itself, alerts below it."""
+"""The form for a notebook: one output that is redrawn, alerts below it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.runs.terminal.words import alert_words, clock, sample_words, shown_metrics
 
-#: Seconds between two drawings at least: each is a message to the browser.
+#: Least seconds between two drawings: each is a message to the browser.
 _PAUSE = 0.5
 _COLORS = {"good": "#1a7f37", "bad": "#cf222e", "": "inherit"}
 
@@ -61,7 +61,7 @@ class Notebook:
         self._draw()
 
     def close(self) -> None:
-        """The last drawing stays."""
+        """Keep the last drawing."""
 
     def _draw(self) -> None:
         from IPython.display import HTML, display

@@ -38,4 +38,4 @@ class Plain:
         self.say(f"! {alert_words(event)}")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: the caller owns the stream."""

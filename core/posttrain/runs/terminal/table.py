@@ -1,4 +1,4 @@
-"""Several runs at once: a table that renews itself, or lines of what is new."""
+"""Display of several runs: a table that is redrawn, or lines of what is new."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.runs.terminal.bar import SEVERITIES, metrics_text
 from posttrain.runs.terminal.words import alert_words, clock, sample_words, shown_metrics
 
 STATES = {"running": "green", "starting": "cyan", "finished": "bold green", "interrupted": "yellow"}
-#: Alerts of each run that are shown, the newest ones.
+#: Newest alerts shown of each run.
 _ALERTS = 3
 
 

@@ -1,4 +1,4 @@
-"""Words for a step, an alert and a completion, the same in every form."""
+"""Wording of a step, an alert and a completion, the same in every form."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 from posttrain.runs.conversation import said_in
 from posttrain.runs.metrics import HIGHER, LOWER, describe_metric, format_value, is_number, is_online, key_metrics
 
-#: Steps whose mean a metric is compared with to see where it goes.
+#: Steps whose mean is compared with a metric to find its direction.
 _WINDOW = 20
 _ARROWS = {HIGHER: "↑", LOWER: "↓", "": ""}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One metric as it is shown: ``arrow`` is the direction that is good, ``going`` where it went of late."""
+    """One metric as shown: ``arrow`` is the good direction, ``going`` its recent direction."""
 
     name: str
     value: str
     arrow: str
     going: str
-    """"good", "bad", or empty where that cannot be told."""
+    """"good", "bad", or empty where that is unknown."""
 
     def __str__(self) -> str:
         return f"{self.name}{self.arrow} {self.value}"
 
 
 def shown_metrics(line: dict[str, Any], history: list[dict[str, Any]]) -> list[Shown]:
-    """Choose and word the metrics of a step: the loss, then what matters to the method."""
+    """Choose and format the metrics of a step: the loss, then the method's key metrics."""
     online = is_online(line)
     found = []
     for name in ("loss", *key_metrics(line)):
@@ -53,20 +53,20 @@ def _going(name: str, better: str, line: dict[str, Any], history: list[dict[str,
 
 
 def clock(seconds: float) -> str:
-    """Write a span of time: 0:07, 12:30, 3:05:00."""
+    """Format a span of time: 0:07, 12:30, 3:05:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def alert_words(event: dict[str, Any]) -> str:
-    """Write an alert in one line: severity, code, message, suggestion."""
+    """Format an alert in one line: severity, code, message, suggestion."""
     suggestion = f"  Try: {event['suggestion']}" if event.get("suggestion") else ""
     return f"{event.get('severity', 'warning')} {event.get('code', '')}: {event.get('message', '')}.{suggestion}"
 
 
 def sample_words(sample: dict[str, Any], at_most: int = 400) -> str:
-    """Write a completion with its step and reward; a long one is cut."""
+    """Format a completion with its step and reward; a long one is cut."""
     text = said_in(sample)
     cut = text if len(text) <= at_most else text[: at_most - 1] + "…"
     return f"step {sample.get('step')}, reward {format_value(sample.get('reward'))}: {cut or '(empty)'}"

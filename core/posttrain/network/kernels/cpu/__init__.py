@@ -1,1 +1,1 @@
-"""Replacements that pay on processors; each is compared with the original before use."""
+"""Replacements for CPUs; each is compared with the original before use."""

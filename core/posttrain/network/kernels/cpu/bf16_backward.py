@@ -1,10 +1,10 @@
-"""Linear layers over float32 weights that multiply in bfloat16 on a CPU: both ways under autocast, or only backward.
+"""Linear layers over float32 weights with bfloat16 products on a CPU: in both passes under autocast, or only backward.
 
-Processors with units for bfloat16 make such products in half the time or less, and two thirds of a training step's
-products are those of the backward pass. Behind a forward pass in float32, log-probabilities, losses, ratios and margins
-are those of float32 to the last bit; only gradients are rounded, by 2**-9 of each factor, far below what the choice of
-the rows does to them. What a layer keeps for the backward pass is kept in bfloat16, and gradients are added up over
-passes in float32.
+CPUs with bfloat16 units compute such products in half the time or less, and two thirds of a training step's products
+are those of the backward pass. Behind a forward pass in float32, log-probabilities, losses, ratios and margins are
+those of float32 to the last bit; only gradients are rounded, by 2**-9 of each factor, far below the effect of the
+choice of rows. Activations for the backward pass are kept in bfloat16, and gradients are accumulated over passes in
+float32.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ NARROW = torch.bfloat16
 
 
 def linear_layer(self: Any, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
-    """The forward pass of ``nn.Linear``."""
+    """Compute the forward pass of ``nn.Linear``."""
     if not _worth_it(input):
         return linear(input, self.weight, self.bias)
     return _Linear.apply(input, self.weight, self.bias)
 
 
 def gated_layers(self: Any, x: Tensor) -> Tensor:
-    """The forward pass of a gated MLP, ``down(silu(gate(x)) * up(x))``, without biases."""
+    """Compute the forward pass of a gated MLP, ``down(silu(gate(x)) * up(x))``, without biases."""
     if not _worth_it(x):
         return type(self).forward(self, x)
     return _Gated.apply(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
 
 
 def is_narrow(layer: nn.Linear) -> bool:
-    """Whether ``layer`` has been given ``linear_layer``, which without gradient is the plain forward pass."""
+    """Return whether ``layer`` has ``linear_layer``, which without gradient is the plain forward pass."""
     return getattr(layer.__dict__.get("forward"), "__func__", None) is linear_layer
 
 
 def _worth_it(states: Tensor) -> bool:
-    """Whether a backward pass will follow, from a forward pass in a type that these layers know."""
+    """Return whether a backward pass follows, after a forward pass in a dtype that these layers support."""
     if not torch.is_grad_enabled():
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -58,7 +58,7 @@ def _forward_type() -> torch.dtype:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight, ctx.type = weight, states.dtype  # the weight itself: its gradient hangs on it
+        ctx.weight, ctx.type = weight, states.dtype  # the weight itself: its gradient is an attribute of it
         kind = _forward_type()
         ctx.save_for_backward(_narrowed(states) if ctx.needs_input_grad[1] else None)
         states = _narrowed(states) if kind == NARROW else states
@@ -79,7 +79,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """A whole gated MLP: between its layers nothing has to be widened and narrowed again."""
+    """A whole gated MLP, without casts between its layers."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class _Gated(torch.autograd.Function):
 
 
 def _to_weight(weight: Any, gradient: Tensor, states: Tensor) -> Tensor | None:
-    """The gradient ``(O, I)`` of ``weight``; None where it has been added in place."""
+    """Compute the gradient ``(O, I)`` of ``weight``; None where it was accumulated in place."""
     found = gradient.flatten(0, -2).T @ states.flatten(0, -2)
     target = open_gradient(weight)
     if target is None:
@@ -126,7 +126,7 @@ def _to_weight(weight: Any, gradient: Tensor, states: Tensor) -> Tensor | None:
 
 
 def _narrowed(states: Tensor) -> Tensor:
-    """A copy in bfloat16, which layers that are given the same states share: query, key and value; gate and up."""
+    """Return a bfloat16 copy, shared by layers with the same input: query, key and value; gate and up."""
     version, copy = getattr(states, "_posttrain_narrow", (-1, states))
     if version != states._version:
         copy = states.detach().to(NARROW)

@@ -1,4 +1,4 @@
-"""Which of torch's two libraries multiplies float32 matrices on a CPU."""
+"""Choice between torch's two libraries for float32 matrix products on a CPU."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-#: Weights of a model for which it pays: oneDNN writes itself a kernel for each new shape.
+#: Weights of a model from which it pays: oneDNN generates a kernel for each new shape.
 LARGE = 10_000_000
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def prefer_onednn(model: nn.Module) -> bool:
-    """Have oneDNN multiply the matrices of ``model`` where that is faster than MKL and as exact; whether it does.
+    """Use oneDNN for the matrices of ``model`` where it is faster than MKL and as exact; return whether it is used.
 
-    On AMD's processors it was: 1.05 to 1.3 times for a training step's shapes, up to 1.9 times for the few rows of
-    generation. Torch has no switch for it. It gives oneDNN the float32 products that may be rounded to bfloat16, and
-    oneDNN rounds none of them on a processor without units for bfloat16 matrices, which is tried before it is believed.
-    Attention is kept out of it, see ``attend``.
+    On AMD's processors it was: 1.05 to 1.3 times as fast for a training step's shapes, up to 1.9 times for the few rows
+    of generation. Torch has no switch for it. It gives oneDNN the float32 products that may be rounded to bfloat16, and
+    oneDNN rounds none of them on a processor without bfloat16 matrix units, which is tested first. Attention is
+    excluded, see ``attend``.
     """
     large = sum(p.numel() for p in model.parameters()) >= LARGE
     elsewhere = any(p.device.type != "cpu" for p in model.parameters())
@@ -39,7 +39,7 @@ def prefer_onednn(model: nn.Module) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any) -> Tensor:
-    """torch's ``scaled_dot_product_attention`` with its own products left to MKL, in the backward pass too.
+    """Compute torch's ``scaled_dot_product_attention`` with MKL's products, in the backward pass too.
 
     On a CPU it multiplies a few dozen rows at a time; oneDNN needs longer to look up the kernel than to run it: 1.5 to
     2.6 times the time in training and four times in generation were measured.
@@ -55,7 +55,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options
 
 @contextmanager
 def full_precision_matmul(states: Tensor) -> Iterator[None]:
-    """Undo ``prefer_onednn`` meanwhile, where ``states`` are on a CPU."""
+    """Undo ``prefer_onednn`` inside the block, where ``states`` are on a CPU."""
     chosen = torch.get_float32_matmul_precision()
     if not _through_onednn(states, chosen):
         yield
@@ -72,12 +72,17 @@ def _through_onednn(states: Tensor, chosen: str) -> bool:
 
 
 def emulates_bfloat16(states: Tensor) -> bool:
-    """Tell whether attention over ``states`` would be computed in bfloat16 on a CPU without units for it.
+    """Return whether attention over ``states`` would be computed in bfloat16 on a CPU without units for it.
 
-    There the fused kernel's result depends on how many queries it sees, so one new token of a sampler and the whole row
-    of a trainer differ by some thousandths of a nat; in float32 they agree.
+    There the fused kernel's result depends on the number of queries, so one new token of a sampler and the whole row of
+    a trainer differ by some thousandths of a nat; in float32 they agree.
     """
-    if states.device.type != "cpu" or has_bfloat16_kernels():
+    return not has_bfloat16_kernels() and is_bfloat16_on_cpu(states)
+
+
+def is_bfloat16_on_cpu(states: Tensor) -> bool:
+    """Return whether ``states`` are multiplied in bfloat16 on a CPU, by their type or under autocast."""
+    if states.device.type != "cpu":
         return False
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return autocast or states.dtype == torch.bfloat16
@@ -85,30 +90,31 @@ def emulates_bfloat16(states: Tensor) -> bool:
 
 @functools.cache
 def has_bfloat16_kernels() -> bool:
-    """Tell whether oneDNN multiplies bfloat16 matrices on this processor."""
+    """Return whether oneDNN multiplies bfloat16 matrices on this processor."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def slow_mkl() -> bool:
-    """Whether this is a processor on which oneDNN was the faster."""
+    """Return whether oneDNN was faster than MKL on this kind of processor."""
     return torch.backends.mkldnn.is_available() and CPU_FACTS.is_file() and "AuthenticAMD" in CPU_FACTS.read_text()
 
 
 def bfloat16_gain(size: int = 512, products: int = 5) -> float:
-    """How many times as fast as float32 matrices this CPU multiplies bfloat16 ones: the best of a few of each."""
+    """Measure the speed of bfloat16 matrix products relative to float32 on this CPU: the best of a few of each."""
     seconds = []
     for kind in (torch.float32, torch.bfloat16):
         matrix = torch.ones(size, size, dtype=kind)
         taken = []
         for _ in range(products):
             begun = time.perf_counter()
-            matrix @ matrix
+            with torch.autocast("cpu", enabled=False):  # else both are bfloat16 within a pass
+                matrix @ matrix
             taken.append(time.perf_counter() - begun)
         seconds.append(min(taken))
     return seconds[0] / seconds[1]
 
 
 def _exact() -> bool:
-    """Whether products keep more bits than bfloat16 has."""
+    """Return whether products keep more bits than bfloat16 has."""
     value = torch.full((64, 64), 1 + 2**-12)
     return bool(torch.equal(value @ torch.ones(64, 64), 64 * value))

@@ -1,9 +1,8 @@
-"""Linear layers whose weights lie in oneDNN's own order while a model samples on a CPU.
+"""Linear layers with weights in oneDNN's own order while a model samples on a CPU.
 
-A step of decoding multiplies a handful of rows by every weight there is. Laid out as the multiplication reads them, the
-weights pass by at nearly the speed of the memory: two thirds of the time of torch's own layout were measured on an AMD
-processor, for any number of rows up to hundreds. Under autocast the copies are in bfloat16, half as large. They go when
-sampling ends.
+A decoding step multiplies a handful of rows by every weight. In the order in which the multiplication reads them, the
+weights stream at nearly memory speed: two thirds of the time of torch's own order were measured on an AMD processor,
+for up to hundreds of rows. Under autocast the copies are in bfloat16, half as large. They are freed when sampling ends.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _TYPES = (torch.float32, torch.bfloat16)
 
 
 class _Packed:
-    """The forward pass of one layer; the copy is made at the first call and after each change of the weight."""
+    """Forward pass of one layer; the copy is made at the first call and after each change of the weight."""
 
     def __init__(self, layer: nn.Linear):
         self.layer = layer
@@ -50,7 +49,7 @@ class _Packed:
 
 @contextmanager
 def prepacked_weights(model: nn.Module) -> Iterator[None]:
-    """Let the linear layers of ``model`` multiply that way meanwhile, where it pays and there is memory for it."""
+    """Prepack the linear layers of ``model`` inside the block, where it pays and the memory suffices."""
     layers: list[Any] = [module for module in model.modules() if _fits(module)]
     if not pays(sum(layer.weight.nbytes for layer in layers)):
         yield
@@ -75,7 +74,7 @@ def _fits(module: Any) -> bool:
 
 
 def pays(size: float) -> bool:
-    """Whether this machine gains by copies of ``size`` bytes and has the memory for them."""
+    """Return whether this machine gains by copies of ``size`` bytes and has the memory for them."""
     if not 4 * LARGE <= size <= psutil.virtual_memory().available * MEMORY_SHARE:
         return False
     return slow_mkl() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

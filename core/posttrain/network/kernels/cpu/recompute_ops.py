@@ -1,11 +1,11 @@
-"""Norms, gated layers and embeddings that take less memory in training, with the numbers of the plain modules.
+"""RMSNorm, gated MLP and embedding that recompute intermediates in the backward pass, in less memory.
 
-The plain modules of a decoder layer keep each intermediate result: of a root-mean-square norm the normalised states,
-of a gated layer the activated gate and its product with the other half. Those are a third of everything a training
-step holds in memory, and a few elementwise operations give them again. The arithmetic of the forward pass is that of
-the plain module, operation by operation, so its numbers are equal to the last bit; each kind of module is tried on
-random numbers before it is replaced, and stays as it is where it computes something else. An embedding's gradient is
-as large as the vocabulary and nearly empty: it is added to the weight's own, where that is allowed, row by row.
+The plain modules of a decoder layer keep each intermediate result: of a root-mean-square norm the normalised states, of
+a gated layer the activated gate and its product with the other half. Those are a third of everything a training step
+holds in memory, and a few elementwise operations recompute them. The forward pass has the operations of the plain
+module, so its numbers are bit-identical; each kind of module is tested on random numbers before it is replaced, and
+stays as it is if it computes something else. An embedding's gradient is as large as the vocabulary and nearly empty:
+where allowed it is added to the weight's own, row by row.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ TOLERANCE = 1e-4
 
 
 def use_recomputing_ops(model: nn.Module, narrowed: bool = False) -> int:
-    """Replace the forward pass of the modules in ``model`` that allow it; returns how many.
+    """Replace the forward pass of supported modules in ``model``; return how many.
 
-    With ``narrowed`` also linear layers, see ``narrow``, but not the vocabulary projection, which the core multiplies.
-    Where a GPU has kernels for the same, those are the better way: only modules on a CPU are replaced.
+    With ``narrowed`` also linear layers, see ``bf16_backward``, except the vocabulary projection, which the core
+    multiplies. Only modules on a CPU are replaced: GPUs have kernels for the same.
     """
     fits: dict[tuple[Any, ...], bool] = {}
     found = 0
@@ -47,7 +47,7 @@ def use_recomputing_ops(model: nn.Module, narrowed: bool = False) -> int:
 
 
 def _candidate(module: Any, narrowed: bool) -> Any:
-    """The forward pass that ``module`` could have; None where its parts are not those of a known kind."""
+    """Return the forward pass that can replace that of ``module``; None for an unknown kind."""
     weights = list(module.parameters())
     if "forward" in module.__dict__ or not weights or any(w.device.type != "cpu" for w in weights):
         return None  # accelerate wraps modules by that attribute
@@ -118,7 +118,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _GatedLinear(torch.autograd.Function):
-    """``linear(silu(gate) * up, weight)`` that keeps ``gate`` and ``up`` alone."""
+    """``linear(silu(gate) * up, weight)`` that keeps only ``gate`` and ``up``."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.weight, ctx.padding = weight, padding  # itself: its gradient hangs on it
+        ctx.weight, ctx.padding = weight, padding  # itself: its gradient is an attribute of it
         return embedding(ids, weight)
 
     @staticmethod
@@ -158,9 +158,9 @@ class _Embedding(torch.autograd.Function):
 
 
 def _agrees(module: Any, lean: Any) -> bool:
-    """Whether both ways give equal outputs and like gradients for random numbers."""
+    """Return whether both forward passes give equal outputs and close gradients for random numbers."""
     if lean is _embed:
-        return True  # torch's own class, whose every option is looked at
+        return True  # torch's own class, all of whose options are checked
     width = next(module.parameters()).shape[-1]
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(1, 5, width, generator=generator)
