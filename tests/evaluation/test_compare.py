@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 from posttrain.cli.main import main
 from posttrain.errors import RunFailed, SettingsError
+from posttrain.evaluation import trials as trials_module
 from posttrain.evaluation.candidates import SUGGESTED, read_candidates, widened
 from posttrain.evaluation.compare import compare_candidates
 from posttrain.evaluation.tournament import _connect, over_seeds, rank, score_of
-from posttrain.evaluation.trials import Trial
+from posttrain.evaluation.trials import Trial, run_trial
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +150,27 @@ def test_trials_that_do_worst_are_ended_early(files, capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out)
     assert found["ranking"][0]["options"] == {"learning-rate": "1e-2"}
     assert found["ended"] == {"dpo,learning-rate=1e-12, seed 0": 1}
+
+
+def test_a_training_that_outruns_the_checks_is_measured_at_every_rung(tmp_path, monkeypatch):
+    """All checkpoints appear between two checks, or before the first one; the rungs are reported all the same."""
+    trainer = (
+        "import json, sys; from pathlib import Path\n"
+        "place = Path(next(word for word in sys.argv if word.startswith('--output=')).split('=')[1])\n"
+        "measures = 'evaluate' in sys.argv\n"
+        "for step in (1, 3, 9) if not measures else ():\n"
+        "    folder = place / 'checkpoints' / f'step-{step}'; folder.mkdir(parents=True)\n"
+        "    (folder / 'state.json').write_text('{}')\n"
+        "place.mkdir(parents=True, exist_ok=True)\n"
+        "(place / 'evaluation.json').write_text('{}') if measures else (place / 'model').mkdir()\n"
+    )
+    monkeypatch.setattr(trials_module, "_COMMAND", (sys.executable, "-c", trainer))
+    trial = Trial(read_candidates(["dpo"])[0], 0, tmp_path / "trial", [], [], steps=9, rungs=(1, 3))
+    for _ in ("trained now", "trained before"):
+        reached = []
+        run_trial(trial, lambda step, found: reached.append(step))  # noqa: B023
+        assert reached == [1, 3]
+        shutil.rmtree(trial.result)
 
 
 @pytest.mark.parametrize(

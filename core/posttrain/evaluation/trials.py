@@ -92,7 +92,14 @@ def run_trial(trial: Trial, report: Callable[[int, dict[str, Any]], None]) -> di
 
 def _train(trial: Trial) -> Iterator[int]:
     """Train to the end, or resume; yield each rung as soon as its checkpoint exists."""
+    waiting = list(trial.rungs)
+
+    def reached() -> Iterator[int]:
+        while waiting and is_checkpoint(trial.run / "checkpoints" / f"step-{waiting[0]}"):
+            yield waiting.pop(0)
+
     if (trial.run / "model").is_dir():
+        yield from reached()
         return
     begun = any(is_checkpoint(one) for one in (trial.run / "checkpoints").glob("step-*"))
     words = ["resume", str(trial.run)]
@@ -101,15 +108,14 @@ def _train(trial: Trial) -> Iterator[int]:
         words += ["--overwrite"]
         if trial.rungs:
             words += [f"--steps={trial.steps}", f"--save-every={trial.rungs[0]}", "--save-total=1000"]
-    waiting = list(trial.rungs)
     with (
         (trial.folder / "train.log").open("a", encoding="utf-8") as log,
         _process([*words, "--progress=quiet"], log, trial.where) as process,
     ):
         while process.poll() is None:
-            while waiting and is_checkpoint(trial.run / "checkpoints" / f"step-{waiting[0]}"):
-                yield waiting.pop(0)
+            yield from reached()
             time.sleep(_PAUSE)
+    yield from reached()  # a short training passes its last rungs, or all, within one pause
     if process.returncode:
         raise RunFailed(f"{trial.candidate.name} with seed {trial.seed} failed: {_last(trial.folder / 'train.log')}")
 
