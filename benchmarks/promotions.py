@@ -152,10 +152,10 @@ def evidence(name: str, found: dict[str, Any]) -> str:
 
 
 def _held_out(name: str) -> list[str]:
-    """The section on held-out rows; nothing where it was not measured, or two seeds leave it open."""
+    """The section on held-out rows; nothing where it was not measured."""
     results = _held_out_results()
     found = results["methods"].get(name)
-    if found is None or _is_open(found):
+    if found is None:
         return []
     if not found["same_ids"]:
         raise SystemExit(f"held_out.json: ours and theirs of {name} read other tokens. Measure it again.")
@@ -178,24 +178,6 @@ def _held_out(name: str) -> list[str]:
 def _held_out_results() -> dict[str, Any]:
     file = RESULTS / "held_out.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"methods": {}}
-
-
-def _is_open(found: dict[str, Any]) -> bool:
-    """Whether seeds are lacking for a verdict: hardly any figure moves out of the interval of two."""
-    return found["seeds"] < 3 and not found["passes"]
-
-
-def _open(name: str) -> dict[str, str]:
-    """What the table says of a method whose seeds do not decide; nothing of all others."""
-    found = _held_out_results()["methods"].get(name)
-    if found is None or not _is_open(found):
-        return {}
-    said = (
-        f"open: {found['seeds']} of 3 seeds do not meet it: {found['figure']} {found['ours']:.4g} here, by TRL "
-        f"{found['theirs']:.4g} in [{found['low']:.3g}, {found['high']:.4g}], untrained {found['untrained']:.4g}; "
-        f"a seed's difference at most {found['difference']:.1e} of the way"
-    )
-    return {"open": said}
 
 
 def recorded(methods: list[str]) -> dict[str, Any]:
@@ -233,7 +215,7 @@ def main() -> None:
     rows = {one["method"]: one for one in json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
     for name in methods:
         (_folder(name) / "evidence.toml").write_text(evidence(name, found), encoding="utf-8")
-        rows[name] = _asked(name, rows[name] if again else None) | _open(name)
+        rows[name] = _asked(name, rows[name] if again else None)
         errors = {key: value for key, value in found.items() if key.startswith(f"{name}/") and isinstance(value, str)}
         print(name, *(f"{one['name']}: {one['detail']}" for one in rows[name]["criteria"]), errors or "", sep="\n  ")
         kept = [rows[one] for one in CANDIDATES if one in rows]

@@ -46,15 +46,6 @@ def test_a_figure_on_held_out_rows_has_a_column_and_a_line():
     assert "| 5.1e-07 | **no** | yes |" in promotions_page.page([one], "mark")
 
 
-def test_a_criterion_without_a_verdict_says_what_is_known():
-    said = "open: 2 of 3 seeds do not meet it: nll 5.6 here"
-    decided = row()
-    decided["criteria"].append({"name": promotions_page.HELD_OUT, "met": True, "detail": "x, untrained 1"})
-    page = promotions_page.page([decided, row() | {"method": "other", "open": said}], "mark")
-    assert "| 5.1e-07 | open | yes | stable |" in page
-    assert f"- `other`: {said}\n" in page
-
-
 def test_candidates_that_meet_all_criteria_are_stable_and_no_others():
     for one in ROWS:
         (card,) = plugin_folder(one["method"], ROOT).glob("*/method.toml")
