@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import functools
 import json
 import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from pathlib import Path
 
 import posttrain.catalogue.methods
@@ -31,11 +27,8 @@ import safetensors.torch
 import torch
 from posttrain.assembly import data as run_data
 from posttrain.assembly import held_out
-from posttrain.cli import main as command
 from posttrain.cli.imports import load_api
 from posttrain.data.tokens import array_files, cache
-from posttrain.generation.local import process as sampling
-from posttrain.generation.local import worker
 from posttrain.models import save
 from posttrain.rollouts import ahead, collect, episodes
 from posttrain.rollouts.ledger import audit
@@ -43,6 +36,10 @@ from posttrain.runs import durable, manifest
 from posttrain.runs.directory import RunDirectory
 from posttrain.training import checkpoint, loop
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # this is a script beside another one
+
+from forked import run
 
 #: Function on the stack -> the place of the run that it stands for, innermost first.
 PLACES = {
@@ -92,8 +89,6 @@ class Game:
 #: Kinds whose samples depend on when weights arrive: their account is compared, not their numbers.
 TIMED = ("ahead",)
 RANKS = {"ddp": 2}
-#: Seconds that a run may take, and that what a killed one leaves may live.
-LONGEST, LINGER = 240, 20
 
 
 class Killer:
@@ -152,122 +147,6 @@ def _place() -> str:
             return PLACES[frame.f_code.co_name]
         frame = frame.f_back
     return "elsewhere"
-
-
-class Forked:
-    """The sampling process as a fork: what ``subprocess.Popen`` gives, without the seconds of an import."""
-
-    def __init__(self, words, pass_fds, env):
-        self._lock, self._code = threading.Lock(), None
-        self.pid = os.fork()
-        if not self.pid:
-            sys.argv = ["worker", str(pass_fds[0])]
-            for other in range(3, 64):  # a program of its own would have none of these
-                if other != pass_fds[0]:
-                    with contextlib.suppress(OSError):
-                        os.close(other)
-            try:
-                worker.main()
-            finally:
-                os._exit(0)
-
-    def wait(self, timeout=None):
-        """Wait for the end."""
-        deadline = time.monotonic() + (timeout or LONGEST)
-        while time.monotonic() < deadline:
-            with self._lock:  # the reader of answers waits too
-                if self._code is None:
-                    found, code = os.waitpid(self.pid, os.WNOHANG)
-                    self._code = os.waitstatus_to_exitcode(code) if found else None
-                if self._code is not None:
-                    return self._code
-            time.sleep(0.01)
-        raise sampling.subprocess.TimeoutExpired("worker", timeout)
-
-    def kill(self) -> None:
-        """End it."""
-        os.kill(self.pid, signal.SIGKILL)
-
-
-class Popen:
-    """Stands for ``subprocess`` where the sampling process is started."""
-
-    TimeoutExpired = sampling.subprocess.TimeoutExpired
-    Popen = Forked
-
-
-def fork(words: list[str], log: Path, killer: Killer | None, rank: int, ranks: int, port: int) -> int:
-    """Run one command in a fork of this process; its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 70
-    try:
-        os.setsid()
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        if ranks > 1:
-            names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_PORT": port}
-            os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
-        sampling.subprocess = Popen
-        if killer is not None:
-            killer.arm()
-        code = command.main(words)
-        if killer is not None:
-            killer.told.write_text(json.dumps(killer.seen))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def run(words: list[str], log: Path, killer: Killer | None = None, ranks: int = 1) -> int:
-    """Run a command in as many ranks as it needs; the exit code of rank 0, once all of it has ended."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [fork(words, log, killer if rank == 0 else None, rank, ranks, port) for rank in range(ranks)]
-    codes = {}
-    deadline = time.monotonic() + LONGEST
-    while len(codes) < ranks:
-        for process in processes:
-            if process not in codes:
-                found, code = os.waitpid(process, os.WNOHANG)
-                if found:
-                    codes[process] = os.waitstatus_to_exitcode(code)
-        if codes and min(codes.values()) < 0:
-            deadline = min(deadline, time.monotonic() + LINGER)
-        if time.monotonic() > deadline:
-            for process in set(processes) - set(codes):
-                os.kill(process, signal.SIGKILL)
-        time.sleep(0.01)
-    for process in processes:
-        if not _ended(process):
-            raise AssertionError(f"processes of session {process} outlive their run: {log}")
-    return codes[processes[0]]
-
-
-def _ended(session: int) -> bool:
-    """Whether no process of a session is left, its sampling process among them."""
-    deadline = time.monotonic() + LINGER
-    while time.monotonic() < deadline:
-        alive = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] not in "ZX":
-                alive.append(stat.parent.name)
-        if not alive:
-            return True
-        time.sleep(0.05)
-    for process in alive:
-        os.kill(int(process), signal.SIGKILL)
-    return False
 
 
 def result(path: Path, timed: bool) -> dict[str, object]:

@@ -26,7 +26,8 @@ from posttrain.training.checkpoint import find_damage
 
 sys.path.insert(0, str(Path(__file__).parent))  # this is a script beside another one
 
-from kills import LONGEST, Harness, fork, result, run
+from forked import LONGEST, fork, run
+from kills import Harness, result
 
 #: Signals of a disturbance, and the exit codes that it may have: 0 saved or over, 130 ended at once.
 DISTURBANCES = {
