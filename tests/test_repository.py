@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TIERS = {"plugins": {"stable", "retired"}, "contrib": {"experimental", "retired"}}
 PROJECTS = sorted(path for tier in TIERS for path in (ROOT / tier).iterdir() if path.is_dir())
 ROOMS = ("core", "testkit", "tests", "benchmarks", "examples", "recipes", ".ci")
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(
+    path
+    for room in ROOMS
+    for path in (ROOT / room).rglob("*.py")
+    if not any(part.startswith(".") for part in path.relative_to(ROOT / room).parts)  # a peer's environment
+)
 CARD_LINES, MODULE_LINES, FILE_LINES, FUNCTION_LINES = 20, 150, 400, 60
 
 
