@@ -1,6 +1,8 @@
 """Rewards over HTTP are shown the pictures of prompts: a real worker on the loopback address."""
 
+import copy
 import threading
+from contextlib import contextmanager
 
 import posttrain
 import pytest
@@ -26,33 +28,43 @@ class Heard(ScoreServer):
     """A worker that remembers its questions."""
 
     def scores(self, asked):
-        self.questions = [*getattr(self, "questions", []), asked]
+        self.questions = [*getattr(self, "questions", []), copy.deepcopy(asked)]
         return super().scores(asked)
 
 
-@pytest.fixture
-def worker(monkeypatch):
+@contextmanager
+def served(monkeypatch, reward):
     monkeypatch.delenv("POSTTRAIN_TOKEN", raising=False)
-    server = Heard(load_rewards([first_reds]), "127.0.0.1", 0)
+    server = Heard(load_rewards([reward]), "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
+@pytest.fixture
+def worker(monkeypatch):
+    with served(monkeypatch, first_reds) as server:
+        yield server
+
+
 def remote(server):
     return load_rewards([f"http://127.0.0.1:{server.server_port}"])
 
 
-def question(pictures, places):
-    count = len(places)
-    asked = {"interface": 2, "prompts": ["q"] * count, "completions": ["a"] * count}
-    return asked | {"columns": {"images": places}, "pictures": pictures}
+def question(pictures, indices, *places):
+    count = len(indices)
+    asked = {"interface": 3, "prompts": ["q"] * count, "completions": ["a"] * count}
+    columns = {"images": indices, "image": [None] * count}
+    return asked | {"columns": columns, "pictures": pictures, "places": list(places)}
+
+
+BLANK = "data:application/octet-stream;base64,"
 
 
 def test_a_worker_scores_what_the_pictures_show_and_gets_each_once(worker):
     prompts = [[shown(1, "what")], "text", [shown(2, "and ", 1)], [shown(1, "what")]]
-    columns = {"images": IMAGES, "image": [IMAGES[0][0]] * 4, "count": [1, 2, 3, 4]}
+    columns = {"images": IMAGES, "count": [1, 2, 3, 4]}
     total, _ = score(remote(worker), prompts, ["a"] * 4, columns)
     reds = [[one.getpixel((0, 0))[0] for one in own] for own in IMAGES]
     assert total.tolist() == [float(sum(own)) for own in reds]
@@ -61,6 +73,33 @@ def test_a_worker_scores_what_the_pictures_show_and_gets_each_once(worker):
     assert len(asked["pictures"]) == 2
     assert asked["columns"] == {"images": [[0], [], [1, 0], [0]], "count": [1, 2, 3, 4]}
     assert asked["prompts"][2][0]["content"] == [{"type": "image"}, {"type": "text", "text": "and "}, {"type": "image"}]
+    assert asked["interface"] == 2
+
+
+def test_a_rows_own_column_of_images_arrives_as_the_run_has_it(monkeypatch):
+    """Pictures as pictures, bytes as bytes, paths as text; equal ones are sent once, and no two rows share one."""
+    file = b"not a picture"
+    own = [IMAGES[0][0], {"bytes": file, "path": None}, "shelf.png", [IMAGES[0][0], IMAGES[2][0]]]
+    columns = {"images": IMAGES, "image": own, "note": [{"bytes": 1}, None, file, "x"]}
+    seen = []
+
+    def reads(completions, image, note, images, **_):
+        first, second, third, (fourth, fifth) = image
+        seen.append([first.tobytes(), second, third, fourth.tobytes(), fifth.tobytes(), note])
+        first.putpixel((0, 0), (0, 0, 0))
+        assert fourth.tobytes() == images[0][0].tobytes() == own[0].tobytes()
+        return [0.0] * 4
+
+    with served(monkeypatch, reads) as server:
+        for rewards in (load_rewards([reads]), remote(server)):
+            copied = columns | {"image": [own[0].copy(), *own[1:]]}
+            score(rewards, ["q"] * 4, ["a"] * 4, copied)
+    assert seen[0] == seen[1]
+    (asked,) = server.questions
+    assert asked["interface"] == 3
+    assert len(asked["pictures"]) == 3
+    assert asked["columns"]["image"] == [None, {"bytes": None, "path": None}, "shelf.png", [None, None]]
+    assert columns["image"] == own  # the run's own values stay
 
 
 def test_questions_of_text_are_asked_as_before(worker):
@@ -69,23 +108,28 @@ def test_questions_of_text_are_asked_as_before(worker):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "places", "said"),
+    ("pictures", "indices", "places", "said"),
     [
-        (["/etc/hostname"], [[0]], "'pictures' are data URLs, such as data:image/png;base64,..."),
-        (["http://127.0.0.1:9/a.png"], [[0]], "'pictures' are data URLs, such as data:image/png;base64,..."),
-        (["data:image/png;base64,AAAA"], [[0]], "cannot be read"),
-        (["data:image/png;base64,!"], [[0]], "its base64 is broken"),
-        ([], [[0]], "The column 'images' has the index 0, and there are 0 pictures."),
-        (["data:,"], [[-1]], "The column 'images' has the index -1, and there are 1 pictures."),
-        (["data:,"], [[True]], "The column 'images' has the index True, and there are 1 pictures."),
-        ([], [0], "The column 'images' has a list of indices into 'pictures' for each completion."),
+        (["/etc/hostname"], [[0]], [], "'pictures' are data URLs, such as data:image/png;base64,..."),
+        (["http://127.0.0.1:9/a.png"], [[0]], [], "'pictures' are data URLs, such as data:image/png;base64,..."),
+        (["data:image/png;base64,AAAA"], [[0]], [], "cannot be read"),
+        (["data:image/png;base64,!"], [[0]], [], "its base64 is broken"),
+        ([], [[0]], [], "The column 'images' has the index 0, and there are 0 pictures."),
+        (["data:,"], [[-1]], [], "The column 'images' has the index -1, and there are 1 pictures."),
+        (["data:,"], [[True]], [], "The column 'images' has the index True, and there are 1 pictures."),
+        ([], [0], [], "The column 'images' has a list of indices into 'pictures' for each completion."),
+        ([], [[]], [[["image", 0], 0]], "The column 'image' has the index 0, and there are 0 pictures."),
+        ([BLANK], [[]], [[["image", 1], 0]], "The columns have no place ['image', 1] for a picture."),
+        ([BLANK], [[0]], [[["images", 0], 0]], "The columns have no place ['images', 0] for a picture."),
+        ([BLANK], [[]], [[["image"], 0]], "'places' are pairs of a path"),
+        ([BLANK], [[]], [0], "'places' are pairs of a path"),
     ],
 )
-def test_a_worker_opens_no_file_for_a_client(worker, pictures, places, said):
+def test_a_worker_opens_no_file_for_a_client(worker, pictures, indices, places, said):
     from posttrain.servers.endpoint import Endpoint, Refused
 
     with pytest.raises(Refused, match="422: ") as raised:
-        Endpoint(f"http://127.0.0.1:{worker.server_port}/v1").post("/score", question(pictures, places))
+        Endpoint(f"http://127.0.0.1:{worker.server_port}/v1").post("/score", question(pictures, indices, *places))
     assert said.rstrip(".") in str(raised.value)
 
 

@@ -76,7 +76,7 @@ PROBES = {
     "nested": (post(b"[" * 200_000), 400, "the question is no JSON: "),
     "digits": (post(b'{"interface": ' + b"1" * 5001 + b"}"), 400, "the question is no JSON: "),
     "empty": (post(b"", length="0"), 400, "the question is no JSON: "),
-    "interface": (post(GOOD | {"interface": 3}), 422, "speaks the interfaces 1 and 2, the question was asked in 3."),
+    "interface": (post(GOOD | {"interface": 4}), 422, "speaks the interfaces 1 to 3, the question was asked in 4."),
     "no pictures": (post(GOOD | {"interface": 2}), 422, "'pictures' are data URLs, such as data:image/png;base64,"),
     "long interface": (post(GOOD | {"interface": 10**400}), 422, "a number of about 401 digits"),
     "no completions": (post({"interface": 1}), 400, "a question has the lists 'prompts' and 'completions'"),

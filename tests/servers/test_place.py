@@ -68,7 +68,7 @@ def test_errors_of_a_reward_worker_name_it_and_the_reason(worker):
 def test_another_interface_is_refused(worker, monkeypatch):
     url = worker(worker.length)
     monkeypatch.setattr("posttrain.rewards.worker.RemoteReward.__call__", _older)
-    with pytest.raises(PosttrainError, match="speaks the interfaces 1 and 2, the question was asked in 0"):
+    with pytest.raises(PosttrainError, match="speaks the interfaces 1 to 3, the question was asked in 0"):
         score(load_rewards([url]), ["p"], ["a"], {})
 
 

@@ -109,7 +109,7 @@ def steady_source(source: Any) -> Any:
     """Return a source that later changes do not reach: a copy of a PIL image, the bytes of a file. Raises DataError."""
     if isinstance(source, str):
         return source if source.startswith("data:") else content_of(source)
-    return source.copy() if _is_picture(source) else source
+    return source.copy() if is_picture(source) else source
 
 
 def content_of(source: Any) -> bytes:
@@ -120,7 +120,7 @@ def content_of(source: Any) -> bytes:
         if source.startswith("data:"):
             return _decoded(source)
         return _fetched(source) if source.startswith(WEB) else _read(Path(source))
-    if _is_picture(source):
+    if is_picture(source):
         facts = f"{source.mode} {source.size} {source.getexif().get(0x0112, 1)} "
         return facts.encode() + source.tobytes() + bytes(source.getpalette() or [])
     raise DataError(f"image {short(source)}: is a {type(source).__name__}. {_WANTED}")
@@ -131,7 +131,7 @@ def open_picture(source: Any) -> Picture:
     from PIL import ImageOps
 
     try:
-        opened = source if _is_picture(source) else _pillow().open(io.BytesIO(content_of(source)))
+        opened = source if is_picture(source) else _pillow().open(io.BytesIO(content_of(source)))
         upright: Any = ImageOps.exif_transpose(opened)
         return upright.convert("RGB")
     except DataError:
@@ -147,13 +147,14 @@ def from_pixels(pixels: Any) -> Picture:
     return found
 
 
+def is_picture(source: Any) -> bool:
+    """Whether a value is a picture of PIL. Raises DependencyError where PIL is not installed."""
+    return isinstance(source, _pillow().Image)
+
+
 def named(source: Any) -> str:
     """Return an image's source as an error shows it."""
     return f"of {len(source)} bytes" if isinstance(source, bytes) else short(source)
-
-
-def _is_picture(source: Any) -> bool:
-    return isinstance(source, _pillow().Image)
 
 
 def _pillow() -> Any:

@@ -1,10 +1,12 @@
 """Reward workers: a small HTTP server that scores completions, and the reward that calls it.
 
-The interface has a number, and both sides send theirs. ``GET /v1/health`` gives ``{"role": "rewards", "interface": 2,
+The interface has a number, and both sides send theirs. ``GET /v1/health`` gives ``{"role": "rewards", "interface": 3,
 "rewards": [NAMES]}``; ``POST /v1/score`` takes ``{"interface": 1, "prompts": [...], "completions": [...], "columns":
 {NAME: [...]}}`` and gives ``{"scores": [number or null], "columns": {NAME: [...]}}``, the weighted sums. A question
 with images is asked in interface 2: ``"pictures": [DATA URLS]``, and ``columns["images"]`` has a list of indices into
-them for each completion. Beyond its own machine a worker requires the token that both sides read from the environment.
+them for each completion; one whose other columns have pictures or bytes in interface 3: ``"places": [[PATH, INDEX]]``
+says where they stand, a path such as ``["image", 0]`` or ``["image", 0, "bytes"]``. Beyond its own machine a worker
+requires the token that both sides read from the environment.
 """
 
 from __future__ import annotations
@@ -21,10 +23,9 @@ from posttrain.rewards.scoring import score
 from posttrain.servers.endpoint import Endpoint, Refused, Unreachable, split_address
 from posttrain.servers.listener import LARGEST, TOKEN, Handler, Listener, Unreadable
 
-#: Interface of questions with images, and the highest that a worker speaks; questions of text are asked in ``_TEXT``,
-#: which older workers speak too.
-INTERFACE = 2
-_TEXT = 1
+#: Interfaces that a worker speaks. A question is asked in the lowest that has what it needs, which older workers speak
+#: too: text, images of prompts, pictures and bytes in other columns.
+INTERFACES = (1, 2, 3)
 
 
 class ScoreServer(Listener):
@@ -36,14 +37,14 @@ class ScoreServer(Listener):
 
     def health(self) -> dict[str, Any]:
         """Return the worker's role, interface and rewards."""
-        return {"role": "rewards", "interface": INTERFACE, "rewards": [reward.name for reward in self.rewards]}
+        return {"role": "rewards", "interface": INTERFACES[-1], "rewards": [reward.name for reward in self.rewards]}
 
     def scores(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Answer a question. Raises PosttrainError, and Unreadable for a question of another form."""
-        if asked.get("interface") not in (_TEXT, INTERFACE):
+        if asked.get("interface") not in INTERFACES:
             raise RewardError(
-                f"This reward worker speaks the interfaces {_TEXT} and {INTERFACE}, the question was asked in "
-                f"{short(asked.get('interface'))}. Install the same posttrain on both sides."
+                f"This reward worker speaks the interfaces {INTERFACES[0]} to {INTERFACES[-1]}, the question was asked "
+                f"in {short(asked.get('interface'))}. Install the same posttrain on both sides."
             )
         prompts, completions, columns = (asked.get(name) for name in ("prompts", "completions", "columns"))
         if not (isinstance(prompts, list) and isinstance(completions, list) and isinstance(columns, dict)):
@@ -54,10 +55,10 @@ class ScoreServer(Listener):
             not isinstance(values, list) or len(values) != len(completions) for values in (prompts, *columns.values())
         ):
             raise Unreadable(400, f"prompts and every column are lists of {len(completions)}, one for each completion")
-        if asked["interface"] == INTERFACE:
-            from posttrain.rewards.worker_images import unpack_images  # imports torch, and starting a worker does not
+        if asked["interface"] > INTERFACES[0]:
+            from posttrain.rewards.worker_images import unpack_columns  # imports torch, and starting a worker does not
 
-            columns = columns | {"images": unpack_images(asked.get("pictures"), columns.get("images"))}
+            columns = unpack_columns(asked)
         remarks: dict[str, list[Any]] = {}
         total, _ = score(self.rewards, prompts, completions, columns, remarks)
         try:
@@ -107,13 +108,13 @@ class RemoteReward:
     ) -> Any:
         """Return ``(scores, columns)``. ``images`` are those of each prompt."""
         endpoint = self.endpoints[next(self._turn) % len(self.endpoints)]
-        asked = {"interface": _TEXT, "prompts": prompts, "completions": completions, "columns": columns}
+        if images is not None:
+            columns["images"] = images
+        asked = {"interface": INTERFACES[0], "prompts": prompts, "completions": completions, "columns": columns}
         if images is not None and any(images):
             from posttrain.rewards.worker_images import pack_question
 
-            asked = pack_question(asked | {"interface": INTERFACE}, images)
-        elif images is not None:
-            columns["images"] = images
+            asked = pack_question(asked, images)
         try:
             found = endpoint.post("/score", asked)
         except TypeError as error:
