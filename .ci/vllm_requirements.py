@@ -1,7 +1,7 @@
 """Prints what a vLLM wheel requires on a machine without a GPU, but for torch and the packages it does not use here.
 
 ``python .ci/vllm_requirements.py WHEEL``: torch's CPU build is installed already, and torchvision, torchaudio and
-torchcodec would bring another build of it or of themselves that fits no CPU.
+torchcodec would bring another build of it; the torchvision that belongs to it is installed afterwards.
 """
 
 import sys

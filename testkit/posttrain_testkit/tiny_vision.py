@@ -137,15 +137,20 @@ def _qwen(kind: str, text: dict[str, Any]) -> Pair:
     processor = without_videos(getattr(transformers, f"{kind}Processor"))(
         image_processor=pictures, tokenizer=tokenizer, video_processor=None, chat_template=tokenizer.chat_template
     )
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-    tower = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32}
+    text = {"head_dim": 16} | text
+    eighth = text["head_dim"] // 8
+    section = [eighth, 3 * eighth // 2, 3 * eighth // 2]
+    rope = {"rope_type": "default", "mrope_section": section, "rope_theta": 10000.0}
+    if kind == "Qwen3VL":
+        rope["mrope_interleaved"] = True  # as transformers always computes; vLLM reads it
+    tower = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": text["hidden_size"]}
     own: dict[str, dict[str, Any]] = {
-        "Qwen2VL": {"embed_dim": 32, "mlp_ratio": 2},
+        "Qwen2VL": {"embed_dim": 32, "hidden_size": text["hidden_size"], "mlp_ratio": 2},
         "Qwen2_5_VL": {"intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]},
         "Qwen3VL": {"intermediate_size": 48, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
     }
     config = getattr(transformers, f"{kind}Config")(
-        text_config=text | {"vocab_size": len(tokenizer), "head_dim": 16, "rope_parameters": rope},
+        text_config=text | {"vocab_size": len(tokenizer), "rope_parameters": rope},
         vision_config=tower | own[kind],
         image_token_id=image,
         video_token_id=video,
@@ -234,7 +239,8 @@ def _gemma(text: dict[str, Any]) -> Pair:
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
-    tokenizer = _tokenizer(list(named.values()), "<start_of_image>", **named)
+    breaks = ["\n" * count for count in (2, 3, 4)]  # tokens of the family, which vLLM looks up
+    tokenizer = _tokenizer([*named.values(), *breaks], "<start_of_image>", **named)
     processor = transformers.Gemma3Processor(
         image_processor=Gemma3ImageProcessorPil(size={"height": 16, "width": 16}),
         tokenizer=tokenizer,
@@ -244,7 +250,7 @@ def _gemma(text: dict[str, Any]) -> Pair:
     start, end, image = tokenizer.convert_tokens_to_ids(list(named.values()))
     layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "query_pre_attn_scalar": 16}
     config = transformers.Gemma3Config(
-        text_config=text | layers | {"vocab_size": len(tokenizer), "head_dim": 16},
+        text_config={"head_dim": 16} | text | layers | {"vocab_size": len(tokenizer)},
         vision_config=_VISION | {"vision_use_head": False},
         mm_tokens_per_image=4,
         boi_token_index=start,
@@ -265,9 +271,10 @@ def _paligemma(text: dict[str, Any]) -> Pair:
         image_processor=pictures, tokenizer=tokenizer, chat_template=tokenizer.chat_template
     )
     config = transformers.PaliGemmaConfig(
-        text_config=text | {"model_type": "gemma", "vocab_size": len(tokenizer), "head_dim": 16},
-        vision_config=_VISION | {"model_type": "siglip_vision_model", "vision_use_head": False, "projection_dim": 32},
-        projection_dim=32,
+        text_config={"head_dim": 16} | text | {"model_type": "gemma", "vocab_size": len(tokenizer)},
+        vision_config=_VISION
+        | {"model_type": "siglip_vision_model", "vision_use_head": False, "projection_dim": text["hidden_size"]},
+        projection_dim=text["hidden_size"],
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     return transformers.PaliGemmaForConditionalGeneration(config), processor

@@ -3,9 +3,11 @@
 import copy
 import json
 import re
+import sys
 import urllib.error
 import urllib.request
 from importlib import metadata
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,13 +15,15 @@ from posttrain.contract.generation import Sampling
 from posttrain.errors import DataError, DependencyError, GeneratorLost, RunFailed, SettingsError
 from posttrain.generation.backends import addresses, check_generation
 from posttrain.generation.vllm import versions
+from posttrain.generation.vllm.engine import _cannot_start
 from posttrain.generation.vllm.process import ServerOptions, free_port
 from posttrain.generation.vllm.requests import Limits, check_sampling, completion, logprobs_mode
 from posttrain.generation.vllm.servers import VllmServers
 from posttrain.generation.vllm.weight_host import Store, WeightHost
 from posttrain.generation.vllm.weights import adapter_rank, applies_adapter, base_pairs, parts
 from posttrain.settings import Settings
-from safetensors.torch import load
+from posttrain_testkit.tiny_vision import tiny_vision
+from safetensors.torch import load, save_file
 
 LIMITS = Limits(frozenset({2, 5}), 20)
 
@@ -181,6 +185,33 @@ def test_tied_weights_travel_once(model):
     assert "lm_head.weight" not in names
 
 
+def test_an_image_encoder_has_the_names_of_released_files_whatever_file_it_came_from(tmp_path):
+    """Engines know these alone. Files that transformers made anew lack the level, and both kinds can be loaded."""
+    made, _ = tiny_vision("llava")
+    made.save_pretrained(tmp_path)
+    plain = load((tmp_path / "model.safetensors").read_bytes())
+    assert not any("vision_model" in name for name in plain)
+    released = {name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in plain.items()}
+    save_file(released, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for model in (made, type(made).from_pretrained(tmp_path)):
+        (found,) = parts(model, model.state_dict().items(), torch.float32)
+        assert found.keys() == released.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in released.items())
+
+
+def test_a_model_that_the_engine_cannot_start_is_one_line_with_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    error = ValueError("1 validation error\n  Value error, no such [x]")
+    said = "vLLM cannot run Linear here: 'no such [x]' "
+    assert str(_cannot_start(torch.nn.Linear(1, 1), True, error)) == said + "Sample with --generation hf."
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert str(_cannot_start(torch.nn.Linear(1, 1), False, error)) == said + "Sample with --generation hf."
+    assert str(_cannot_start(torch.nn.Linear(1, 1), True, error)) == (
+        f"{said}Its code for many models with images needs torchvision (import of torchvision halted; None in "
+        "sys.modules). Install the one of this torch: pip install torchvision. Sample with --generation hf."
+    )
+
+
 def test_parts_are_cut_between_layers_and_cast(model, monkeypatch):
     monkeypatch.setattr("posttrain.generation.vllm.weights.PART_BYTES", 1)
     found = list(parts(model, model.state_dict().items(), torch.bfloat16))
@@ -214,6 +245,15 @@ def test_an_adapter_on_the_head_is_not_sent_alone(model):
 
     policy = Policy(peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=["lm_head"])))
     assert not applies_adapter(policy)
+
+
+@pytest.mark.parametrize(("names", "applies"), [(r".*language_model.*_proj", True), (r".*(_proj|linear_1)", False)])
+def test_an_adapter_on_a_projector_is_not_sent_alone(names, applies):
+    """vLLM leaves it out without a word."""
+    import peft
+
+    policy = Policy(peft.get_peft_model(tiny_vision("llava")[0], peft.LoraConfig(r=4, target_modules=names)))
+    assert applies_adapter(policy) == applies
 
 
 def test_a_store_gives_each_server_what_it_lacks():

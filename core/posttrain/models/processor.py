@@ -152,11 +152,7 @@ def reader_for(processor: Any, config: Any, max_pixels: int | None) -> ImageRead
 
 
 def _read(source: str, options: dict[str, Any], config: Any) -> Any:
-    """Load the processor, without its part for videos where the packages of that are missing."""
-    from transformers.utils import is_torchvision_available
-
-    if is_torchvision_available():
-        return foreign.read(transformers.AutoProcessor, source, **options)
+    """Load the processor without its part for videos, which not every folder has, nor every machine its packages."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     kind = PROCESSOR_MAPPING.get(type(config), None)

@@ -1,15 +1,20 @@
 """Images before vLLM: the trainer's tokens and numbers, features of the newest encoder, families that it cannot run."""
 
+import functools
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
 from posttrain.cli.main import main
 from posttrain.contract.generation import Sampling
+from posttrain.contract.rollout import Rollout
 from posttrain.data import prepare, read_rows
 from posttrain.errors import ModelError
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.models.load import load_policy, load_tokenizer
+from posttrain.network.chunked_head import TokenQuery
+from posttrain.network.images import language_part
 from posttrain.settings import Settings
 from posttrain_testkit.tiny_vision import picture, save_tiny_vision, shown
 
@@ -22,14 +27,20 @@ ROWS = [
 GREEDY = Sampling(6, temperature=0.0)
 
 
+#: Fields with which vLLM's attention on a CPU knows the size of heads, and answers that depend on more than noise.
+TEXT = {"hidden_size": 64, "head_dim": 32, "initializer_range": 0.2}
+#: Families that the engine runs on a CPU.
+RUN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "idefics3", "smolvlm", "llava", "internvl")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Idefics3, with heads of a size that vLLM's attention on a CPU knows."""
-    return str(save_tiny_vision("idefics3", tmp_path_factory.mktemp("model"), hidden_size=64, initializer_range=0.2))
+def saved(tmp_path_factory):
+    """The folder of a family's model."""
+    return functools.cache(lambda family: str(save_tiny_vision(family, tmp_path_factory.mktemp(family), **TEXT)))
 
 
-def loaded(folder):
-    settings = Settings(model=folder, train_vision="all")
+def loaded(folder, **options):
+    settings = Settings(model=folder, **{"train_vision": "all"} | options)
     tokenizer = load_tokenizer(folder, settings.model)
     policy = load_policy(folder, tokenizer, settings.model).policy.eval()
     examples = prepare(read_rows(ROWS, ("prompt",), settings.data), tokenizer, settings.data, {2}, None)
@@ -37,51 +48,98 @@ def loaded(folder):
     return policy, tokenizer, [prompt.ids for prompt in prompts], [list(prompt.images) for prompt in prompts]
 
 
+@contextmanager
 def started(policy, tokenizer, run_limits):
     from posttrain.generation.vllm.engine import EngineOptions, VllmEngine
 
-    return VllmEngine(policy, tokenizer, run_limits(frozenset({2})), EngineOptions(0.0, torch.float32, 8, 0.3))
-
-
-def test_greedy_answers_are_the_local_ones_before_and_after_an_update_of_the_encoder(kit, folder, run_limits):
-    policy, tokenizer, ids, images = loaded(folder)
-    engine = started(policy, tokenizer, run_limits)
+    engine = VllmEngine(policy, tokenizer, run_limits(frozenset({2})), EngineOptions(0.0, torch.float32, 8, 0.3))
     try:
-        before = []
-        for version in range(2):
-            kit.give(engine, policy, version)
-            mine = engine.generate(ids, GREEDY, [[0]] * 4, images)
-            with torch.no_grad():
-                theirs = HfGenerator(policy.model, tokenizer, {2}, 4).generate(ids, GREEDY, [[0]] * 4, images)
-            for (one,), (other,) in zip(mine, theirs, strict=True):
-                assert one.ids.tolist() == other.ids.tolist()
-                assert torch.allclose(one.logps, other.logps, atol=1e-4)
-            before.append([one.ids.tolist() for (one,) in mine])
-            with torch.no_grad():
-                for name, parameter in policy.model.named_parameters():
-                    if "vision" in name or "connector" in name:
-                        parameter.mul_(1.5)
-        assert before[0][0] != before[0][1]
-        assert before[0][0] != before[1][0]  # the features were made anew
-        assert before[0][2] == before[1][2]
-        with pytest.raises(ModelError, match="vLLM reads the images of Idefics3ForConditionalGeneration as 3 tokens"):
-            engine._check_read([1, 2], [1, 2, 3])
+        yield engine
     finally:
         engine.close()
 
 
-def test_an_answer_from_the_command_line(folder, tmp_path, capsys):
+def same_answers(engine, policy, tokenizer, ids, images):
+    """Greedy answers of the engine, which are those of transformers to the log-prob, and the trainer's."""
+    mine = engine.generate(ids, GREEDY, [[0]] * 4, images)
+    with torch.no_grad():
+        theirs = HfGenerator(policy.model, tokenizer, {2}, 4).generate(ids, GREEDY, [[0]] * 4, images)
+    for prompt, pictures, (one,), (other,) in zip(ids, images, mine, theirs, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        torch.testing.assert_close(one.logps, other.logps, rtol=0, atol=1e-4)
+        row = Rollout(0, prompt, one, {}, images=tuple(pictures)).sequence()
+        with torch.no_grad():
+            torch.testing.assert_close(one.logps, policy([row], TokenQuery())["logps"], rtol=0, atol=1e-4)
+    return [one.ids.tolist() for (one,) in mine]
+
+
+def moved(policy, seed, size):
+    """Change everything that is trained."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
+
+
+@pytest.mark.parametrize("family", RUN)
+def test_answers_are_the_local_ones_before_and_after_updates_of_all_weights(kit, saved, run_limits, family):
+    policy, tokenizer, ids, images = loaded(saved(family))
+    with started(policy, tokenizer, run_limits) as engine:
+        found = []
+        for version in range(3):
+            kit.give(engine, policy, version)
+            found.append(same_answers(engine, policy, tokenizer, ids, images))
+            if version == 0:  # the encoder and the projector alone: features are made anew
+                language = {id(one) for one in language_part(policy.decoder).parameters()}
+                with torch.no_grad():
+                    for parameter in policy.decoder.parameters():
+                        if id(parameter) not in language:
+                            parameter.mul_(1.5)
+            else:
+                moved(policy, version, 0.05)
+        assert found[0][0] != found[0][1]  # another picture behind the same ids
+        assert found[0][0] != found[1][0]
+        assert found[0][2] == found[1][2]  # text alone
+        assert found[1][2] != found[2][2]
+        with pytest.raises(ModelError, match=r"vLLM reads the images of \w+ForConditionalGeneration as 3 tokens"):
+            engine._check_read([1, 2], [1, 2, 3])
+
+
+@pytest.mark.parametrize("seen", ["none", "projector", "all"])
+def test_adapters_reach_the_engine_wherever_they_lie(kit, saved, run_limits, seen):
+    """vLLM applies an adapter to text alone, so one on an encoder or projector comes merged."""
+    policy, tokenizer, ids, images = loaded(saved("llava"), lora=True, lora_rank=8, train_vision=seen)
+    with started(policy, tokenizer, run_limits) as engine:
+        assert engine.abilities.adapters == (seen == "none")
+        found = []
+        for version in range(2):
+            kit.give(engine, policy, version)
+            found.append(same_answers(engine, policy, tokenizer, ids, images))
+            moved(policy, version, 0.2)
+        assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("family", ["idefics3", "qwen3-vl"])
+def test_an_answer_from_the_command_line(saved, tmp_path, capsys, family):
     picture(1).save(tmp_path / "one.png")
-    words = ["generate", folder, "--prompt", "what", "--image", str(tmp_path / "one.png"), "--max-new-tokens", "5"]
+    words = ["generate", saved(family), "--prompt", "what", "--image", str(tmp_path / "one.png")]
     answers = []
     for backend in ("hf", "vllm"):
-        assert main([*words, "--generation", backend, "--json"]) == 0
+        assert main([*words, "--max-new-tokens", "5", "--generation", backend, "--json"]) == 0
         answers.append(json.loads(capsys.readouterr().out)[0]["completion"])
     assert answers[0] == answers[1]
 
 
-def test_a_family_that_the_engine_lacks_is_refused_by_name(tmp_path, run_limits):
-    folder = save_tiny_vision("smolvlm", tmp_path, hidden_size=64)
-    policy, tokenizer, _, _ = loaded(str(folder))
-    with pytest.raises(ModelError, match=r"^vLLM cannot run SmolVLMForConditionalGeneration here: .* --generation hf"):
-        started(policy, tokenizer, run_limits)
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("gemma3", "it reads images in both directions, and vLLM's attention on this device in one"),
+        ("paligemma", "it reads a whole prompt in both directions, and vLLM its text in one"),
+    ],
+)
+def test_a_family_that_the_engine_reads_otherwise_is_refused_by_name(saved, run_limits, family, reason):
+    policy, tokenizer, _, _ = loaded(saved(family))
+    said = rf"^vLLM cannot run \w+ForConditionalGeneration here: {reason}\. .* hf\.$"
+    with pytest.raises(ModelError, match=said), started(policy, tokenizer, run_limits):
+        pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import random
 import tempfile
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posttrain.contract.generation import Abilities, Completion, Health, Sampling, Weights
-from posttrain.errors import ModelError, short
+from posttrain.errors import ModelError, first_line, short
 from posttrain.generation.local.hf import refuse_images
 from posttrain.generation.vllm.folder import write_folder
 from posttrain.generation.vllm.requests import Limits, check_sampling, completion, logprobs_mode
@@ -72,9 +72,10 @@ class VllmEngine:
         folder = write_folder(policy, tokenizer, Path(self._folder.name) / "model")
         with _undisturbed():
             try:
-                self._llm = _start(str(folder), limits, options, self._mode, rank)
+                self._llm = _start(str(folder), limits, options, self._mode, rank, self._reader is not None)
             except Exception as error:  # vLLM raises of many kinds for a model, or an image processor, that it lacks
                 raise _cannot_start(policy.inner, self._reader is not None, error) from error
+        _check_directions(policy, self._llm)
         self._sleeps = bool(_platform().is_sleep_mode_available())
         if rank is not None:
             self._load(base_pairs(policy), "base")
@@ -201,7 +202,7 @@ def write_adapter(weights: Weights, folder: Path) -> None:
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
-def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank: int | None) -> Any:
+def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank: int | None, images: bool) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must run in this process
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -213,6 +214,9 @@ def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank:
 
     cpu = _platform().is_cpu()
     more: dict[str, Any] = {"block_size": CPU_BLOCK, "kv_cache_memory_bytes": CPU_CACHE_BYTES} if cpu else {}
+    if images:
+        # Pixels as the trainer has them: what would normalise in the engine are buffers, which dummy weights overwrite.
+        more |= {"limit_mm_per_prompt": {"video": 0}, "mm_device_do_normalize": False}
     if rank is not None:
         more |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 2}
     return LLM(
@@ -233,16 +237,37 @@ def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank:
     )
 
 
+def _check_directions(policy: TokenModel, llm: Any) -> None:
+    """Raise ModelError where the engine would read images, or prompts, in one direction and the model in both."""
+    layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+    reason = ""
+    if policy.images is not None and policy.images.prefix:
+        reason = "it reads a whole prompt in both directions, and vLLM its text in one."
+    elif any(getattr(one, "use_mm_prefix", False) and not one.attn_backend.supports_mm_prefix() for one in layers):
+        reason = "it reads images in both directions, and vLLM's attention on this device in one."
+    if reason:
+        llm.llm_engine.engine_core.shutdown()
+        raise ModelError(f"vLLM cannot run {type(policy.inner).__name__} here: {reason} Sample with --generation hf.")
+
+
 def _cannot_start(inner: Any, images: bool, error: Exception) -> ModelError:
     """Return the error for a model that the engine does not take."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = next((line for line in lines if line.startswith("Value error, ")), lines[0]).removeprefix("Value error, ")
-    hint = ""
-    if images and importlib.util.find_spec("torchvision") is None:
-        hint = " Its code for many models with images needs the package torchvision, which is not installed."
+    hint = _without_torchvision() if images else ""
     return ModelError(
         f"vLLM cannot run {type(inner).__name__} here: {short(reason, 300)}{hint} Sample with --generation hf."
     )
+
+
+def _without_torchvision() -> str:
+    """Return why torchvision cannot be imported; empty where it can."""
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # a build for other devices than torch's own raises anything
+        wants = f"Its code for many models with images needs torchvision ({first_line(error)})."
+        return f" {wants} Install the one of this torch: pip install torchvision."
+    return ""
 
 
 def _platform() -> Any:

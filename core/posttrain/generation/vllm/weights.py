@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from posttrain.network.images import language_part
+from posttrain.network.token_model import decoder_of
 
 if TYPE_CHECKING:
     from posttrain.contract.generation import Weights
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Bytes that travel together; a decoder layer is never split.
 PART_BYTES = 256 << 20
+#: Image encoders of transformers whose released files have a level ``vision_model``.
+_TOWERS = ("CLIPVisionModel", "SiglipVisionModel")
 
 
 def parts(model: Any, pairs: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
@@ -23,18 +29,32 @@ def parts(model: Any, pairs: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -
     """
     from transformers.core_model_loading import revert_weight_conversion
 
+    names = _released(model)
     found: dict[str, Tensor] = {}
     size, layer = 0, ""
     for name, tensor in pairs:
         if size >= PART_BYTES and _layer(name) != layer:
-            yield revert_weight_conversion(model, found)
+            yield names(revert_weight_conversion(model, found))
             found, size = {}, 0
         plain = tensor.detach()
         found[name] = plain.to(dtype) if plain.is_floating_point() else plain
         size += found[name].numel() * found[name].element_size()
         layer = _layer(name)
     if found:
-        yield revert_weight_conversion(model, found)
+        yield names(revert_weight_conversion(model, found))
+
+
+def _released(model: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return what gives tensors the names of a family's released files, which engines know.
+
+    CLIP's and SigLIP's image encoders have there a level more than the modules, and than files of models that
+    transformers made anew.
+    """
+    found = [name.split(".")[-1] for name, module in model.named_modules() if type(module).__name__ in _TOWERS]
+    inside = re.compile(rf"^((?:.+\.)?(?:{'|'.join(found)})\.)(?!vision_model\.)")
+    return lambda part: (
+        {inside.sub(r"\1vision_model.", name): tensor for name, tensor in part.items()} if found else part
+    )
 
 
 def pairs_of(model: Any, weights: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -88,7 +108,10 @@ def _plain(module: Any, tensor: Any) -> Tensor:
 
 
 def applies_adapter(policy: TokenModel) -> bool:
-    """Whether an engine applies the policy's adapter as peft does: plain LoRA of one rank, on linear layers."""
+    """Whether an engine applies the policy's adapter as peft does: plain LoRA of one rank, on linear layers of text.
+
+    vLLM leaves out, or refuses, what lies on an image encoder or a projector.
+    """
     config = getattr(policy.model, "peft_config", {}).get("default")
     if config is None:
         return False
@@ -97,6 +120,9 @@ def applies_adapter(policy: TokenModel) -> bool:
     unlike = any(getattr(config, name, None) for name in (*unusual, "trainable_token_indices"))
     plain = kind == "LORA" and config.bias == "none" and not unlike
     vocabulary = policy.inner.get_output_embeddings(), policy.inner.get_input_embeddings()
+    decoder = decoder_of(policy.inner)
+    text = set(language_part(decoder).modules())
+    plain = plain and all(module in text for module in decoder.modules() if hasattr(module, "base_layer"))
     plain = plain and config.init_lora_weights in (True, False, "gaussian", "orthogonal")  # others change the base
     return plain and not any(hasattr(module, "base_layer") for module in vocabulary)
 
