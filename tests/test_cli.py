@@ -91,6 +91,13 @@ def test_print_config_and_dry_run_start_nothing(site, api, capsys):
         (["show"], "The following arguments are required: method.  Flags: posttrain show --help"),
         (["check-data"], "No data were given. Write: posttrain check-data FILE... [--method METHOD]"),
         (["resume"], "One run directory is wanted, 0 were given. Write: posttrain resume RUN"),
+        (["train", "fake", "--output", ""], "--output is '', which names nothing. Leave it out, or give it a value."),
+        (["train", "fake", ""], "a word of the command is '', which names nothing. Leave it out, or give it a value."),
+        (["resume", ""], "a word of the command is '', which names nothing."),
+        (["export", "", "x"], "model is '', which names nothing. Leave it out, or give it a value."),
+        (["status", "a", ""], "run is '', which names nothing. Leave it out, or give it a value."),
+        (["report", "a", "--output="], "--output is '', which names nothing. Leave it out, or give it a value."),
+        (["evaluate", "a", "--output="], "--output is '', which names nothing. Leave it out, or give it a value."),
         (["new", "Bad_Name"], "Name 'Bad_Name' is not lower-case words joined by hyphens, such as my-loss."),
     ],
 )

@@ -97,6 +97,7 @@ def test_values(key, text, value):
         ({"columns": "prompt"}, "run.yaml: Option 'columns' is 'prompt', expected NAME=VALUE pairs or none."),
         ({"model": ["a"]}, "run.yaml: Option 'model' is ['a'], expected text."),
         ({"beta": []}, "run.yaml: Option 'beta' is [], expected a number."),
+        ({"output": ""}, "run.yaml: output is '', which names nothing. Leave it out, or give it a value."),
         ({"steps": float("inf")}, "run.yaml: Option 'steps' is inf, expected a whole number or none."),
         ({"seed": "-inf"}, "run.yaml: Option 'seed' is '-inf', expected a whole number."),
         ({"learning_rate": "nan"}, "run.yaml: Option 'learning_rate' is 'nan', expected a finite number."),

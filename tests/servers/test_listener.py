@@ -228,6 +228,34 @@ def test_flags_that_cannot_be_served(flags, text, capsys, monkeypatch):
     assert len(found.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--port", "99999"], "--port is 99999, expected a number from 1 to 65535.\n"),
+        (["--max-length", "0"], "--max-length is 0, expected a number from 1 upwards.\n"),
+        (["--batch-size", "-1"], "--batch-size is -1, expected a number from 1 upwards.\n"),
+        (["--lora-rank", "-1"], "--lora-rank is -1, expected a number from 0 upwards.\n"),
+        (["--gpu-memory", "nan"], "--gpu-memory is nan, expected a share above 0, at most 1.\n"),
+        (["--gpu-memory", "1.5"], "--gpu-memory is 1.5, expected a share above 0, at most 1.\n"),
+        (["--host", "no such host"], "Nothing can listen on no such host:8000: "),
+    ],
+)
+def test_flags_with_which_no_rollout_server_runs(flags, text, capsys):
+    """vLLM's server would end and be started again before its own message says why."""
+    assert main(["serve-rollouts", "model", *flags]) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(text)
+    assert len(found.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["serve-rollouts", "serve-rewards"])
+def test_a_port_that_is_taken_is_one_line(server, command, capsys):
+    port = server.server_port
+    assert main([command, "gsm8k", "--port", str(port)]) == 2
+    text = f"Nothing can listen on 127.0.0.1:{port}: Address already in use. Choose another --port.\n"
+    assert capsys.readouterr().err == text
+
+
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
 def test_signals_end_the_command_quietly(numbers):
     command = [sys.executable, "-m", "posttrain", "serve-rewards", "gsm8k", "--port", "0"]

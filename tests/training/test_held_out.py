@@ -76,6 +76,16 @@ def test_the_books_of_the_best_metric(metric, values, best, since):
     assert (progress.best["value"], progress.best["step"], progress.best["since"]) == (*best, since)
 
 
+def test_an_evaluation_leaves_what_a_method_has_worked_out(train):
+    """beta-dpo draws rows by moving averages over its batches: they are those of the training, evaluated or not."""
+    common = {"data": ROWS["dpo"], "batch_size": 4, "steps": 4}
+    plain = train("beta-dpo", **common)
+    other = train("beta-dpo", eval_data=ROWS["dpo"][:5], eval_every=1, **common)
+    assert plain.compute.state["step"] == other.compute.state["step"] == 4
+    assert plain.compute.state == other.compute.state
+    assert [line["loss"] for line in plain.metrics] == [line["loss"] for line in other.metrics]
+
+
 @pytest.mark.parametrize("limit", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("norm", "finite", "steps"),

@@ -128,9 +128,12 @@ def test_sft_keeps_the_noise_unless_it_is_told_otherwise(train, tmp_path):
             total, count = total - logps.sum().item(), count + len(logps)
         return total / count
 
-    kept, off = train("sft", family("gpt2")), train("sft", family("gpt2"), dropout=False)
+    kept = train("sft", family("gpt2"), eval_data=ITEMS)
+    off = train("sft", family("gpt2"), dropout=False)
     assert off.metrics[0]["loss"] == pytest.approx(plain(), abs=2e-4)  # float32 products round by the kernel chosen
     assert abs(kept.metrics[0]["loss"] - plain()) > 1e-3
+    for found in kept.evaluations:
+        assert found["eval_loss"] == pytest.approx(plain(), abs=2e-4)
     assert notes(kept) == [
         "The model's own dropout and router noise are on (resid_pdrop 0.3, embd_pdrop 0.3, attn_pdrop 0.3). Off: "
         "--no-dropout"

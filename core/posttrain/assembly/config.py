@@ -18,6 +18,7 @@ from posttrain.example.example import example_defaults
 from posttrain.settings import SECTIONS, ModelSettings, OptimSettings, Settings, names_of
 from posttrain.settings.options import Option, cast
 from posttrain.settings.secret_options import hidden
+from posttrain.settings.values import refuse_empty
 
 #: Learning rates of adapters are this multiple of those of full weights (Thinking Machines, "LoRA without regret").
 LORA_LEARNING_RATE = 10
@@ -108,6 +109,8 @@ def resolve(
             if key not in kinds:
                 raise SettingsError(f"{where}{unknown(key, kinds)}  All options: posttrain show {card.name}")
             given[key] = _checked(where, key, value, kinds[key])
+            if key == "output":  # later an empty one means the default
+                refuse_empty(f"{where}output", given[key])
     own = {key: given.pop(key) for key in [option.name for option in options] if key in given}
     example = example_defaults(card, defaults | given)
     settings = Settings(**(defaults | example | given))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from posttrain.catalogue.defaults import unknown
 from posttrain.errors import SettingsError
 from posttrain.settings.options import Option, describe
+from posttrain.settings.values import refuse_empty
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +24,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise SettingsError with the message and the command that shows the flags."""
         raise SettingsError(f"{message[:1].upper()}{message[1:]}.  Flags: {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the flags. Raises SettingsError also for an empty word or --output: a variable that is not set."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if not action.option_strings or action.dest == "output":
+                for text in value if isinstance(value, list) else [value]:
+                    refuse_empty(action.option_strings[0] if action.option_strings else action.dest, text)
+        return found, rest
 
     def add_json(self) -> None:
         """Add ``--json``."""
@@ -42,6 +53,7 @@ def parse(arguments: list[str], options: Iterable[Option], command: str) -> tupl
     while rest:
         word = rest.pop(0)
         if not word.startswith("-") or word == "-":
+            refuse_empty("a word of the command", word)
             positional.append(word)
             continue
         flag, equals, text = word.partition("=")
@@ -56,6 +68,8 @@ def parse(arguments: list[str], options: Iterable[Option], command: str) -> tupl
             raise SettingsError(f"Flag '{flag}' takes no value, it was given '{text}'.")
         if not equals:
             text = _value(flag, option, rest)
+        if option.name == "output":
+            refuse_empty(flag, text)
         if _is_many(option.kind):
             values.setdefault(option.name, []).append(text)
         else:
@@ -80,6 +94,13 @@ def _is_switch(option: Option) -> bool:
 
 def _is_many(kind: Any) -> bool:
     return typing.get_origin(_kinds(kind)[0]) in (list, dict, tuple)
+
+
+def check_range(flag: str, value: int, least: int, most: int | None = None) -> None:
+    """Raise SettingsError for a number outside of ``least`` to ``most``."""
+    if value < least or (most is not None and value > most):
+        bound = "upwards" if most is None else f"to {most}"
+        raise SettingsError(f"{flag} is {value}, expected a number from {least} {bound}.")
 
 
 def help_text(options: Iterable[Option], defaults: dict[str, Any], width: int = 100) -> str:

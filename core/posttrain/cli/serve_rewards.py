@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 
-from posttrain.cli.flags import Parser
+from posttrain.cli.flags import Parser, check_range
 from posttrain.errors import SettingsError
-from posttrain.servers.listener import LOOPBACK, TOKEN
+from posttrain.servers.listener import LOOPBACK, TOKEN, address_errors
 
 
 def run(arguments: list[str]) -> int:
@@ -27,8 +27,7 @@ def run(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     token = _token(options.host)
-    if not 0 <= options.port <= 65535:
-        raise SettingsError(f"--port is {options.port}, expected a number from 0 to 65535.")
+    check_range("--port", options.port, 0, 65535)
     if not 0 < options.timeout < 1e8:
         raise SettingsError(f"--timeout is {options.timeout:g}, expected seconds.")
     from posttrain.rewards import load_rewards
@@ -36,13 +35,8 @@ def run(arguments: list[str]) -> int:
 
     pairs = dict(word.split("=", 1) for word in options.reward_options if "=" in word)
     rewards = load_rewards(options.reward, pairs, limit=options.timeout)
-    try:
+    with address_errors(options.host, options.port):
         server = ScoreServer(rewards, options.host, options.port, token)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no host has this name"
-        raise SettingsError(
-            f"Nothing can listen on {options.host}:{options.port}: {reason}. Choose another --port."
-        ) from None
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop.append(number))

@@ -50,7 +50,7 @@ class GreedyAnswers:
         orders = [
             PromptRequest(place, i, self.collector.prompts[i], [ask], [[0]]) for place, i in enumerate(self.indices)
         ]
-        sampling = Sampling(settings.data.max_new_tokens, stop=tuple(settings.sampling.stop or ()), greedy=True)
+        sampling = Sampling(settings.data.max_new_tokens, stop=tuple(settings.sampling.stop or ()))
         return self.collector.producer.answers(orders, sampling)
 
     def _loss(self, compute: Compute, step: Step, items: list[Rollout]) -> dict[str, float]:

@@ -13,10 +13,12 @@ import json
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from posttrain.errors import SettingsError
 from posttrain.servers.clock import CLOCK
 
 #: Environment variable of the shared token.
@@ -29,6 +31,21 @@ CLIENTS = 128
 #: Time limit in seconds of a whole question, and of the client's reading of each part of the answer.
 PATIENCE = 60.0
 _PART = 2**20
+
+
+@contextlib.contextmanager
+def address_errors(host: str, port: int) -> Iterator[None]:
+    """Raise SettingsError where the block cannot listen on ``host`` and ``port``."""
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no host has this name"
+        raise SettingsError(f"Nothing can listen on {host}:{port}: {reason}. Choose another --port.") from None
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Return the address family of ``host``."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 class Unreadable(Exception):
@@ -46,7 +63,7 @@ class Listener(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, handler: type[Handler], host: str, port: int, token: str | None = None):
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.address_family = family_of(host)
         self.token = token
         self.largest, self.patience = LARGEST, PATIENCE
         self._places = threading.BoundedSemaphore(CLIENTS)

@@ -21,6 +21,12 @@ _RANGES = {
 }
 
 
+def refuse_empty(name: str, text: Any, value: Any = "") -> None:
+    """Raise SettingsError for an empty ``text``, which is the ``value`` of an option or a part of it."""
+    if text == "":
+        raise SettingsError(f"{name} is {short(value)}, which names nothing. Leave it out, or give it a value.")
+
+
 def check_values(settings: dict[str, Any]) -> None:
     """Raise SettingsError for numbers that are not finite, empty texts, and values outside of ``_RANGES``."""
     for option, value in settings.items():
@@ -28,8 +34,9 @@ def check_values(settings: dict[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value) and option not in _UNBOUNDED:
             raise SettingsError(f"{name} is {value}, expected a finite number.")
         texts = value if isinstance(value, list) else [value]
-        if option not in _MAY_BE_EMPTY and any(text == "" for text in texts):
-            raise SettingsError(f"{name} is {short(value)}, which names nothing. Leave it out, or give it a value.")
+        if option not in _MAY_BE_EMPTY:
+            for text in texts:
+                refuse_empty(name, text, value)
         if any(isinstance(text, str) and "\0" in text for text in texts):
             raise SettingsError(f"{name} is {short(value)}, which holds a null character.")
     for option, (least, bound) in _RANGES.items():
