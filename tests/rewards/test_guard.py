@@ -81,13 +81,44 @@ def test_the_row_is_proved_not_guessed():
     assert ROW in error_of(reward)
 
 
-def test_no_row_is_named_where_none_breaks_the_reward_alone():
-    def reward(completions):
-        if len(completions) == 3:
-            raise ValueError("three")
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    ("fails", "first", "last"),
+    [
+        (lambda texts: len(texts) == 8, 0, 7),
+        (lambda texts: len(texts) > 4, 0, 4),
+        (lambda texts: {"c2", "c5"} <= set(texts), 2, 5),
+        (lambda texts: {"c6", "c7"} <= set(texts), 6, 7),
+        (lambda texts: {"c0", "c1"} <= set(texts), 0, 1),
+    ],
+)
+def test_where_no_row_breaks_the_reward_alone_the_fewest_that_do_together_are_named(fails, first, last, asynchronous):
+    def plain(completions):
+        if fails(completions):
+            raise ValueError("together")
         return [1.0] * len(completions)
 
-    assert " on a batch of 3 completions: three." in error_of(reward)
+    async def later(completions):
+        return plain(completions)
+
+    texts, prompts = [f"c{row}" for row in range(8)], [f"p{row}" for row in range(8)]
+    with pytest.raises(RunFailed) as caught:
+        score(load_rewards([later if asynchronous else plain]), prompts, texts, {})
+    named = f"on completions {first} ('c{first}', prompt 'p{first}') to {last} ('c{last}', prompt 'p{last}')"
+    assert f" {named} of a batch of 8 completions: together. " in str(caught.value)
+
+
+def test_the_whole_batch_is_named_where_the_failure_does_not_come_again():
+    calls = []
+
+    def reward(completions):
+        calls.append(completions)
+        if len(calls) == 1:
+            raise ValueError("once")
+        return [1.0] * len(completions)
+
+    named = "on completions 0 ('good', prompt 'p0') to 2 ('fine', prompt 'p2') of a batch of 3 completions"
+    assert f" {named}: once. " in error_of(reward)
 
 
 def test_a_judge_is_guarded_like_a_reward():

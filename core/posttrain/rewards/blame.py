@@ -1,8 +1,9 @@
-"""Errors for a reward or judge that failed: its name, the line of its code, and the row at which it failed."""
+"""Errors for a reward or judge that failed: its name, the line of its code, and the rows at which it failed."""
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +12,26 @@ from posttrain.errors import PosttrainError, RunFailed, short
 from posttrain.rewards.guard import Broken, Ended, TimedOut, guarded
 from posttrain.settings.secret_options import redacted
 
-#: Time limit of the search for the row that breaks a reward, in seconds.
+#: Time limit of the search for the rows that break a reward, in seconds.
 SEARCH = 5.0
 
 
 @dataclass
 class Batch:
-    """Content of a failed call: ``alone(row)`` repeats it for one row of ``texts``, which are called ``unit``."""
+    """Content of a failed call: ``again(rows)`` repeats it for some rows of ``texts``, which are called ``unit``."""
 
     unit: str
     texts: Sequence[str]
     prompts: Sequence[Any]
-    alone: Callable[[int], Any]
+    again: Callable[[range], Any]
 
-    def name(self, row: int | None) -> str:
-        """Describe the batch, and the row if it is known, in words."""
+    def name(self, rows: range) -> str:
+        """Describe the batch, and neighbouring rows of it, in words."""
         whole = f"a batch of {len(self.texts)} {self.unit}s"
-        if row is None:
-            return f"on {whole}"
-        return f"on {self.unit} {row} ({short(self.texts[row])}, prompt {short(self.prompts[row])}) of {whole}"
+        ends = [f"{row} ({short(self.texts[row])}, prompt {short(self.prompts[row])})" for row in (rows[0], rows[-1])]
+        if len(rows) == 1:
+            return f"on {self.unit} {ends[0]} of {whole}"
+        return f"on {self.unit}s {ends[0]} to {ends[1]} of {whole}"
 
 
 def failure(what: str, found: Broken, batch: Batch, limit: float | None) -> BaseException:
@@ -40,10 +42,10 @@ def failure(what: str, found: Broken, batch: Batch, limit: float | None) -> Base
     place = f" at {found.frames[-1][0].f_code.co_filename}:{found.frames[-1][1]}" if found.frames else ""
     if isinstance(error, TimedOut):
         return RunFailed(
-            f"{what} has not returned after {limit:g} seconds, then{place} {batch.name(_held(found, batch))}. "
+            f"{what} has not returned after {limit:g} seconds, then{place} {batch.name(_held(found, batch) or range(len(batch.texts)))}. "
             "Give it more time with --reward-timeout SECONDS; 0 sets no limit."
         )
-    where = batch.name(_row(found, batch))
+    where = batch.name(_rows(found, batch))
     if isinstance(error, Ended):
         return RunFailed(f"{what} {error}{place} {where}. A reward returns; it does not end the run.")
     text = " ".join(_text(error).split()) or "no message"
@@ -69,30 +71,48 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def _held(found: Broken, batch: Batch) -> int | None:
+def _held(found: Broken, batch: Batch) -> range | None:
     """Return the row whose text the innermost frame with one holds: the current one, in the usual loop over rows."""
     places = {id(text): row for row, text in enumerate(batch.texts)}
     for frame, _ in reversed(found.frames):
         held = {places[id(value)] for value in frame.f_locals.values() if id(value) in places}
         if len(held) == 1:
-            return held.pop()
+            return _one(held.pop())
     return None
 
 
-def _row(found: Broken, batch: Batch) -> int | None:
-    """Return the first row that alone fails in the same way; the one that the frame held is tried first."""
-    if len(batch.texts) == 1:
-        return 0
+def _one(row: int) -> range:
+    return range(row, row + 1)
+
+
+def _rows(found: Broken, batch: Batch) -> range:
+    """Return the first row that alone fails in the same way, else the fewest neighbours that do, else all.
+
+    The row that the frame held is tried first.
+    """
+    everyone = range(len(batch.texts))
+    if len(everyone) == 1:
+        return everyone
     held = _held(found, batch)
-    rows = sorted(range(len(batch.texts)), key=lambda row: row != held)
     end = time.monotonic() + SEARCH
-    for row in rows:
-        left = end - time.monotonic()
-        if left <= 0:
-            return None
+
+    def fails(rows: range) -> bool:
         try:
-            guarded(lambda row=row: batch.alone(row), "A reward", left)  # type: ignore[misc]
+            guarded(lambda: batch.again(rows), "A reward", max(end - time.monotonic(), 0.001))
         except Broken as again:
-            if type(again.error) is type(found.error):
-                return row
-    return None
+            return type(again.error) is type(found.error)
+        return False
+
+    for row in sorted(everyone, key=lambda row: _one(row) != held):
+        if fails(_one(row)):
+            return _one(row)
+        if time.monotonic() > end:
+            return everyone
+    return _fewest(fails, everyone)
+
+
+def _fewest(fails: Callable[[range], bool], rows: range) -> range:
+    """Leave out of ``rows``, which fail together, the last and then the first ones that the failure does not need."""
+    last = bisect_left(range(1, len(rows)), True, key=lambda count: fails(rows[:count]))
+    needed = rows[: last + 1]
+    return needed[bisect_left(range(1, len(needed)), True, key=lambda start: not fails(needed[start:])) :]

@@ -174,8 +174,11 @@ class _Function:
         try:
             return self._call(columns)
         except Broken as found:
-            alone = lambda row: self._call({name: [values[row]] for name, values in columns.items()})  # noqa: E731
-            batch = Batch("pair", columns["firsts"], columns["prompts"], alone)
+
+            def again(rows: range) -> Any:
+                return self._call({name: values[rows.start : rows.stop] for name, values in columns.items()})
+
+            batch = Batch("pair", columns["firsts"], columns["prompts"], again)
             raise failure(self.title, found, batch, self.limit) from found.error
 
     def _call(self, columns: dict[str, list[Any]]) -> Any:

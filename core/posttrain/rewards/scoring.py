@@ -131,12 +131,13 @@ def _title(reward: Reward) -> str:
 
 
 def _batch(reward: Reward, available: dict[str, list[Any]]) -> Batch:
-    def alone(row: int) -> Any:
-        positional, named = reward.arguments({name: [values[row]] for name, values in available.items()})
+    def again(rows: range) -> Any:
+        chosen = {name: values[rows.start : rows.stop] for name, values in available.items()}
+        positional, named = reward.arguments(chosen)
         result = reward.function(*positional, **named)
         return _run(result) if reward.async_ else result
 
-    return Batch("completion", available["completions"], available["prompts"], alone)
+    return Batch("completion", available["completions"], available["prompts"], again)
 
 
 def _read(reward: Reward, result: Any, completions: list[str], remarks: dict[str, list[Any]] | None) -> list[float]:
