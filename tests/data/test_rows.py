@@ -192,6 +192,41 @@ def test_implicit_prompt_of_messages():
     assert rows[2] == {"prompt": [ASK], "chosen": [ANSWER], "rejected": [other]}
 
 
+ASKED = "What is 2 + 2?"
+
+
+@pytest.mark.parametrize(
+    ("schema", "repeated", "others"),
+    [
+        (
+            "preference",
+            {"prompt": ASKED, "chosen": f"{ASKED} 4", "rejected": f"\n{ASKED} 5"},
+            [
+                {"prompt": ASKED, "chosen": f"{ASKED} 4", "rejected": "5"},
+                {"prompt": "a", "chosen": "ab", "rejected": "ac"},
+            ],
+        ),
+        (
+            "preference",
+            {"prompt": [ASK], "chosen": [ASK, ANSWER], "rejected": [ASK, ANSWER]},
+            [{"prompt": [ASK], "chosen": [ANSWER], "rejected": [ASK, ANSWER]}],
+        ),
+        ("prompt-completion", {"prompt": ASKED, "completion": ASKED + "4"}, [{"prompt": ASKED, "completion": "4"}]),
+        (
+            "ranked",
+            {"prompt": ASKED, "completions": [ASKED + "4", ASKED + "5"]},
+            [{"prompt": ASKED, "completions": [ASKED + "4", "5"]}],
+        ),
+    ],
+)
+def test_answers_that_begin_with_the_prompt_are_counted(schema, repeated, others):
+    """All answers of a row must, and with more than a word: an answer may begin with one letter by chance."""
+    rows = read_rows([repeated, *others, repeated], (schema,), Settings().data)
+    said = "prompts repeated at the beginning of the answers: the model would read, or learn, them twice"
+    assert rows.notes == [f"{said} (2 rows)"]
+    assert read_rows(others, (schema,), Settings().data).notes == []
+
+
 def test_conversions_are_made_and_said():
     pair = {"prompt": "p", "chosen": "c", "rejected": "r", "source": "x"}
     rows = read_rows([pair], ("unpaired-preference",), Settings().data)

@@ -5,8 +5,10 @@ import signal
 import threading
 
 import pytest
+import torch
 from posttrain import hookimpl
 from posttrain.errors import CheckpointError
+from safetensors.torch import load_file
 
 from ..training.conftest import ROWS
 from .test_checkpoints import events, losses, resume
@@ -46,6 +48,21 @@ def test_the_first_signal_ends_the_run_after_its_step(train, capsys, number):
     assert losses(run.path) == [line["loss"] for line in whole.metrics]
     one, other = (path / "model" / "model.safetensors" for path in (whole.path, run.path))
     assert one.read_bytes() == other.read_bytes()
+
+
+RUINED = {"save_best": True, "learning_rate": 3.0, "schedule": "constant", "eval_data": ROWS["sft"], "eval_every": 1}
+
+
+@pytest.mark.parametrize("options", [RUINED, {"ema_decay": 0.5}])
+def test_an_interrupted_run_holds_the_weights_of_its_last_step(train, options):
+    """Best and averaged weights are for the end of a run."""
+    run = train("sft", steps=6, observers=[Sender(signal.SIGTERM)], **options)
+    assert (run.interrupted, run.step) == (True, 3)
+    saved = load_file(run.directory.checkpoints / "step-3" / "model" / "model.safetensors")
+    held = dict(run.model.named_parameters())
+    assert saved
+    assert all(torch.equal(value, held[name]) for name, value in saved.items())
+    assert not events(run.path, "weights-averaged")
 
 
 def test_the_second_ctrl_c_ends_at_once(train, tmp_path):

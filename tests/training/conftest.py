@@ -38,7 +38,11 @@ def train(tmp_path: Path):
     def call(method: str, **keywords):
         head = "reward-head" if method == "reward" else "vocabulary"
         objects = {"model": tiny_model(head, keywords.pop("torch_dtype", torch.float32))}
-        objects |= {"tokenizer": tiny_tokenizer(), "data": ROWS.get(method), "output": str(tmp_path / f"run-{next(calls)}")}
+        objects |= {
+            "tokenizer": tiny_tokenizer(),
+            "data": ROWS.get(method),
+            "output": str(tmp_path / f"run-{next(calls)}"),
+        }
         if method in ("grpo", "rloo"):
             objects |= {"reward": count_of_a, "group_size": 4, "max_new_tokens": 6}
         defaults = {

@@ -32,6 +32,11 @@ def test_held_out_rows_leave_the_training_data(train):
     assert sorted(trained + held_out) == everything
 
 
+def test_the_seed_decides_which_rows_are_held_out(train):
+    held_out = [contents(train("sft", eval_fraction=0.25, steps=1, seed=seed).evaluation.data) for seed in (1, 2, 1)]
+    assert held_out[0] == held_out[2] != held_out[1]
+
+
 def test_eval_batches_counts_batches_not_rows(train):
     """Two batches of two are the first four rows, whatever the batches of the training."""
     common = {"learning_rate": 0.0, "batch_size": 2, "steps": 1}

@@ -261,7 +261,8 @@ def test_best_checkpoint_and_early_stopping(train):
     assert run.step < 30
     values = [e["eval_loss"] for e in run.evaluations]
     best = min(range(len(values)), key=values.__getitem__)
-    assert run.progress.best["step"] == run.evaluations[best]["step"]
+    assert run.progress.best == {"value": values[best], "step": run.evaluations[best]["step"], "since": 2}
+    assert run.step == len(run.metrics)  # of the last step, not of the best
     assert run.evaluation(run.compute, run.progress)["loss"] == pytest.approx(values[best], rel=1e-6)
 
 

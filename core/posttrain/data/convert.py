@@ -12,6 +12,8 @@ from posttrain.data.values import last_turn
 
 Row = dict[str, Any]
 Notes = dict[str, int]
+#: Characters from which a prompt does not begin an answer by chance.
+_SENTENCE = 8
 
 
 def note(notes: Notes, text: str) -> None:
@@ -41,6 +43,20 @@ def same_form(row: Row, schema: str, notes: Notes) -> Row:
         answers = {name: [{"role": "assistant", "content": row[name]}] for name in names}
         return {**row, **answers}
     return row
+
+
+def note_repeated_prompt(row: Row, notes: Notes) -> None:
+    """Count a row all of whose answers begin with its prompt, several words or messages long."""
+    prompt: Any = row.get("prompt")
+    given = [row.get(name) for name in ("chosen", "rejected", "completion")]
+    answers: list[Any] = [answer for answer in [*given, *(row.get("completions") or [])] if answer is not None]
+    if isinstance(prompt, str):
+        prompt = prompt.strip()
+        again = len(prompt) >= _SENTENCE and all(isinstance(a, str) and a.lstrip().startswith(prompt) for a in answers)
+    else:
+        again = is_messages(prompt) and bool(prompt) and all(a[: len(prompt)] == prompt for a in answers)
+    if answers and again:
+        note(notes, "prompts repeated at the beginning of the answers: the model would read, or learn, them twice")
 
 
 def explicit_prompt(row: Row, notes: Notes) -> Row:

@@ -242,6 +242,7 @@ class _Reader:
             if text := schemas.problem(row, shape):
                 raise DataError(f"{origin}: {text}")
             self._same_form_as_first(origin, number, row)
+            convert.note_repeated_prompt(row, self.notes)
             if shape.tokens:
                 made = pretokenised.token_pair if schema == "preference" else pretokenised.plain_tokens
                 return made(row, self.notes)
