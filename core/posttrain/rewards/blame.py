@@ -41,8 +41,9 @@ def failure(what: str, found: Broken, batch: Batch, limit: float | None) -> Base
         return error
     place = f" at {found.frames[-1][0].f_code.co_filename}:{found.frames[-1][1]}" if found.frames else ""
     if isinstance(error, TimedOut):
+        rows = _held(found, batch) or range(len(batch.texts))
         return RunFailed(
-            f"{what} has not returned after {limit:g} seconds, then{place} {batch.name(_held(found, batch) or range(len(batch.texts)))}. "
+            f"{what} has not returned after {limit:g} seconds, then{place} {batch.name(rows)}. "
             "Give it more time with --reward-timeout SECONDS; 0 sets no limit."
         )
     where = batch.name(_rows(found, batch))
