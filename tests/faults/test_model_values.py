@@ -11,7 +11,9 @@ from posttrain.errors import ModelError, PosttrainError
 from posttrain.models.adapters import attach
 from posttrain.models.config_files import check_folder
 from posttrain.models.config_values import fault_in
-from posttrain.models.load import load_policy, load_tokenizer
+from posttrain.models.export import export
+from posttrain.models.load import load_module, load_policy, load_tokenizer
+from posttrain.models.positions import learnt_positions_of
 from posttrain.models.verify_files import verify
 from posttrain.rewards.model import reward_model
 from posttrain.settings import Settings
@@ -167,6 +169,47 @@ def test_an_adapter_with_values_of_other_types(spoilt, field, value):
     folder = spoilt("adapter", "adapter_config.json", field, value)
     with pytest.raises(ModelError, match=r"^Adapter '.*/adapter' cannot be loaded from adapter_config\.json: .+"):
         attach(tiny_model(), str(folder))
+
+
+@pytest.mark.parametrize("own_tokenizer", [True, False])
+@pytest.mark.parametrize(
+    "reads",
+    [
+        load,
+        lambda folder: sizes_of(Settings(model=str(folder)).model),
+        lambda folder: export(str(folder), str(folder / "whole")),
+        lambda folder: load_module(str(folder), Settings().model, torch.device("cpu"), "vocabulary", None),
+        lambda folder: learnt_positions_of(str(folder), Settings().model),
+    ],
+    ids=["load", "sizes", "export", "merged", "positions"],
+)
+@pytest.mark.parametrize("base", ["/no/such/folder", "damaged"])
+def test_where_a_base_cannot_be_read_the_adapter_is_named_too(spoilt, tmp_path, reads, own_tokenizer, base):
+    if base == "damaged":
+        base = str(tmp_path / "damaged")
+        (tmp_path / "damaged").mkdir()
+    folder = spoilt("adapter", "adapter_config.json", "base_model_name_or_path", base)
+    if not own_tokenizer:
+        (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError) as found:
+        reads(folder)
+    assert str(found.value).startswith(f"Model folder '{base}' ")
+    assert str(found.value).endswith(f" The adapter '{folder}' names '{base}' as its base.")
+
+
+@pytest.mark.parametrize("names", [("adapter",), ("adapter", "other"), ("other", "other")])
+def test_an_adapter_that_is_its_own_base(spoilt, tmp_path, monkeypatch, names):
+    """Itself, by way of another one, or another one that is."""
+    folder = spoilt("adapter", "adapter_config.json", "base_model_name_or_path", names[0])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": names[-1]}))
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    for one in (folder, tmp_path / "other"):
+        text = (one / "adapter_config.json").read_text()
+        (one / "adapter_config.json").write_text(text.replace('path": "', 'path": "../'))
+    with pytest.raises(ModelError, match=r"^Adapter '.*adapter' is its own base, by base_model_name_or_path in adap"):
+        load(folder)
 
 
 def test_a_reward_model_whose_tokenizer_has_a_token_more(spoilt):

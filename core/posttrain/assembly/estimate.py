@@ -20,7 +20,7 @@ import transformers
 from posttrain.errors import PosttrainError
 from posttrain.models import foreign
 from posttrain.models.adapter_config import as_text, read_adapter_config, values_of
-from posttrain.models.adapters import adapter_base, add_adapter
+from posttrain.models.adapters import adapter_base, add_adapter, base_of
 from posttrain.models.device import choose_dtype
 from posttrain.models.load import _source, cannot_load
 from posttrain.models.processor import auto_class
@@ -86,7 +86,8 @@ class Load:
 
 def sizes_of(settings: ModelSettings) -> Sizes:
     """Return the sizes of the settings' model; its modules are built without memory. Raises ModelError."""
-    source, extra = _source(adapter_base(settings.model) or settings.model, settings)
+    with base_of(settings.model) as base:
+        source, extra = _source(base, settings)
     trusted = extra.get("trust_remote_code", False)
     try:
         config = foreign.read(transformers.AutoConfig, source, **extra)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ from posttrain.models.vocabulary import grow_to_adapter, tie_if_equal, untie
 if TYPE_CHECKING:
     from posttrain.settings import ModelSettings
 
+#: File that makes a folder an adapter's.
+CONFIG = "adapter_config.json"
 #: Name of the frozen copy of the adapter that a run started from.
 REFERENCE_ADAPTER = "reference"
 #: Name of an adapter that the policy learns from.
@@ -26,20 +30,48 @@ TEACHER_ADAPTER = "teacher"
 
 def adapter_base(model: str) -> str | None:
     """Return the base model named by an adapter folder; None where ``model`` is not one."""
-    file = Path(model).expanduser() / "adapter_config.json"
-    if model in EXAMPLES or not file.is_file():
+    if not _is_adapter(model):
         return None
+    file = Path(model).expanduser() / CONFIG
     if (file.parent / "adapter_model.bin").is_file() and not (file.parent / "adapter_model.safetensors").is_file():
         raise ModelError(
             f"Adapter '{model}' has its weights in adapter_model.bin. Only safetensors weights are loaded; convert "
             "them with peft's save_pretrained."
         )
-    base = read_config(file.parent, file.name).get("base_model_name_or_path")
+    base = first = _named_base(model)
+    seen = {file.parent.resolve()}
+    while _is_adapter(base):  # an adapter on an adapter
+        folder = Path(base).expanduser().resolve()
+        if folder in seen:
+            raise ModelError(f"Adapter '{model}' is its own base, by base_model_name_or_path in {CONFIG}.")
+        seen.add(folder)
+        base = _named_base(base)
+    return first
+
+
+def _is_adapter(model: str) -> bool:
+    return model not in EXAMPLES and (Path(model).expanduser() / CONFIG).is_file()
+
+
+def _named_base(adapter: str) -> str:
+    base = read_config(Path(adapter).expanduser(), CONFIG).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise ModelError(
-            f"Adapter '{model}' does not name its base model. Expected base_model_name_or_path in {file.name}."
+            f"Adapter '{adapter}' does not name its base model. Expected base_model_name_or_path in {CONFIG}."
         )
     return base
+
+
+@contextmanager
+def base_of(model: str) -> Iterator[str]:
+    """Yield the base of an adapter folder, else ``model``; a ModelError in the block says whose base is wrong."""
+    base = adapter_base(model)
+    try:
+        yield base or model
+    except ModelError as error:
+        if base is None:
+            raise
+        raise ModelError(f"{error} The adapter '{model}' names '{base}' as its base.") from None
 
 
 def add_adapter(module: Any, settings: ModelSettings, head: str, added: dict[str, list[int]] | None = None) -> Any:

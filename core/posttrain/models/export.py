@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from posttrain.errors import ModelError, SettingsError
-from posttrain.models.adapters import adapter_base, merged
+from posttrain.models.adapters import adapter_base, base_of, merged
 from posttrain.models.config_files import adapter_head
 from posttrain.models.generation_config import saved_form
 from posttrain.models.load import load_module, load_tokenizer
@@ -52,7 +52,8 @@ def export(
         device="cpu",
     )
     tokenizer = load_tokenizer(str(adapter), settings.model)
-    module = load_module(base, settings.model, torch.device("cpu"), adapter_head(adapter), tokenizer)
+    with base_of(str(adapter)):
+        module = load_module(base, settings.model, torch.device("cpu"), adapter_head(adapter), tokenizer)
     if quantize is not None:
         module = module.dequantize(dtype=module.dtype)
     whole = merged(module, str(adapter))

@@ -15,7 +15,7 @@ from torch import nn
 from posttrain.errors import DependencyError, ModelError, PosttrainError, SettingsError, first_line
 from posttrain.example.made import resolve_example_model
 from posttrain.models import foreign
-from posttrain.models.adapters import adapter_base, add_adapter, check_handed_over, load_adapter, merged
+from posttrain.models.adapters import add_adapter, base_of, check_handed_over, load_adapter, merged
 from posttrain.models.added_tokens import grow_to_tokens, with_tokens
 from posttrain.models.config_files import read_config
 from posttrain.models.device import choose_device, choose_dtype
@@ -57,20 +57,20 @@ def load_tokenizer(model: str, settings: ModelSettings, chat_template: str | Non
     The tokenizer of a vision-language model has an image reader (``image_reader.reader_of``). Raises ModelError where
     the tokenizer or the processor is absent or broken.
     """
-    base = adapter_base(model) or model
-    own = base != model and (Path(model).expanduser() / "tokenizer_config.json").is_file()
-    base = model if own else base  # an adapter may have been trained with tokens or a template that its base lacks
-    source, extra = _source(base, settings)
-    try:
-        tokenizer = foreign.read(transformers.AutoTokenizer, source, **extra)
-        _check_round_trip(tokenizer, model)
-    except PosttrainError:
-        raise
-    except Exception as error:  # readers raise anything on a damaged file
-        raise cannot_load("tokenizer", base, error) from None
-    if model == settings.model:
-        tokenizer = with_tokens(tokenizer, settings.add_tokens)
-    tokenizer = with_reader(tokenizer, load_reader(source, extra, tokenizer, settings.max_pixels))
+    with base_of(model) as base:
+        own = base != model and (Path(model).expanduser() / "tokenizer_config.json").is_file()
+        base = model if own else base  # an adapter may have been trained with tokens or a template that its base lacks
+        source, extra = _source(base, settings)
+        try:
+            tokenizer = foreign.read(transformers.AutoTokenizer, source, **extra)
+            _check_round_trip(tokenizer, model)
+        except PosttrainError:
+            raise
+        except Exception as error:  # readers raise anything on a damaged file
+            raise cannot_load("tokenizer", base, error) from None
+        if model == settings.model:
+            tokenizer = with_tokens(tokenizer, settings.add_tokens)
+        tokenizer = with_reader(tokenizer, load_reader(source, extra, tokenizer, settings.max_pixels))
     if chat_template is not None:
         tokenizer.chat_template = _template(chat_template)
     return tokenizer
@@ -120,9 +120,9 @@ def load_policy(
     device = choose_device(settings)
     notes: list[str] = []
     if isinstance(model, str):
-        base = adapter_base(model)
-        module = load_module(base or model, settings, device, head, tokenizer)
-        if base is not None:
+        with base_of(model) as base:
+            module = load_module(base, settings, device, head, tokenizer)
+        if base != model:
             module = load_adapter(module, model)
     else:
         module = cast("Any", model).to(device)
@@ -239,9 +239,11 @@ def _narrowed(settings: ModelSettings) -> bool:
 def load_module(model: str, settings: ModelSettings, device: torch.device, head: str, tokenizer: Any) -> Any:
     """Load a transformers model from safetensors on ``device``; for an adapter folder its base with it merged in."""
     attention.register()
-    base = adapter_base(model)
-    if base is not None:
-        return merged(load_module(base, settings, device, head, tokenizer), model)
+    with base_of(model) as base:
+        if base != model:
+            module = load_module(base, settings, device, head, tokenizer)
+    if base != model:
+        return merged(module, model)
     source, extra = _source(model, settings)
     if settings.attention is not None:
         extra["attn_implementation"] = settings.attention
@@ -285,7 +287,8 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
 
 def stop_ids_of(model: str, tokenizer: Any, settings: ModelSettings) -> set[int]:
     """Return every token that ends a completion without loading weights, for preparing data."""
-    source, extra = _source(adapter_base(model) or model, settings)
+    with base_of(model) as base:
+        source, extra = _source(base, settings)
     configuration = None
     if "gguf_file" not in extra:
         with contextlib.suppress(OSError, ValueError):  # without a generation config only the tokenizer's token stops

@@ -8,14 +8,15 @@ from typing import Any
 import transformers
 
 from posttrain.models import foreign
-from posttrain.models.adapters import adapter_base
+from posttrain.models.adapters import base_of
 from posttrain.models.load import _source
 from posttrain.settings import ModelSettings
 
 
 def learnt_positions_of(model: str, settings: ModelSettings) -> int | None:
     """Return the learnt positions of a model in a folder or on the Hub; None also for an unreadable configuration."""
-    source, extra = _source(adapter_base(model) or model, settings)
+    with base_of(model) as base:
+        source, extra = _source(base, settings)
     with contextlib.suppress(OSError, ValueError, ImportError):  # loading reports what cannot be read
         if "gguf_file" not in extra:
             return learnt_positions(foreign.read(transformers.AutoConfig, source, **extra))
