@@ -14,7 +14,7 @@ from posttrain.assembly.environment import find_task
 from posttrain.cli.main import main
 from posttrain.environments.environment import begin
 from posttrain.errors import RewardError, RunFailed, SettingsError
-from posttrain.rewards import load_rewards, own_process, score
+from posttrain.rewards import blame, load_rewards, own_process, score
 from posttrain.servers.daemon_pool import DaemonPool
 from posttrain.servers.forks import Forks, ProcessLost
 from posttrain.settings import EpisodeSettings
@@ -56,6 +56,10 @@ def hangs(completions):
     return [0.0] * len(completions)
 def crashes(completions):
     if "c" in completions:
+        ctypes.string_at(0)
+    return [1.0] * len(completions)
+def together(completions):
+    if {"b", "c"} <= set(completions):
         ctypes.string_at(0)
     return [1.0] * len(completions)
 def exits(completions):
@@ -117,6 +121,7 @@ def test_rewards_work_at_the_same_time_and_not_in_this_process(files):
     [
         ("hangs", r"'hangs' has not returned after 0.3 seconds.* on completion 1 \('b', prompt 'p'\) of a batch of 3"),
         ("crashes", r"Reward 'crashes' ended its process on completion 2 \('c', prompt 'p'\) of a batch of 3"),
+        ("together", r"process on completions 1 \('b', prompt 'p'\) to 2 \('c', prompt 'p'\) of a batch of 3"),
         ("exits", r"raised SystemExit at .*rew.py:\d+ on completion 0"),
         ("raises", r"raised ZeroDivisionError at .*rew.py:\d+ on completion 1 \('b', prompt 'p'\)"),
         ("few", "returned 1 scores for 3 completions"),
@@ -126,7 +131,7 @@ def test_rewards_work_at_the_same_time_and_not_in_this_process(files):
 )
 def test_whatever_a_reward_does_there_is_an_error_with_the_row(files, name, text, monkeypatch):
     monkeypatch.setattr(own_process, "GRACE", 0.4)
-    monkeypatch.setattr(own_process, "SEARCH", 1.5)
+    monkeypatch.setattr(blame, "SEARCH", 1.5)
     with pytest.raises((RewardError, RunFailed), match=text) as found:
         scored(reward(files, name, limit=0.3 if name == "hangs" else 5.0))
     assert "\n" not in str(found.value)

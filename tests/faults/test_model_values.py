@@ -19,10 +19,11 @@ from posttrain.rewards.model import reward_model
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from posttrain_testkit.tiny_vision import save_tiny_vision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .model_values import changed
 
+SETTINGS = Settings().model
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -210,6 +211,31 @@ def test_an_adapter_that_is_its_own_base(spoilt, tmp_path, monkeypatch, names):
         (one / "adapter_config.json").write_text(text.replace('path": "', 'path": "../'))
     with pytest.raises(ModelError, match=r"^Adapter '.*adapter' is its own base, by base_model_name_or_path in adap"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("reads", "kind", "what"),
+    [
+        (load, "text", "Model"),
+        (load, "adapter", "Model"),
+        (lambda folder: load_module(str(folder), SETTINGS, torch.device("cpu"), "vocabulary", None), "text", "Model"),
+        (lambda folder: load_module(str(folder), SETTINGS, torch.device("cpu"), "vocabulary", None), "adapter", "Adap"),
+        (reward_model, "reward", "Reward model"),
+    ],
+)
+@pytest.mark.parametrize("value", [NAN, INFINITE])
+def test_weights_that_are_not_finite_are_refused_where_they_are_read(folders, tmp_path, reads, kind, what, value):
+    """As policy, adapter, teacher, reference, judge, or reward model; a base is read for its adapter."""
+    folder = tmp_path / kind
+    shutil.copytree(folders / kind, folder)
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"^{what}.* '{folder}' has weights that are not finite, first in") as found:
+        reads(folder)
+    assert name.split(".lora_")[0].removeprefix("base_model.model.") in str(found.value)
 
 
 def test_a_reward_model_whose_tokenizer_has_a_token_more(spoilt):

@@ -19,6 +19,7 @@ from posttrain.models.adapters import add_adapter, base_of, check_handed_over, l
 from posttrain.models.added_tokens import grow_to_tokens, with_tokens
 from posttrain.models.config_files import read_config
 from posttrain.models.device import choose_device, choose_dtype
+from posttrain.models.finite import explained, finite
 from posttrain.models.generation_config import configured_stops, notes_on, set_padding, stop_ids
 from posttrain.models.probe import check_logits, check_training, choose_layout, silence, watchable_routers
 from posttrain.models.processor import auto_class, load_reader
@@ -135,9 +136,7 @@ def load_policy(
     try:
         return finish(module, tokenizer, settings, head, notes, split_layers, noise)
     except ModelError as error:
-        if isinstance(model, str) and str(error).startswith((type(module).__name__, "The tokenizer")):
-            raise ModelError(f"'{model}': {error}") from None
-        raise
+        raise explained(model, module, error) if isinstance(model, str) else error from None
 
 
 def _use_documents(module: Any, *instead_of: str) -> None:
@@ -243,7 +242,7 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
         if base != model:
             module = load_module(base, settings, device, head, tokenizer)
     if base != model:
-        return merged(module, model)
+        return finite(f"Adapter '{model}'", merged(module, model))
     source, extra = _source(model, settings)
     if settings.attention is not None:
         extra["attn_implementation"] = settings.attention
@@ -282,7 +281,7 @@ def load_module(model: str, settings: ModelSettings, device: torch.device, head:
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.clone()
-    return module
+    return finite(f"Model '{model}'", module)
 
 
 def stop_ids_of(model: str, tokenizer: Any, settings: ModelSettings) -> set[int]:

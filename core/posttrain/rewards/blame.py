@@ -87,29 +87,33 @@ def _one(row: int) -> range:
 
 
 def _rows(found: Broken, batch: Batch) -> range:
-    """Return the first row that alone fails in the same way, else the fewest neighbours that do, else all.
+    """Return the rows that fail in the same way; the one that the frame held is tried first."""
 
-    The row that the frame held is tried first.
-    """
-    everyone = range(len(batch.texts))
-    if len(everyone) == 1:
-        return everyone
-    held = _held(found, batch)
-    end = time.monotonic() + SEARCH
-
-    def fails(rows: range) -> bool:
+    def fails(rows: range, seconds: float) -> bool:
         try:
-            guarded(lambda: batch.again(rows), "A reward", max(end - time.monotonic(), 0.001))
+            guarded(lambda: batch.again(rows), "A reward", seconds)
         except Broken as again:
             return type(again.error) is type(found.error)
         return False
 
+    return find_rows(fails, len(batch.texts), _held(found, batch))
+
+
+def find_rows(fails: Callable[[range, float], bool], count: int, held: range | None = None) -> range:
+    """Return the first of ``count`` rows that fails alone, else the fewest neighbours that fail together, else all.
+
+    ``fails(rows, seconds)`` tries some again for so long; ``held`` is tried first.
+    """
+    everyone, end = range(count), time.monotonic() + SEARCH
+    if count <= 1:
+        return everyone
     for row in sorted(everyone, key=lambda row: _one(row) != held):
-        if fails(_one(row)):
-            return _one(row)
-        if time.monotonic() > end:
+        left = end - time.monotonic()
+        if left <= 0:
             return everyone
-    return _fewest(fails, everyone)
+        if fails(_one(row), left):
+            return _one(row)
+    return _fewest(lambda rows: end > time.monotonic() and fails(rows, end - time.monotonic()), everyone)
 
 
 def _fewest(fails: Callable[[range], bool], rows: range) -> range:

@@ -15,6 +15,7 @@ from posttrain.errors import ModelError, PosttrainError, RewardError
 from posttrain.models import foreign
 from posttrain.models.adapters import adapter_base, merged
 from posttrain.models.config_files import architectures
+from posttrain.models.finite import finite
 from posttrain.models.processor import reads_images
 from posttrain.rewards.image_model import image_reward_model, refuse_unseen
 from posttrain.rewards.steps import step_reward
@@ -50,7 +51,7 @@ def reward_model(
             f"Train one with: posttrain train {'reward' if labels == 1 else 'prm-step'}"
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(chosen).eval().requires_grad_(False)
+    model = finite(f"Reward model '{folder}'", model.to(chosen)).eval().requires_grad_(False)
 
     def score(prompts: list[Any], completions: list[str], images: list[list[Any]] | None = None) -> list[float]:
         refuse_unseen(folder, images)

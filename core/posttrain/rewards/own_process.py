@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 from posttrain.errors import RewardError, RunFailed
-from posttrain.rewards.blame import SEARCH, Batch
+from posttrain.rewards.blame import Batch, find_rows
 from posttrain.rewards.guard import GRACE
 from posttrain.servers.forks import Child, Forks, ProcessLost
 
@@ -80,32 +79,27 @@ class OwnProcess:
     def _failure(self, error: Exception, available: dict[str, list[Any]]) -> RunFailed:
         count = len(next(iter(available.values()), []))
         texts = available.get("completions") or [""] * count
-        batch = Batch("completion", texts, available.get("prompts") or [""] * count, lambda row: None)
-        where = batch.name(self._row(available, count))
+        batch = Batch("completion", texts, available.get("prompts") or [""] * count, lambda rows: None)
+
+        def ends(rows: range, seconds: float) -> bool:
+            child = self._new()
+            try:
+                child.ask({name: values[rows.start : rows.stop] for name, values in available.items()}, seconds)
+            except (ProcessLost, TimeoutError):
+                return True
+            except Exception:
+                return False
+            finally:
+                child.close()
+            return False
+
+        where = batch.name(find_rows(ends, count))
         if isinstance(error, TimeoutError):
             return RunFailed(
                 f"Reward '{self.name}' has not returned after {self._limit:g} seconds and could not be interrupted "
                 f"{where}; its process was killed. Give it more time with --reward-timeout SECONDS; 0 sets no limit."
             )
         return RunFailed(f"Reward '{self.name}' ended its process {where}. A reward returns; it ends nothing.")
-
-    def _row(self, available: dict[str, list[Any]], count: int) -> int | None:
-        """Return the first row that alone breaks the process again, if it is found in time."""
-        end = time.monotonic() + SEARCH
-        for row in range(count):
-            left = end - time.monotonic()
-            if left <= 0:
-                return None
-            child = self._new()
-            try:
-                child.ask({name: [values[row]] for name, values in available.items()}, left)
-            except (ProcessLost, TimeoutError):
-                return row
-            except Exception:
-                continue
-            finally:
-                child.close()
-        return None
 
 
 def load(payload: dict[str, Any]) -> tuple[Any, Callable[[], Callable[[Any], Any]]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from posttrain.training.finite import local_part
+from posttrain.models.finite import local_part
 
 if TYPE_CHECKING:
     from posttrain.training.run import Compute

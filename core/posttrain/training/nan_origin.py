@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from posttrain.contract.views import Example, Step
 from posttrain.errors import RunStopped
-from posttrain.training.finite import NAMED, local_part
+from posttrain.models.finite import local_part, nonfinite
+from posttrain.training.finite import NAMED
 from posttrain.training.step import evaluate_loss
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def find_origin(compute: Compute, examples: list[Example], step: Step) -> dict[s
     ``weights`` (True if they are not finite) are present where known. Runs the micro-batches again, without gradient.
     Empty if all are finite now.
     """
-    weights = [name for name, p in compute.policy.named_parameters() if not bool(local_part(p).isfinite().all())]
+    weights = nonfinite(compute.policy)
     if weights:
         names = [_name(name) for name in weights]
         return {"origin": f"the weights of {names[0]}", "tensors": names, "weights": True}
