@@ -6,8 +6,9 @@ import threading
 
 import pytest
 import torch
-from posttrain import hookimpl
+from posttrain import api, hookimpl
 from posttrain.errors import CheckpointError
+from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from ..training.conftest import ROWS
@@ -63,6 +64,28 @@ def test_an_interrupted_run_holds_the_weights_of_its_last_step(train, options):
     assert saved
     assert all(torch.equal(value, held[name]) for name, value in saved.items())
     assert not events(run.path, "weights-averaged")
+
+
+def test_a_resumed_run_remembers_its_best_step(train):
+    whole = train("sft", steps=6, **RUINED)
+    run = train("sft", steps=6, observers=[Sender(signal.SIGTERM)], **RUINED)
+    resumed = api.resume(
+        run.path, model=tiny_model(), tokenizer=tiny_tokenizer(), data=ROWS["sft"], eval_data=ROWS["sft"]
+    )
+    assert whole.progress.best["step"] == 0
+    assert resumed.progress.best == whole.progress.best
+    for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_resumed_run_goes_on_with_what_a_method_has_worked_out(train):
+    common = {"data": ROWS["dpo"], "batch_size": 4, "steps": 5}
+    whole = train("beta-dpo", **common)
+    run = train("beta-dpo", observers=[Sender(signal.SIGTERM)], **common)
+    resumed = resume(run.path, "dpo", progress="quiet")
+    assert whole.compute.state["step"] == 5
+    assert resumed.compute.state == whole.compute.state
+    assert losses(run.path) == [line["loss"] for line in whole.metrics]
 
 
 def test_the_second_ctrl_c_ends_at_once(train, tmp_path):

@@ -52,6 +52,12 @@ def test_eval_batches_of_an_online_run_count_batches_too(train):
     assert run.evaluation.indices == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("every", "evaluated"), [(None, [0, 3]), (2, [0, 2, 3]), (3, [0, 3]), (5, [0, 3])])
+def test_evaluations_at_the_start_every_few_steps_and_at_the_end(train, every, evaluated):
+    run = train("sft", steps=3, eval_every=every, eval_data=ROWS["sft"])
+    assert [found["step"] for found in run.evaluations] == evaluated
+
+
 @pytest.mark.parametrize("patience", [1, 2])
 def test_patience_ends_after_as_many_evaluations_as_it_says(train, patience):
     """The first evaluation is the best of all; the run ends with the ``patience``-th after it, not one later."""
