@@ -8,7 +8,7 @@ import pytest
 import torch
 from posttrain import api, hookimpl
 from posttrain.errors import CheckpointError
-from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
+from posttrain_testkit.tiny import count_of_a, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from ..training.conftest import ROWS
@@ -85,6 +85,15 @@ def test_a_resumed_run_goes_on_with_what_a_method_has_worked_out(train):
     resumed = resume(run.path, "dpo", progress="quiet")
     assert whole.compute.state["step"] == 5
     assert resumed.compute.state == whole.compute.state
+    assert losses(run.path) == [line["loss"] for line in whole.metrics]
+
+
+def test_a_resumed_run_goes_on_with_its_value_head(train):
+    """A module beside the model, which a checkpoint holds and a saved model does not."""
+    online = {"data": ROWS["grpo"], "reward": count_of_a, "max_new_tokens": 4}
+    whole = train("ppo", steps=5, **online)
+    run = train("ppo", steps=5, observers=[Sender(signal.SIGTERM)], **online)
+    api.resume(run.path, model=tiny_model(), tokenizer=tiny_tokenizer(), data=ROWS["grpo"], reward=count_of_a)
     assert losses(run.path) == [line["loss"] for line in whole.metrics]
 
 

@@ -11,6 +11,7 @@ from posttrain.errors import RunStopped
 from posttrain.settings import Settings
 from posttrain.training.evaluate import is_better
 from posttrain.training.run import Plan, Progress
+from posttrain.training.source import Order
 
 from .conftest import PROMPTS, ROWS
 
@@ -30,6 +31,20 @@ def test_held_out_rows_leave_the_training_data(train):
     assert (len(trained), len(held_out)) == (6, 2)
     assert not set(trained) & set(held_out)
     assert sorted(trained + held_out) == everything
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    """S9: each holds every row once; the seed decides which order it is, and rows that are not shuffled keep theirs."""
+
+    def rows(shuffle, seed):
+        return [row for step in range(8) for row in Order(20, 6, shuffle, seed).at(step)]
+
+    orders = [rows(True, seed) for seed in (0, 1, 0)]
+    for found in orders:
+        assert sorted(found[:20]) == sorted(found[20:]) == list(range(20))
+        assert found[:20] != found[20:] != list(range(20))
+    assert orders[0] == orders[2] != orders[1]
+    assert rows(False, 0) == [*range(20), *range(20)]
 
 
 def test_the_seed_decides_which_rows_are_held_out(train):

@@ -1,9 +1,9 @@
-"""The optimiser's memory, which is taken before the first step."""
+"""The optimiser's memory, which is taken before the first step, and updates that bfloat16 rounds away."""
 
 import pytest
 import torch
 from posttrain.settings import Settings
-from posttrain.training.optim import build_optimizer, reserve_moments
+from posttrain.training.optim import build_optimizer, reserve_moments, rounding_notes
 from torch import nn
 
 
@@ -72,3 +72,35 @@ def test_the_decays_and_the_epsilon_of_adam_by_hand(name):
     optimizer.step()
     second = 0.1 * (3.5 / 0.75) / ((9.75 / 0.4375) ** 0.5 + 1)
     assert weight.item() == pytest.approx(1 - 0.1 * 2 / 3 - second, rel=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 3e-5, 2.5e-4, 1e-3])
+def test_the_share_of_numbers_that_no_update_of_this_size_changes(rate):
+    """Counted by adding and subtracting it: every bfloat16 number of three powers of two around the bound."""
+    size = 2.0 ** torch.arange(-3, 13)[:, None] * rate * 0.7
+    numbers = (size * torch.linspace(1, 2, 50)).flatten().bfloat16()
+    numbers = numbers[numbers.float().log2() % 1 != 0]  # the steps below a power of two are half as wide
+    stay = ((numbers + rate).bfloat16() == numbers) & ((numbers - rate).bfloat16() == numbers)
+    model = nn.Module()
+    model.register_parameter("weight", nn.Parameter(torch.cat([numbers[stay], numbers[~stay][: int(stay.sum()) // 4]])))
+    settings = Settings(learning_rate=rate).optim
+    (said,) = rounding_notes(build_optimizer(model, settings), settings)
+    share = int(stay.sum()) / model.weight.numel()
+    assert said.startswith(
+        f"bfloat16 rounds an update of the size of the learning rate {rate:g} away in {share:.0%} of"
+    )
+    model.register_parameter("weight", nn.Parameter(numbers[~stay]))
+    assert not rounding_notes(build_optimizer(model, settings), settings)
+
+
+def test_a_run_says_that_its_weights_cannot_move(train):
+    """Numbers of about 0.1 have steps of 2**-11: an update of 1e-6 changes none of them."""
+
+    def said(**options):
+        return [note for note in train("sft", steps=1, **options).directory.facts()["notes"] if "bfloat16" in note]
+
+    assert len(said(torch_dtype=torch.bfloat16, learning_rate=1e-6)) == 1
+    assert not said(torch_dtype=torch.bfloat16, learning_rate=1e-1)
+    assert not said(torch_dtype=torch.bfloat16, learning_rate=1e-6, optimizer="sgd")
+    assert not said(torch_dtype=torch.bfloat16, learning_rate=0.0)
+    assert not said(learning_rate=1e-6)

@@ -37,6 +37,7 @@ from posttrain.settings import Settings
 from posttrain.settings.sections import WatchSettings
 from posttrain.training.correction import choose_correction
 from posttrain.training.evaluate import HeldOutLoss, evaluation_of
+from posttrain.training.optim import rounding_notes
 from posttrain.training.reference_use import begin_reference
 from posttrain.training.router_loss import find_router_loss
 from posttrain.training.run import Compute, Outputs, Plan, Progress, Run
@@ -106,7 +107,8 @@ def build_run(
     compute.optimizer = strategy.optimizer(loaded.policy, settings.optim)
     compute.schedule = build_schedule(compute.optimizer, settings.optim, run.total)
     found = begin_reference(run, objects.model is not None, cache_folder(settings.model, "reference"))
-    data.notes += [*loaded.notes, f"strategy {why}", *found]
+    rounded = rounding_notes(compute.optimizer, settings.optim)
+    data.notes += [*loaded.notes, f"strategy {why}", *found, *rounded]
     return run
 
 

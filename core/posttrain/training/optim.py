@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from posttrain.errors import DependencyError, SettingsError, first_line
+from posttrain.models.finite import local_part
 from posttrain.training.parameter_groups import parameter_groups
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Common names -> transformers' name.
 ALIASES = {"adafactor": "adafactor", "lion": "lion_32bit", "adagrad": "adagrad", "rmsprop": "rmsprop", "sgd": "sgd"}
+#: Share of the trained bfloat16 numbers that may be too large for an update.
+MOST_LOST = 0.5
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
@@ -73,3 +77,32 @@ def reserve_moments(optimizer: torch.optim.Optimizer) -> None:
         if parameter.device.type == "cpu":
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+
+
+@torch.no_grad()
+def rounding_notes(optimizer: Any, settings: OptimSettings) -> list[str]:
+    """Return a line where most trained bfloat16 numbers are too large for an update of the learning rate's size.
+
+    An update of Adam or Lion is about as large as the learning rate, whatever the gradient. bfloat16 has 128 steps
+    from a power of two to the next, and an update of less than half a step is rounded away, each time anew.
+    """
+    if not any(name in settings.optimizer for name in ("adam", "lion")):
+        return []
+    lost, total, highest = 0, 0, 0.0
+    for group in optimizer.param_groups:
+        rate = float(group.get("initial_lr", group["lr"]))
+        if not rate:
+            continue
+        # half a step at this power of two is the first that exceeds the rate
+        bound = 2.0 ** (math.floor(math.log2(256 * rate)) + 1)
+        for parameter in group["params"]:
+            if parameter.dtype == torch.bfloat16:
+                part = local_part(parameter)
+                lost, total, highest = lost + int((part.abs() >= bound).sum()), total + part.numel(), max(highest, rate)
+    if lost <= MOST_LOST * total:
+        return []
+    return [
+        f"bfloat16 rounds an update of the size of the learning rate {highest:g} away in {lost / total:.0%} of the "
+        "trained numbers. Weights that move: --dtype float32 (with --autocast as fast), --lora, or a higher "
+        "--learning-rate"
+    ]
