@@ -38,6 +38,16 @@ def test_an_evaluation_takes_the_likeliest_tokens(train, seed):
     assert run.metrics[-1]["reward"] < 0.5  # the training samples
 
 
+def test_answers_that_no_reward_could_judge_are_no_part_of_an_evaluation(train):
+    def only_long_prompts(prompts, completions):
+        return [float(len(prompt)) if len(prompt) > 1 else None for prompt in prompts]
+
+    run = train("grpo", learning_rate=0.0, steps=1, eval_data=ROWS, reward=only_long_prompts)
+    judged = [len(prompt) for prompt in PROMPTS if len(prompt) > 1]
+    assert len(judged) < len(PROMPTS)
+    assert run.evaluations[0]["eval_reward"] == pytest.approx(sum(judged) / len(judged))
+
+
 def test_answers_of_an_evaluation_end_at_the_stop_tokens_of_the_generation_config(train):
     """Each token that begins a likeliest answer is one: all answers have length 1 and none is cut off."""
     model = tiny_model()

@@ -107,8 +107,7 @@ def build_run(
     compute.optimizer = strategy.optimizer(loaded.policy, settings.optim)
     compute.schedule = build_schedule(compute.optimizer, settings.optim, run.total)
     found = begin_reference(run, objects.model is not None, cache_folder(settings.model, "reference"))
-    rounded = rounding_notes(compute.optimizer, settings.optim)
-    data.notes += [*loaded.notes, f"strategy {why}", *found, *rounded]
+    data.notes += [*loaded.notes, f"strategy {why}", *found, *rounding_notes(compute.optimizer, settings.optim)]
     return run
 
 
