@@ -239,7 +239,12 @@ def test_a_sampled_placeholder_before_a_picture_is_text(loaded, family):
     own = Sequence(ids, trained, images=(first, late))
     assert not own.image_mask[len(piece) + 1]
     assert int(own.image_mask.sum()) == first.tokens + second.tokens
-    assert reader.folded(ids.tolist(), [first, late]).count(reader.token) == 4
+    folded = reader.folded(ids.tolist(), [first, late])
+    assert folded.count(reader.token) == 2  # those of the images; the model's own would be taken for one
+    other = next(one for one in folded if one not in ids)
+    expanded = [other if at in (len(piece) + 1, len(ids) - 2) else one for at, one in enumerate(ids.tolist())]
+    assert reader.restored(expanded, ids.tolist()) == ids.tolist()
+    assert reader.restored(expanded[1:], ids.tolist()) == expanded[1:]
     with torch.no_grad():
         found = policy([own], TokenQuery())["logps"]
         begun = policy([own.part(0, start)], TokenQuery())["logps"]

@@ -98,7 +98,10 @@ class ImageReader:
         return text
 
     def folded(self, ids: list[int], images: list[Image]) -> list[int]:
-        """Return a prompt's token ids with one placeholder for each image, as before the processor expanded them."""
+        """Return a prompt's token ids with one placeholder for each image, as before the processor expanded them.
+
+        Another token stands for placeholders that a model has written itself; ``restored`` undoes that.
+        """
         found: list[int] = []
         rest = ids
         for image in images:
@@ -113,9 +116,26 @@ class ImageReader:
                     f"{type(self.processor).__name__} writes an image as tokens that its prompt does not have. Sample "
                     "with --generation hf."
                 )
-            found += rest[:place] + placeholder
+            found += self._without_marks(rest[:place]) + placeholder
             rest = rest[place + count :]
-        return found + rest
+        return found + self._without_marks(rest)
+
+    def restored(self, expanded: list[int], ids: list[int]) -> list[int]:
+        """Return expanded ids with the placeholders of ``ids``, which was folded, that a model has written itself."""
+        if len(expanded) != len(ids):
+            return expanded
+        marks, other = self._marks
+        return [b if a == other and b in marks else a for a, b in zip(expanded, ids, strict=True)]
+
+    def _without_marks(self, ids: list[int]) -> list[int]:
+        marks, other = self._marks
+        return [other if one in marks else one for one in ids]
+
+    @property
+    def _marks(self) -> tuple[set[int], int]:
+        """Ids for which a processor puts images, and another id."""
+        marks = {self.token, self.processor.tokenizer.convert_tokens_to_ids(self.placeholder)}
+        return marks, next(one for one in range(len(marks) + 1) if one not in marks)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """Write the processor beside a model, with ``tokenizer`` instead of its own."""

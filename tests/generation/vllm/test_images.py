@@ -3,9 +3,12 @@
 import functools
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
+import posttrain
 import pytest
 import torch
+from posttrain import Environment, Observation
 from posttrain.cli.main import main
 from posttrain.contract.generation import Sampling
 from posttrain.contract.rollout import Rollout
@@ -14,6 +17,7 @@ from posttrain.errors import ModelError
 from posttrain.generation.local.hf import HfGenerator
 from posttrain.models.load import load_policy, load_tokenizer
 from posttrain.network.chunked_head import TokenQuery
+from posttrain.network.image_reader import reader_of
 from posttrain.network.images import language_part
 from posttrain.settings import Settings
 from posttrain_testkit.tiny_vision import picture, save_tiny_vision, shown
@@ -118,6 +122,49 @@ def test_adapters_reach_the_engine_wherever_they_lie(kit, saved, run_limits, see
             found.append(same_answers(engine, policy, tokenizer, ids, images))
             moved(policy, version, 0.2)
         assert found[0] != found[1]
+
+
+def test_a_placeholder_that_the_model_wrote_itself_is_text(kit, saved, run_limits):
+    policy, tokenizer, _, _ = loaded(saved("llava"))
+    reader = reader_of(tokenizer)
+    (first, text), (second, _) = reader.read(picture(1), 0), reader.read(picture(2), 1)
+    piece = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    said = torch.tensor([20, reader.token, 21])
+    row = torch.cat([piece, said, piece, said])
+    images = [[first, replace(second, start=len(piece) + len(said))]] * 4
+    with started(policy, tokenizer, run_limits) as engine:
+        kit.give(engine, policy, 0)
+        same_answers(engine, policy, tokenizer, [row] * 4, images)
+
+
+class Album(Environment):
+    """Shows a picture before the first turn and after each of two, drawn over the one before; worth the letters a."""
+
+    def reset(self, row, seed):
+        self.seeds, self.canvas = list(row["seeds"]), picture(9)
+        return [{"role": "user", "content": [{"type": "image", "image": self.canvas}]}]
+
+    def step(self, message):
+        self.canvas.paste(picture(self.seeds.pop(0)))
+        content = [{"type": "image", "image": self.canvas}, {"type": "text", "text": "and"}]
+        return Observation([{"role": "user", "content": content}], message["content"].count("a"), done=not self.seeds)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
+def test_episodes_that_show_pictures_are_those_of_hf(saved, tmp_path, run_limits, family):
+    rows = [{"prompt": [shown("look ", seed)], "seeds": [seed + 10, seed + 20]} for seed in (1, 2)]
+    options = {"batch_size": 2, "group_size": 4, "max_turns": 3, "max_new_tokens": 8, "learning_rate": 1e-3}
+    options |= {"stop": list("abcdefghijklmnopq"), "max_length": 120, "train_vision": "all", "environment": Album}
+    options |= {"progress": "quiet", "report": False, "cache": "off", "verify_saved": False, "data": rows}
+    episodes = []
+    for name, more in [("hf", {"temperature": 0.0}), ("vllm", {"temperature": 0.0}), ("vllm", {})]:
+        output = str(tmp_path / f"{name}-{len(episodes)}")
+        run = posttrain.train("grpo", model=saved(family), output=output, steps=2, generation=name, **options, **more)
+        lines = (run.path / "episodes.jsonl").read_text().splitlines()
+        episodes.append([json.loads(line)["messages"] for line in lines])
+        assert all(line["sampler_difference_max"] < 1e-4 for line in run.metrics)
+    assert episodes[0] == episodes[1] != episodes[2]
+    assert any(len([one for one in messages if one["role"] == "assistant"]) == 2 for messages in episodes[0])
 
 
 @pytest.mark.parametrize("family", ["idefics3", "qwen3-vl"])

@@ -8,7 +8,7 @@ import random
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,40 +87,63 @@ class VllmEngine:
 
         The GPU's memory is freed at the end, until the next call.
         """
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
 
         if self._reader is None:
             refuse_images(images)
         check_sampling(sampling, self._mode)
         places = [(index, seed) for index, own in enumerate(seeds) for seed in own]
-        shown = [self._shown(prompts[i].tolist(), images[i] if images is not None else []) for i in range(len(prompts))]
-        asked = [TokensPrompt(**shown[index]) for index, _ in places]
         parameters = [
             SamplingParams(**self.limits.parameters(index, prompts[index], sampling, seed)) for index, seed in places
         ]
+        asked = (self._input(prompts[i].tolist(), images[i] if images is not None else []) for i, _ in places)
         with self._lock:
             self.resume()
-            found = self._llm.generate(asked, parameters, use_tqdm=False, lora_request=self._adapter)
+            found = self._answers(asked, parameters)
             version = self._version
             self.pause()
         answers: list[list[Completion]] = [[] for _ in prompts]
         for (index, _), output in zip(places, found, strict=True):
-            self._check_read(prompts[index].tolist(), output.prompt_token_ids)
             (one,) = output.outputs
             ids = list(one.token_ids)
             logps = [row[token].logprob for row, token in zip(one.logprobs, ids, strict=True)]
             answers[index].append(completion(index, ids, logps, one.finish_reason, sampling, self.tokenizer, version))
         return answers
 
-    def _shown(self, ids: list[int], images: list[Any]) -> dict[str, Any]:
-        """Return a prompt as vLLM takes it, which has its own processor expand the images' placeholders."""
-        if self._reader is None or not images:
-            return {"prompt_token_ids": ids}
-        pictures = [self._reader.shown(image) for image in images]
-        return {"prompt_token_ids": self._reader.folded(ids, images), "multi_modal_data": {"image": pictures}}
+    def _answers(self, asked: Iterable[Any], parameters: list[Any]) -> list[Any]:
+        """Return vLLM's answers to inputs, in their order."""
+        from vllm.sampling_params import RequestOutputKind
+
+        engine, names, found = self._llm.llm_engine, [], {}
+        try:
+            for number, (one, parameter) in enumerate(zip(asked, parameters, strict=True)):
+                parameter.output_kind = RequestOutputKind.FINAL_ONLY
+                names.append(str(number))
+                engine.add_request(names[-1], one, parameter, lora_request=self._adapter)
+            while engine.has_unfinished_requests():
+                found |= {output.request_id: output for output in engine.step() if output.finished}
+        except BaseException:
+            engine.abort_request(names)
+            raise
+        return [found[name] for name in names]
+
+    def _input(self, ids: list[int], images: list[Any]) -> Any:
+        """Return a prompt as the engine takes it: vLLM's own processor expands the images' placeholders.
+
+        It would take a placeholder that a model has written itself for an image's, so another token stands there
+        meanwhile. Raises ModelError where vLLM reads images as other tokens than the trainer will.
+        """
+        prompt: dict[str, Any] = {"prompt_token_ids": ids}
+        if images and self._reader is not None:
+            pictures = [self._reader.shown(image) for image in images]
+            prompt = {"prompt_token_ids": self._reader.folded(ids, images), "multi_modal_data": {"image": pictures}}
+        (found,) = self._llm.renderer.render_cmpl([prompt])
+        if images and self._reader is not None:
+            self._check_read(ids, self._reader.restored(found["prompt_token_ids"], ids))
+            found["prompt_token_ids"] = ids
+        return found
 
     def _check_read(self, ids: list[int], read: list[int]) -> None:
-        """Raise ModelError where vLLM has read images as other tokens than the trainer will."""
         if ids != read:
             raise ModelError(
                 f"vLLM reads the images of {type(self._model).__name__} as {len(read)} tokens of the prompt, the "
