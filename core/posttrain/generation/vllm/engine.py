@@ -114,7 +114,9 @@ class VllmEngine:
         """Return vLLM's answers to inputs, in their order."""
         from vllm.sampling_params import RequestOutputKind
 
-        engine, names, found = self._llm.llm_engine, [], {}
+        engine = self._llm.llm_engine
+        names: list[str] = []
+        found: dict[str, Any] = {}
         try:
             for number, (one, parameter) in enumerate(zip(asked, parameters, strict=True)):
                 parameter.output_kind = RequestOutputKind.FINAL_ONLY
