@@ -48,6 +48,17 @@ def test_answers_that_no_reward_could_judge_are_no_part_of_an_evaluation(train):
     assert run.evaluations[0]["eval_reward"] == pytest.approx(sum(judged) / len(judged))
 
 
+def test_answers_of_an_evaluation_end_at_the_stop_texts_of_the_run(train):
+    """Each likeliest answer up to the first of its tokens that is the stop text."""
+    answers = likeliest_answers(tiny_model(), PROMPTS)
+    stop = answers[0][1]
+    lengths = [answer.index(stop) + 1 if stop in answer else len(answer) for answer in answers]
+    assert sum(lengths) < sum(map(len, answers))
+    text = tiny_tokenizer().decode([stop])
+    run = train("grpo", learning_rate=0.0, steps=1, eval_data=ROWS, stop=[text])
+    assert run.evaluations[0]["eval_completion_length"] == pytest.approx(sum(lengths) / len(lengths))
+
+
 def test_answers_of_an_evaluation_end_at_the_stop_tokens_of_the_generation_config(train):
     """Each token that begins a likeliest answer is one: all answers have length 1 and none is cut off."""
     model = tiny_model()

@@ -52,6 +52,11 @@ def test_the_seed_decides_which_rows_are_held_out(train):
     assert held_out[0] == held_out[2] != held_out[1]
 
 
+def test_a_limit_is_for_the_training_rows_alone(train):
+    run = train("sft", limit=3, steps=1, eval_data=ROWS["sft"])
+    assert (len(run.source.data), len(run.evaluation.data)) == (3, 8)
+
+
 def test_eval_batches_counts_batches_not_rows(train):
     """Two batches of two are the first four rows, whatever the batches of the training."""
     common = {"learning_rate": 0.0, "batch_size": 2, "steps": 1}
