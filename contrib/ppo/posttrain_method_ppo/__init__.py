@@ -19,8 +19,9 @@ rollouts unless --minibatches-per-rollout cuts it. With kl_target the weight is 
 section 2.2, once a batch.
 
 Metrics:
-- explained_variance: share of the returns' variance that the values foresaw. Rises from 0 towards 1; below 0 the values
-  are worse than their mean: lower the learning rate or raise value_weight.
+- explained_variance: share of the returns' variance that the values foresaw. Rises from 0 towards 1 as far as the text
+  so far tells the reward (the example's digits do not: it stays near 0 there while the reward rises); below 0 the
+  values are worse than their mean: lower the learning rate or raise value_weight.
 - value_error: squared error of the values. Falls; value_clipped: share held by value_epsilon, under 0.3.
 - ratio: probability relative to the sampling policy. 1 in the first update of a batch, afterwards 0.8 to 1.2.
 - clip_low, clip_high: share of tokens that are clipped below and above. Under 0.3.

@@ -20,7 +20,8 @@ The saved model is a transformers token classifier with the labels bad and good;
 Metrics:
 - accuracy: share of steps whose label the score's sign tells. Above the larger of positive_share and its complement.
 - positive_share: mean label. Far from 0.5, accuracy says little: look at the next two.
-- score_good, score_bad: mean log-odds of right and of wrong steps. The first rises above 0, the second falls below.
+- score_good, score_bad: mean log-odds of right and of wrong steps. The first rises above 0, the second falls below: in
+  the example to about 2 and -2 (with --steps 150 --learning-rate 1e-3).
 """
 
 from dataclasses import dataclass
