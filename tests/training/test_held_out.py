@@ -107,6 +107,27 @@ def test_the_books_of_the_best_metric(metric, values, best, since):
     assert (progress.best["value"], progress.best["step"], progress.best["since"]) == (*best, since)
 
 
+def test_the_best_step_in_the_middle_of_a_run_is_saved_when_it_comes(train):
+    """Three steps improve the model and the others ruin it: its weights are those of the third, which stay saved."""
+
+    class Ruiner:
+        @hookimpl
+        def posttrain_step_done(self, run, step):
+            if step == 3:
+                self.best = [p.detach().clone() for p in run.policy.parameters()]
+            if step == 2:  # the rate of the third step is set already
+                run.compute.schedule.base_lrs = [3.0] * len(run.compute.schedule.base_lrs)
+
+    ruiner = Ruiner()
+    common = {"steps": 5, "schedule": "constant", "eval_data": ROWS["sft"], "eval_every": 1}
+    run = train("sft", save_best=True, save_total=1, observers=[ruiner], **common)
+    losses = [found["eval_loss"] for found in run.evaluations]
+    assert min(losses) == losses[3]
+    assert run.progress.best["step"] == 3
+    assert all(torch.equal(one, other) for one, other in zip(run.policy.parameters(), ruiner.best, strict=True))
+    assert sorted(path.name for path in run.directory.checkpoints.iterdir()) == ["step-3", "step-5"]
+
+
 def test_an_evaluation_leaves_what_a_method_has_worked_out(train):
     """beta-dpo draws rows by moving averages over its batches: they are those of the training, evaluated or not."""
     common = {"data": ROWS["dpo"], "batch_size": 4, "steps": 4}
