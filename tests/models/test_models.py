@@ -11,6 +11,8 @@ from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
+LORA = {"lora": True}
+
 
 def load(folder, **options):
     settings = Settings(model=str(folder), device="cpu", **options)
@@ -150,3 +152,31 @@ def test_the_attention_of_transformers_that_was_asked_for_is_used(folder):
 def test_a_model_that_is_handed_over_with_another_head_is_refused(head, asked, said):
     with pytest.raises(ModelError, match=said):
         load_policy(tiny_model(head), tiny_tokenizer(), Settings(device="cpu").model, asked)
+
+
+@pytest.mark.parametrize(("head", "options", "drawn"), [("score", {}, "score.weight"), ("vocabulary", LORA, "lora_A")])
+def test_the_seed_alone_decides_what_is_drawn(folder, head, options, drawn):
+    """A reward head and a new adapter are the same whatever was drawn before, and others with another seed."""
+    found = []
+    for before, seed in ((1, 7), (2, 7), (1, 8)):
+        torch.manual_seed(before)
+        settings = Settings(model=str(folder), device="cpu", **options).model
+        policy = load_policy(str(folder), tiny_tokenizer(), settings, head, seed=seed).policy
+        values = [p.detach().flatten() for name, p in policy.named_parameters() if drawn in name]
+        assert values
+        found.append(torch.cat(values))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_an_adapter_is_the_same_on_a_model_in_memory(folder):
+    """Reading a folder draws the reward head that it lacks; the adapter does not depend on that."""
+    settings = Settings(device="cpu", **LORA).model
+    read, held = (
+        load_policy(model, tiny_tokenizer(), settings, "score", seed=3).policy
+        for model in (str(folder), tiny_model("reward-head"))
+    )
+    drawn = [dict(policy.named_parameters()) for policy in (read, held)]
+    names = [name for name in drawn[0] if "lora_A" in name]
+    assert names
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in names)
