@@ -13,6 +13,8 @@ from posttrain.network.embedding_noise import noised
 from posttrain.network.find_head import find_head
 from posttrain.network.modes import evaluating
 from posttrain.network.token_model import TokenModel
+from posttrain.runs.directory import RunDirectory
+from posttrain.training.averaging import scheduled
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoModelForCausalLM
@@ -71,6 +73,15 @@ def test_a_moving_average_goes_on_exactly(train, tmp_path):
     constant = train("sft", ema_decay=0.7, steps=4, schedule="constant")
     close(saved_weights(resumed), saved_weights(constant), atol=0)
     assert resumed.step == 4
+
+
+def test_only_checkpoints_of_the_schedule_are_averaged(tmp_path):
+    """Not the beginning, which an early interruption saves, nor one that was asked for in between."""
+    for step in (0, 2, 3, 10, 4, 11):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step-{step}" / "state.json").write_text("{}")
+    found = [path.name for path in scheduled(RunDirectory(tmp_path), 2, 11)]
+    assert found == ["step-2", "step-4", "step-10", "step-11"]
 
 
 @pytest.mark.parametrize(("total", "kept"), [(1, ["step-4", "step-5"]), (5, ["step-2", "step-4", "step-5"])])
