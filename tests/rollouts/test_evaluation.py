@@ -1,7 +1,12 @@
 """Evaluation of online methods: the likeliest answers, scored, on held-out prompts."""
 
+from types import ModuleType
+
 import pytest
 import torch
+from posttrain import hookimpl
+from posttrain.catalogue.cards import Card
+from posttrain.catalogue.methods import from_module
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 
 from .conftest import PROMPTS, ROWS
@@ -77,3 +82,22 @@ def test_nothing_but_the_likeliest_token_is_left_to_sample(train, restriction):
     assert run.metrics[0]["reward"] == pytest.approx(run.evaluations[0]["eval_reward"])
     assert run.metrics[0]["completion_length"] == run.evaluations[0]["eval_completion_length"]
     assert free.metrics[0]["zero_spread_share"] < 1.0
+
+
+def test_an_evaluation_by_loss_leaves_what_a_method_has_worked_out(train):
+    """A method without rewards counts how often it was asked for advantages: once a step, evaluated or not."""
+
+    def advantages(rewards, rollouts, state):
+        state["asked"] = state.get("asked", 0) + 1
+        return rewards
+
+    module = ModuleType("posttrain_method_probe")
+    module.__file__ = __file__
+    module.posttrain_advantages = hookimpl(advantages)
+    module.posttrain_loss = hookimpl(lambda policy: policy.completion.mean)
+    probe = from_module(
+        module, Card("probe", "0.1.0", "experimental", "A probe.", ("prompt",), ("generation", "teacher"))
+    )
+    run = train(probe, steps=3, eval_every=1, eval_data=ROWS, reward=None, teacher=tiny_model())
+    assert len(run.evaluations) == 4
+    assert run.compute.state == {"asked": 3}
