@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -205,6 +206,23 @@ def test_the_weight_host_shows_nothing_to_who_does_not_know_its_secret(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_weight_host_answers_every_probe_with_a_refusal(capsys):
+    host = WeightHost("http://127.0.0.1:9")
+    try:
+        url = host.offer("a", {"w": torch.ones(3)})
+        for name, (data, _, _) in PROBES.items():
+            status, body = ask(host._http.server_port, data)
+            assert status >= 400 or (status, body) == (0, b""), name
+            assert not body or len(json.loads(body)["error"]["message"].splitlines()) == 1, name
+        assert host.sent == 0
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(urllib.request.Request(url, headers=headers))
+    finally:
+        host.close()
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_secrets_of_any_letters_can_be_compared():
     assert same("a", "a")
     assert not any(same(given, "a") for given in ("", "b", "\xfc", "\udc80", "aa"))
@@ -237,7 +255,6 @@ def test_flags_that_cannot_be_served(flags, text, capsys, monkeypatch):
         (["--lora-rank", "-1"], "--lora-rank is -1, expected a number from 0 upwards.\n"),
         (["--gpu-memory", "nan"], "--gpu-memory is nan, expected a share above 0, at most 1.\n"),
         (["--gpu-memory", "1.5"], "--gpu-memory is 1.5, expected a share above 0, at most 1.\n"),
-        (["--host", "no such host"], "Nothing can listen on no such host:8000: "),
     ],
 )
 def test_flags_with_which_no_rollout_server_runs(flags, text, capsys):
@@ -254,6 +271,16 @@ def test_a_port_that_is_taken_is_one_line(server, command, capsys):
     assert main([command, "gsm8k", "--port", str(port)]) == 2
     text = f"Nothing can listen on 127.0.0.1:{port}: Address already in use. Choose another --port.\n"
     assert capsys.readouterr().err == text
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "no such host"])
+def test_a_rollout_server_beyond_this_machine_says_who_can_ask(server, host, capsys):
+    """Its port is taken here, so that none is started."""
+    assert main(["serve-rollouts", "model", "--host", host, "--port", str(server.server_port)]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    text = f"whoever reaches {host}:{server.server_port} can sample and replace the weights, without a token"
+    assert warning == f"serve-rollouts: {text}"
+    assert error.startswith(f"Nothing can listen on {host}:{server.server_port}: ")
 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])

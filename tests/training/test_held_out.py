@@ -11,7 +11,7 @@ from posttrain.errors import RunStopped
 from posttrain.settings import Settings
 from posttrain.training.evaluate import is_better
 from posttrain.training.run import Plan, Progress
-from posttrain.training.source import Order
+from posttrain.training.source import Order, count_steps
 
 from .conftest import PROMPTS, ROWS
 
@@ -45,6 +45,12 @@ def test_every_epoch_has_an_order_of_its_own():
         assert found[:20] != found[20:] != list(range(20))
     assert orders[0] == orders[2] != orders[1]
     assert rows(False, 0) == [*range(20), *range(20)]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 5), (2.0, 10), (1.5, 8), (0.1, 1), (0.3, 2)])
+def test_a_part_of_an_epoch_is_rounded_up_to_whole_steps(epochs, steps):
+    assert count_steps(5, Settings(epochs=epochs).length) == steps
+    assert count_steps(5, Settings(epochs=epochs, steps=3).length) == 3
 
 
 def test_the_seed_decides_which_rows_are_held_out(train):

@@ -61,6 +61,14 @@ def test_the_run_directory_holds_what_it_promises(train):
     assert "posttrain" in (run.path / "model" / "README.md").read_text()
 
 
+def test_the_tokens_of_a_step_are_those_that_the_model_reads(train):
+    """A letter is a token, and each answer ends with one more."""
+    count = sum(len(row["prompt"]) + len(row["completion"]) + 1 for row in ROWS["sft"])
+    for line in train("sft", micro_batch_size=3).metrics:
+        assert line["tokens"] == count
+        assert line["tokens_per_second"] == pytest.approx(count / line["seconds"])
+
+
 def test_the_saved_model_is_the_trained_one_for_transformers(train):
     run = train("sft")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(run.path / "model")

@@ -42,19 +42,19 @@ def run(arguments: list[str]) -> int:
     if options.with_parent:
         threading.Thread(target=_follow, args=(until,), daemon=True).start()
     _say(f"serving {server.model}; a run uses it with --generation http://{server.host}:{server.port}")
-    if server.host not in LOOPBACK:
-        _say(f"whoever reaches {server.host}:{server.port} can sample and replace the weights, without a token")
     return supervise(server, _say, until)
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise SettingsError for values with which vLLM would end again and again."""
+    """Raise SettingsError for values with which vLLM would end again and again; say who else can ask."""
     check_range("--port", options.port, 1, 65535)
     check_range("--max-length", 1 if options.max_length is None else options.max_length, 1)
     check_range("--batch-size", options.batch_size, 1)
     check_range("--lora-rank", options.lora_rank, 0)
     if not 0 < options.gpu_memory <= 1:
         raise SettingsError(f"--gpu-memory is {options.gpu_memory:g}, expected a share above 0, at most 1.")
+    if options.host not in LOOPBACK:
+        _say(f"whoever reaches {options.host}:{options.port} can sample and replace the weights, without a token")
     with address_errors(options.host, options.port), socket.socket(family_of(options.host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         probe.bind((options.host, options.port))
