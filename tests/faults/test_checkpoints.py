@@ -11,7 +11,7 @@ import torch
 from posttrain import api
 from posttrain.errors import CheckpointError, RunFailed, RunStopped
 from posttrain.runs import durable, manifest
-from posttrain.runs.checkpoints import latest_checkpoint
+from posttrain.runs.checkpoints import find_checkpoints, latest_checkpoint
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
@@ -148,6 +148,15 @@ class Ruiner:
     def posttrain_step_done(self, run, step):
         if step == self.step:
             ruin(run)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    """Not of their names: step-9 comes before step-10. What is incomplete or set aside is none."""
+    for name in ("step-9", "step-100", "step-10", "step-200.damaged", ".step-300.tmp", "step-400"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        if name != "step-400":
+            (tmp_path / "checkpoints" / name / "state.json").write_text("{}")
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-100", "step-10", "step-9"]
 
 
 @pytest.mark.parametrize(("step", "good"), [(2, None), (4, "step-2"), (6, "step-4")])

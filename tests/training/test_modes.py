@@ -7,6 +7,7 @@ import torch
 from posttrain import api
 from posttrain.contract.views import Sequence, Step
 from posttrain.errors import ModelError
+from posttrain.models.ema import EmaModel
 from posttrain.network.modes import evaluating, noise_of
 from posttrain.training.step import evaluate_loss, shared_logps
 from posttrain_testkit.tiny import count_of_a, tiny_tokenizer
@@ -193,6 +194,16 @@ def test_an_evaluation_that_fails_leaves_the_policy_in_training_mode(train, monk
     monkeypatch.setattr(run.method, "loss", fail)
     with pytest.raises(RuntimeError, match="the method fails"):
         evaluate_loss(run.compute, [run.source.data[0]], Step(0, 1))
+    assert all(module.training for module in run.policy.modules())
+
+
+def test_averaged_weights_are_read_without_the_noise(train):
+    run = train("dpo", family("gpt2"), dropout=True)
+    run.policy.train()
+    average = EmaModel(run.policy, 0.5)
+    average.start()
+    with average.active() as model:
+        assert not any(module.training for module in model.modules())
     assert all(module.training for module in run.policy.modules())
 
 
