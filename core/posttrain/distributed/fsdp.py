@@ -32,7 +32,7 @@ from posttrain.contract.pad import DUMMY_SEQUENCE
 from posttrain.distributed.context_parallel import cut_rows
 from posttrain.distributed.expert_parallel import divide_experts
 from posttrain.distributed.ranks import Ranks
-from posttrain.distributed.replicated import clip_and_step
+from posttrain.distributed.replicated import clip_and_step, square_of
 from posttrain.distributed.sharded import load_sharded, save_sharded
 from posttrain.distributed.tensor_parallel import split_layers
 from posttrain.errors import DependencyError, SettingsError
@@ -217,8 +217,7 @@ class FullyShardedData(Ranks):
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for gradient in (p.grad for p in parameters if p.grad is not None):
             local: Any = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            wide = local.double() if local.dtype == torch.float64 else local.float()
-            total += wide.pow(2).sum().to(self.device) * _copies_share(gradient, self.world)
+            total += square_of(local).to(self.device) * _copies_share(gradient, self.world)
         dist.all_reduce(total)
         return float(total.sqrt())
 

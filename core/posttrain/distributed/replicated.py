@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 FILE = "optimizer.pt"
 
 
+#: Numbers whose squares are summed as one row: far more in float32 would lose digits, as a whole gradient would.
+ROW = 256
+
+
 def norm_of(gradients: list[Tensor]) -> float:
     """Return the root of the sum of squares, accumulated in float32 or better."""
-    total = 0.0
-    for gradient in gradients:
-        total += float(
-            gradient.double().pow(2).sum() if gradient.dtype.itemsize == 8 else gradient.float().pow(2).sum()
-        )
-    return total**0.5
+    return sum(float(square_of(gradient)) for gradient in gradients) ** 0.5
+
+
+def square_of(gradient: Tensor) -> Tensor:
+    """Return the sum of a gradient's squares, in one pass over it without a copy."""
+    wide = torch.float64 if gradient.dtype.itemsize == 8 else torch.float32
+    flat = gradient.flatten()  # (n,)
+    cut = len(flat) // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:cut].view(-1, ROW), dim=1, dtype=wide)  # (n / ROW,)
+    return rows.square().sum() + torch.linalg.vector_norm(flat[cut:], dtype=wide).square()
 
 
 def clip_and_step(
