@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from posttrain.errors import ModelError
+from posttrain.errors import CheckpointError, ModelError
 from posttrain.models.load import load_policy, load_tokenizer, stop_ids_of
+from posttrain.models.save import restore_weights
 from posttrain.settings import Settings
 from posttrain_testkit.tiny import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 LORA = {"lora": True}
 
@@ -180,3 +182,54 @@ def test_an_adapter_is_the_same_on_a_model_in_memory(folder):
     names = [name for name in drawn[0] if "lora_A" in name]
     assert names
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "back"),
+    [
+        (normalizers.Replace(Regex("."), ""), "into [] and back into ''"),
+        (normalizers.Replace("42", "43"), "answer is 43."),
+    ],
+)
+def test_a_tokenizer_that_loses_a_text_is_refused(folder, normalizer, back):
+    """T17: one of the wrong class loads without an error, and gives nothing or something else."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    settings = Settings(model=str(folder)).model
+    assert load_tokenizer(str(folder), settings).decode(load_tokenizer(str(folder), settings).encode("ü 4")) == "ü 4"
+    backend.normalizer = normalizer
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    with pytest.raises(ModelError, match=rf"^The tokenizer of '{folder}' .* turns 'The answer is 42\.' into ") as found:
+        load_tokenizer(str(folder), settings)
+    assert back in str(found.value)
+
+
+def changed_weights(file, change):
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("options", "name"), [({}, "model.norm.weight"), (LORA, "lora_A")])
+def test_weights_that_are_restored_are_all_of_them_and_no_others(folder, tmp_path, options, name):
+    policy = load(folder, **options).policy
+    saved = tmp_path / "saved"
+    policy.model.save_pretrained(saved)
+    before = {key: p.detach().clone() for key, p in policy.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    restore_weights(policy, saved)
+    assert all(torch.equal(p, before[key]) for key, p in policy.named_parameters() if key in before)
+    (file,) = saved.glob("*.safetensors")
+    lost = next(key for key in load_file(file) if name in key)
+    changed_weights(file, lambda weights: weights.pop(lost))
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the model: 1 weights are missing, 0 unknown, first .*" + name
+    ):
+        restore_weights(policy, saved)
+    changed_weights(file, lambda weights: weights.update({"foreign.weight": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match="does not fit the model: 1 weights are missing, 1 unknown"):
+        restore_weights(policy, saved)
