@@ -1,14 +1,17 @@
 """Rewards over HTTP are shown the pictures of prompts: a real worker on the loopback address."""
 
 import copy
+import json
 import threading
 from contextlib import contextmanager
 
 import posttrain
 import pytest
+from posttrain.contract.images import plain_value
 from posttrain.errors import RewardError
 from posttrain.rewards import load_rewards, score
 from posttrain.rewards.worker import ScoreServer
+from posttrain.rewards.worker_images import pack_question, unpack_columns
 from posttrain_testkit.tiny_vision import picture, shown
 
 IMAGES = [[picture(1)], [], [picture(2), picture(1)], [picture(1)]]
@@ -100,6 +103,14 @@ def test_a_rows_own_column_of_images_arrives_as_the_run_has_it(monkeypatch):
     assert len(asked["pictures"]) == 3
     assert asked["columns"]["image"] == [None, {"bytes": None, "path": None}, "shelf.png", [None, None]]
     assert columns["image"] == own  # the run's own values stay
+
+
+def test_the_file_of_a_picture_that_is_shown_too_stays_bytes():
+    file = plain_value(picture(1))
+    asked = {"prompts": ["q"], "completions": ["a"], "columns": {"image": [file]}}
+    found = unpack_columns(json.loads(json.dumps(pack_question(asked, [[file]]))))
+    assert found["image"] == [file]
+    assert found["images"][0][0].tobytes() == picture(1).tobytes()
 
 
 def test_questions_of_text_are_asked_as_before(worker):
