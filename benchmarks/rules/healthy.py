@@ -22,7 +22,7 @@ import torch
 from posttrain.runs.rules.watcher import Watcher
 from transformers.utils import logging
 
-STABLE = ("sft", "reward", "dpo", "rloo", "grpo", "simpo", "kto", "orpo", "dapo", "gkd", "gold")
+STABLE = ("sft", "reward", "dpo", "rloo", "grpo", "simpo", "kto", "orpo", "dapo", "gkd")
 EXPERIMENTAL = ("dft", "ipo", "gspo", "cispo", "online-dpo")
 #: Smaller batches than the example's, so that 200 steps of a method that samples take a minute.
 OPTIONS: dict[str, Any] = {"batch_size": 8, "cache": "off", "progress": "quiet", "device": "cpu", "save_minutes": 0}

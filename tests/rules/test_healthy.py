@@ -13,7 +13,7 @@ from benchmarks.rules.healthy import EXPERIMENTAL, STABLE, healthy  # noqa: E402
 
 @pytest.mark.parametrize("method", ["sft", "reward", "dpo"])
 def test_a_healthy_run_is_told_nothing(method, tmp_path):
-    """Forty steps; ``python -m benchmarks.rules.healthy`` takes two hundred of sixteen methods."""
+    """Forty steps; ``python -m benchmarks.rules.healthy`` takes two hundred of fifteen methods."""
     found = healthy(method, 40, str(tmp_path))
     assert found["steps"] == 40
     assert found["alerts"] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import tempfile
@@ -288,7 +287,7 @@ def _cannot_start(inner: Any, images: bool, error: Exception) -> ModelError:
 def _without_torchvision() -> str:
     """Return why torchvision cannot be imported; empty where it can."""
     try:
-        importlib.import_module("torchvision")
+        import torchvision  # noqa: F401
     except Exception as error:  # a build for other devices than torch's own raises anything
         wants = f"Its code for many models with images needs torchvision ({first_line(error)})."
         return f" {wants} Install the one of this torch: pip install torchvision."
