@@ -4,7 +4,6 @@ import weakref
 
 import pytest
 import torch
-from posttrain.network import chunked_head
 from posttrain.network.chunked_head import Head, TokenQuery, token_statistics
 from torch import nn
 
@@ -200,21 +199,6 @@ def test_statistics_may_give_a_part_of_the_logits():
     request = TokenQuery(8, statistics=lambda logits, labels: {"first": logits[:, 0].detach()})
     found = token_statistics(hidden, labels, Head(linear), request)["first"]
     torch.testing.assert_close(found, linear(hidden)[:, 0].detach(), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(("able", "kind"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_autocast_multiplies_the_weights_gradient_in_bfloat16_and_sums_it_in_float32(monkeypatch, able, kind):
-    """Where the processor has kernels for it; the products of one without them stay in float32."""
-    kinds, real = [], chunked_head._add_product
-    monkeypatch.setattr(chunked_head, "has_bfloat16_kernels", lambda: able)
-    monkeypatch.setattr(
-        chunked_head, "_add_product", lambda total, a, b: kinds.append((total.dtype, a.dtype)) or real(total, a, b)
-    )
-    linear, hidden, labels, weights = setup(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = token_statistics(hidden, labels, Head(linear), TokenQuery(8))["logps"]
-    (found * weights).sum().backward()
-    assert set(kinds) == {(torch.float32, kind)}
 
 
 def test_autocast_computes_the_chunks_in_bfloat16_in_both_directions():

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.network.kernels.cpu.gradient_buffers import open_gradient
-from posttrain.network.kernels.cpu.matmul import has_bfloat16_kernels, is_bfloat16_on_cpu
 
 #: Of logits ``(c, V)``, labels ``(c,)`` and the arguments of the same tokens in ``TokenQuery.others``.
 Statistics = Callable[..., dict[str, Tensor]]
@@ -279,23 +278,16 @@ def _plain_backward(
 
 
 def _product_type(weight: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products: the weight's, or autocast's on a GPU and on a CPU with kernels for it."""
-    device = weight.device.type
-    if weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
-        return weight.dtype
-    able = device == "cuda" or (is_bfloat16_on_cpu(weight) and has_bfloat16_kernels())
-    return torch.get_autocast_dtype(device) if able else weight.dtype
+    """Return the dtype of matrix products: the weight's, or autocast's on a GPU."""
+    if weight.device.type == "cuda" and torch.is_autocast_enabled("cuda") and weight.dtype == torch.float32:
+        return torch.get_autocast_dtype("cuda")
+    return weight.dtype
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right`` to ``total``, accumulated in the dtype of ``total`` whatever that of the factors.
-
-    Under autocast on a CPU one product is rounded to bfloat16, as those of all other layers are.
-    """
+    """Add ``left @ right`` to ``total``, accumulated in the dtype of ``total`` whatever that of the factors."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
-    elif left.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        total += left @ right
     elif left.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # torch 2.8
         total += torch.mm(left, right, out_dtype=total.dtype)
     else:
