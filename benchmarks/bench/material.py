@@ -55,7 +55,8 @@ def _pairs(rows: Iterable[dict[str, str]], length: Callable[[str], int]) -> Iter
         prompt = f"Question: {row['prompt'].strip()}\nAnswer:"
         answers = {role: f" {row[role].strip()}" for role in ("chosen", "rejected")}
         short = sum(map(len, (row["prompt"], *answers.values()))) < CHARACTERS
-        if short and all(length(prompt + answer) < MAX_LENGTH for answer in answers.values()):
+        differ = answers["chosen"] != answers["rejected"]  # posttrain leaves equal ones out, and the sides share rows
+        if short and differ and all(length(prompt + answer) < MAX_LENGTH for answer in answers.values()):
             yield {"prompt": prompt, **answers}
 
 
