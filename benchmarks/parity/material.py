@@ -112,24 +112,25 @@ def make_tokenizer(texts: list[str], vocabulary: int, special: Sequence[str] = _
     )
 
 
+#: Sizes of every model here but those with images.
+_SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.1,
+}
+
+
 def tiny_config() -> Any:
     """A Llama of two layers; the size of its vocabulary is left to set."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        num_labels=1,
-        initializer_range=0.1,
-    )
+    return LlamaConfig(**_SIZES, intermediate_size=128, tie_word_embeddings=True, num_labels=1)
 
 
 def _write_models(folder: Path, tokenizer: Any, strange: Any) -> None:
@@ -160,22 +161,14 @@ def _write_experts(folder: Path, tokenizer: Any) -> None:
 
     torch.manual_seed(3)
     config = MixtralConfig(
+        **_SIZES,
         vocab_size=len(tokenizer),
-        hidden_size=64,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         num_local_experts=4,
         num_experts_per_tok=2,
         router_aux_loss_coef=0.02,
         output_router_logits=True,
-        max_position_embeddings=256,
         sliding_window=None,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.1,
     )
     MixtralForCausalLM(config).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

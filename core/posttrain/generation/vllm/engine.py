@@ -68,6 +68,8 @@ class VllmEngine:
         self.abilities = Abilities(
             own_weights=True, merged=True, adapters=rank is not None, images=self._reader is not None
         )
+        if policy.images is not None and policy.images.prefix:
+            raise _unlike(policy, "it reads a whole prompt in both directions, and vLLM its text in one.")
         folder = write_folder(policy, tokenizer, Path(self._folder.name) / "model")
         with _undisturbed():
             try:
@@ -262,16 +264,16 @@ def _start(folder: str, limits: Limits, options: EngineOptions, mode: str, rank:
 
 
 def _check_directions(policy: TokenModel, llm: Any) -> None:
-    """Raise ModelError where the engine would read images, or prompts, in one direction and the model in both."""
+    """Raise ModelError where the engine would read images in one direction and the model in both."""
     layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
-    reason = ""
-    if policy.images is not None and policy.images.prefix:
-        reason = "it reads a whole prompt in both directions, and vLLM its text in one."
-    elif any(getattr(one, "use_mm_prefix", False) and not one.attn_backend.supports_mm_prefix() for one in layers):
-        reason = "it reads images in both directions, and vLLM's attention on this device in one."
-    if reason:
+    if any(getattr(one, "use_mm_prefix", False) and not one.attn_backend.supports_mm_prefix() for one in layers):
         llm.llm_engine.engine_core.shutdown()
-        raise ModelError(f"vLLM cannot run {type(policy.inner).__name__} here: {reason} Sample with --generation hf.")
+        raise _unlike(policy, "it reads images in both directions, and vLLM's attention on this device in one.")
+
+
+def _unlike(policy: TokenModel, reason: str) -> ModelError:
+    """Return the error for a model that the engine would read otherwise than the trainer."""
+    return ModelError(f"vLLM cannot run {type(policy.inner).__name__} here: {reason} Sample with --generation hf.")
 
 
 def _cannot_start(inner: Any, images: bool, error: Exception) -> ModelError:
