@@ -7,7 +7,7 @@ from posttrain.network import attention
 from posttrain.network.chunked_head import TokenQuery
 from posttrain.network.find_head import find_head
 from posttrain.network.kernels.cpu import attention as products
-from posttrain.network.kernels.cpu import matmul
+from posttrain.network.kernels.cpu import matmul, thread_memory
 from posttrain.network.token_model import TokenModel
 from posttrain_testkit.tiny import tiny_model
 
@@ -105,7 +105,7 @@ def test_scores_keep_more_bits_than_bfloat16_has():
 
 
 def test_memory_taken_in_inference_serves_training(monkeypatch):
-    monkeypatch.setattr(products, "_rooms", products._Rooms())
+    monkeypatch.setattr(thread_memory, "_blocks", thread_memory._Blocks())
     query, key, value = states(1, 2, 2, 5, 5, 8)
     with torch.inference_mode():
         before = products.by_products(query, key, value, None, None)
@@ -122,7 +122,7 @@ def test_the_precision_of_products_is_put_back(before, monkeypatch):
         query, key, value = states(1, 2, 2, 5, 5, 8)
         products.by_products(query, key, value, None, None).sum().backward()
         assert torch.get_float32_matmul_precision() == before
-        monkeypatch.setattr(products, "_room", lambda *_: 1 / 0)
+        monkeypatch.setattr(products, "reused", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             products.by_products(query, key, value, None, None)
         assert torch.get_float32_matmul_precision() == before

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.network.kernels.cpu.gradient_buffers import open_gradient
+from posttrain.network.kernels.cpu.matmul import is_bfloat16_on_cpu
+from posttrain.network.kernels.cpu.thread_memory import give_back, reused, reused_copy, taken
 
 #: Of logits ``(c, V)``, labels ``(c,)`` and the arguments of the same tokens in ``TokenQuery.others``.
 Statistics = Callable[..., dict[str, Tensor]]
@@ -64,6 +66,11 @@ def chunk_tokens(asked: int | None, vocabulary: int, device: torch.device) -> in
     if asked is not None:
         return asked
     return 256 if device.type == "cpu" else max(128, GPU_CHUNK_BYTES // (4 * vocabulary))
+
+
+WIDE = (torch.float32, torch.float64)
+#: Rows of a product that is rounded before it is added: they stay in the processor's cache between the two.
+ROUNDED_ROWS = 4096
 
 
 @dataclass
@@ -119,26 +126,61 @@ def _picked(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None])[:, 0]
 
 
-def _logits_buffer(hidden: Tensor, head: Head, request: TokenQuery) -> Tensor | None:
-    """Allocate memory for the logits ``(c, V)`` of every chunk in turn; None where another dtype is computed.
+@dataclass
+class _Products:
+    """Factors and memory of a plain head's products, used for every chunk in turn.
 
-    Allocated anew for each chunk, blocks below the C library's threshold of 32 MB pile up instead of being reused.
+    Allocated anew for each chunk, logits below the C library's threshold of 32 MB pile up instead of being reused;
+    above it the system clears all their pages again, which takes longer than the arithmetic on them.
     """
-    weight: Any = head.projection.weight
-    cast = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(hidden.device.type)
-    if cast or hidden.dtype != weight.dtype:
-        return None
-    longest = max((at.stop - at.start for at in _chunks(len(hidden), request)), default=0)
-    return weight.new_empty(longest, len(weight))
+
+    weight: Tensor
+    """``(V, H)``; on a CPU under autocast rounded to bfloat16, in memory of the thread."""
+    logits: Tensor
+    """``(c, V)`` of the longest chunk, in the parameter's dtype."""
+
+    @classmethod
+    def of(cls, hidden: Tensor, head: Head, request: TokenQuery, logits: Tensor | None) -> _Products | None:
+        """Round the weight where needed, and allocate ``logits`` if None; None where another dtype is computed."""
+        weight: Any = head.projection.weight.detach()
+        factor = weight
+        if weight.dtype == torch.float32 and weight.device.type == "cpu" and is_bfloat16_on_cpu(weight):
+            factor = reused_copy("head", weight, torch.bfloat16)
+        elif torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != weight.dtype or weight.dtype not in WIDE:
+            return None
+        if logits is None:
+            shape = max((at.stop - at.start for at in _chunks(len(hidden), request)), default=0), len(weight)
+            logits = (
+                taken("wide logits", shape, weight.dtype) if weight.device.type == "cpu" else weight.new_empty(shape)
+            )
+        return cls(factor, logits)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Compute the logits ``(c, V)`` of a chunk."""
+        wide, kind = self.logits[: len(hidden)], self.weight.dtype
+        if kind == wide.dtype:
+            return torch.mm(hidden, self.weight.T, out=wide)
+        narrow = reused("logits", tuple(wide.shape), kind)
+        return wide.copy_(torch.mm(hidden.to(kind), self.weight.T, out=narrow))
+
+    def factors(self, logits: Tensor) -> Tensor:
+        """Return the gradient of a chunk's logits as the products take it."""
+        kind = self.weight.dtype
+        return logits if kind == logits.dtype else reused_copy("logits", logits, kind)
 
 
-def _plain_logits(hidden: Tensor, head: Head, request: TokenQuery, room: Tensor | None) -> Tensor:
+def _give_back(logits: Tensor | None) -> None:
+    """Leave the memory of ``logits``, if it is the thread's, to the next pass."""
+    if logits is not None and logits.device.type == "cpu":
+        give_back("wide logits", logits)
+
+
+def _plain_logits(hidden: Tensor, head: Head, request: TokenQuery, products: _Products | None) -> Tensor:
     """Compute logits ``(c, V)`` of a plain head after temperature, without gradient and free to be overwritten."""
-    if room is None:
+    if products is None:
         logits = head.logits(hidden)
         return logits.div_(request.temperature) if request.temperature != 1.0 else logits
-    weight: Any = head.projection.weight
-    logits = torch.mm(hidden, weight.T, out=room[: len(hidden)])
+    logits = products.project(hidden)
     factor = head.scale / request.temperature
     return logits.mul_(factor) if factor != 1.0 else logits
 
@@ -154,10 +196,10 @@ class _LastChunk:
 
 
 def _plain_evaluate(
-    hidden: Tensor, labels: Tensor, at: slice, head: Head, request: TokenQuery, room: Tensor | None
+    hidden: Tensor, labels: Tensor, at: slice, head: Head, request: TokenQuery, products: _Products | None
 ) -> tuple[dict[str, Tensor], _LastChunk]:
     """Compute ``_evaluate`` in the memory of one chunk of logits: the exponentials overwrite them."""
-    logits = _plain_logits(hidden, head, request, room)
+    logits = _plain_logits(hidden, head, request, products)
     memory = logits.untyped_storage().data_ptr()
     found = _statistics(logits, labels, at, request).items()
     wanted = {name: v.clone() if v.untyped_storage().data_ptr() == memory else v for name, v in found}
@@ -175,10 +217,10 @@ class _ChunkedHead(torch.autograd.Function):
         ctx.autocast = _autocast_state(hidden.device.type)
         pieces: dict[str, list[Tensor]] = {}
         kept = None
-        room = _logits_buffer(hidden, head, request) if head.plain else None
+        products = _Products.of(hidden, head, request, None) if head.plain else None
         for at in _chunks(len(labels), request):
             if head.plain:
-                wanted, kept = _plain_evaluate(hidden[at], labels[at], at, head, request, room)
+                wanted, kept = _plain_evaluate(hidden[at], labels[at], at, head, request, products)
             else:
                 wanted = _evaluate(hidden[at], labels[at], at, head, request)
             for name, value in wanted.items():
@@ -186,7 +228,10 @@ class _ChunkedHead(torch.autograd.Function):
         names.extend(pieces or ["logps"])
         outputs = [torch.cat(values) for values in pieces.values()] or [hidden.new_zeros(0, dtype=torch.float32)]
         ctx.learnt = _differentiable(hidden, labels, head, request, names)
+        room = None if products is None else products.logits
         ctx.room, ctx.kept = (room, kept) if any(ctx.needs_input_grad) else (None, None)
+        if ctx.room is None:
+            _give_back(room)
         ctx.save_for_backward(hidden, labels, outputs[names.index("logps")])
         ctx.mark_non_differentiable(*(o for n, o in zip(names, outputs, strict=True) if n not in ctx.learnt))
         return tuple(outputs)
@@ -203,7 +248,10 @@ class _ChunkedHead(torch.autograd.Function):
             if "logps" in wanted:
                 with torch.no_grad(), ctx.autocast():
                     _plain_backward(hidden, labels, logps, wanted["logps"], head, request, into, room, kept)
+            else:
+                _give_back(room)
             return into.hidden, None, None, None, None, *into.parameter_gradients()
+        _give_back(room)
         for at in _chunks(len(labels), request):
             with torch.enable_grad(), ctx.autocast():
                 chunk = hidden[at].detach().requires_grad_(into.hidden is not None)
@@ -258,23 +306,23 @@ def _plain_backward(
     The last chunk comes first: ``kept`` is in ``room``, which the others then reuse.
     """
     weight: Any = head.projection.weight  # (V, H)
-    room = _logits_buffer(hidden, head, request) if room is None else room
+    products = _Products.of(hidden, head, request, room)
     for at in reversed(_chunks(len(labels), request)):
         factor = gradient[at] * (head.scale / request.temperature)  # (c,)
         if kept is not None:
             logits = kept.exponentials.mul_((-factor / kept.sums)[:, None])
             kept = None
         else:
-            logits = _plain_logits(hidden[at], head, request, room)
+            logits = _plain_logits(hidden[at], head, request, products)
             normaliser = _picked(logits, labels[at]) - logps[at]  # (c,)
             logits.sub_(normaliser[:, None]).exp_().mul_(-factor[:, None])
         logits[torch.arange(len(factor), device=labels.device), labels[at]] += factor
-        kind = _product_type(weight)
-        logits = logits.to(kind)
+        logits = logits.to(_product_type(weight)) if products is None else products.factors(logits)
         if into.hidden is not None:
-            into.hidden[at] = logits @ weight
+            into.hidden[at] = logits @ (weight if products is None else products.weight)
         for total in into.sums:  # the weight, when it is trained
-            _add_product(total, logits.T, hidden[at].to(kind))
+            _add_product(total, logits.T, hidden[at].to(logits.dtype))
+    _give_back(None if products is None else products.logits)
 
 
 def _product_type(weight: Tensor) -> torch.dtype:
@@ -285,9 +333,16 @@ def _product_type(weight: Tensor) -> torch.dtype:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right`` to ``total``, accumulated in the dtype of ``total`` whatever that of the factors."""
+    """Add ``left @ right`` to ``total``, accumulated in the dtype of ``total`` whatever that of the factors.
+
+    On a CPU under autocast the product is rounded before it is added, as those of all other layers are.
+    """
     if left.dtype == total.dtype:
         total.addmm_(left, right)
+    elif left.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        for start in range(0, len(total), ROUNDED_ROWS):
+            rows = slice(start, start + ROUNDED_ROWS)
+            total[rows] += left[rows] @ right
     elif left.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # torch 2.8
         total += torch.mm(left, right, out_dtype=total.dtype)
     else:
@@ -303,7 +358,7 @@ def _chunks(length: int, request: TokenQuery) -> list[slice]:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    return dtype if dtype in WIDE else torch.float32
 
 
 def _differentiable(hidden: Tensor, labels: Tensor, head: Head, request: TokenQuery, names: list[str]) -> set[str]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 STEPS = 3
 #: Tensors of experts, which may get no tokens.
 _EXPERTS = ".experts."
+#: Numbers that are summed at a time: torch copies what it sums in another dtype, and a vocabulary would be the peak.
+BLOCK = 2**20
 
 
 class Movement:
@@ -50,5 +52,6 @@ def _sums(policy: nn.Module) -> dict[str, float]:
     found = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad and parameter.is_floating_point() and _EXPERTS not in name:
-            found[name.removeprefix("model.")] = float(local_part(parameter).sum(dtype=torch.float64))
+            blocks = local_part(parameter).flatten().split(BLOCK)
+            found[name.removeprefix("model.")] = sum(float(block.sum(dtype=torch.float64)) for block in blocks)
     return found

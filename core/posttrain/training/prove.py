@@ -42,6 +42,8 @@ def verify_saved(compute: Compute, outputs: Outputs, aside: Path) -> None:
     strategy, directory, path = compute.strategy, outputs.directory, outputs.directory.path
     if not compute.settings.watch.verify_saved:
         return
+    for parameter in compute.parameters:
+        parameter.grad = None  # no step follows: their memory is enough for the second copy
     strategy.barrier()
     verdict = prove_saved(compute, aside, path)
     problem = None

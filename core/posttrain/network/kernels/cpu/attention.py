@@ -10,8 +10,6 @@ it.
 from __future__ import annotations
 
 import functools
-import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from posttrain.network.kernels.cpu.matmul import bfloat16_gain, has_bfloat16_kernels, is_bfloat16_on_cpu
+from posttrain.network.kernels.cpu.thread_memory import reused, reused_copy
 
 NARROW = torch.bfloat16
 #: Gain of bfloat16 products from which these ways are the faster: 3.6 and 4.2 are common, below 1 where it is emulated.
@@ -58,7 +57,7 @@ class _Attention(torch.autograd.Function):
             ctx.scale, ctx.types = scale, (query.dtype, key.dtype, value.dtype)
             mixed = torch.empty(q.shape[:3] + v.shape[-1:], dtype=NARROW)  # (n, heads, t, d)
             for block in _blocks(q, k, v, mask, scale):
-                found = torch.bmm(_kept("narrow", block.shares()), block.v)
+                found = torch.bmm(reused_copy("narrow", block.shares(), NARROW), block.v)
                 block.rows(mixed).copy_(found.view_as(block.rows(mixed)))
         return mixed
 
@@ -71,11 +70,11 @@ class _Attention(torch.autograd.Function):
             to_k, to_v = (torch.zeros(states.shape, dtype=torch.float32) for states in (k, v))
             for block in _blocks(q, k, v, mask, ctx.scale):
                 own, shares = block.flat(gradient), block.shares()  # (N, R, d), (N, R, seen)
-                to_values = torch.bmm(_kept("narrow", shares).transpose(1, 2), own)
+                to_values = torch.bmm(reused_copy("narrow", shares, NARROW).transpose(1, 2), own)
                 to_shares = _bmm("scores", own, block.v)
-                to_scores = _room("changes", shares.shape, torch.float32)
+                to_scores = reused("changes", shares.shape, torch.float32)
                 torch._softmax_backward_data(to_shares, shares, -1, torch.float32, grad_input=to_scores)
-                narrow = _kept("narrow", to_scores.mul_(ctx.scale))
+                narrow = reused_copy("narrow", to_scores.mul_(ctx.scale), NARROW)
                 block.rows(to_q).copy_(torch.bmm(narrow, block.k).view_as(block.rows(to_q)))
                 for sums, part in ((to_v, to_values), (to_k, torch.bmm(narrow.transpose(1, 2), block.q))):
                     block.keys(sums).add_(part.view_as(block.keys(sums)))
@@ -115,7 +114,7 @@ class _Block:
         each = scores.view(rows, -1, self.end - self.start, self.k.shape[1])  # (n or 1, heads, rows, seen)
         last = each[..., -self.hidden.shape[-1] :]
         last.add_(self.hidden)  # in place: a view
-        return torch.softmax(scores, -1, out=_room("shares", scores.shape, torch.float32))
+        return torch.softmax(scores, -1, out=reused("shares", scores.shape, torch.float32))
 
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Iterator[_Block]:
@@ -138,31 +137,10 @@ def _as_numbers(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
 
-class _Rooms(threading.local):
-    """Memory for the scores, taken once: fresh pages for each layer cost more time than the products."""
-
-    def __init__(self) -> None:
-        self.bytes: dict[str, Tensor] = {}
-
-
-_rooms = _Rooms()
-
-
-def _room(name: str, shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
-    size = math.prod(shape) * kind.itemsize
-    if name not in _rooms.bytes or _rooms.bytes[name].numel() < size:
-        _rooms.bytes[name] = torch.empty(size, dtype=torch.uint8)
-    return _rooms.bytes[name][:size].view(kind).view(shape)
-
-
-def _kept(name: str, states: Tensor, kind: torch.dtype = NARROW) -> Tensor:
-    return _room(name, states.shape, kind).copy_(states)
-
-
 def _bmm(name: str, left: Tensor, right: Tensor) -> Tensor:
     """Multiply ``(N, R, d)`` and ``(N, T, d)``, both bfloat16, to float32 ``(N, R, T)``."""
-    wide = [_kept(side, states, torch.float32) for side, states in (("left", left), ("right", right))]
-    found = _room(name, (*left.shape[:2], right.shape[1]), torch.float32)
+    wide = [reused_copy(side, states, torch.float32) for side, states in (("left", left), ("right", right))]
+    found = reused(name, (*left.shape[:2], right.shape[1]), torch.float32)
     return torch.bmm(wide[0], wide[1].transpose(1, 2), out=found)
 
 
