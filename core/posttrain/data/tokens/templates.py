@@ -160,7 +160,7 @@ class Templates:
         except _REFUSALS as error:
             text = str(error).rstrip(".") or type(error).__name__
             raise DataError(f"{origin}: the chat template refuses these messages: {text}.") from None
-        if len(text) > LARGEST + 100 * len(str(messages)):
+        if len(text) > LARGEST and len(text) > LARGEST + 100 * len(str(messages)):  # that is slow to ask
             raise DataError(
                 f"{origin}: the chat template makes {len(text)} characters of these messages, expected at most "
                 f"{LARGEST} beside a hundred times their own. Give another: --chat-template FILE"
